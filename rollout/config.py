@@ -1,0 +1,53 @@
+"""What an engine is told. The command line and TOML files fill the same struct."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import msgspec
+
+from rollout.records import Mode
+
+
+class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Everything that decides what a rollout is sampled from and how. Times are in seconds."""
+
+    transport: str = "auto"
+    """Entry point of group `rollout.transports`. `auto` asks the server; without `base_url`, `embedded`."""
+    base_url: str | None = None
+    model: str | None = None
+    """Served name; None takes the server's only model."""
+    api_key_env: str | None = None
+    """Name of the environment variable that holds the API key. The key itself is never kept."""
+    tokenizer: str | None = None
+    """Name or folder of the tokenizer; None tries the embedded folder, then the served name."""
+    renderer: str = "auto"
+    """A family of the `renderers` package, `template`, `server`, or `auto`."""
+    thinking_retention: Literal["all", "tool_cycle"] = "all"
+    """`all` keeps the prefix over a new user message; `tool_cycle` drops earlier reasoning there, message-in."""
+    mode: Mode = "tito"
+    require_token_in: bool = False
+    """Make any fallback but `first_turn` a failure of its rollout."""
+    verify: bool = False
+    """Check the trajectory's invariants while running; a break is a failure of its rollout."""
+    token_route: str | None = None
+    """Force one token-in route by its path."""
+    max_tokens: int | None = None
+    """Completion length per turn at most; None is what fits the context, or the server's own limit."""
+    sampling: Mapping[str, Any] = {}
+    """Further sampling parameters, by the server's names."""
+    template_args: Mapping[str, Any] = {}
+    max_model_len: int | None = None
+    """Context length; None asks the server."""
+    max_turns: int | None = None
+    concurrency: int = 64
+    """Rollouts in flight at most."""
+    cache_salt: str | None = None
+    priority: int | None = None
+    request_timeout_s: float = 600.0
+    step_timeout_s: float | None = None
+    """One call of the environment's reset, step or score."""
+    episode_timeout_s: float | None = None
+    http_retries: int = 4
+    headers: Mapping[str, str] = {}

@@ -1,0 +1,82 @@
+"""What an environment is: reset with a task, step on the assistant's message. It never sees a token.
+
+A whole environment:
+
+    class Doubling(Env):
+        '''Ask for the double of a number.'''
+
+        def __init__(self, limit: int = 100) -> None:
+            self.limit = limit
+
+        def tasks(self, n: int, seed: int) -> Iterable[Task]:
+            numbers = random.Random(seed)
+            return ({"number": numbers.randint(1, self.limit)} for _ in range(n))
+
+        def reset(self, task: Task) -> Sequence[Message]:
+            self.number = task["number"]
+            return [user(f"What is {self.number} doubled?")]
+
+        def step(self, message: Message) -> Step:
+            return Step(done=True, reward=float(str(self.number * 2) in message.text))
+
+One object plays one rollout. `reset`, `step`, `score` and `close` may each be `async def`; where
+they are plain functions the engine calls them in a worker thread, so they may block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import msgspec
+
+from rollout.messages import Message
+
+#: What one rollout is about: any JSON object. A line of a `--tasks` file, or one of `Env.tasks`.
+Task = Mapping[str, Any]
+
+#: A message in any form that `Message.of` reads.
+MessageLike = Any
+
+
+class Step(msgspec.Struct, kw_only=True):
+    """What the environment answers to one assistant message."""
+
+    messages: Sequence[MessageLike] = ()
+    """New messages (tool results, then at most one user message; or user messages)."""
+    done: bool = False
+    reward: float = 0.0
+    """Added to the rollout's reward."""
+    metrics: dict[str, float] = {}
+    """Numbers worth averaging over rollouts; a later step's value replaces an earlier one's."""
+
+
+class Env:
+    """Base class of environments. Its keyword arguments are what `-a KEY=VALUE` sets."""
+
+    tools: ClassVar[Sequence[Mapping[str, Any]]] = ()
+    """Tools that the model may call, as OpenAI function specifications. May be set per object too."""
+
+    def tasks(self, n: int, seed: int) -> Iterable[Task]:
+        """`n` tasks; the same ones for the same seed. By default only a number and the seed."""
+        return ({"index": index, "seed": seed} for index in range(n))
+
+    def reset(self, task: Task) -> Sequence[MessageLike] | Awaitable[Sequence[MessageLike]]:
+        """The messages that open the conversation."""
+        raise NotImplementedError
+
+    def step(self, message: Message) -> Step | Awaitable[Step]:
+        """Answers the assistant's message.
+
+        `message.tool_calls` are the calls that could be read; `message.malformed_tool_calls` those
+        that could not, with their raw text.
+        """
+        raise NotImplementedError
+
+    def score(self, messages: Sequence[Message]) -> float | Awaitable[float | None] | None:
+        """The whole conversation's reward, once, after the last step; None keeps the steps' sum."""
+        return None
+
+    def close(self) -> Awaitable[None] | None:
+        """Frees what `reset` took. Called exactly once on every path, after `reset` was entered."""
+        return None

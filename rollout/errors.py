@@ -1,0 +1,78 @@
+"""Errors: what a caller did wrong, and what a server or the network did.
+
+A rollout that goes wrong is data (`rollout.episode.Failure`), not an error. What is raised is a
+wrong call, a wrong setting, or a fault that a layer below hands to the layer that decides.
+"""
+
+from __future__ import annotations
+
+
+class RolloutError(Exception):
+    """The base of every error that this package raises on purpose."""
+
+
+class UsageError(RolloutError):
+    """The caller's mistake: an unknown name, a wrong type, an unreadable file. Exit status 2."""
+
+
+class ConfigError(UsageError):
+    """A setting that cannot be used, named with its remedy."""
+
+
+class MessageError(UsageError):
+    """A message that cannot be read."""
+
+
+class ServerError(RolloutError):
+    """A server that cannot be reached or refuses what every request would ask. Exit status 3."""
+
+
+class TransportError(RolloutError):
+    """One request failed. `retryable` tells whether the same request may succeed later."""
+
+    retryable: bool = False
+
+    def __init__(self, message: str, *, status: int | None = None, body: str = "") -> None:
+        super().__init__(message)
+        self.status = status
+        """HTTP status, or None where no answer came."""
+        self.body = body
+        """The beginning of the answer's body, for people."""
+
+
+class ConnectionFailed(TransportError):
+    """The server could not be reached, or the connection broke."""
+
+    retryable = True
+
+
+class RequestTimeout(TransportError):
+    """No answer within the request's deadline."""
+
+    retryable = True
+
+
+class ServerBusy(TransportError):
+    """The server answered 408, 409, 425, 429 or 5xx, more often than the retries allow."""
+
+    retryable = True
+
+
+class RequestRefused(TransportError):
+    """The server refused this request (another 4xx). The same request would be refused again."""
+
+
+class AuthenticationFailed(RequestRefused):
+    """401 or 403: the API key is missing or wrong."""
+
+
+class ModelNotFound(RequestRefused):
+    """The server does not serve the model that was asked for."""
+
+
+class PromptTooLong(RequestRefused):
+    """The prompt does not fit the model's context."""
+
+
+class MalformedReply(TransportError):
+    """The server answered with something that cannot be trusted: ids missing, counts that differ."""

@@ -1,0 +1,158 @@
+"""Which ids can this prompt extend? Pure: no await, no token is made here.
+
+`plan` looks up the conversation in the trajectory's tree and answers `Extend` (send the node's ids and
+a bridge for the tail) or `Fallback` (send messages, for this reason). It prepares; only
+`rollout.session` commits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from operator import is_
+from typing import Any
+
+import msgspec
+
+from rollout.messages import Message, digest, value_digest
+from rollout.records import FallbackReason
+from rollout.trajectory import Root, Trajectory
+
+
+class Prompt(msgspec.Struct, frozen=True, kw_only=True):
+    """A conversation that is to be sent, with what its place in the tree needs."""
+
+    messages: Sequence[Message]
+    digests: Sequence[bytes]
+    """One per message."""
+    root: Root
+
+
+class Extend(msgspec.Struct, frozen=True, kw_only=True):
+    """The prompt is the ids up to `node`, and a bridge for the messages of `tail`."""
+
+    node: int
+    tail: Sequence[Message]
+    """Empty where the very prompt was sent before: its ids go out again."""
+    depth: int
+    """How many messages the node's branch covers."""
+
+
+class Fallback(msgspec.Struct, frozen=True, kw_only=True):
+    """The prompt goes out as messages."""
+
+    reason: FallbackReason
+    detail: str = ""
+    previous: int | None = None
+    """The sampled node whose messages this prompt starts with, if any: what a break is measured against."""
+
+
+class Planner:
+    """Looks up conversations in one trajectory. Remembers the last one, so that an old message costs nothing."""
+
+    def __init__(self, trajectory: Trajectory) -> None:
+        self._tree = trajectory
+        self.canonicalized = 0
+        """Messages whose canonical form was computed: grows with the new messages only."""
+        self._messages: list[Message] = []
+        self._digests: list[bytes] = []
+        self._node: int | None = None
+        self._root_key: tuple[bytes, bytes] = (b"", b"")
+
+    def prompt(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], template_args: Mapping[str, Any]
+    ) -> Prompt:
+        """Reads a conversation. Messages that are the same objects as last time are not read again."""
+        known = self._shared(messages)
+        digests = [*self._digests[:known], *map(self._digest, messages[known:])]
+        return Prompt(messages=messages, digests=digests, root=self._root(tools, template_args))
+
+    def plan(self, prompt: Prompt) -> Extend | Fallback:
+        """What this prompt can extend. The longest prefix wins, over all branches."""
+        tree = self._tree
+        if not tree.leaves:
+            return Fallback(reason=FallbackReason.FIRST_TURN)
+        root = tree.find_root(prompt.root.tools_key, prompt.root.args_key)
+        if root is None:
+            return self._changed_root(prompt)
+        node, depth, prompt_node, matched = self._longest(root, prompt)
+        if prompt_node is not None:
+            node, depth = prompt_node, len(prompt.messages)
+        if node is None:
+            return Fallback(reason=FallbackReason.HISTORY_REWRITTEN if matched else FallbackReason.NO_MATCH)
+        tail = prompt.messages[depth:]
+        if tree.nodes[node].multimodal or any(message.is_multimodal for message in tail):
+            return Fallback(reason=FallbackReason.MULTIMODAL, previous=node)
+        if not tree.nodes[node].ids_known:
+            return Fallback(reason=FallbackReason.IDS_MISSING, previous=node)
+        if prompt_node is None and (fault := tail_fault(tail)):
+            rewritten = any(m.role == "assistant" for m in tail) and tree.has_children(node)
+            reason = FallbackReason.HISTORY_REWRITTEN if rewritten else FallbackReason.TAIL_NOT_EXTENDABLE
+            return Fallback(reason=reason, detail=fault, previous=node)
+        return Extend(node=node, tail=tail, depth=depth)
+
+    def committed(self, node: int, prompt: Prompt, answer: Message, answer_digest: bytes) -> None:
+        """Remembers the conversation that now ends at `node`."""
+        self._node, self._root_key = node, (prompt.root.tools_key, prompt.root.args_key)
+        self._messages, self._digests = [*prompt.messages, answer], [*prompt.digests, answer_digest]
+
+    def _shared(self, messages: Sequence[Message]) -> int:
+        """How many leading messages are the very objects of the last conversation."""
+        last = self._messages
+        if len(messages) >= len(last) and all(map(is_, last, messages)):
+            return len(last)
+        return next((i for i, (a, b) in enumerate(zip(last, messages, strict=False)) if a is not b), len(messages))
+
+    def _digest(self, message: Message) -> bytes:
+        self.canonicalized += 1
+        return digest(message)
+
+    def _root(self, tools: Sequence[Mapping[str, Any]], template_args: Mapping[str, Any]) -> Root:
+        # The same objects as last time are still compared by value: a caller may have changed them in place.
+        return Root(
+            tools=tools,
+            template_args=template_args,
+            tools_key=value_digest(tools),
+            args_key=value_digest(template_args),
+        )
+
+    def _changed_root(self, prompt: Prompt) -> Fallback:
+        same_tools = any(root.tools_key == prompt.root.tools_key for root in self._tree.roots)
+        return Fallback(reason=FallbackReason.TEMPLATE_ARGS_CHANGED if same_tools else FallbackReason.TOOLS_CHANGED)
+
+    def _longest(self, root: int, prompt: Prompt) -> tuple[int | None, int, int | None, int]:
+        """(deepest sampled node, its depth, node where this very prompt ends if sent before, messages matched)."""
+        tree, digests = self._tree, prompt.digests
+        found: tuple[int | None, int] = (None, 0)
+        frontier, depth = [-1 - root], 0
+        key = (prompt.root.tools_key, prompt.root.args_key)
+        continued = self._node is not None and digests[: len(self._digests)] == self._digests and key == self._root_key
+        if continued and self._node is not None and not tree.ambiguous:
+            found, frontier, depth = (self._node, len(self._digests)), [self._node], len(self._digests)
+        prompt_node = None
+        while frontier and depth < len(digests):
+            frontier = [child for node in frontier for child in tree.children(node, digests[depth])]
+            depth += bool(frontier)
+            sampled = next((node for node in frontier if tree.nodes[node].sampled), None)
+            # A message-in reply without ids still says which turn came before.
+            unknown = next((node for node in frontier if node in tree.leaves[-1:]), None)
+            if (best := sampled if sampled is not None else unknown) is not None:
+                found = (best, depth)
+            if depth == len(digests):
+                ends = (n for n in frontier if tree.nodes[n].prompt_end and tree.nodes[n].ids_known)
+                prompt_node = next(ends, None)
+        return *found, prompt_node, depth
+
+
+def tail_fault(tail: Sequence[Message]) -> str:
+    """Why a tail cannot be bridged; "" where it can.
+
+    A tail is one or more tool messages and then at most one user message, or user messages.
+    """
+    if not tail:
+        return "no new message after the assistant's"
+    roles = [message.role for message in tail]
+    tools = next((i for i, role in enumerate(roles) if role != "tool"), len(roles))
+    rest = roles[tools:]
+    if any(role != "user" for role in rest):
+        return f"a tail of roles {', '.join(roles)}"
+    return "several user messages after tool messages" if tools and len(rest) > 1 else ""

@@ -1,0 +1,177 @@
+"""What a run leaves: turns, rollouts and groups, as data. A bad rollout is a record too, not an error."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any, Literal
+
+import msgspec
+
+from rollout.messages import Message
+from rollout.trajectory import Node, Root, Trajectory
+from rollout.transport import FinishReason, WeightSpan
+
+Mode = Literal["tito", "mito"]
+
+
+class Route(StrEnum):
+    """How a prompt went out."""
+
+    TOKEN_IN = "token_in"
+    MESSAGE_IN = "message_in"
+
+
+class FallbackReason(StrEnum):
+    """Why a prompt went out as messages. Only `first_turn` and `disabled` are not faults."""
+
+    FIRST_TURN = "first_turn"
+    NO_MATCH = "no_match"
+    """No turn of this trajectory is a prefix of the conversation."""
+    HISTORY_REWRITTEN = "history_rewritten"
+    TOOLS_CHANGED = "tools_changed"
+    TEMPLATE_ARGS_CHANGED = "template_args_changed"
+    TAIL_NOT_EXTENDABLE = "tail_not_extendable"
+    BRIDGE_DECLINED = "bridge_declined"
+    MULTIMODAL = "multimodal"
+    IDS_MISSING = "ids_missing"
+    NO_TOKEN_ROUTE = "no_token_route"
+    DISABLED = "disabled"
+
+
+#: Reasons that are no fault: nothing to extend yet, or the user asked for message-in.
+EXPECTED_FALLBACKS = frozenset({FallbackReason.FIRST_TURN, FallbackReason.DISABLED})
+
+
+class StopReason(StrEnum):
+    """Why a rollout that did not fail ended."""
+
+    DONE = "done"
+    """The environment said so."""
+    MAX_TURNS = "max_turns"
+    CONTEXT_LENGTH = "context_length"
+    """The next turn would not fit the model's context; nothing was sent."""
+
+
+class FailureKind(StrEnum):
+    """What a rollout failed of."""
+
+    ENVIRONMENT = "environment"
+    TRANSPORT = "transport"
+    FALLBACK = "fallback"
+    """`--require-token-in`, and a turn could not go token-in."""
+    INVARIANT = "invariant"
+    """`--verify` found a broken invariant."""
+    TIMEOUT = "timeout"
+    CANCELLED = "cancelled"
+    INTERNAL = "internal"
+    """A bug of ours; the traceback is in events.log."""
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a rollout failed."""
+
+    kind: FailureKind
+    message: str
+    error: str = ""
+    """The exception's type."""
+    turn: int | None = None
+    """The turn that failed, from 1; None where it failed outside one."""
+
+
+class Turn(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """One request and its answer."""
+
+    route: Route
+    fallback: FallbackReason | None = None
+    fallback_detail: str = ""
+    bridge: str | None = None
+    """The bridge that made the tail's ids: renderer, template, server; None where there was none to make."""
+    node: int = -1
+    """The sampled node of the trajectory that holds the answer."""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int | None = None
+    """None where the server does not say."""
+    finish_reason: FinishReason = "stop"
+    weight_versions: tuple[WeightSpan, ...] = ()
+    prefix_break: bool | None = None
+    """Whether the prompt, as the server had it, did not start with the ids of the turn before. None where
+    there was no turn before, or the server did not report the prompt."""
+    render_s: float = 0.0
+    """Planning, bridging and parsing, seconds."""
+    queue_s: float = 0.0
+    """From the turn's start to the request's, without `render_s`: waiting for a thread or a permit."""
+    request_s: float = 0.0
+
+
+class Timing(msgspec.Struct, kw_only=True):
+    """When a rollout ran and where its time went."""
+
+    started_at: float = 0.0
+    """Seconds since the epoch."""
+    wall_s: float = 0.0
+    env_s: float = 0.0
+    """Spent in the environment's reset, step and score."""
+    request_s: float = 0.0
+
+
+class Rollout(msgspec.Struct, kw_only=True):
+    """One environment played to its end, or to its failure."""
+
+    id: str
+    task_id: str
+    task_index: int
+    member: int
+    """Position in its group, from 0."""
+    task: Mapping[str, Any] = {}
+    reward: float = 0.0
+    metrics: dict[str, float] = {}
+    stop: StopReason | None = None
+    failure: Failure | None = None
+    """Exactly one of `stop` and `failure` is set."""
+    turns: list[Turn] = []
+    messages: list[Message] = []
+    """The conversation at its end."""
+    roots: list[Root] = []
+    nodes: list[Node] = []
+    """The trajectory: see `rollout.trajectory`. Parents are indices into this list."""
+    leaves: list[int] = []
+    timing: Timing = msgspec.field(default_factory=Timing)
+
+    @property
+    def ok(self) -> bool:
+        return self.failure is None
+
+    @property
+    def trajectory(self) -> Trajectory:
+        """The tree, to read."""
+        return Trajectory.from_parts(self.roots, self.nodes, self.leaves)
+
+    @property
+    def fallbacks(self) -> Counter[FallbackReason]:
+        """How many turns went message-in, by reason."""
+        return Counter(turn.fallback for turn in self.turns if turn.fallback is not None)
+
+    def __repr__(self) -> str:
+        end = self.stop.value if self.stop else f"failed: {self.failure.kind}" if self.failure else "unfinished"
+        return f"<Rollout {self.id} {len(self.turns)} turns, reward {self.reward:g}, {end}>"
+
+
+class Group(msgspec.Struct, kw_only=True):
+    """The rollouts of one task."""
+
+    task_id: str
+    task_index: int
+    task: Mapping[str, Any]
+    rollouts: list[Rollout]
+    """Members in order, failed ones included."""
+
+    @property
+    def finished(self) -> list[Rollout]:
+        """The members that did not fail."""
+        return [rollout for rollout in self.rollouts if rollout.ok]
+
+    def __repr__(self) -> str:
+        return f"<Group {self.task_id} {len(self.finished)}/{len(self.rollouts)} finished>"

@@ -1,0 +1,72 @@
+"""A branch -> a training sample: flat arrays, one entry per token.
+
+One sample per branch, that is per turn that no later turn of the tree continues. A sampled token is
+trained on exactly once: in the first branch that has it; in the others it is context.
+"""
+
+from __future__ import annotations
+
+from array import array
+
+import msgspec
+
+from rollout.records import Rollout
+from rollout.trajectory import LOGPROBS, Trajectory, ids_array
+
+
+class TrainingSample(msgspec.Struct, kw_only=True):
+    """One branch of a rollout. All arrays have one length."""
+
+    token_ids: array[int]
+    """int32: exactly what the server saw and sampled."""
+    loss_mask: array[int]
+    """int8: 1 where the token was sampled and is trained on here."""
+    logprobs: array[float]
+    """float64: the sampler's natural-log probability where the token was sampled, 0 elsewhere."""
+    weight_versions: list[str | None]
+    """The weight version that sampled the token; None for prompt tokens and where the server reports none."""
+    reward: float = 0.0
+    advantage: float | None = None
+    """None until a group's advantages are computed."""
+    task_id: str = ""
+    rollout_id: str = ""
+
+    def __repr__(self) -> str:
+        return f"<TrainingSample {len(self.token_ids)} tokens, {sum(self.loss_mask)} trained, reward {self.reward:g}>"
+
+
+def samples_of(rollout: Rollout) -> list[TrainingSample]:
+    """A rollout's training samples, with its reward. None for branches whose ids the server did not report."""
+    samples = samples_of_tree(rollout.trajectory)
+    for sample in samples:
+        sample.reward, sample.task_id, sample.rollout_id = rollout.reward, rollout.task_id, rollout.id
+    return samples
+
+
+def samples_of_tree(tree: Trajectory) -> list[TrainingSample]:
+    """The samples of a tree, in the order in which their branches were first sampled."""
+    continued = {above for leaf in tree.leaves for above in tree.path(leaf)[:-1]}
+    trained: set[int] = set()
+    ends = [leaf for leaf in tree.leaves if leaf not in continued and tree.nodes[leaf].ids_known]
+    return [_sample(tree, tree.path(end), trained) for end in ends]
+
+
+def _sample(tree: Trajectory, path: list[int], trained: set[int]) -> TrainingSample:
+    """The sample of one branch; adds the sampled nodes that it trains on to `trained`."""
+    token_ids, loss_mask = ids_array(), array("b")
+    logprobs: array[float] = array(LOGPROBS)
+    versions: list[str | None] = []
+    for index in path:
+        node = tree.nodes[index]
+        count = len(node.ids)
+        token_ids.extend(node.ids)
+        train = node.sampled and index not in trained
+        loss_mask.extend([1 if train else 0] * count)
+        logprobs.extend(node.logprobs if node.sampled else array(LOGPROBS, [0.0]) * count)
+        node_versions: list[str | None] = [None] * count
+        for span in node.weight_versions:
+            node_versions[span.start : span.end] = [span.version] * (span.end - span.start)
+        versions.extend(node_versions)
+        if train:
+            trained.add(index)
+    return TrainingSample(token_ids=token_ids, loss_mask=loss_mask, logprobs=logprobs, weight_versions=versions)

@@ -1,0 +1,133 @@
+"""Who plays next: a pure core that decides, without await and without a clock.
+
+The shell (`rollout.engine`) acts: it starts what `admit` gives, and reports every end by `on_finished`.
+Permits are counted here and nowhere else, so what is given back is given back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Container, Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from rollout.episode import Job
+from rollout.records import Group, Rollout
+
+
+class Scheduler:
+    """Admits the rollouts of one stream of tasks, group by group, up to `cap` at once.
+
+    Tasks are drawn only when a slot is free, so the iterable may be endless.
+    """
+
+    def __init__(
+        self,
+        tasks: Iterable[Mapping[str, Any]],
+        *,
+        cap: int,
+        rollouts_per_task: int = 1,
+        skip: Container[tuple[int, int]] = (),
+        max_waiting_groups: int | None = None,
+    ) -> None:
+        self._tasks = enumerate(tasks)
+        self._members = rollouts_per_task
+        self._skip = skip
+        self._queue: deque[Job] = deque()
+        self._open: dict[int, _OpenGroup] = {}
+        self._max_waiting = max_waiting_groups
+        self.cap = cap
+        self.running: set[tuple[int, int]] = set()
+        self.admitting = True
+        self.exhausted = False
+        self.waiting_groups = 0
+        """Groups that are complete and that the consumer has not taken yet."""
+
+    def __repr__(self) -> str:
+        return f"<Scheduler {len(self.running)} running, {len(self._queue)} queued, cap {self.cap}>"
+
+    @property
+    def queued(self) -> int:
+        return len(self._queue)
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing runs and nothing more will be admitted."""
+        return not self.running and (not self.admitting or (self.exhausted and not self._queue))
+
+    def admit(self) -> list[Job]:
+        """The jobs to start now. Each holds a permit until `on_finished`."""
+        jobs: list[Job] = []
+        while self.admitting and len(self.running) < self.cap and self._fill():
+            job = self._queue.popleft()
+            self.running.add((job.task_index, job.member))
+            jobs.append(job)
+        return jobs
+
+    def on_finished(self, rollout: Rollout) -> Group | None:
+        """Takes one end, of whatever kind; returns the group that it completes."""
+        self.running.remove((rollout.task_index, rollout.member))
+        group = self._open[rollout.task_index]
+        group.rollouts.append(rollout)
+        if len(group.rollouts) < group.size:
+            return None
+        return self._complete(rollout.task_index)
+
+    def stop(self) -> list[Group]:
+        """Admits nothing more; returns the groups that will never be whole but have finished members."""
+        self.admitting = False
+        dropped = {job.task_index for job in self._queue}
+        for job in self._queue:
+            self._open[job.task_index].size -= 1
+        self._queue.clear()
+        ready = [i for i in dropped if i in self._open and len(self._open[i].rollouts) >= self._open[i].size]
+        groups = [self._complete(index) for index in ready if self._open[index].rollouts]
+        for index in ready:
+            self._open.pop(index, None)
+        return groups
+
+    def on_taken(self) -> None:
+        """The consumer took a group."""
+        self.waiting_groups -= 1
+
+    def _complete(self, task_index: int) -> Group:
+        group = self._open.pop(task_index)
+        self.waiting_groups += 1
+        rollouts = sorted(group.rollouts, key=lambda rollout: rollout.member)
+        return Group(task_id=group.task_id, task_index=task_index, task=group.task, rollouts=rollouts)
+
+    def _fill(self) -> bool:
+        """Makes sure that a job is queued, if there is one and the consumer keeps up."""
+        while not self._queue:
+            if self._max_waiting is not None and self.waiting_groups >= self._max_waiting:
+                return False
+            drawn = next(self._tasks, None)
+            if drawn is None:
+                self.exhausted = True
+                return False
+            index, task = drawn
+            members = [member for member in range(self._members) if (index, member) not in self._skip]
+            if not members:
+                continue
+            name = task_id(index, task)
+            self._open[index] = _OpenGroup(task_id=name, task=task, size=len(members))
+            self._queue.extend(Job(task_index=index, task_id=name, task=task, member=m) for m in members)
+        return True
+
+
+class _OpenGroup(msgspec.Struct):
+    task_id: str
+    task: Mapping[str, Any]
+    size: int
+    rollouts: list[Rollout] = []
+
+
+def task_id(index: int, task: Mapping[str, Any]) -> str:
+    """A task's name: its position and what it holds, so that another task in its place has another name."""
+    named = task.get("id")
+    if isinstance(named, str | int):
+        return f"{index}-{named}"
+    content = msgspec.json.encode(dict(task), order="deterministic")
+    return f"{index}-{hashlib.blake2b(content, digest_size=4).hexdigest()}"

@@ -1,0 +1,294 @@
+"""One turn: plan the prompt, call the transport, commit what came back.
+
+1. `Planner.plan` says which ids the conversation extends, or why none.
+2. The codec bridges the new messages, or declines.
+3. The prompt goes out: ids (token-in), or messages (message-in) with a reason.
+4. The answer's ids and logprobs are checked, and the assistant's message is read from the ids.
+5. The tree takes both. Nothing is committed of a turn that failed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+import structlog
+
+from rollout.bridge import Context, Declined, Previous
+from rollout.codec import Codec, ServerCodec, make_context
+from rollout.config import EngineConfig
+from rollout.errors import MalformedReply, RolloutError
+from rollout.messages import Message, digest
+from rollout.parsing import number_calls
+from rollout.prefix import Extend, Fallback, Planner, Prompt
+from rollout.records import EXPECTED_FALLBACKS, FallbackReason, Route, Turn
+from rollout.trajectory import Trajectory, ids_array
+from rollout.transport import MessagePrompt, Reply, Request, ServerInfo, TokenPrompt, Transport
+from rollout.verify import check_reply, check_turn
+
+_log = structlog.get_logger(__name__)
+
+
+class ContextFull(RolloutError):
+    """The next turn does not fit the model's context. Nothing was sent."""
+
+
+class FallbackRefused(RolloutError):
+    """A turn would go message-in although token-in is required. Nothing was sent."""
+
+    def __init__(self, fallback: Fallback) -> None:
+        detail = f" ({fallback.detail})" if fallback.detail else ""
+        super().__init__(f"token-in is required, and this turn cannot: {fallback.reason}{detail}")
+        self.reason = fallback.reason
+
+
+class ServedModel(msgspec.Struct, kw_only=True):
+    """A model as sessions use it: where it is served, and how its messages become ids."""
+
+    transport: Transport
+    info: ServerInfo
+    codec: Codec | None
+    """None where there is neither a tokenizer nor /tokenize: every turn goes message-in."""
+    config: EngineConfig
+
+    @property
+    def max_model_len(self) -> int | None:
+        return self.config.max_model_len or self.info.max_model_len
+
+    @property
+    def stop_token_ids(self) -> Sequence[int]:
+        return self.codec.stop_token_ids if self.codec is not None else ()
+
+
+class _Outgoing(msgspec.Struct, kw_only=True):
+    """A prompt that is ready to be sent."""
+
+    plan: Extend | Fallback
+    route: Route
+    ids: list[int] | None
+    """The prompt's ids on token-in."""
+    bridge_ids: list[int]
+    """On token-in from turn 2 on: what the bridge appended."""
+    bridge: str | None = None
+    previous: int | None = None
+    """The sampled node of the turn before, if any."""
+
+
+class Session:
+    """One trajectory's conversation with the model."""
+
+    def __init__(self, model: ServedModel, session_id: str) -> None:
+        self.trajectory = Trajectory()
+        self.turns: list[Turn] = []
+        self._model = model
+        self._id = session_id
+        self._planner = Planner(self.trajectory)
+        self._context: tuple[bytes, Context] | None = None
+        self._logged: set[FallbackReason] = set()
+
+    def __repr__(self) -> str:
+        return f"<Session {self._id} {len(self.turns)} turns, {self.trajectory.token_count} tokens>"
+
+    async def turn(
+        self,
+        messages: Sequence[object],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        template_args: Mapping[str, Any] | None = None,
+    ) -> Message:
+        """Has the model answer a conversation; returns the assistant's message.
+
+        Raises ContextFull, FallbackRefused, TransportError (MalformedReply included), or
+        InvariantBroken under `verify`.
+        """
+        started = time.perf_counter()
+        conversation = [Message.of(message) for message in messages]
+        args = self._model.config.template_args if template_args is None else template_args
+        prompt = self._planner.prompt(conversation, tools, args)
+        context = self._make_context(prompt)
+        outgoing = await self._prepare(prompt, context)
+        request = await self._request(prompt, outgoing, context)
+        rendered = time.perf_counter()
+        reply = await self._model.transport.generate(request)
+        answered = time.perf_counter()
+        check_reply(reply)
+        message = await self._read(reply, outgoing, conversation, context)
+        turn = self._commit(prompt, outgoing, reply, message)
+        turn.request_s = reply.request_s or answered - rendered
+        turn.queue_s = max(0.0, answered - rendered - turn.request_s)
+        turn.render_s = time.perf_counter() - answered + rendered - started
+        self.turns.append(turn)
+        return message
+
+    def _make_context(self, prompt: Prompt) -> Context:
+        key = prompt.root.tools_key + prompt.root.args_key
+        if self._context is None or self._context[0] != key:
+            self._context = key, make_context(prompt.root.tools, prompt.root.template_args)
+        return self._context[1]
+
+    async def _prepare(self, prompt: Prompt, context: Context) -> _Outgoing:
+        """Decides the route. Raises FallbackRefused."""
+        plan = self._plan(prompt)
+        if isinstance(plan, Extend):
+            prompt_ids, completion_ids = self.trajectory.turn_ids(plan.node)
+            if not plan.tail:
+                ids = [*prompt_ids, *completion_ids]
+                return _Outgoing(plan=plan, route=Route.TOKEN_IN, ids=ids, bridge_ids=[])
+            assert self._model.codec is not None, "_plan extends only where there is a codec"
+            previous = Previous(
+                prompt_ids=prompt_ids, completion_ids=completion_ids, message=self.trajectory.nodes[plan.node].message
+            )
+            bridged = await self._model.codec.extend(previous, plan.tail, context)
+            if not isinstance(bridged, Declined):
+                ids = [*prompt_ids, *completion_ids, *bridged.ids]
+                return _Outgoing(
+                    plan=plan,
+                    route=Route.TOKEN_IN,
+                    ids=ids,
+                    bridge_ids=bridged.ids,
+                    bridge=bridged.bridge,
+                    previous=plan.node,
+                )
+            plan = Fallback(reason=FallbackReason.BRIDGE_DECLINED, detail=bridged.reason, previous=plan.node)
+        self._note(plan)
+        return await self._fall_back(plan, prompt, context)
+
+    def _plan(self, prompt: Prompt) -> Extend | Fallback:
+        plan = self._planner.plan(prompt)
+        if plan == Fallback(reason=FallbackReason.FIRST_TURN):
+            return plan
+        previous = plan.node if isinstance(plan, Extend) and plan.tail else getattr(plan, "previous", None)
+        if self._model.config.mode == "mito":
+            return Fallback(reason=FallbackReason.DISABLED, previous=previous)
+        if self._model.info.token_route is None:
+            return Fallback(reason=FallbackReason.NO_TOKEN_ROUTE, previous=previous)
+        if isinstance(plan, Extend) and self._model.codec is None:
+            detail = "no local tokenizer and no /tokenize: name one by --tokenizer"
+            return Fallback(reason=FallbackReason.BRIDGE_DECLINED, detail=detail, previous=previous)
+        return plan
+
+    def _note(self, fallback: Fallback) -> None:
+        """Logs a fallback once per kind and trajectory. Raises FallbackRefused where token-in is required."""
+        if fallback.reason in EXPECTED_FALLBACKS:
+            return
+        if self._model.config.require_token_in:
+            raise FallbackRefused(fallback)
+        if fallback.reason not in self._logged:
+            self._logged.add(fallback.reason)
+            _log.warning("fallback", session=self._id, reason=fallback.reason.value, detail=fallback.detail)
+
+    async def _fall_back(self, plan: Fallback, prompt: Prompt, context: Context) -> _Outgoing:
+        ids, route = None, Route.MESSAGE_IN
+        info, codec = self._model.info, self._model.codec
+        local_first = plan.reason is FallbackReason.FIRST_TURN and self._model.config.mode == "tito"
+        if local_first and not info.reports_prompt_ids and info.token_route is not None and codec is not None:
+            # The server would not tell the first prompt's ids, so we make them and send them.
+            ids, route = await codec.render(prompt.messages, context), Route.TOKEN_IN
+        return _Outgoing(plan=plan, route=route, ids=ids, bridge_ids=[], previous=plan.previous)
+
+    async def _request(self, prompt: Prompt, outgoing: _Outgoing, context: Context) -> Request:
+        """The request, with `max_tokens` cut to what fits. Raises ContextFull."""
+        config = self._model.config
+        if outgoing.ids is not None:
+            body: TokenPrompt | MessagePrompt = TokenPrompt(outgoing.ids)
+        else:
+            body = MessagePrompt(messages=prompt.messages, tools=context.tools, template_args=context.template_args)
+        return Request(
+            prompt=body,
+            request_id=f"{self._id}-{len(self.turns) + 1}",
+            session_id=self._id,
+            max_tokens=await self._room(prompt, outgoing, context),
+            sampling=config.sampling,
+            stop_token_ids=self._model.stop_token_ids,
+            priority=config.priority,
+            cache_salt=config.cache_salt,
+            echo_prompt=config.verify,
+        )
+
+    async def _room(self, prompt: Prompt, outgoing: _Outgoing, context: Context) -> int | None:
+        """How many tokens may be sampled. Raises ContextFull where none fit."""
+        limit, wanted = self._model.max_model_len, self._model.config.max_tokens
+        if limit is None:
+            return wanted
+        if outgoing.ids is not None:
+            length = len(outgoing.ids)
+        else:
+            # A token is at least a byte, so a short prompt need not be rendered to know that it fits.
+            length = _most_tokens(prompt.messages, context)
+            if length + (wanted or 1) > limit:
+                if self._model.codec is None:
+                    return wanted
+                length = len(await self._model.codec.render(prompt.messages, context))
+            elif wanted is None:
+                return None
+        if length >= limit:
+            raise ContextFull(f"the prompt has {length} tokens, the model's context {limit}")
+        return min(wanted or limit, limit - length)
+
+    async def _read(
+        self, reply: Reply, outgoing: _Outgoing, conversation: Sequence[Message], context: Context
+    ) -> Message:
+        codec = self._model.codec
+        message = None
+        if codec is not None and reply.completion_ids is not None:
+            if isinstance(codec, ServerCodec) and reply.finish_reason == "stop" and reply.completion_ids:
+                codec.saw_stop(reply.completion_ids[-1])
+            prompt_ids = outgoing.ids if outgoing.ids is not None else reply.prompt_ids or []
+            message = await codec.parse(prompt_ids, reply.completion_ids, context)
+        message = message or reply.message
+        if message is None:
+            raise MalformedReply("the server answered neither ids that can be read here nor a message")
+        return number_calls(message, sum(len(earlier.tool_calls) for earlier in conversation))
+
+    def _commit(self, prompt: Prompt, outgoing: _Outgoing, reply: Reply, message: Message) -> Turn:
+        """Puts the turn into the tree. The first change to it: nothing before can leave it half made."""
+        tree, plan = self.trajectory, outgoing.plan
+        prompt_ids = reply.prompt_ids if reply.prompt_ids is not None else outgoing.ids
+        broken = None
+        if outgoing.previous is not None and prompt_ids is not None and tree.nodes[outgoing.previous].ids_known:
+            before = tree.ids(outgoing.previous)
+            broken = prompt_ids[: len(before)] != before.tolist()
+        if isinstance(plan, Extend) and (reply.prompt_ids is None or reply.prompt_ids == outgoing.ids):
+            digests = prompt.digests[plan.depth :]
+            end = (
+                tree.add_tail(plan.node, plan.tail, digests, ids_array(outgoing.bridge_ids)) if plan.tail else plan.node
+            )
+        else:
+            root = tree.find_root(prompt.root.tools_key, prompt.root.args_key)
+            root = tree.add_root(prompt.root) if root is None else root
+            end = tree.add_prompt(root, prompt.messages, prompt.digests, prompt_ids)
+        message_digest = digest(message)
+        node = tree.add_sampled(
+            end, message, message_digest, reply.completion_ids, reply.logprobs, reply.weight_versions
+        )
+        self._planner.committed(node, prompt, message, message_digest)
+        if self._model.config.verify:
+            check_turn(tree, node, outgoing.ids, reply, outgoing.previous if outgoing.route is Route.TOKEN_IN else None)
+        return self._turn(outgoing, reply, node, prompt_ids, broken)
+
+    def _turn(
+        self, outgoing: _Outgoing, reply: Reply, node: int, prompt_ids: list[int] | None, broken: bool | None
+    ) -> Turn:
+        plan = outgoing.plan
+        fallback = plan if isinstance(plan, Fallback) and outgoing.route is Route.MESSAGE_IN else None
+        return Turn(
+            route=outgoing.route,
+            fallback=fallback.reason if fallback else None,
+            fallback_detail=fallback.detail if fallback else "",
+            bridge=outgoing.bridge,
+            node=node,
+            prompt_tokens=len(prompt_ids) if prompt_ids is not None else reply.prompt_tokens or 0,
+            completion_tokens=len(reply.completion_ids or ()),
+            cached_tokens=reply.cached_tokens,
+            finish_reason=reply.finish_reason,
+            weight_versions=reply.weight_versions,
+            prefix_break=broken,
+        )
+
+
+def _most_tokens(messages: Sequence[Message], context: Context) -> int:
+    """A bound on a prompt's tokens that needs no tokenizer: its bytes, and much for the template's own text."""
+    size = sum(len(msgspec.json.encode(message.as_openai())) + 32 for message in messages)
+    return size + 2_048 * bool(context.tools) + len(msgspec.json.encode(list(context.tools))) + 256

@@ -1,0 +1,166 @@
+"""What a transport is: it carries one prompt to a server and brings back ids with their logprobs.
+
+A transport knows one server dialect and nothing of trajectories: it never decides between token-in
+and message-in, never tokenizes, never parses tool calls. Entry points of the group
+`rollout.transports` name factories: `create(config: TransportConfig) -> Transport`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+from rollout.messages import Message
+
+#: Why a completion ended, in every dialect. "length" includes the context's end; "abort" is a
+#: request that the server gave up (a pause in abort mode, a preemption, an abort by name).
+FinishReason = Literal["stop", "length", "abort"]
+
+
+class TokenPrompt(msgspec.Struct, frozen=True):
+    """Token-in: the prompt's ids, whole."""
+
+    ids: Sequence[int]
+
+
+class MessagePrompt(msgspec.Struct, frozen=True, kw_only=True):
+    """Message-in: the server's chat template makes the prompt."""
+
+    messages: Sequence[Message]
+    tools: Sequence[Mapping[str, Any]] = ()
+    template_args: Mapping[str, Any] = {}
+    """Chat-template arguments (`chat_template_kwargs` on the wire)."""
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """One prompt to complete."""
+
+    prompt: TokenPrompt | MessagePrompt
+    request_id: str
+    session_id: str
+    """One per trajectory: what a router keeps on one server."""
+    max_tokens: int | None = None
+    """Completion length at most; None leaves it to the server."""
+    sampling: Mapping[str, Any] = {}
+    """The caller's sampling parameters and any other body fields, by OpenAI's or vLLM's names.
+    Sent as they are on both routes; a server's refusal of one is shown, not worked around."""
+    stop_token_ids: Sequence[int] = ()
+    """Ids that end the turn, from the local renderer; beside, not instead of, the caller's own."""
+    parent_session_id: str | None = None
+    final: bool = False
+    """Whether the session ends with this request, where that is known before."""
+    priority: int | None = None
+    """Lower is sooner, as vLLM has it."""
+    cache_salt: str | None = None
+    echo_prompt: bool = False
+    """Ask for the prompt's ids on token-in too, so that they can be checked (`--verify`)."""
+
+
+class WeightSpan(msgspec.Struct, frozen=True, array_like=True):
+    """The weight version under which completion tokens [start, end) were sampled."""
+
+    version: str
+    start: int
+    end: int
+
+
+class Reply(msgspec.Struct, frozen=True, kw_only=True):
+    """What the server sampled. `completion_ids` and `logprobs` have one length and one source."""
+
+    completion_ids: list[int] | None
+    """Sampled ids, stop token included where the server keeps it; from the engine, never
+    re-tokenized. None where the server reports no ids at all."""
+    logprobs: list[float] | None
+    """Natural log of each sampled token's probability; None only where `completion_ids` is."""
+    prompt_ids: list[int] | None = None
+    """The prompt as the server had it; None where it does not say."""
+    finish_reason: FinishReason = "stop"
+    message: Message | None = None
+    """The server's own reading of the answer; used only where there is no local tokenizer."""
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    """Prompt tokens that the server took from its prefix cache; None where it does not say."""
+    weight_versions: tuple[WeightSpan, ...] = ()
+    """Empty where the server reports none."""
+    request_s: float = 0.0
+    """From the first byte sent to the last received, seconds; retries and their waits included."""
+
+
+class ServerInfo(msgspec.Struct, kw_only=True):
+    """What a server says of itself and what a probe saw it do."""
+
+    dialect: str
+    """vllm, dynamo, embedded or scripted."""
+    version: str | None = None
+    models: list[str] = []
+    model: str
+    """The served name that requests use."""
+    tokenizer: str | None = None
+    """Folder or hub name of the model's tokenizer, where the server says; it need not exist here."""
+    max_model_len: int | None = None
+    """Context length in tokens, prompt and completion together; None where unknown."""
+    token_route: str | None = None
+    """Path of the token-in route in use; None where the server has none."""
+    token_routes: list[str] = []
+    """Every token-in route that the probe saw work, best first."""
+    reports_prompt_ids: bool = False
+    """Whether message-in answers the prompt's ids."""
+    reports_completion_ids: bool = False
+    ids_source: str | None = None
+    """Where the ids come from: choice, engine_data, nvext."""
+    reports_cached_tokens: bool = False
+    reports_weight_versions: bool = False
+    keeps_stop_token: bool | None = None
+    """Whether the stop token is among the completion's ids; None where the probe could not tell."""
+    can_tokenize: bool = False
+    """Whether the server has /tokenize (for the server bridge)."""
+
+
+class TransportConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What a factory gets to build a transport."""
+
+    base_url: str | None = None
+    """The server's root, with or without /v1; None for transports without a server."""
+    model: str | None = None
+    """Served name; None takes the only one, and is an error where there are several."""
+    api_key: str | None = msgspec.field(default=None)
+    """Sent as a bearer token. Never logged; left out of `repr`."""
+    timeout_s: float = 600.0
+    """Deadline of one request, its retries included."""
+    connect_timeout_s: float = 10.0
+    retries: int = 4
+    max_connections: int = 4096
+    token_route: str | None = None
+    """Forces one token-in route by its path."""
+    headers: Mapping[str, str] = {}
+    options: Mapping[str, Any] = {}
+    """What only one transport understands (the scripted one's replies, the embedded one's folder)."""
+
+    def __repr__(self) -> str:
+        return f"<TransportConfig {self.base_url or 'in process'} model={self.model}>"
+
+
+class Transport(Protocol):
+    """Carries prompts to one served model."""
+
+    async def connect(self) -> ServerInfo:
+        """Opens connections and probes the server; later calls answer what the first one saw.
+
+        Raises ServerError (the server cannot be reached or is none we know) or ConfigError (wrong
+        model, wrong key, a route forced that it lacks), each in one sentence with the remedy.
+        """
+        ...
+
+    async def generate(self, request: Request) -> Reply:
+        """Completes one prompt. Raises TransportError. Cancelling closes the request on the server."""
+        ...
+
+    async def tokenize(self, prompt: MessagePrompt, *, add_generation_prompt: bool) -> list[int]:
+        """The server's own ids for these messages. Raises TransportError where it has no such route."""
+        ...
+
+    async def aclose(self) -> None:
+        """Closes connections and, for a server in process, the server. May be called twice."""
+        ...

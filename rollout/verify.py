@@ -1,0 +1,66 @@
+"""The invariants of a trajectory, checked. See the design: sampled ids are never changed, dropped or masked."""
+
+from __future__ import annotations
+
+import math
+
+from rollout.errors import MalformedReply, RolloutError
+from rollout.trajectory import Trajectory
+from rollout.transport import Reply
+
+
+class InvariantBroken(RolloutError):
+    """A trajectory is not what was sampled: a bug of ours, or a server that changed a prompt."""
+
+
+def check_reply(reply: Reply) -> None:
+    """Invariant 2: sampled ids and their logprobs have one length. Raises MalformedReply, always checked."""
+    if reply.completion_ids is None:
+        return
+    if reply.logprobs is None or len(reply.logprobs) != len(reply.completion_ids):
+        count = "no" if reply.logprobs is None else len(reply.logprobs)
+        raise MalformedReply(f"the server answered {len(reply.completion_ids)} ids but {count} logprobs")
+
+
+def check_turn(tree: Trajectory, node: int, sent_ids: list[int] | None, reply: Reply, previous: int | None) -> None:
+    """Invariants 1 and 4, for the turn just committed at `node`. Raises InvariantBroken.
+
+    `sent_ids` is the prompt on token-in; `previous` the sampled node that it extends.
+    """
+    if sent_ids is not None and reply.prompt_ids is not None and reply.prompt_ids != sent_ids:
+        at = next((i for i, (a, b) in enumerate(zip(sent_ids, reply.prompt_ids, strict=False)) if a != b), None)
+        place = f"at position {at}" if at is not None else f"in length: {len(sent_ids)} and {len(reply.prompt_ids)}"
+        raise InvariantBroken(f"the server's prompt differs from the one that was sent, {place}")
+    if previous is not None and sent_ids is not None:
+        before = tree.ids(previous).tolist()
+        if sent_ids[: len(before)] != before:
+            raise InvariantBroken("the prompt does not start with the prompt and completion of the turn before")
+    prompt_ids = reply.prompt_ids if reply.prompt_ids is not None else sent_ids
+    if prompt_ids is None or reply.completion_ids is None:
+        return
+    if tree.ids(node).tolist() != [*prompt_ids, *reply.completion_ids]:
+        raise InvariantBroken("the branch's ids differ from the prompt and completion of its last turn")
+
+
+def check_trajectory(tree: Trajectory, sampled_tokens: int) -> None:
+    """Invariants 2 and 3, over a whole trajectory. Raises InvariantBroken.
+
+    `sampled_tokens` is how many tokens its turns sampled, by the turns' own count.
+    """
+    kept = 0
+    for node in tree.nodes:
+        if node.sampled:
+            kept += len(node.ids)
+            if len(node.logprobs) != len(node.ids):
+                raise InvariantBroken(f"a node has {len(node.ids)} sampled ids and {len(node.logprobs)} logprobs")
+            if any(value > 1e-6 for value in node.logprobs if not math.isnan(value)):
+                raise InvariantBroken("a logprob is above 0")
+        elif len(node.logprobs):
+            raise InvariantBroken("a node that was not sampled has logprobs")
+    if kept != sampled_tokens:
+        raise InvariantBroken(f"{sampled_tokens} tokens were sampled, the tree holds {kept}")
+    from rollout.samples import samples_of_tree  # here, because samples are made from trees, not for checking
+
+    trained = sum(sum(sample.loss_mask) for sample in samples_of_tree(tree))
+    if tree.leaves and all(tree.nodes[leaf].ids_known for leaf in tree.leaves) and trained != kept:
+        raise InvariantBroken(f"{kept} tokens were sampled, the samples train on {trained}")
