@@ -1,0 +1,43 @@
+# The two commands: `make rollout` and `make test`. Everything is installed into .venv on first use.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: rollout test check format lint types live bench install clean
+
+rollout: $(INSTALLED)  ## play 64 rollouts of a bundled environment on the embedded model
+	$(BIN)/rollout run guess_number -n 16 -r 4
+
+test: $(INSTALLED)  ## the tests that need no live server
+	$(BIN)/python -m pytest -q
+
+check: format lint types test  ## format, lint, types, tests
+
+format: $(INSTALLED)  ## is every file formatted?
+	$(BIN)/ruff format --check .
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+
+types: $(INSTALLED)
+	$(BIN)/mypy
+
+live: $(INSTALLED)  ## install and start real vLLM and Dynamo servers, and test against them
+	$(BIN)/python -m tests.live.servers install vllm dynamo
+	$(BIN)/python -m pytest -q -m live tests/live
+
+bench: $(INSTALLED)  ## token-in against message-in on the embedded model
+	$(BIN)/python -m benchmarks.modes
+
+install: $(INSTALLED)
+
+# Constraints name versions only, so that an install today is an install tomorrow.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) .servers build dist

@@ -1,0 +1,173 @@
+"""Bridges append what the template would, prove it first, and never touch sampled ids."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from rollout.bridge import Bridge, Bridged, Context, Declined, Previous, RendererBridge, TemplateBridge
+from rollout.codec import make_context
+from rollout.messages import Message, system, tool, user
+from rollout.parsing import number_calls
+from rollout.tokenizer import template_ids
+
+TOOLS: list[dict[str, Any]] = [
+    {"type": "function", "function": {"name": "add", "description": "", "parameters": {"type": "object"}}}
+]
+CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
+
+
+def bridges(tokenizer: Any) -> dict[str, Any]:
+    stops = [tokenizer.convert_tokens_to_ids(token) for token in ("<|im_end|>", "<|endoftext|>")]
+    return {
+        "renderer": RendererBridge(tokenizer, "qwen3", "all"),
+        "template": TemplateBridge(tokenizer, stops),
+    }
+
+
+@pytest.fixture(params=["renderer", "template"])
+def bridge(request: pytest.FixtureRequest, tokenizer: Any) -> Any:
+    return bridges(tokenizer)[request.param]
+
+
+def previous(bridge: Any, tokenizer: Any, completion: str, context: Context) -> Previous:
+    """A turn that sampled `completion`, after a short first prompt."""
+    prompt_ids = bridge.render([system("s"), user("one")], context)
+    ids = tokenizer.encode(completion)
+    message = number_calls(bridge.parse(prompt_ids, ids, context), 0)
+    return Previous(prompt_ids=prompt_ids, completion_ids=ids, message=message)
+
+
+def text_of(tokenizer: Any, found: Bridged | Declined) -> str:
+    assert isinstance(found, Bridged), found
+    text: str = tokenizer.decode(found.ids)
+    return text
+
+
+PLAIN = make_context([], {})
+WITH_TOOLS = make_context(TOOLS, {})
+
+
+@pytest.mark.parametrize(
+    ("completion", "tail", "expected"),
+    [
+        ("two<|im_end|>", [user("three")], "\n<|im_start|>user\nthree<|im_end|>\n<|im_start|>assistant\n"),
+        ("two<|endoftext|>", [user("three")], "\n<|im_start|>user\nthree<|im_end|>\n<|im_start|>assistant\n"),
+        ("two", [user("three")], "<|im_end|>\n<|im_start|>user\nthree<|im_end|>\n<|im_start|>assistant\n"),
+        ("", [user("three")], "<|im_end|>\n<|im_start|>user\nthree<|im_end|>\n<|im_start|>assistant\n"),
+        (
+            "<|im_end|>",
+            [user("a"), user("b")],
+            "\n<|im_start|>user\na<|im_end|>\n<|im_start|>user\nb<|im_end|>\n<|im_start|>assistant\n",
+        ),
+        (
+            CALL + "<|im_end|>",
+            [tool("7", call="call00000")],
+            "\n<|im_start|>user\n<tool_response>\n7\n</tool_response><|im_end|>\n<|im_start|>assistant\n",
+        ),
+        (
+            CALL + "\n" + CALL + "<|im_end|>",
+            [tool("7", call="call00000"), tool("8", call="call00001"), user("go")],
+            "\n<|im_start|>user\n<tool_response>\n7\n</tool_response>\n<tool_response>\n8\n</tool_response><|im_end|>\n"
+            "<|im_start|>user\ngo<|im_end|>\n<|im_start|>assistant\n",
+        ),
+    ],
+)
+def test_a_bridge_is_what_the_template_would_append(
+    bridge: Any, tokenizer: Any, completion: str, tail: Sequence[Message], expected: str
+) -> None:
+    """Stop tokens are not repeated, a cut-off turn is closed, tool results and the generation prompt follow."""
+    context = WITH_TOOLS if "tool_call" in completion else PLAIN
+    found = bridge.extend(previous(bridge, tokenizer, completion, context), tail, context)
+    assert text_of(tokenizer, found) == expected
+
+
+def test_prompt_and_bridge_make_the_servers_prompt(bridge: Any, tokenizer: Any) -> None:
+    """Where the completion is canonical, prompt, completion and bridge are the template's own prompt."""
+    turn = previous(bridge, tokenizer, "two<|im_end|>", PLAIN)
+    found = bridge.extend(turn, [user("three")], PLAIN)
+    whole = [*turn.prompt_ids, *turn.completion_ids, *found.ids]
+    conversation = [system("s"), user("one"), Message("assistant", "two"), user("three")]
+    assert whole == template_ids(tokenizer, conversation, [], {}, add_generation_prompt=True)
+
+
+def test_template_arguments_reach_every_bridge(bridge: Any, tokenizer: Any) -> None:
+    """`enable_thinking=False` puts the empty think block behind the generation prompt of the bridge too."""
+    context = make_context([], {"enable_thinking": False})
+    found = bridge.extend(previous(bridge, tokenizer, "two<|im_end|>", context), [user("three")], context)
+    assert text_of(tokenizer, found).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+
+
+def test_an_argument_that_the_renderer_lacks_makes_it_raise(tokenizer: Any) -> None:
+    """An unknown chat-template argument is never dropped: the renderer refuses, and the chain goes on."""
+    context = make_context([], {"no_such_argument": 1})
+    with pytest.raises(ValueError, match="no_such_argument"):
+        bridges(tokenizer)["renderer"].render([user("x")], context)
+
+
+def test_the_renderer_does_not_cut_sampled_ids(tokenizer: Any) -> None:
+    """Where a stop token stands inside a completion, the renderer declines and the template bridges."""
+    both = bridges(tokenizer)
+    ids = tokenizer.encode("two<|im_end|>more")
+    turn = Previous(prompt_ids=both["renderer"].render([user("one")], PLAIN), completion_ids=ids, message=None)
+    assert isinstance(both["renderer"].extend(turn, [user("x")], PLAIN), Declined)
+    assert text_of(tokenizer, both["template"].extend(turn, [user("x")], PLAIN)).startswith("<|im_end|>\n")
+
+
+def with_template(tokenizer: Any, template: str) -> Bridge:
+    """The template bridge over another chat template."""
+    changed = copy.deepcopy(tokenizer)
+    changed.chat_template = template
+    stops = [changed.convert_tokens_to_ids(token) for token in ("<|im_end|>", "<|endoftext|>")]
+    return TemplateBridge(changed, stops)
+
+
+NUMBERED = (
+    "{% for m in messages %}<|im_start|>{{ m.role }} {{ loop.index }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant {{ messages|length + 1 }}\n{% endif %}"
+)
+NO_STOP = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+RAISES = "{{ raise_exception('no') }}"
+LAST_THINKS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if loop.last and m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}"
+    "{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize(("template", "reason"), [(NUMBERED, "turns came before"), (NO_STOP, "no stop token")])
+def test_a_template_that_cannot_be_bridged_says_why(tokenizer: Any, template: str, reason: str) -> None:
+    """A template that numbers its turns, or never ends them, is declined with the reason."""
+    turn = Previous(prompt_ids=[1], completion_ids=tokenizer.encode("two<|im_end|>"), message=None)
+    found = with_template(tokenizer, template).extend(turn, [user("x")], PLAIN)
+    assert isinstance(found, Declined)
+    assert reason in found.reason
+
+
+def test_a_template_that_treats_the_last_turn_in_another_way_is_bridged(tokenizer: Any) -> None:
+    """An empty think block in the last assistant turn alone does not stop the bridge."""
+    turn = Previous(prompt_ids=[1], completion_ids=tokenizer.encode("two<|im_end|>"), message=None)
+    found = with_template(tokenizer, LAST_THINKS).extend(turn, [user("x")], PLAIN)
+    assert text_of(tokenizer, found) == "\n<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_a_proof_is_made_once_per_shape(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second tail of a shape costs one rendering."""
+    bridge = bridges(tokenizer)["template"]
+    rendered: list[object] = []
+    original = bridge._ids
+
+    def counting(conversation: object, context: Context) -> list[int]:
+        rendered.append(conversation)
+        ids: list[int] = original(conversation, context)
+        return ids
+
+    monkeypatch.setattr(bridge, "_ids", counting)
+    turn = Previous(prompt_ids=[1], completion_ids=tokenizer.encode("two<|im_end|>"), message=None)
+    bridge.extend(turn, [user("x")], PLAIN)
+    first = len(rendered)
+    bridge.extend(turn, [user("another text")], PLAIN)
+    assert len(rendered) - first == 1

@@ -1,0 +1,116 @@
+"""A codec picks its bridges by proof, works off the loop when it is long, and turns bugs into reasons."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import anyio
+import pytest
+
+from rollout import tokenizer as tokenizers
+from rollout.bridge import Bridged, Declined, Previous
+from rollout.codec import LONG_CHARS, choose_family, load_codec, make_context
+from rollout.errors import ConfigError
+from rollout.messages import user
+from transports.embedded import MODEL_DIR
+
+PLAIN = make_context([], {})
+
+
+def test_a_family_is_taken_only_where_it_renders_the_template(tokenizer: Any) -> None:
+    """`auto` finds Qwen3 by its rendering, and no family where the template says something else."""
+    import copy
+
+    assert choose_family(tokenizer, "auto") == "qwen3"
+    changed = copy.deepcopy(tokenizer)
+    changed.chat_template = changed.chat_template.replace("<|im_start|>assistant\\n", "<|im_start|>model\\n")
+    assert choose_family(changed, "auto") is None
+
+
+def test_a_wrong_renderer_is_named(tokenizer: Any) -> None:
+    """An unknown family, or one that does not fit, is an error that names the choices."""
+    with pytest.raises(ConfigError, match="qwen3"):
+        choose_family(tokenizer, "qwen33")
+    with pytest.raises(ConfigError, match="gpt-oss"):
+        choose_family(tokenizer, "gpt-oss")
+
+
+def test_a_missing_tokenizer_is_named(tmp_path: Any) -> None:
+    """A folder without a tokenizer is an error that names it and the remedy."""
+    with pytest.raises(ConfigError, match="--tokenizer"):
+        load_codec(str(tmp_path))
+
+
+async def test_many_at_once_load_one_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many threads ask at once, a tokenizer is loaded once."""
+    loads: list[str] = []
+    original = tokenizers._load
+
+    def counting(name: str) -> Any:
+        loads.append(name)
+        return original(name)
+
+    monkeypatch.setattr(tokenizers, "_LOADED", {})
+    monkeypatch.setattr(tokenizers, "_load", counting)
+    async with anyio.create_task_group() as group:
+        for _ in range(16):
+            group.start_soon(anyio.to_thread.run_sync, tokenizers.load_tokenizer, str(MODEL_DIR))
+    assert loads == [str(MODEL_DIR)]
+
+
+async def test_long_work_leaves_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long tail is bridged in another thread, a short one here, and both give the same ids."""
+    codec = load_codec(str(MODEL_DIR))
+    threads: list[int] = []
+    make_lane = codec._make_lane
+
+    def spying() -> Any:
+        threads.append(threading.get_ident())
+        return make_lane()
+
+    monkeypatch.setattr(codec, "_make_lane", spying)
+    turn = Previous(prompt_ids=[1], completion_ids=codec.stop_token_ids[:1], message=None)
+    assert isinstance(await codec.extend(turn, [user("x")], PLAIN), Bridged)
+    assert not threads
+    assert isinstance(await codec.extend(turn, [user("x" * (LONG_CHARS + 1))], PLAIN), Bridged)
+    assert threads
+    assert threads[0] != threading.get_ident()
+
+
+async def test_concurrent_use_of_one_codec_is_safe() -> None:
+    """Short and long work at once give what they give alone."""
+    codec = load_codec(str(MODEL_DIR))
+    tails = [[user(f"{i} " * (5 if i % 2 else LONG_CHARS))] for i in range(12)]
+    turn = Previous(prompt_ids=[1], completion_ids=codec.stop_token_ids[:1], message=None)
+    alone = [await codec.extend(turn, tail, PLAIN) for tail in tails]
+    together: list[Any] = [None] * len(tails)
+
+    async def one(index: int) -> None:
+        together[index] = await codec.extend(turn, tails[index], PLAIN)
+
+    async with anyio.create_task_group() as group:
+        for index in range(len(tails)):
+            group.start_soon(one, index)
+    assert together == alone
+
+
+async def test_a_bridge_that_raises_declines_with_its_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A renderer's bug costs a fallback to the next bridge; when all fail the reasons are all named."""
+    codec = load_codec(str(MODEL_DIR))
+    lane = codec._here
+    assert lane.renderer is not None
+    assert lane.template is not None
+
+    def broken(*args: Any) -> Any:
+        raise RuntimeError("boom")
+
+    turn = Previous(prompt_ids=[1], completion_ids=codec.stop_token_ids[:1], message=None)
+    monkeypatch.setattr(lane.renderer, "extend", broken)
+    found = await codec.extend(turn, [user("x")], PLAIN)
+    assert isinstance(found, Bridged)
+    assert found.bridge == "template"
+    monkeypatch.setattr(lane.template, "extend", broken)
+    declined = await codec.extend(turn, [user("x")], PLAIN)
+    assert isinstance(declined, Declined)
+    assert declined.reason == "renderer: RuntimeError: boom; template: RuntimeError: boom"

@@ -1,0 +1,47 @@
+"""The assistant's message is what the model wrote; what is malformed is said, not dropped."""
+
+from __future__ import annotations
+
+import pytest
+
+from rollout.messages import Function, Message, ToolCall
+from rollout.parsing import number_calls, parse_text
+
+
+def test_text_reasoning_and_calls_are_told_apart() -> None:
+    """Reasoning, content and each tool call land in their own place."""
+    text = '<think>\nhm\n</think>\n\nok\n<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
+    message = parse_text(text, in_reasoning=False)
+    assert (message.reasoning_content, message.content) == ("hm", "ok")
+    assert message.tool_calls[0].parsed_arguments() == {"a": 1}
+    assert not message.malformed_tool_calls
+
+
+def test_reasoning_that_the_prompt_opened_is_reasoning() -> None:
+    """A completion that starts inside `<think>` is reasoning up to its close, or to its end."""
+    assert parse_text("hm</think>yes", in_reasoning=True).reasoning_content == "hm"
+    cut = parse_text("hm and", in_reasoning=True)
+    assert (cut.reasoning_content, cut.content) == ("hm and", None)
+
+
+@pytest.mark.parametrize(
+    ("block", "reason"),
+    [
+        ("<tool_call>{oops}</tool_call>", "invalid_json"),
+        ('<tool_call>{"name": "add"', "unclosed_block"),
+        ('<tool_call>{"arguments": {}}</tool_call>', "missing_name"),
+    ],
+)
+def test_malformed_calls_keep_their_raw_text(block: str, reason: str) -> None:
+    """A malformed call is listed with its reason, and its text stays in the content."""
+    message = parse_text(f"well {block}", in_reasoning=False)
+    assert [(call.raw, call.reason) for call in message.malformed_tool_calls] == [(block, reason)]
+    assert block in message.text
+    assert not message.tool_calls
+
+
+def test_calls_are_numbered_through_the_conversation() -> None:
+    """Calls without an id get one of nine letters and digits that no earlier call has; others keep theirs."""
+    calls = (ToolCall(function=Function("a", "{}")), ToolCall(function=Function("b", "{}"), id="own"))
+    numbered = number_calls(Message("assistant", tool_calls=calls), 7)
+    assert [call.id for call in numbered.tool_calls] == ["call00007", "own"]
