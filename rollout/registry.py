@@ -1,0 +1,190 @@
+"""Finds environments and transports: by entry point, by module, or in a file. Checks that our packages are ours.
+
+`rollout` imports neither `transports` nor `envs`: entry points name them, so that other distributions can add
+theirs in the same way.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from importlib.metadata import EntryPoint, PackageNotFoundError, distribution, entry_points, packages_distributions
+from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from rollout.env import Env
+from rollout.errors import ConfigError
+from rollout.transport import Transport, TransportConfig
+
+DISTRIBUTION = "rollout-engine"
+PACKAGES = ("rollout", "transports", "envs")
+
+
+class Argument(msgspec.Struct, frozen=True):
+    """One argument of an environment."""
+
+    name: str
+    type: str
+    default: Any
+    required: bool
+
+
+def find_transport(name: str) -> Callable[[TransportConfig], Transport]:
+    """The factory of a transport. Raises ConfigError, naming the nearest."""
+    found = _entry("rollout.transports", name, "transport")
+    factory: Callable[[TransportConfig], Transport] = found.load()
+    return factory
+
+
+def find_env(spec: str) -> type[Env]:
+    """An environment's class: `name`, `package.module:Name`, or `path/to/file.py:Name`. Raises ConfigError."""
+    if ":" in spec:
+        module_name, _, class_name = spec.rpartition(":")
+        module = _module_of_file(module_name) if module_name.endswith(".py") else _module(module_name)
+        env = getattr(module, class_name, None)
+        if env is None:
+            names = [name for name, value in vars(module).items() if _is_env(value)]
+            raise ConfigError(f"{module_name} has no {class_name!r}{_nearest(class_name, names)}")
+    else:
+        env = _entry("rollout.envs", spec, "environment").load()
+    if not _is_env(env):
+        raise ConfigError(f"{spec} is not an environment: it must be a subclass of rollout.Env")
+    found: type[Env] = env
+    return found
+
+
+def env_names() -> list[str]:
+    """The environments that have an entry point."""
+    return sorted(point.name for point in entry_points(group="rollout.envs"))
+
+
+def arguments_of(env: type[Env]) -> list[Argument]:
+    """What `-a KEY=VALUE` can set."""
+    hints = get_type_hints(env.__init__)
+    found = []
+    for name, parameter in inspect.signature(env).parameters.items():
+        if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+            continue
+        required = parameter.default is parameter.empty
+        default = None if required else parameter.default
+        found.append(Argument(name, _type_name(hints.get(name, str)), default, required))
+    return found
+
+
+def env_factory(spec: str, given: Mapping[str, Any]) -> Callable[[], Env]:
+    """Makes environments with these arguments, which may be text. Raises ConfigError, naming what is wrong."""
+    env = find_env(spec)
+    arguments = {argument.name: argument for argument in arguments_of(env)}
+    hints = get_type_hints(env.__init__)
+    values = {}
+    for name, value in given.items():
+        if name not in arguments:
+            known = ", ".join(arguments) or "none"
+            raise ConfigError(
+                f"environment {spec} has no argument {name!r}{_nearest(name, arguments)}; it has: {known}"
+            )
+        values[name] = _coerce(spec, name, value, hints.get(name, str))
+    if missing := [name for name, argument in arguments.items() if argument.required and name not in values]:
+        raise ConfigError(f"environment {spec} needs -a {missing[0]}=VALUE")
+    return lambda: env(**values)
+
+
+def load_entry(group: str, name: str) -> Any:
+    """What an entry point names. Raises ConfigError."""
+    return _entry(group, name, group.rpartition(".")[2].removesuffix("s")).load()
+
+
+def check_packages() -> None:
+    """Raises ConfigError where another distribution has taken one of our three import names.
+
+    Distributions that install the same import name overwrite each other silently. Ours are told by their place:
+    all three lie side by side.
+    """
+    home = Path(__file__).resolve().parent.parent
+    for name in PACKAGES:
+        spec = importlib.util.find_spec(name)
+        places = [Path(place).resolve().parent for place in (spec.submodule_search_locations or ())] if spec else []
+        if home in places[:1] and (home / name / "__init__.py").is_file():
+            continue
+        owners = sorted(set(packages_distributions().get(name, [])) - {DISTRIBUTION})
+        owner = f"distribution {owners[0]!r}" if owners else f"{places[0] / name}" if places else "nothing"
+        raise ConfigError(
+            f"import name {name!r} does not belong to {DISTRIBUTION} here but to {owner}: "
+            f"install {DISTRIBUTION} in an environment of its own"
+        )
+
+
+def version() -> str:
+    """The installed version."""
+    try:
+        return distribution(DISTRIBUTION).version
+    except PackageNotFoundError:
+        return "0 (not installed)"
+
+
+def _entry(group: str, name: str, what: str) -> EntryPoint:
+    points = {point.name: point for point in entry_points(group=group)}
+    if name not in points:
+        known = ", ".join(sorted(points)) or "none; is rollout-engine installed?"
+        raise ConfigError(f"no {what} {name!r}{_nearest(name, points)}; there are: {known}")
+    return points[name]
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
+def _is_env(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, Env)
+
+
+def _module(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ConfigError(f"module {name!r} cannot be imported: {error}") from error
+
+
+def _module_of_file(path: str) -> Any:
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise ConfigError(f"there is no file {path!r}")
+    name = f"rollout_env_{file.stem}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickles look their module up
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ConfigError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _coerce(spec: str, name: str, value: Any, hint: Any) -> Any:
+    """A value of the argument's type, from text or from TOML."""
+    hints = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    if isinstance(value, str) and str not in hints:
+        try:
+            value = msgspec.json.decode(value.lower() if bool in hints else value)
+        except msgspec.DecodeError as error:
+            raise ConfigError(f"environment {spec}: -a {name}={value} is not a {_type_name(hint)}") from error
+    try:
+        return msgspec.convert(value, hint)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"environment {spec}: -a {name}={value} is not a {_type_name(hint)}: {error}") from error
+    except TypeError:  # a type that msgspec does not know: the class will judge
+        return value
+
+
+def _type_name(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")

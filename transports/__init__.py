@@ -1,0 +1,1 @@
+"""Transports: one module per server dialect, each found by entry point."""

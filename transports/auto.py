@@ -1,0 +1,71 @@
+"""Tells servers apart, then speaks their dialect."""
+
+from __future__ import annotations
+
+import anyio
+
+from rollout.errors import ServerError, TransportError
+from rollout.transport import MessagePrompt, Reply, Request, ServerInfo, Transport, TransportConfig
+from transports.common import client_of, list_models
+from transports.dynamo import DynamoTransport
+from transports.http import HttpClient
+from transports.vllm import VllmTransport
+
+
+class AutoTransport:
+    """The dialect that the server is found to speak, at `connect`."""
+
+    def __init__(self, config: TransportConfig) -> None:
+        self._config = config
+        self._client: HttpClient = client_of(config)
+        self._found: Transport | None = None
+        self._lock = anyio.Lock()
+
+    def __repr__(self) -> str:
+        return f"<AutoTransport {self._found or self._client.base_url}>"
+
+    async def connect(self) -> ServerInfo:
+        """See `rollout.transport.Transport`."""
+        async with self._lock:
+            if self._found is None:
+                self._found = await self._detect()
+        return await self._found.connect()
+
+    async def generate(self, request: Request) -> Reply:
+        """See `rollout.transport.Transport`."""
+        return await (await self._transport()).generate(request)
+
+    async def tokenize(self, prompt: MessagePrompt, *, add_generation_prompt: bool) -> list[int]:
+        """See `rollout.transport.Transport`."""
+        return await (await self._transport()).tokenize(prompt, add_generation_prompt=add_generation_prompt)
+
+    async def aclose(self) -> None:
+        await self._client.aclose()
+
+    async def _transport(self) -> Transport:
+        await self.connect()
+        assert self._found is not None
+        return self._found
+
+    async def _detect(self) -> Transport:
+        """vLLM says so as its models' owner and answers /version; Dynamo says nvidia and has no /version."""
+        owners = {card.owned_by for card in await list_models(self._client)}
+        if "vllm" in owners or (owners - {"nvidia"} and await self._has_version()):
+            return VllmTransport(self._config, self._client)
+        if "nvidia" in owners:
+            return DynamoTransport(self._config, self._client)
+        raise ServerError(
+            f"{self._client.base_url} is neither vLLM nor Dynamo (its models are owned by "
+            f"{', '.join(sorted(owners)) or 'nobody'}); if it speaks one of their dialects, say which by --transport"
+        )
+
+    async def _has_version(self) -> bool:
+        try:
+            return b'"version"' in (await self._client.get("/version", retries=0)).body
+        except TransportError:
+            return False
+
+
+def create(config: TransportConfig) -> AutoTransport:
+    """Entry point `auto`."""
+    return AutoTransport(config)

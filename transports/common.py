@@ -1,0 +1,175 @@
+"""What the dialects share: the shapes of OpenAI's answers, and the merging of lists."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from rollout.errors import (
+    AuthenticationFailed,
+    ConfigError,
+    ConnectionFailed,
+    MalformedReply,
+    MessageError,
+    RequestTimeout,
+    ServerError,
+    TransportError,
+)
+from rollout.messages import Message
+from rollout.transport import FinishReason, TransportConfig, WeightSpan
+from transports.http import Answer, HttpClient, decode
+
+
+class ModelCard(msgspec.Struct):
+    """One entry of /v1/models."""
+
+    id: str
+    owned_by: str = ""
+    root: str | None = None
+    max_model_len: int | None = None
+    """vLLM's."""
+    context_window: int | None = None
+    """Dynamo's; 0 where unknown."""
+
+
+class ModelList(msgspec.Struct):
+    data: list[ModelCard] = []
+
+
+class TokenLogprob(msgspec.Struct):
+    """One entry of `logprobs.content`. The generate route adds `token_id` on vLLM 0.32 and later."""
+
+    logprob: float | None = None
+    token: str | None = None
+    token_id: int | None = None
+
+
+class ChatLogprobs(msgspec.Struct):
+    content: list[TokenLogprob] | None = None
+
+
+class PromptDetails(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class Usage(msgspec.Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    prompt_tokens_details: PromptDetails | None = None
+
+    @property
+    def cached_tokens(self) -> int | None:
+        return self.prompt_tokens_details.cached_tokens if self.prompt_tokens_details else None
+
+
+class Span(msgspec.Struct):
+    """One entry of `weight_versions`."""
+
+    version: str | int
+    start: int
+    end: int
+
+
+_MODELS = msgspec.json.Decoder(ModelList)
+
+
+def client_of(config: TransportConfig, **changes: Any) -> HttpClient:
+    """The client that a configuration describes. Raises ConfigError without an address."""
+    if not config.base_url:
+        raise ConfigError("this transport needs the server's address: give --base-url")
+    return HttpClient(
+        config.base_url,
+        api_key=config.api_key,
+        timeout_s=config.timeout_s,
+        connect_timeout_s=config.connect_timeout_s,
+        retries=config.retries,
+        max_connections=config.max_connections,
+        headers=config.headers,
+        **changes,
+    )
+
+
+async def list_models(client: HttpClient) -> list[ModelCard]:
+    """The served models. Raises ServerError where there is no server, or it refuses."""
+    try:
+        answer: Answer = await client.get("/v1/models", retries=0)
+        models: ModelList = decode(_MODELS, answer, "/v1/models")
+    except AuthenticationFailed as error:
+        raise ServerError(
+            f"{client.base_url} refused the API key: {error}; name the variable that holds it by --api-key-env"
+        ) from error
+    except (ConnectionFailed, RequestTimeout) as error:
+        raise ServerError(f"no server answers at {client.base_url}: {error}") from error
+    except TransportError as error:
+        raise ServerError(f"{client.base_url} does not answer as a model server: {error}") from error
+    return models.data
+
+
+def choose_model(cards: Sequence[ModelCard], wanted: str | None, url: str) -> ModelCard:
+    """The model to use: the one that was named, or the only one. Raises ConfigError, listing what there is."""
+    names = ", ".join(card.id for card in cards) or "none"
+    if wanted is None:
+        if len(cards) == 1:
+            return cards[0]
+        raise ConfigError(f"{url} serves {len(cards)} models ({names}): name one by -m")
+    found = next((card for card in cards if card.id == wanted), None)
+    if found is None:
+        raise ConfigError(f"{url} does not serve {wanted!r}; it serves: {names}")
+    return found
+
+
+def merged(first: Any, then: Iterable[Any]) -> list[Any]:
+    """The caller's list, then ours, in order and without repeats."""
+    own = first if isinstance(first, list | tuple) else [] if first is None else [first]
+    return list(dict.fromkeys([*own, *then]))
+
+
+def finish_reason(value: str | None) -> FinishReason:
+    """The reason in our words: a tool call or a stop string ends a turn like a stop token."""
+    if value == "length":
+        return "length"
+    return "abort" if value in ("abort", "cancelled", "error") else "stop"
+
+
+def server_message_of(message: Mapping[str, Any] | None) -> Message | None:
+    """The server's own reading of the answer, if it can be read."""
+    if not message:
+        return None
+    try:
+        return Message.of({**message, "role": message.get("role") or "assistant"})
+    except MessageError:
+        return None
+
+
+def weight_spans(spans: Sequence[Span] | None, length: int) -> tuple[WeightSpan, ...]:
+    """The spans, checked: they cover the completion without a gap. Raises MalformedReply."""
+    if not spans:
+        return ()
+    at = 0
+    for span in spans:
+        if span.start != at or span.end < span.start:
+            break
+        at = span.end
+    if at != length:
+        shown = ", ".join(f"{span.version}: {span.start}-{span.end}" for span in spans)
+        raise MalformedReply(f"weight versions ({shown}) do not cover the {length} sampled tokens")
+    return tuple(WeightSpan(str(span.version), span.start, span.end) for span in spans)
+
+
+def paired(ids: list[int], logprobs: Sequence[float | None] | None) -> list[float]:
+    """The logprobs of these ids. Raises MalformedReply unless there is one for each."""
+    if logprobs is None:
+        raise MalformedReply(f"the server answered {len(ids)} ids but no logprobs")
+    if len(logprobs) != len(ids):
+        raise MalformedReply(f"the server answered {len(ids)} ids but {len(logprobs)} logprobs")
+    if any(value is None for value in logprobs):
+        raise MalformedReply("the server answered null in the place of a logprob")
+    return list(logprobs)  # type: ignore[arg-type]  # no None is left
+
+
+def content_logprobs(logprobs: ChatLogprobs | None) -> list[float | None] | None:
+    if logprobs is None or logprobs.content is None:
+        return None
+    return [entry.logprob for entry in logprobs.content]

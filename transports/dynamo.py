@@ -1,0 +1,236 @@
+"""Dynamo's dialect: one route for both ways in, and an `nvext` object beside OpenAI's fields.
+
+Ids come back only where they are asked for: from the engine (`engine_data`, with its logprobs) behind a vLLM
+worker, else from the frontend's own fields. Ids and logprobs are never taken from two sources.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import anyio
+import msgspec
+import structlog
+
+from rollout.errors import MalformedReply, TransportError
+from rollout.messages import user
+from rollout.transport import MessagePrompt, Reply, Request, ServerInfo, TokenPrompt, TransportConfig
+from transports.common import (
+    ChatLogprobs,
+    Usage,
+    choose_model,
+    client_of,
+    content_logprobs,
+    finish_reason,
+    list_models,
+    merged,
+    paired,
+    server_message_of,
+)
+from transports.http import Answer, HttpClient, decode
+
+CHAT = "/v1/chat/completions"
+
+_log = structlog.get_logger(__name__)
+
+
+class _CacheHit(msgspec.Struct):
+    prompt_tokens: int | None = None
+    reused_tokens: int | None = None
+
+
+class _EngineData(msgspec.Struct):
+    prompt_token_ids: list[int] | None = None
+    completion_token_ids: list[int] | None = None
+    completion_logprobs: list[float | None] | None = None
+    kv_cache_hit: _CacheHit | None = None
+
+
+class _Nvext(msgspec.Struct):
+    engine_data: _EngineData | None = None
+    prompt_token_ids: list[int] | None = None
+    completion_token_ids: list[int] | None = None
+
+
+class _Choice(msgspec.Struct):
+    finish_reason: str | None = None
+    logprobs: ChatLogprobs | None = None
+    message: dict[str, Any] | None = None
+
+
+class _Chat(msgspec.Struct):
+    choices: list[_Choice] = []
+    usage: Usage | None = None
+    nvext: _Nvext | None = None
+
+
+_CHAT = msgspec.json.Decoder(_Chat)
+
+
+def chat_body(request: Request, model: str) -> dict[str, Any]:
+    """The body of a request, token-in or message-in. The caller's own fields stay as they are."""
+    body: dict[str, Any] = {**request.sampling, "model": model, "stream": False, "logprobs": True}
+    nvext = dict(body.get("nvext") or {})
+    prompt = request.prompt
+    if isinstance(prompt, TokenPrompt):
+        # The frontend demands a message; with token_data it does not render it. Tools are in the ids already.
+        body["messages"] = [user(".").as_openai()]
+        nvext["token_data"] = prompt.ids
+        body.pop("tools", None)
+    else:
+        body["messages"] = [message.as_openai() for message in prompt.messages]
+        if prompt.tools:
+            body["tools"] = list(prompt.tools)
+        if prompt.template_args:
+            body["chat_template_kwargs"] = {**body.get("chat_template_kwargs", {}), **prompt.template_args}
+    wanted = ["engine_data", "completion_token_ids"]
+    if request.echo_prompt or isinstance(prompt, MessagePrompt):
+        wanted.append("prompt_token_ids")
+    nvext["extra_fields"] = merged(nvext.get("extra_fields"), wanted)
+    if request.priority is not None:
+        nvext["agent_hints"] = {**(nvext.get("agent_hints") or {}), "priority": request.priority}
+    body["nvext"] = nvext
+    if request.max_tokens is not None:
+        body["max_tokens"] = request.max_tokens
+        body.pop("max_completion_tokens", None)
+    if stops := merged(body.get("stop_token_ids"), request.stop_token_ids):
+        body["stop_token_ids"] = stops
+    if request.cache_salt is not None:
+        body["cache_salt"] = request.cache_salt
+    return body
+
+
+def session_headers(request: Request) -> dict[str, str]:
+    """The session, by which the router keeps a trajectory on one worker."""
+    headers = {"x-dynamo-session-id": request.session_id, "x-request-id": request.request_id}
+    if request.parent_session_id is not None:
+        headers["x-dynamo-parent-session-id"] = request.parent_session_id
+    if request.final:
+        headers["x-dynamo-session-final"] = "true"
+    return headers
+
+
+def read_chat(answer: Answer) -> Reply:
+    """Reads an answer. Raises MalformedReply.
+
+    Where the frontend reports ids but nothing computes logprobs (the mocker), each logprob is NaN, which no
+    loss can use unseen.
+    """
+    value: _Chat = decode(_CHAT, answer, CHAT)
+    if not value.choices:
+        start = answer.body[:200].decode("utf-8", "replace")
+        raise MalformedReply(f"{CHAT}: the answer has no choices: {start}", status=answer.status, body=start)
+    choice, nvext, usage = value.choices[0], value.nvext or _Nvext(), value.usage or Usage()
+    ids, logprobs, prompt_ids = _sampled(nvext, choice)
+    cached = usage.cached_tokens
+    if cached is None and nvext.engine_data and nvext.engine_data.kv_cache_hit:
+        cached = nvext.engine_data.kv_cache_hit.reused_tokens
+    return Reply(
+        completion_ids=ids,
+        logprobs=logprobs,
+        prompt_ids=prompt_ids,
+        finish_reason=finish_reason(choice.finish_reason),
+        message=server_message_of(choice.message),
+        prompt_tokens=usage.prompt_tokens,
+        cached_tokens=cached,
+        request_s=answer.elapsed_s,
+    )
+
+
+def _sampled(nvext: _Nvext, choice: _Choice) -> tuple[list[int] | None, list[float] | None, list[int] | None]:
+    """(ids, logprobs, prompt ids), all from the engine or all from the frontend."""
+    engine, frontend_ids = nvext.engine_data, nvext.completion_token_ids
+    if engine is not None and engine.completion_token_ids is not None:
+        ids = engine.completion_token_ids
+        if frontend_ids is not None and frontend_ids != ids:
+            raise MalformedReply("engine_data and nvext.completion_token_ids disagree on the sampled ids")
+        return ids, paired(ids, engine.completion_logprobs), engine.prompt_token_ids or nvext.prompt_token_ids
+    if frontend_ids is None:
+        return None, None, nvext.prompt_token_ids
+    own = content_logprobs(choice.logprobs)
+    logprobs = [math.nan] * len(frontend_ids) if own is None else paired(frontend_ids, own)
+    return frontend_ids, logprobs, nvext.prompt_token_ids
+
+
+class DynamoTransport:
+    """Carries prompts to a Dynamo frontend."""
+
+    def __init__(self, config: TransportConfig, client: HttpClient | None = None) -> None:
+        self._config = config
+        self.client = client or client_of(config)
+        self._info: ServerInfo | None = None
+        self._lock = anyio.Lock()
+
+    def __repr__(self) -> str:
+        return f"<DynamoTransport {self.client.base_url}>"
+
+    async def connect(self) -> ServerInfo:
+        """See `rollout.transport.Transport`."""
+        async with self._lock:
+            if self._info is None:
+                self._info = await self._probe()
+        return self._info
+
+    async def generate(self, request: Request) -> Reply:
+        """See `rollout.transport.Transport`."""
+        info = self._info or await self.connect()
+        return read_chat(await self.client.post(CHAT, chat_body(request, info.model), headers=session_headers(request)))
+
+    async def tokenize(self, prompt: MessagePrompt, *, add_generation_prompt: bool) -> list[int]:
+        """Dynamo has no /tokenize: raises TransportError."""
+        raise TransportError(f"{self.client.base_url}: Dynamo has no /tokenize; name a tokenizer by --tokenizer")
+
+    async def aclose(self) -> None:
+        await self.client.aclose()
+
+    async def _probe(self) -> ServerInfo:
+        card = choose_model(await list_models(self.client), self._config.model, self.client.base_url)
+        info = ServerInfo(dialect="dynamo", model=card.id, models=[card.id])
+        info.max_model_len = card.context_window or card.max_model_len or None
+        info.tokenizer = card.root
+        if (answer := await self._try(MessagePrompt(messages=[user("Hi.")]), info)) is not None:
+            reply = read_chat(answer)
+            info.reports_prompt_ids = reply.prompt_ids is not None
+            info.reports_completion_ids = reply.completion_ids is not None
+            info.reports_cached_tokens = reply.cached_tokens is not None
+            info.ids_source = _ids_source(answer)
+        if (answer := await self._try(TokenPrompt([1, 2, 1]), info)) is not None:
+            reply = read_chat(answer)
+            if reply.completion_ids is not None:
+                info.token_route, info.token_routes = CHAT, [CHAT]
+                info.reports_cached_tokens = info.reports_cached_tokens or reply.cached_tokens is not None
+                info.keeps_stop_token = await self._keeps_stop(reply.completion_ids, info)
+        return info
+
+    async def _keeps_stop(self, first: list[int], info: ServerInfo) -> bool | None:
+        """Whether a stop token is among the ids; None where the greedy token does not come twice (the mocker)."""
+        answer = await self._try(TokenPrompt([1, 2, 1]), info, stop_token_ids=first, max_tokens=2)
+        reply = read_chat(answer) if answer is not None else None
+        if reply is None or reply.finish_reason != "stop":
+            return None
+        return reply.completion_ids == first
+
+    async def _try(self, prompt: TokenPrompt | MessagePrompt, info: ServerInfo, **changes: Any) -> Answer | None:
+        fields: Mapping[str, Any] = {"max_tokens": 1, "sampling": {"temperature": 0}, **changes}
+        request = Request(prompt=prompt, request_id="probe", session_id="probe", **fields)
+        try:
+            return await self.client.post(CHAT, chat_body(request, info.model), retries=0)
+        except TransportError as error:
+            _log.warning("probe_failed", path=CHAT, error=str(error))
+            return None
+
+
+def _ids_source(answer: Answer) -> str | None:
+    nvext = decode(_CHAT, answer, CHAT).nvext
+    if nvext is None:
+        return None
+    if nvext.engine_data is not None and nvext.engine_data.completion_token_ids is not None:
+        return "engine_data"
+    return "nvext" if nvext.completion_token_ids is not None else None
+
+
+def create(config: TransportConfig) -> DynamoTransport:
+    """Entry point `dynamo`."""
+    return DynamoTransport(config)

@@ -1,0 +1,184 @@
+"""A deterministic double that answers from a list: for faults that no real server can be made to show.
+
+    transport = ScriptedTransport([reply("4"), Fault(ServerBusy("full")), Stalled(), reply("5", logprobs=[-1.0])])
+
+Each request takes the next entry. Ids are made by `encode`: by default one id per UTF-8 byte, and STOP for the
+end of a turn. Message-in prompts are rendered by `render`, so that prompts of turn 2 start with those of turn 1.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import anyio
+import msgspec
+
+from rollout.errors import ServerError, TransportError
+from rollout.messages import Message
+from rollout.transport import FinishReason, MessagePrompt, Reply, Request, ServerInfo, TransportConfig, WeightSpan
+
+STOP = 256
+"""Ends a turn."""
+OPEN = 257
+"""Opens a message: OPEN role NEWLINE text STOP."""
+
+
+class Scripted(msgspec.Struct, frozen=True, kw_only=True):
+    """A reply to give. None in a list's place leaves it out of the answer."""
+
+    text: str = ""
+    finish_reason: FinishReason = "stop"
+    completion_ids: list[int] | None = None
+    """None encodes `text`."""
+    logprobs: list[float] | None = None
+    """None gives -0.5 for each id."""
+    prompt_ids: list[int] | None = None
+    """None echoes what came in."""
+    without: frozenset[str] = frozenset()
+    """Fields that the server does not report: completion_ids, logprobs, prompt_ids, message."""
+    cached_tokens: int | None = None
+    weight_versions: tuple[WeightSpan, ...] = ()
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """A request that fails."""
+
+    error: TransportError
+
+
+class Stalled(msgspec.Struct, frozen=True):
+    """A request that is never answered: it ends when it is cancelled."""
+
+
+class Held(msgspec.Struct, frozen=True):
+    """A reply that waits until `release` is called: for tests that must be in the middle of a turn."""
+
+    reply: Scripted
+    event: anyio.Event = msgspec.field(default_factory=anyio.Event)
+
+    def release(self) -> None:
+        self.event.set()
+
+
+Entry = Scripted | Fault | Stalled | Held
+
+
+def reply(text: str = "", **fields: Any) -> Scripted:
+    """A reply of some text; see `Scripted` for the other fields."""
+    without = frozenset(fields.pop("without", ()))
+    return Scripted(text=text, without=without, **fields)
+
+
+def encode_bytes(text: str) -> list[int]:
+    return list(text.encode("utf-8", "surrogatepass"))
+
+
+def render_bytes(messages: Sequence[Message]) -> list[int]:
+    """A prompt in which every message is OPEN role NEWLINE text STOP, and the generation prompt follows."""
+    ids: list[int] = []
+    for message in messages:
+        ids += [OPEN, *encode_bytes(f"{message.role}\n{message.text}"), STOP]
+    return [*ids, OPEN, *encode_bytes("assistant\n")]
+
+
+class ScriptedTransport:
+    """Answers from a list of entries, and keeps the requests it saw."""
+
+    def __init__(
+        self,
+        entries: Iterable[Entry],
+        *,
+        encode: Callable[[str], list[int]] = encode_bytes,
+        render: Callable[[Sequence[Message]], list[int]] = render_bytes,
+        stop_id: int = STOP,
+        info: ServerInfo | None = None,
+        connect_error: ServerError | None = None,
+    ) -> None:
+        self.requests: list[Request] = []
+        self.cancelled = 0
+        """Requests that the caller gave up."""
+        self.closed = False
+        self.arrived = anyio.Event()
+        """Set when the first request has arrived."""
+        self._entries = deque(entries)
+        self._encode, self._render, self._stop_id = encode, render, stop_id
+        self._connect_error = connect_error
+        self._info = info or ServerInfo(
+            dialect="scripted",
+            model="scripted",
+            models=["scripted"],
+            token_route="scripted",
+            token_routes=["scripted"],
+            reports_prompt_ids=True,
+            reports_completion_ids=True,
+        )
+
+    def __repr__(self) -> str:
+        return f"<ScriptedTransport {len(self._entries)} entries left, {len(self.requests)} requests>"
+
+    async def connect(self) -> ServerInfo:
+        """See `rollout.transport.Transport`."""
+        if self._connect_error is not None:
+            raise self._connect_error
+        return self._info
+
+    async def generate(self, request: Request) -> Reply:
+        """Takes the next entry. Raises its error, or TransportError where none is left."""
+        self.requests.append(request)
+        self.arrived.set()
+        if not self._entries:
+            raise TransportError(f"the script has no entry for request {len(self.requests)}")
+        entry = self._entries.popleft()
+        try:
+            # Every server takes a moment: what runs beside must be able to.
+            await anyio.lowlevel.checkpoint()
+            if isinstance(entry, Stalled):
+                await anyio.sleep_forever()
+            if isinstance(entry, Held):
+                await entry.event.wait()
+                entry = entry.reply
+        except anyio.get_cancelled_exc_class():
+            self.cancelled += 1
+            raise
+        if isinstance(entry, Fault):
+            raise entry.error
+        assert isinstance(entry, Scripted)
+        return self._answer(entry, request)
+
+    async def tokenize(self, prompt: MessagePrompt, *, add_generation_prompt: bool) -> list[int]:
+        """The ids of `render`, without the generation prompt where it is not wanted."""
+        ids = self._render(prompt.messages)
+        return ids if add_generation_prompt else ids[: -1 - len("assistant\n")]
+
+    async def aclose(self) -> None:
+        self.closed = True
+
+    def _answer(self, entry: Scripted, request: Request) -> Reply:
+        ids = entry.completion_ids
+        if ids is None:
+            ids = self._encode(entry.text) + ([self._stop_id] if entry.finish_reason == "stop" else [])
+        prompt = request.prompt
+        is_messages = isinstance(prompt, MessagePrompt)
+        sent = self._render(prompt.messages) if isinstance(prompt, MessagePrompt) else list(prompt.ids)
+        reported = sent if is_messages or request.echo_prompt else None
+        fields: dict[str, Any] = {
+            "completion_ids": ids,
+            "logprobs": entry.logprobs if entry.logprobs is not None else [-0.5] * len(ids),
+            "prompt_ids": entry.prompt_ids if entry.prompt_ids is not None else reported,
+            "message": Message("assistant", entry.text or None),
+        }
+        fields.update(dict.fromkeys(entry.without))
+        return Reply(
+            **fields,
+            finish_reason=entry.finish_reason,
+            prompt_tokens=len(sent),
+            cached_tokens=entry.cached_tokens,
+            weight_versions=entry.weight_versions,
+        )
+
+
+def create(config: TransportConfig) -> ScriptedTransport:
+    """Entry point `scripted`: `options["replies"]` is a list of texts."""
+    return ScriptedTransport([reply(text) for text in config.options.get("replies", ())])
