@@ -77,7 +77,7 @@ class Engine:
         """Connects and loads the tokenizer. Raises ServerError, ConfigError."""
         check_config(self.config)
         async with AsyncExitStack() as stack:
-            transport = self._given or find_transport(self._transport_name())(self._transport_config())
+            transport = self._given or open_transport(self.config)
             stack.push_async_callback(_close_shielded, transport)
             info = await transport.connect()
             codec = await make_codec(self.config, transport, info)
@@ -190,24 +190,6 @@ class Engine:
             raise RuntimeError("enter the engine first: async with Engine(...) as engine")
         return self._model
 
-    def _transport_name(self) -> str:
-        if self.config.transport == "auto" and self.config.base_url is None:
-            return "embedded"
-        return self.config.transport
-
-    def _transport_config(self) -> TransportConfig:
-        config = self.config
-        return TransportConfig(
-            base_url=config.base_url,
-            model=config.model,
-            api_key=api_key(config.api_key_env),
-            timeout_s=config.request_timeout_s,
-            retries=config.http_retries,
-            max_connections=max(64, config.concurrency),
-            token_route=config.token_route,
-            headers=config.headers,
-        )
-
 
 class _Run:
     """One `stream`: the shell around a scheduler."""
@@ -284,8 +266,27 @@ def check_config(config: EngineConfig) -> None:
         value = getattr(config, name)
         if value is not None and value < 1:
             raise ConfigError(f"{name} must be 1 or more, not {value}")
-    if config.transport not in ("auto", "embedded", "scripted") and config.base_url is None:
+    if config.transport in ("vllm", "dynamo") and config.base_url is None:
         raise ConfigError(f"transport {config.transport!r} needs the server's address: give base_url")
+
+
+def open_transport(config: EngineConfig) -> Transport:
+    """The transport that a configuration names, not yet connected. Raises ConfigError."""
+    name = config.transport
+    if name == "auto" and config.base_url is None:
+        name = "embedded"
+    return find_transport(name)(
+        TransportConfig(
+            base_url=config.base_url,
+            model=config.model,
+            api_key=api_key(config.api_key_env),
+            timeout_s=config.request_timeout_s,
+            retries=config.http_retries,
+            max_connections=max(64, config.concurrency),
+            token_route=config.token_route,
+            headers=config.headers,
+        )
+    )
 
 
 def api_key(variable: str | None) -> str | None:

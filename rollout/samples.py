@@ -11,17 +11,17 @@ from array import array
 import msgspec
 
 from rollout.records import Rollout
-from rollout.trajectory import LOGPROBS, Trajectory, ids_array
+from rollout.trajectory import LOGPROBS, Logprobs, TokenIds, Trajectory, ids_array
 
 
 class TrainingSample(msgspec.Struct, kw_only=True):
     """One branch of a rollout. All arrays have one length."""
 
-    token_ids: array[int]
+    token_ids: TokenIds
     """int32: exactly what the server saw and sampled."""
-    loss_mask: array[int]
+    loss_mask: TokenIds
     """int8: 1 where the token was sampled and is trained on here."""
-    logprobs: array[float]
+    logprobs: Logprobs
     """float64: the sampler's natural-log probability where the token was sampled, 0 elsewhere."""
     weight_versions: list[str | None]
     """The weight version that sampled the token; None for prompt tokens and where the server reports none."""
@@ -54,7 +54,7 @@ def samples_of_tree(tree: Trajectory) -> list[TrainingSample]:
 def _sample(tree: Trajectory, path: list[int], trained: set[int]) -> TrainingSample:
     """The sample of one branch; adds the sampled nodes that it trains on to `trained`."""
     token_ids, loss_mask = ids_array(), array("b")
-    logprobs: array[float] = array(LOGPROBS)
+    logprobs: Logprobs = array(LOGPROBS)
     versions: list[str | None] = []
     for index in path:
         node = tree.nodes[index]

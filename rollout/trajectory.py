@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -28,7 +28,19 @@ IDS = "i"
 LOGPROBS = "d"
 
 
-def ids_array(ids: Sequence[int] = ()) -> array[int]:
+if TYPE_CHECKING:
+    TokenIds = array[int]
+    Logprobs = array[float]
+else:
+    # Python 3.11's arrays take no parameters, and a reader of stored records must tell the two apart.
+    class TokenIds(array):
+        """int32 ids."""
+
+    class Logprobs(array):
+        """float64 natural logs."""
+
+
+def ids_array(ids: Sequence[int] = ()) -> TokenIds:
     """Token ids in their stored form."""
     return array(IDS, ids)
 
@@ -48,11 +60,11 @@ class Node(msgspec.Struct, kw_only=True, omit_defaults=True):
     parent: int
     """Index of the parent node; -1 - r for the first node below root r."""
     message: Message | None = None
-    ids: array[int] = msgspec.field(default_factory=ids_array)
+    ids: TokenIds = msgspec.field(default_factory=ids_array)
     """This node's own delta, int32."""
     sampled: bool = False
     """Whether every id of the delta was sampled by the model; none was where this is False."""
-    logprobs: array[float] = msgspec.field(default_factory=lambda: array(LOGPROBS))
+    logprobs: Logprobs = msgspec.field(default_factory=lambda: array(LOGPROBS))
     """Natural-log probabilities, float64, one per id on a sampled node, none elsewhere."""
     weight_versions: tuple[WeightSpan, ...] = ()
     """Spans over this node's ids."""
@@ -121,7 +133,7 @@ class Trajectory:
             node = self.nodes[node].parent
         return -1 - node
 
-    def ids(self, node: int) -> array[int]:
+    def ids(self, node: int) -> TokenIds:
         """Every id from the root to the end of `node`: what the server saw. A new array."""
         out = ids_array()
         for index in self.path(node):
@@ -155,7 +167,7 @@ class Trajectory:
         self.roots.append(root)
         return len(self.roots) - 1
 
-    def add_tail(self, parent: int, messages: Sequence[Message], digests: Sequence[bytes], ids: array[int]) -> int:
+    def add_tail(self, parent: int, messages: Sequence[Message], digests: Sequence[bytes], ids: TokenIds) -> int:
         """Lays messages below `parent`, their ids on the last; returns the node that ends the prompt.
 
         Where the same messages with the same ids are there already (the prompt was sent before), they
@@ -206,7 +218,7 @@ class Trajectory:
         return self._lay(node, messages[depth:], digests[depth:], ids[matched:], known=True)
 
     def _deepest_overlap(
-        self, root: int, digests: Sequence[bytes], ids: array[int]
+        self, root: int, digests: Sequence[bytes], ids: TokenIds
     ) -> tuple[int, int, int, tuple[int, int] | None]:
         """The place from which a prompt departs: (node, messages above, ids above, (child, ids shared with it))."""
         best: tuple[int, int, int, tuple[int, int] | None] = (-1 - root, 0, 0, None)
@@ -253,7 +265,7 @@ class Trajectory:
         return split
 
     def _lay(
-        self, parent: int, messages: Sequence[Message], digests: Sequence[bytes], ids: array[int], *, known: bool
+        self, parent: int, messages: Sequence[Message], digests: Sequence[bytes], ids: TokenIds, *, known: bool
     ) -> int:
         node, last = parent, len(messages) - 1
         empty = ids_array()
@@ -269,7 +281,7 @@ class Trajectory:
             self.nodes[node].prompt_end = True
         return node
 
-    def _same_child(self, parent: int, digest: bytes, delta: array[int], known: bool) -> int | None:
+    def _same_child(self, parent: int, digest: bytes, delta: TokenIds, known: bool) -> int | None:
         for child in reversed(self._children.get(parent, {}).get(digest, ())):
             node = self.nodes[child]
             if not node.sampled and node.ids_known == known and node.ids == delta:
@@ -294,7 +306,7 @@ def _overlap(found: tuple[int, int, int, tuple[int, int] | None]) -> tuple[int, 
     return offset + (partial[1] if partial else 0), depth
 
 
-def _common_length(delta: array[int], ids: array[int], offset: int) -> int:
+def _common_length(delta: TokenIds, ids: TokenIds, offset: int) -> int:
     """How many ids of `delta` stand in `ids` from `offset` on."""
     window = ids[offset : offset + len(delta)]
     if window == delta:

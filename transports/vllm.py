@@ -305,7 +305,10 @@ class VllmTransport:
         return tokenized.tokens
 
     async def pause(self, mode: str = "keep") -> None:
-        """Stops decoding: `keep` freezes what runs, `wait` lets it end, `abort` ends it. Needs VLLM_SERVER_DEV_MODE=1."""
+        """Stops decoding: `keep` freezes what runs, `wait` lets it end, `abort` ends it.
+
+        This and the next two need a server started with VLLM_SERVER_DEV_MODE=1.
+        """
         await self.client.post(f"/pause?mode={mode}", {})
 
     async def resume(self) -> None:

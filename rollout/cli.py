@@ -1,0 +1,238 @@
+"""The command line: argv and TOML -> settings -> engine -> exit status.
+
+Exit status: 0 all played, 1 some rollouts failed, 2 wrong use, 3 the server could not be reached or refused.
+Heavy imports are inside the commands, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from rollout.errors import RolloutError, ServerError, UsageError
+
+app = typer.Typer(
+    name="rollout",
+    help="Multi-turn rollouts for reinforcement learning, token-in from turn 2.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+DEFAULT_KEY_ENV = "ROLLOUT_API_KEY"
+
+Model = Annotated[
+    str | None, typer.Option("-m", "--model", help="Served model name; the server's only one if not given.")
+]
+BaseUrl = Annotated[str | None, typer.Option(help="The server's address. Without it the embedded model plays.")]
+TransportName = Annotated[str | None, typer.Option("--transport", help="auto, vllm, dynamo, embedded.")]
+Tokenizer = Annotated[str | None, typer.Option(help="Name or folder of the model's tokenizer.")]
+Renderer = Annotated[str | None, typer.Option(help="A family of `renderers`, template, server, or auto.")]
+KeyEnv = Annotated[
+    str | None, typer.Option("--api-key-env", help=f"Variable that holds the API key [{DEFAULT_KEY_ENV}].")
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, and nothing else there.")]
+
+
+@app.command()
+def run(
+    env: Annotated[str | None, typer.Argument(help="Name, package.module:Name, or path/to/file.py:Name.")] = None,
+    model: Model = None,
+    base_url: BaseUrl = None,
+    transport: TransportName = None,
+    tokenizer: Tokenizer = None,
+    renderer: Renderer = None,
+    api_key_env: KeyEnv = None,
+    num_tasks: Annotated[int | None, typer.Option("-n", "--num-tasks", help="Tasks to play [8].")] = None,
+    rollouts_per_task: Annotated[int | None, typer.Option("-r", "--rollouts-per-task")] = None,
+    concurrency: Annotated[int | None, typer.Option("-c", "--concurrency", help="Rollouts at once [64].")] = None,
+    env_args: Annotated[
+        list[str] | None, typer.Option("-a", "--env-arg", help="KEY=VALUE for the environment.")
+    ] = None,
+    sampling: Annotated[list[str] | None, typer.Option("-s", "--sampling", help="KEY=VALUE for the server.")] = None,
+    template_args: Annotated[
+        list[str] | None, typer.Option("--template-arg", help="KEY=VALUE for the template.")
+    ] = None,
+    tasks: Annotated[str | None, typer.Option(help="A JSONL file with one task per line.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Completion length per turn at most.")] = None,
+    temperature: Annotated[float | None, typer.Option()] = None,
+    max_turns: Annotated[int | None, typer.Option()] = None,
+    max_model_len: Annotated[int | None, typer.Option(help="Context length; asks the server if not given.")] = None,
+    mode: Annotated[str | None, typer.Option(help="tito (token-in) or mito (message-in).")] = None,
+    token_route: Annotated[str | None, typer.Option(help="Force a token-in route by its path.")] = None,
+    thinking_retention: Annotated[str | None, typer.Option(help="all or tool_cycle.")] = None,
+    require_token_in: Annotated[
+        bool | None, typer.Option("--require-token-in", help="A fallback is a failure.")
+    ] = None,
+    verify: Annotated[bool | None, typer.Option("--verify", help="Check the invariants while running.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the environment's tasks.")] = None,
+    request_timeout_s: Annotated[float | None, typer.Option("--request-timeout")] = None,
+    step_timeout_s: Annotated[float | None, typer.Option("--step-timeout")] = None,
+    episode_timeout_s: Annotated[float | None, typer.Option("--episode-timeout")] = None,
+    http_retries: Annotated[int | None, typer.Option()] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="The run folder.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in -o.")] = False,
+    json: Json = False,
+    config: Annotated[str | None, typer.Option(help="A TOML file with these settings; flags beat it.")] = None,
+) -> None:
+    """Play rollouts of an environment."""
+    flags = dict(locals())
+    for name in ("output", "resume", "json", "config", "temperature"):
+        flags.pop(name)
+
+    def go() -> int:
+        import anyio
+
+        from rollout.logs import EventLog
+        from rollout.play import Run
+        from rollout.settings import key_values, read_settings
+
+        flags["env_args"] = key_values(env_args, "-a", as_json=False) or None
+        flags["sampling"] = key_values(sampling, "-s", as_json=True)
+        if temperature is not None:
+            flags["sampling"]["temperature"] = temperature
+        flags["template_args"] = key_values(template_args, "--template-arg", as_json=True) or None
+        flags["api_key_env"] = api_key_env or _default_key_env()
+        with EventLog() as log:
+            settings = read_settings(config, {**flags, "sampling": flags["sampling"] or None})
+            played = anyio.run(Run(settings, output, resume, log).play)
+        if json:
+            _print_json(played.result)
+        return 0 if played.complete else 1
+
+    _guarded(go)
+
+
+@app.command()
+def probe(
+    url: Annotated[str | None, typer.Argument(help="The server's address; the embedded model if not given.")] = None,
+    model: Model = None,
+    transport: TransportName = None,
+    tokenizer: Tokenizer = None,
+    renderer: Renderer = None,
+    api_key_env: KeyEnv = None,
+    json: Json = False,
+) -> None:
+    """Tell what a server can do, and the command line to use."""
+
+    def go() -> int:
+        import anyio
+
+        from rollout import progress
+        from rollout.config import EngineConfig
+        from rollout.logs import EventLog
+        from rollout.probe import probe as ask
+        from rollout.probe import rows
+
+        config = EngineConfig(
+            base_url=url,
+            model=model,
+            transport=transport or "auto",
+            tokenizer=tokenizer,
+            renderer=renderer or "auto",
+            api_key_env=api_key_env or _default_key_env(),
+        )
+        with EventLog():
+            found = anyio.run(ask, config)
+        if json:
+            _print_json(msgspec.to_builtins(found))
+        else:
+            progress.print_rows(progress.make_console(), found.url, rows(found))
+        return 0
+
+    _guarded(go)
+
+
+@app.command()
+def envs(json: Json = False) -> None:
+    """List the environments with their arguments and defaults."""
+
+    def go() -> int:
+        from rollout.registry import arguments_of, env_names, find_env
+
+        listed = []
+        for name in env_names():
+            env = find_env(name)
+            summary = (env.__doc__ or "").strip().splitlines()[:1]
+            arguments = [msgspec.to_builtins(argument) for argument in arguments_of(env)]
+            listed.append({"name": name, "summary": summary[0] if summary else "", "arguments": arguments})
+        if json:
+            _print_json(listed)
+            return 0
+        for entry in listed:
+            typer.echo(f"{entry['name']}   {entry['summary']}")
+            for argument in entry["arguments"]:
+                default = "(required)" if argument["required"] else f"= {argument['default']!r}"
+                typer.echo(f"    -a {argument['name']}: {argument['type']} {default}")
+        return 0
+
+    _guarded(go)
+
+
+@app.command()
+def model() -> None:
+    """Print the embedded model's folder, ready to be served by vLLM or Dynamo."""
+
+    def go() -> int:
+        from rollout.registry import load_entry
+
+        typer.echo(str(load_entry("rollout.models", "embedded")))
+        return 0
+
+    _guarded(go)
+
+
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option()] = "127.0.0.1",
+    port: Annotated[int, typer.Option()] = 8000,
+    dialect: Annotated[str, typer.Option(help="vllm or dynamo.")] = "vllm",
+    model_dir: Annotated[Path | None, typer.Option(help="A folder in place of the embedded model's.")] = None,
+    served_model_name: Annotated[str, typer.Option()] = "rollout-tiny",
+) -> None:
+    """Serve the embedded model on a port, in vLLM's or Dynamo's dialect."""
+
+    def go() -> int:
+        from rollout.registry import load_entry
+
+        serve_embedded = load_entry("rollout.servers", "embedded")
+        serve_embedded(host=host, port=port, dialect=dialect, model_dir=model_dir, served_name=served_model_name)
+        return 0
+
+    _guarded(go)
+
+
+def _default_key_env() -> str | None:
+    return DEFAULT_KEY_ENV if os.environ.get(DEFAULT_KEY_ENV) else None
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
+    sys.stdout.flush()
+
+
+def _guarded(command: Callable[[], int]) -> None:
+    """Runs a command; a user's mistake and a server's are one line and an exit status."""
+    from rollout.registry import check_packages
+
+    try:
+        check_packages()
+        status = command()
+    except RolloutError as error:
+        print(f"rollout: {error}", file=sys.stderr)
+        status = 3 if isinstance(error, ServerError) else 2 if isinstance(error, UsageError) else 1
+    except KeyboardInterrupt:
+        status = 1
+    raise typer.Exit(status)
+
+
+def main() -> None:
+    """The console script."""
+    app()

@@ -1,0 +1,156 @@
+"""`rollout run`: settings -> engine -> run folder, with a display, and control-C once and twice."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from rollout import progress, store
+from rollout.engine import Engine
+from rollout.env import Task
+from rollout.errors import ServerError, UsageError
+from rollout.logs import EventLog
+from rollout.records import FailureKind, Rollout
+from rollout.registry import env_factory
+from rollout.settings import RESUMABLE, RunSettings, load_tasks
+from rollout.summary import Summary, table_rows
+
+#: After the first control-C, how long running turns may take to end.
+GRACE_S = 60.0
+
+#: Errors that every further request would meet too.
+_REFUSALS = frozenset({"RequestRefused", "AuthenticationFailed", "ModelNotFound"})
+
+
+class Played(msgspec.Struct):
+    """What `rollout run` ends with."""
+
+    result: dict[str, Any]
+    """The object of `--json`."""
+    complete: bool
+    """Whether every rollout was played and none failed."""
+
+
+class Run:
+    """One run of the command."""
+
+    def __init__(self, settings: RunSettings, output: Path | None, resume: bool, log: EventLog) -> None:
+        if resume and output is None:
+            raise UsageError("--resume needs -o DIR, the folder of the run to go on with")
+        self.settings = settings
+        self._output = output
+        self._resume = resume
+        self._log = log
+        self._console = progress.make_console()
+        log.show = lambda line: self._console.print(line, markup=False, style="yellow")
+        self._summary = Summary(env=settings.env, mode=settings.mode)
+        self._folder: store.RunFolder | None = None
+        self._refused: str | None = None
+
+    async def play(self) -> Played:
+        """Plays. Raises UsageError, ServerError."""
+        settings = self.settings
+        make_env = env_factory(settings.env, settings.env_args)
+        tasks = load_tasks(settings, make_env())
+        if self._resume and self._output is not None:
+            self._folder = self._open_resumed(self._output)
+        async with Engine(settings.engine_config(), make_env) as engine:
+            self._summary.model, self._summary.transport = engine.server.model, engine.server.dialect
+            folder = self._folder = self._folder or self._create(engine.server.model)
+            self._log.open(folder.path / store.EVENTS)
+            skip = self._skipped(folder.path) if self._resume else set()
+            wall, cpu = time.perf_counter(), time.process_time()
+            try:
+                await self._stream(engine, tasks, skip)
+            finally:
+                wall_s = time.perf_counter() - wall
+                run_dir = str(folder.path)
+                result = self._summary.as_json(wall_s=wall_s, client_cpu_s=time.process_time() - cpu, run_dir=run_dir)
+                folder.write_summary(result)
+                folder.close()
+        if self._refused is not None:
+            raise ServerError(f"the server refuses these requests: {self._refused}")
+        title = f"{settings.env} on {result['model']} ({result['transport']}, {settings.mode})"
+        progress.print_rows(self._console, title, table_rows(self._summary, wall_s, run_dir))
+        expected = len(tasks) * settings.rollouts_per_task
+        return Played(result, complete=not result["failures"] and result["rollouts"] >= expected)
+
+    async def _stream(self, engine: Engine, tasks: list[Task], skip: set[tuple[int, int]]) -> None:
+        total = len(tasks) * self.settings.rollouts_per_task
+        async with anyio.create_task_group() as beside:
+            beside.start_soon(self._watch_signals, engine)
+            beside.start_soon(progress.show, self._console, total, engine.stats, self._summary)
+
+            async def keep(rollout: Rollout) -> None:
+                await self._keep(rollout, engine)
+
+            groups = engine.stream(tasks, rollouts_per_task=self.settings.rollouts_per_task, skip=skip, on_rollout=keep)
+            async for _ in groups:
+                pass
+            beside.cancel_scope.cancel()
+
+    async def _keep(self, rollout: Rollout, engine: Engine) -> None:
+        assert self._folder is not None
+        await self._folder.write(rollout)
+        await anyio.to_thread.run_sync(self._summary.add, rollout)
+        failure = rollout.failure
+        if failure is not None and failure.error in _REFUSALS and not engine.stats().turns:
+            # Nothing was ever answered, so nothing will be: say it once instead of once per rollout.
+            self._refused = self._refused or failure.message
+            engine.cancel()
+
+    async def _watch_signals(self, engine: Engine) -> None:
+        """Control-C once ends after the running turns, twice at once. A finished run does not wait for this."""
+        stops = 0
+        async with anyio.create_task_group() as timers:
+            with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+                async for _ in signals:
+                    stops += 1
+                    if stops > 1:
+                        self._console.print("stopping now; what is finished is kept", style="yellow")
+                        engine.cancel()
+                        continue
+                    self._console.print(
+                        "stopping: running turns may end, nothing new starts; control-C again stops at once",
+                        style="yellow",
+                    )
+                    engine.stop_admitting()
+                    timers.start_soon(_cancel_after_grace, engine)
+
+    def _open_resumed(self, path: Path) -> store.RunFolder:
+        folder = store.RunFolder.resume(path)
+        store.refuse_other_settings(path, _stored(self.settings), RESUMABLE)
+        return folder
+
+    def _create(self, model: str) -> store.RunFolder:
+        path = self._output or store.default_path(self.settings.env, model)
+        return store.RunFolder.create(path, _stored(self.settings))
+
+    def _skipped(self, path: Path) -> set[tuple[int, int]]:
+        """What is on disk already, which the summary counts."""
+        return set(self._on_disk(path))
+
+    def _on_disk(self, path: Path) -> Iterator[tuple[int, int]]:
+        for rollout in store.read_rollouts(path):
+            if rollout.failure is None or rollout.failure.kind is not FailureKind.CANCELLED:
+                self._summary.add(rollout)
+                yield rollout.task_index, rollout.member
+
+
+async def _cancel_after_grace(engine: Engine) -> None:
+    await anyio.sleep(GRACE_S)
+    engine.cancel()
+
+
+def _stored(settings: RunSettings) -> dict[str, Any]:
+    """The settings as they are kept: headers may hold secrets."""
+    stored: dict[str, Any] = msgspec.to_builtins(settings)
+    stored.pop("headers", None)
+    return stored

@@ -1,0 +1,142 @@
+"""What a run came to: counts over its rollouts, as the object of `--json` and the table for people. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import msgspec
+
+from rollout.records import Failure, Rollout, Route
+from rollout.samples import samples_of
+
+#: What to do about each fallback, in a few words.
+REMEDIES = {
+    "first_turn": "expected: the server's template makes the first prompt",
+    "disabled": "expected: --mode mito",
+    "no_match": "a conversation of its own, such as a sub-agent's first turn",
+    "history_rewritten": "the environment changed an earlier message",
+    "tools_changed": "the environment changed its tools between turns",
+    "template_args_changed": "chat-template arguments changed between turns",
+    "tail_not_extendable": "the environment added assistant or system messages",
+    "bridge_declined": "see events.log; try another --renderer",
+    "multimodal": "images and audio go message-in",
+    "ids_missing": "the server reports no ids; see rollout probe",
+    "no_token_route": "the server has no token-in route; see rollout probe",
+}
+
+
+class Summary(msgspec.Struct, kw_only=True):
+    """Sums over rollouts. `add` takes one; `as_json` gives the object that `--json` prints."""
+
+    env: str
+    model: str = ""
+    transport: str = ""
+    mode: str = "tito"
+    tasks: set[str] = set()
+    rollouts: int = 0
+    failures: Counter[str] = msgspec.field(default_factory=Counter)
+    first_failures: dict[str, Failure] = {}
+    """The first failure of each kind."""
+    stops: Counter[str] = msgspec.field(default_factory=Counter)
+    turns: int = 0
+    token_in_turns: int = 0
+    message_in_turns: int = 0
+    fallbacks: Counter[str] = msgspec.field(default_factory=Counter)
+    prefix_breaks: int = 0
+    rewards: list[float] = []
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    samples: int = 0
+    request_s: float = 0.0
+
+    def add(self, rollout: Rollout) -> None:
+        """Counts one rollout."""
+        self.rollouts += 1
+        self.tasks.add(rollout.task_id)
+        if rollout.failure is not None:
+            self.failures[rollout.failure.kind.value] += 1
+            self.first_failures.setdefault(rollout.failure.kind.value, rollout.failure)
+        else:
+            self.rewards.append(rollout.reward)
+            self.stops[rollout.stop.value if rollout.stop else "unknown"] += 1
+        self.samples += len(samples_of(rollout))
+        for turn in rollout.turns:
+            self.turns += 1
+            self.token_in_turns += turn.route is Route.TOKEN_IN
+            self.message_in_turns += turn.route is Route.MESSAGE_IN
+            self.prefix_breaks += bool(turn.prefix_break)
+            self.prompt_tokens += turn.prompt_tokens
+            self.completion_tokens += turn.completion_tokens
+            self.cached_tokens += turn.cached_tokens or 0
+            self.request_s += turn.request_s
+            if turn.fallback is not None:
+                self.fallbacks[turn.fallback.value] += 1
+
+    @property
+    def reward_mean(self) -> float | None:
+        """Over the rollouts that did not fail; None where all did."""
+        return sum(self.rewards) / len(self.rewards) if self.rewards else None
+
+    @property
+    def cached_share(self) -> float:
+        """Prompt tokens that the server took from its cache, of all."""
+        return self.cached_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
+
+    def as_json(self, *, wall_s: float, client_cpu_s: float, run_dir: str) -> dict[str, Any]:
+        """The object of `--json` and of summary.json."""
+        return {
+            "env": self.env,
+            "model": self.model,
+            "transport": self.transport,
+            "mode": self.mode,
+            "tasks": len(self.tasks),
+            "rollouts": self.rollouts,
+            "failures": self.failures.total(),
+            "turns": self.turns,
+            "token_in_turns": self.token_in_turns,
+            "message_in_turns": self.message_in_turns,
+            "fallbacks": dict(self.fallbacks),
+            "prefix_breaks": self.prefix_breaks,
+            "reward_mean": self.reward_mean,
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "cached_tokens": self.cached_tokens,
+            "samples": self.samples,
+            "wall_s": round(wall_s, 3),
+            "client_cpu_s": round(client_cpu_s, 3),
+            "turns_per_s": round(self.turns / wall_s, 3) if wall_s > 0 else 0.0,
+            "run_dir": run_dir,
+        }
+
+
+def table_rows(summary: Summary, wall_s: float, run_dir: str) -> list[tuple[str, str]]:
+    """The summary for people: what, and how much."""
+    s = summary
+    mean = "no rollout finished" if s.reward_mean is None else f"{s.reward_mean:.3f}"
+    spread = f"   min {min(s.rewards):g}, max {max(s.rewards):g}" if s.rewards else ""
+    rows = [
+        ("rollouts", f"{s.rollouts} over {len(s.tasks)} tasks{_ends(s)}"),
+        ("reward", f"{mean}{spread}"),
+        ("turns", f"{s.turns}   token-in {s.token_in_turns}, message-in {s.message_in_turns}"),
+    ]
+    rows += [
+        ("fallback", f"{reason} {count}   {REMEDIES.get(reason, '')}") for reason, count in s.fallbacks.most_common()
+    ]
+    rows += [
+        ("prefix breaks", str(s.prefix_breaks)),
+        ("prompt tokens", f"{s.prompt_tokens:,}   cached {s.cached_tokens:,} ({s.cached_share:.0%})"),
+        ("sampled tokens", f"{s.completion_tokens:,}   in {s.samples} training samples"),
+        ("speed", f"{s.completion_tokens / wall_s:,.0f} tokens/s, {s.turns / wall_s:,.1f} turns/s, {wall_s:.1f} s"),
+    ]
+    rows += [
+        (f"failed: {kind}", f"{count}   first: {s.first_failures[kind].message}") for kind, count in s.failures.items()
+    ]
+    return [*rows, ("run folder", run_dir)]
+
+
+def _ends(summary: Summary) -> str:
+    ends = ", ".join(f"{reason} {count}" for reason, count in summary.stops.most_common())
+    failed = f", failed {summary.failures.total()}" if summary.failures else ""
+    return f"   {ends}{failed}" if ends or failed else ""

@@ -1,0 +1,14 @@
+"""The embedded model: a small Qwen3 transformer run by numpy, served as vLLM or Dynamo would serve it.
+
+`app.create_app` makes the ASGI app, `engine.Engine` samples, `model.Model` computes. `train` makes
+the model folder from nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+#: The shipped model folder: weights, tokenizer and chat template, as vLLM and Dynamo load them.
+MODEL_DIR = Path(__file__).resolve().parent / "weights"
+
+__all__ = ["MODEL_DIR"]

@@ -1,0 +1,124 @@
+"""The ASGI app: one engine behind vLLM's wire or Dynamo's.
+
+    app = create_app()                      # or dialect="dynamo"
+    httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://embedded")
+
+In process nobody sends lifespan events, so the first request starts the engine; whoever made the
+app closes it with `app.state.engine.close()`. Under uvicorn the lifespan does both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from transports.embedded import MODEL_DIR
+from transports.embedded.chat import ChatFormat
+from transports.embedded.dynamo_routes import DynamoRoutes
+from transports.embedded.engine import Engine, EngineClosedError
+from transports.embedded.model import Model
+from transports.embedded.vllm_routes import VERSION, VllmRoutes
+from transports.embedded.wire import Refused, RouteSpec, Served, answer
+
+Dialect = Literal["vllm", "dynamo"]
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+def create_app(
+    model_dir: Path | str = MODEL_DIR,
+    *,
+    served_name: str = "rollout-tiny",
+    dialect: Dialect = "vllm",
+    engine: Engine | None = None,
+    max_model_len: int | None = None,
+) -> Starlette:
+    """An app that serves the folder's model under `served_name`.
+
+    `engine` is one of the caller's, perhaps shared by two apps of different dialect; the app then
+    neither starts nor closes it under lifespan. `max_model_len` (tokens) lowers the context.
+    """
+    folder = Path(model_dir)
+    own = engine is None
+    engine = engine or Engine(Model.load(folder))
+    context = min(max_model_len or engine.model.config.context, engine.model.config.context)
+    served = Served(engine, ChatFormat(folder), served_name, root=str(folder), context=context)
+    specs = VllmRoutes(served).routes() if dialect == "vllm" else DynamoRoutes(served).routes()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        if own:
+            engine.start()
+        try:
+            yield
+        finally:
+            if own:
+                engine.close()
+
+    refusal = _vllm_error if dialect == "vllm" else _dynamo_error
+    app = Starlette(
+        routes=[
+            *(Route(path, _starting(engine, handler), methods=[method]) for method, path, handler in specs),
+            Route("/openapi.json", _openapi(specs, dialect), methods=["GET"]),
+        ],
+        lifespan=lifespan,
+        exception_handlers={
+            Refused: lambda request, error: refusal(error),
+            HTTPException: lambda request, error: refusal(_of_http(error)),
+            EngineClosedError: lambda request, error: refusal(Refused(503, str(error), "ServiceUnavailable")),
+        },
+    )
+    app.state.engine = engine
+    app.state.served = served
+    return app
+
+
+def _starting(engine: Engine, handler: Handler) -> Handler:
+    async def handle(request: Request) -> Response:
+        engine.start()
+        return await handler(request)
+
+    return handle
+
+
+def _openapi(specs: list[RouteSpec], dialect: Dialect) -> Handler:
+    """The list of routes, by which a probe tells what the server can do."""
+    paths: dict[str, dict[str, Any]] = {}
+    for method, path, _ in specs:
+        paths.setdefault(path, {})[method.lower()] = {"responses": {"200": {"description": "OK"}}}
+    title = "FastAPI" if dialect == "vllm" else "NVIDIA Dynamo OpenAI Frontend"
+    document = {"openapi": "3.1.0", "info": {"title": title, "version": VERSION}, "paths": paths}
+
+    async def openapi(request: Request) -> Response:
+        return answer(document)
+
+    return openapi
+
+
+def _of_http(error: Exception) -> Refused:
+    """Starlette's own refusals (no such route, wrong method)."""
+    assert isinstance(error, HTTPException)
+    return Refused(error.status_code, str(error.detail), "NotFoundError" if error.status_code == 404 else "HTTPError")
+
+
+def _vllm_error(error: Exception) -> Response:
+    assert isinstance(error, Refused)
+    content = {"message": error.message, "type": error.kind, "param": error.param, "code": error.status}
+    return answer({"error": content}, error.status)
+
+
+def _dynamo_error(error: Exception) -> Response:
+    assert isinstance(error, Refused)
+    if error.kind == "NotFoundError" and error.param == "model":
+        # Dynamo's message names the model that was asked for, not those that it has.
+        message = error.message.partition(". Available")[0].replace("does not exist", "not found")
+        return answer({"message": message, "type": "Not Found", "code": 404}, 404)
+    return answer({"message": error.message, "type": "Bad Request", "code": error.status}, error.status)

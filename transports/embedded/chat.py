@@ -1,0 +1,97 @@
+"""Text and ids: the folder's tokenizer and chat template, without transformers (which takes seconds to import)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
+
+
+class ChatError(ValueError):
+    """Messages that the template cannot render."""
+
+
+class ChatFormat:
+    """Encodes, decodes and renders conversations as vLLM does with the same folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._tokenizer: Tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        config = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
+        # The settings under which transformers runs chat templates.
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment.filters["tojson"] = _tojson
+        environment.globals["raise_exception"] = _raise
+        self._template = environment.from_string(config["chat_template"])
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self._tokenizer.get_vocab_size())
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the text; special tokens in it become their ids."""
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
+        """Text of the ids; bytes that are no UTF-8 become the replacement character."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special))
+
+    def token(self, token_id: int) -> str:
+        """One id's own text."""
+        return self.decode([token_id], skip_special=False)
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None,
+        template_args: Mapping[str, Any],
+        *,
+        add_generation_prompt: bool = True,
+    ) -> list[int]:
+        """The prompt's ids. Raises ChatError where the template fails on these messages."""
+        try:
+            text = self._template.render(
+                messages=[_for_template(message) for message in messages],
+                tools=list(tools) if tools else None,
+                add_generation_prompt=add_generation_prompt,
+                **template_args,
+            )
+        except (TemplateError, TypeError, ValueError) as error:
+            raise ChatError(f"the chat template cannot render these messages: {error}") from error
+        return self.encode(text)
+
+
+def _for_template(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message as vLLM hands it to a template: text parts joined, tool-call arguments as objects."""
+    out = {key: value for key, value in message.items() if value is not None}
+    content = out.get("content")
+    if isinstance(content, list):
+        out["content"] = "\n".join(part.get("text", "") if isinstance(part, Mapping) else str(part) for part in content)
+    out.setdefault("content", "")
+    if calls := out.get("tool_calls"):
+        out["tool_calls"] = [_call_for_template(call) for call in calls]
+    return out
+
+
+def _call_for_template(call: Any) -> Any:
+    if not isinstance(call, Mapping) or not isinstance(function := call.get("function"), Mapping):
+        return call
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments) if arguments else {}
+        except ValueError:
+            return call
+    return {**call, "function": {**function, "arguments": arguments}}
+
+
+def _tojson(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def _raise(message: str) -> None:
+    raise ChatError(message)

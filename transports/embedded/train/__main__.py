@@ -1,0 +1,56 @@
+"""`python -m transports.embedded.train -o DIR`: the embedded model from nothing, in minutes on a CPU."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from transports.embedded.train.corpus import tokenizer_texts
+from transports.embedded.train.fit import batches, fit, to_numpy
+from transports.embedded.train.folder import model_config, random_weights, write_config, write_weights
+from transports.embedded.train.tokenizer import train_tokenizer, write_tokenizer
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Trains, writes the folder, and plays the environments with it."""
+    arguments = _parser().parse_args(argv)
+    started = time.monotonic()
+    folder: Path = arguments.out
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(arguments.seed)
+
+    tokenizer = train_tokenizer(tokenizer_texts(arguments.seed), arguments.vocab)
+    config = model_config(tokenizer, hidden=128, layers=4, heads=4, kv_heads=2, ffn=384)
+    write_tokenizer(tokenizer, folder, context=config["max_position_embeddings"])
+    write_config(config, tokenizer, folder)
+    weights = {name: torch.from_numpy(value) for name, value in random_weights(config, arguments.seed).items()}
+    _log(f"{sum(weight.numel() for weight in weights.values()):,} parameters, {arguments.vocab} tokens")
+
+    stream = batches(tokenizer, arguments.seed, arguments.batch, longest=1536)
+    fit(weights, config, stream, steps=arguments.steps, peak_lr=arguments.lr, log=_log)
+    write_weights(to_numpy(weights), folder)
+    _log(f"written to {folder} after {time.monotonic() - started:.0f} s")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m transports.embedded.train", description=__doc__)
+    parser.add_argument("-o", "--out", type=Path, required=True, help="the model folder to write")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--batch", type=int, default=16_384, help="tokens a step")
+    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--vocab", type=int, default=1024)
+    return parser
+
+
+def _log(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
