@@ -24,7 +24,7 @@ types: $(INSTALLED)
 	$(BIN)/mypy
 
 live: $(INSTALLED)  ## install and start real vLLM and Dynamo servers, and test against them
-	$(BIN)/python -m tests.live.servers install vllm dynamo
+	$(BIN)/python -m tests.live.install vllm dynamo
 	$(BIN)/python -m pytest -q -m live tests/live
 
 bench: $(INSTALLED)  ## token-in against message-in on the embedded model

@@ -19,6 +19,7 @@ from rollout import stand_in
 from rollout.bridge import Bridge, Bridged, Context, Declined, Previous, RendererBridge, ShapeCache, TemplateBridge
 from rollout.errors import ConfigError, TransportError
 from rollout.messages import Message, value_digest
+from rollout.parsing import parse_text
 from rollout.tokenizer import copy_tokenizer, load_tokenizer, template_ids
 from rollout.transport import MessagePrompt, Transport
 
@@ -142,6 +143,7 @@ class ServerCodec(Codec):
         self._transport = transport
         self._shapes = ShapeCache()
         self.stop_token_ids = []
+        self._prompt_ends: dict[tuple[int, ...], bool] = {}
         self.description = "server (/tokenize)"
 
     def saw_stop(self, token: int) -> None:
@@ -170,8 +172,22 @@ class ServerCodec(Codec):
     async def render(self, messages: Sequence[Message], context: Context) -> list[int]:
         return await self._tokenize(stand_in.Conversation(messages), context)
 
-    async def parse(self, prompt_ids: list[int], completion_ids: list[int], context: Context) -> None:
-        return None
+    async def parse(self, prompt_ids: list[int], completion_ids: list[int], context: Context) -> Message | None:
+        stopped = bool(completion_ids) and completion_ids[-1] in self.stop_token_ids
+        try:
+            text = await self._transport.detokenize(completion_ids[: len(completion_ids) - stopped])
+            in_reasoning = await self._ends_in_reasoning(tuple(prompt_ids[-8:]))
+        except TransportError as error:
+            _log.warning("parser_raised", error=str(error))
+            return None
+        return parse_text(text, in_reasoning=in_reasoning)
+
+    async def _ends_in_reasoning(self, prompt_end: tuple[int, ...]) -> bool:
+        """Whether a prompt leaves `<think>` open. Prompts end alike, so the server is asked once."""
+        if prompt_end not in self._prompt_ends:
+            text = await self._transport.detokenize(prompt_end)
+            self._prompt_ends[prompt_end] = text.rstrip().endswith("<think>")
+        return self._prompt_ends[prompt_end]
 
     async def _tokenize(self, conversation: stand_in.Conversation, context: Context) -> list[int]:
         prompt = MessagePrompt(messages=conversation.messages, tools=context.tools, template_args=context.template_args)

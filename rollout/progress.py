@@ -19,7 +19,9 @@ PLAIN_S = 5.0
 
 
 def make_console() -> Console:
-    return Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False)
+    # A log file has no width; 80 columns would fold every line of it.
+    return console if console.is_terminal else Console(stderr=True, highlight=False, width=140)
 
 
 def state_line(stats: Stats, summary: Summary, elapsed_s: float) -> str:

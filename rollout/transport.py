@@ -115,7 +115,7 @@ class ServerInfo(msgspec.Struct, kw_only=True):
     keeps_stop_token: bool | None = None
     """Whether the stop token is among the completion's ids; None where the probe could not tell."""
     can_tokenize: bool = False
-    """Whether the server has /tokenize (for the server bridge)."""
+    """Whether the server has /tokenize and /detokenize (for the server bridge)."""
 
 
 class TransportConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -159,6 +159,10 @@ class Transport(Protocol):
 
     async def tokenize(self, prompt: MessagePrompt, *, add_generation_prompt: bool) -> list[int]:
         """The server's own ids for these messages. Raises TransportError where it has no such route."""
+        ...
+
+    async def detokenize(self, ids: Sequence[int]) -> str:
+        """The server's own text of these ids. Raises TransportError where it has no such route."""
         ...
 
     async def aclose(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import anyio
 
 from rollout.errors import ServerError, TransportError
@@ -38,6 +40,10 @@ class AutoTransport:
     async def tokenize(self, prompt: MessagePrompt, *, add_generation_prompt: bool) -> list[int]:
         """See `rollout.transport.Transport`."""
         return await (await self._transport()).tokenize(prompt, add_generation_prompt=add_generation_prompt)
+
+    async def detokenize(self, ids: Sequence[int]) -> str:
+        """See `rollout.transport.Transport`."""
+        return await (await self._transport()).detokenize(ids)
 
     async def aclose(self) -> None:
         await self._client.aclose()

@@ -7,7 +7,7 @@ worker, else from the frontend's own fields. Ids and logprobs are never taken fr
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import anyio
@@ -181,6 +181,10 @@ class DynamoTransport:
     async def tokenize(self, prompt: MessagePrompt, *, add_generation_prompt: bool) -> list[int]:
         """Dynamo has no /tokenize: raises TransportError."""
         raise TransportError(f"{self.client.base_url}: Dynamo has no /tokenize; name a tokenizer by --tokenizer")
+
+    async def detokenize(self, ids: Sequence[int]) -> str:
+        """Dynamo has no /detokenize: raises TransportError."""
+        raise TransportError(f"{self.client.base_url}: Dynamo has no /detokenize; name a tokenizer by --tokenizer")
 
     async def aclose(self) -> None:
         await self.client.aclose()

@@ -152,6 +152,10 @@ class ScriptedTransport:
         ids = self._render(prompt.messages)
         return ids if add_generation_prompt else ids[: -1 - len("assistant\n")]
 
+    async def detokenize(self, ids: Sequence[int]) -> str:
+        """The text of bytes; markers are left out."""
+        return bytes(i for i in ids if i < 256).decode("utf-8", "replace")
+
     async def aclose(self) -> None:
         self.closed = True
 

@@ -9,7 +9,7 @@ The bodies and the readers are pure functions; `VllmTransport` carries.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import anyio
@@ -95,10 +95,15 @@ class _Tokenized(msgspec.Struct):
     tokens: list[int]
 
 
+class _Detokenized(msgspec.Struct):
+    prompt: str
+
+
 _GENERATE = msgspec.json.Decoder(_GenerateAnswer)
 _COMPLETION = msgspec.json.Decoder(_CompletionAnswer)
 _CHAT = msgspec.json.Decoder(_ChatAnswer)
 _TOKENIZED = msgspec.json.Decoder(_Tokenized)
+_DETOKENIZED = msgspec.json.Decoder(_Detokenized)
 _OPENAPI = msgspec.json.Decoder(dict[str, Any])
 
 
@@ -304,6 +309,13 @@ class VllmTransport:
         tokenized: _Tokenized = decode(_TOKENIZED, await self.client.post("/tokenize", body), "/tokenize")
         return tokenized.tokens
 
+    async def detokenize(self, ids: Sequence[int]) -> str:
+        """See `rollout.transport.Transport`."""
+        info = self._info or await self.connect()
+        answer = await self.client.post("/detokenize", {"model": info.model, "tokens": list(ids)})
+        text: str = decode(_DETOKENIZED, answer, "/detokenize").prompt
+        return text
+
     async def pause(self, mode: str = "keep") -> None:
         """Stops decoding: `keep` freezes what runs, `wait` lets it end, `abort` ends it.
 
@@ -330,7 +342,7 @@ class VllmTransport:
         info.tokenizer = card.root
         info.version = await self._version()
         paths = await self._paths()
-        info.can_tokenize = "/tokenize" in paths
+        info.can_tokenize = {"/tokenize", "/detokenize"} <= paths
         await self._probe_messages(info)
         for route in TOKEN_ROUTES:
             if (not paths or route.path in paths) and await self._probe_route(route, info):

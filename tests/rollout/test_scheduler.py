@@ -16,9 +16,7 @@ from rollout.scheduler import Scheduler, task_id
 
 
 def ended(job: Job) -> Rollout:
-    return Rollout(
-        id=job.id, task_id=job.task_id, task_index=job.task_index, member=job.member, stop=StopReason.DONE
-    )
+    return Rollout(id=job.id, task_id=job.task_id, task_index=job.task_index, member=job.member, stop=StopReason.DONE)
 
 
 def tasks(n: int) -> list[dict[str, Any]]:
@@ -74,9 +72,15 @@ def test_a_tasks_name_tells_its_content() -> None:
 
 
 @given(
-    st.integers(0, 6), st.integers(1, 4), st.integers(1, 5), st.one_of(st.none(), st.integers(0, 12)), st.integers(0, 99)
+    n=st.integers(0, 6),
+    members=st.integers(1, 4),
+    cap=st.integers(1, 5),
+    stop_after=st.none() | st.integers(0, 12),
+    seed=st.integers(0, 99),
 )
-def test_every_rollout_ends_once_under_any_order(n: int, members: int, cap: int, stop_after: int | None, seed: int) -> None:
+def test_every_rollout_ends_once_under_any_order(
+    n: int, members: int, cap: int, stop_after: int | None, seed: int
+) -> None:
     """Whatever ends first and whenever the run is stopped: the cap holds, nothing runs twice, groups are whole."""
     scheduler = Scheduler(tasks(n), cap=cap, rollouts_per_task=members)
     chance = random.Random(seed)

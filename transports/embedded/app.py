@@ -23,7 +23,8 @@ from starlette.routing import Route
 from transports.embedded import MODEL_DIR
 from transports.embedded.chat import ChatFormat
 from transports.embedded.dynamo_routes import DynamoRoutes
-from transports.embedded.engine import Engine, EngineClosedError
+from transports.embedded.engine import Engine
+from transports.embedded.jobs import EngineClosedError
 from transports.embedded.model import Model
 from transports.embedded.vllm_routes import VERSION, VllmRoutes
 from transports.embedded.wire import Refused, RouteSpec, Served, answer

@@ -14,101 +14,24 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # it ships no types
 
-from transports.embedded.cache import BLOCK_TOKENS, KeyValues, PrefixCache
+from transports.embedded.cache import BLOCK_TOKENS, PrefixCache
+from transports.embedded.jobs import (
+    Completion,
+    EngineClosedError,
+    EngineStats,
+    FinishReason,
+    Job,
+    PauseMode,
+    Running,
+    VersionSpan,
+)
 from transports.embedded.model import Chunk, Model
-from transports.embedded.sampling import Sampled, SamplerState, SamplingParams, sample
-
-FinishReason = Literal["stop", "length", "abort"]
-PauseMode = Literal["abort", "wait", "keep"]
-
-
-class EngineClosedError(RuntimeError):
-    """The engine was closed, or its thread died, while a request ran."""
-
-
-@dataclass(frozen=True)
-class VersionSpan:
-    """Completion tokens [start, end) were sampled under this weight version."""
-
-    version: str
-    start: int
-    end: int
-
-
-@dataclass(frozen=True)
-class Completion:
-    """What one request ended with. All lists have one length."""
-
-    ids: list[int]
-    """Sampled ids, stop token included."""
-    logprobs: list[float]
-    ranks: list[int]
-    top: list[list[tuple[int, float]]]
-    finish_reason: FinishReason
-    cached_tokens: int
-    """Prompt tokens whose keys and values came from the cache."""
-    weight_versions: list[VersionSpan]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """One prompt to complete."""
-
-    request_id: str
-    prompt_ids: Sequence[int]
-    params: SamplingParams
-    cache_salt: str | None = None
-    priority: int = 0
-    """Lower is sooner."""
-    stops_on_text: Callable[[list[int]], bool] | None = None
-    """Asked after each token with the ids so far, for stop strings."""
-
-
-@dataclass(frozen=True)
-class EngineStats:
-    """Counters since the start, and what is going on now."""
-
-    running: int
-    waiting: int
-    cache_usage: float
-    """0 to 1."""
-    cache_queries: int
-    cache_hits: int
-    prompt_tokens: int
-    completion_tokens: int
-    steps: int
-    finished: dict[str, int]
-    """Requests by finish reason."""
-    paused: bool
-    weight_version: str
-
-
-@dataclass(eq=False)
-class _Sequence:
-    job: Job
-    future: Future[Completion]
-    kv: KeyValues
-    state: SamplerState
-    epoch: int
-    """Weights' epoch in which the first token was computed; the cache takes no mixture of weights."""
-    arrival: int
-    cached: int = 0
-    logprobs: list[float] = field(default_factory=list)
-    ranks: list[int] = field(default_factory=list)
-    top: list[list[tuple[int, float]]] = field(default_factory=list)
-    spans: list[VersionSpan] = field(default_factory=list)
-
-    @property
-    def prompt_left(self) -> int:
-        """Prompt tokens that are still to be computed."""
-        return len(self.job.prompt_ids) - self.kv.length
+from transports.embedded.sampling import Sampled, SamplerState, sample
 
 
 class Engine:
@@ -124,10 +47,10 @@ class Engine:
         self.cache = PrefixCache(cache_tokens)
         self._wake = threading.Condition()
         self._calls: deque[Callable[[], None]] = deque()
-        self._waiting: list[_Sequence] = []
-        self._held: list[_Sequence] = []
+        self._waiting: list[Running] = []
+        self._held: list[Running] = []
         """Arrived during a pause; they wait for `resume`."""
-        self._running: list[_Sequence] = []
+        self._running: list[Running] = []
         self._paused: PauseMode | None = None
         self._drained: list[Future[None]] = []
         self._version = "default"
@@ -176,7 +99,7 @@ class Engine:
         seed = job.params.seed
         generator = self._generator if seed is None else np.random.default_rng(seed)
         state = SamplerState(job.params, generator, job.prompt_ids)
-        sequence = _Sequence(job, future, self.model.new_kv(), state, self._epoch, next(self._arrivals))
+        sequence = Running(job, future, self.model.new_kv(), state, self._epoch, next(self._arrivals))
         future.add_done_callback(self._on_done)
         self._call(lambda: (self._held if self._paused else self._waiting).append(sequence))
         return future
@@ -318,7 +241,7 @@ class Engine:
                 self._keep_blocks(sequence)
                 sequences.remove(sequence)
 
-    def _abort(self, chosen: Callable[[_Sequence], bool]) -> None:
+    def _abort(self, chosen: Callable[[Running], bool]) -> None:
         for sequences in (self._running, self._waiting, self._held):
             for sequence in [s for s in sequences if chosen(s)]:
                 sequences.remove(sequence)
@@ -334,6 +257,8 @@ class Engine:
         while self._waiting and budget > 0 and len(self._running) < self.max_running:
             sequence = self._waiting.pop(0)
             sequence.epoch = self._epoch
+            # Room for the usual answer at once: growing later copies everything.
+            sequence.kv.reserve(len(sequence.job.prompt_ids) + min(sequence.job.params.max_tokens, 256))
             sequence.cached = self.cache.restore(sequence.job.prompt_ids, sequence.job.cache_salt, sequence.kv)
             self._counts["prompt"] += len(sequence.job.prompt_ids)
             self._running.append(sequence)
@@ -343,7 +268,7 @@ class Engine:
         """One forward pass: a token for each sequence that decodes, and a piece of the prompts that do not yet."""
         budget = self.chunk_tokens
         chunks: list[Chunk] = []
-        sampled: list[tuple[int, _Sequence]] = []
+        sampled: list[tuple[int, Running]] = []
         for sequence in self._running:
             left = sequence.prompt_left
             if left <= 0:
@@ -364,7 +289,7 @@ class Engine:
             for row, (_, sequence) in enumerate(sampled):
                 self._take(sequence, tokens, row)
 
-    def _take(self, sequence: _Sequence, tokens: Sampled, row: int) -> None:
+    def _take(self, sequence: Running, tokens: Sampled, row: int) -> None:
         """Adds one sampled token to its sequence and ends the sequence where it is the last."""
         params, ids = sequence.job.params, sequence.state.completion_ids
         if not ids and len(sequence.job.prompt_ids) >= 2 * BLOCK_TOKENS:
@@ -382,14 +307,14 @@ class Engine:
         stops = sequence.job.stops_on_text
         if (token in params.stop_ids or (stops is not None and stops(ids))) and len(ids) >= params.min_tokens:
             reason: FinishReason = "stop"
-        elif len(ids) >= params.max_tokens or sequence.kv.length >= self.model.config.context:
+        elif len(ids) >= params.max_tokens or len(sequence.job.prompt_ids) + len(ids) >= self.model.config.context:
             reason = "length"
         else:
             return
         self._running.remove(sequence)
         self._finish(sequence, reason)
 
-    def _finish(self, sequence: _Sequence, reason: FinishReason) -> None:
+    def _finish(self, sequence: Running, reason: FinishReason) -> None:
         self._finished[reason] += 1
         self._keep_blocks(sequence)
         completion = Completion(
@@ -405,7 +330,7 @@ class Engine:
         if sequence.future.set_running_or_notify_cancel():
             sequence.future.set_result(completion)
 
-    def _keep_blocks(self, sequence: _Sequence) -> None:
+    def _keep_blocks(self, sequence: Running) -> None:
         if sequence.epoch == self._epoch and sequence.kv.length >= BLOCK_TOKENS:
             ids = [*sequence.job.prompt_ids, *sequence.state.completion_ids]
             self.cache.store(ids, sequence.job.cache_salt, sequence.kv)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from transports.embedded.engine import EngineStats
+from transports.embedded.jobs import EngineStats
 
 
 def metrics_text(stats: EngineStats, model: str, dialect: Literal["vllm", "dynamo"]) -> str:

@@ -184,8 +184,8 @@ def _attend_chunk(q: Float32, keys: Float32, values: Float32) -> Float32:
     t = keys.shape[1]
     rows = q.transpose(1, 2, 0, 3).reshape(kv_heads, group * n, dim)
     scores: Float32 = (rows @ keys.swapaxes(1, 2)).reshape(kv_heads, group, n, t)
-    future = np.arange(t)[None, :] > np.arange(t - n, t)[:, None]
-    scores[..., future] = -np.inf
+    # What was there before is seen by all of the new ids; these see each other up to themselves.
+    scores[..., t - n :] += np.triu(np.full((n, n), -np.inf, np.float32), 1)
     _softmax(scores)
     attended: Float32 = scores.reshape(kv_heads, group * n, t) @ values
     return attended.reshape(kv_heads, group, n, dim).transpose(2, 0, 1, 3)

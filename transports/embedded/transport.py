@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import anyio
@@ -52,6 +53,10 @@ class EmbeddedTransport:
     async def tokenize(self, prompt: MessagePrompt, *, add_generation_prompt: bool) -> list[int]:
         """See `rollout.transport.Transport`."""
         return await (await self._opened()).tokenize(prompt, add_generation_prompt=add_generation_prompt)
+
+    async def detokenize(self, ids: Sequence[int]) -> str:
+        """See `rollout.transport.Transport`."""
+        return await (await self._opened()).detokenize(ids)
 
     async def pause(self, mode: str = "keep") -> None:
         """Stops decoding: `keep` freezes what runs, `wait` lets it end, `abort` ends it."""

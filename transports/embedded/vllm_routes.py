@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from transports.embedded.chat import ChatError
-from transports.embedded.engine import Completion, Job
+from transports.embedded.jobs import Completion, Job
 from transports.embedded.metrics import metrics_text
 from transports.embedded.wire import (
     Refused,

@@ -13,7 +13,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from transports.embedded.chat import ChatFormat
-from transports.embedded.engine import Completion, Engine, Job
+from transports.embedded.engine import Engine
+from transports.embedded.jobs import Completion, Job
 from transports.embedded.sampling import SamplingParams
 
 #: Method, path and handler of one route.

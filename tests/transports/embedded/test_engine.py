@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import time
 from collections.abc import Callable
@@ -14,9 +15,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from transports.embedded import MODEL_DIR
-from transports.embedded.engine import Completion, Engine, EngineClosedError, Job
+from transports.embedded.engine import Engine
+from transports.embedded.jobs import Completion, EngineClosedError, Job
 from transports.embedded.model import Chunk, Model
 from transports.embedded.sampling import SamplingParams, log_softmax
+from transports.embedded.weights_file import read_weights
 
 PROMPT = np.random.default_rng(3).integers(0, 900, 70).tolist()
 
@@ -236,9 +239,11 @@ def test_closing_before_start_tells_the_waiting(model: Model) -> None:
         future.result(5)
 
 
-def test_the_context_ends_a_completion(engine: Engine, model: Model) -> None:
+def test_the_context_ends_a_completion(model: Model) -> None:
     """A completion that fills the context ends by length, and every position is used."""
-    prompt = (PROMPT * 200)[: model.config.context - 3]
-    completion = engine.submit(job(prompt, max_tokens=100)).result(20)
-    assert completion.finish_reason == "length"
-    assert len(prompt) + len(completion.ids) == model.config.context + 1
+    small = Model(dataclasses.replace(model.config, context=73), read_weights(MODEL_DIR / "model.safetensors"))
+    engine = Engine(small)
+    engine.start()
+    completion = engine.submit(job(PROMPT, max_tokens=100)).result(5)
+    engine.close()
+    assert (completion.finish_reason, len(completion.ids)) == ("length", 73 - len(PROMPT))

@@ -29,7 +29,7 @@ def logprobs(model: Model, ids: list[int], pieces: list[int]) -> Float32:
 
 def some_ids(model: Model, count: int, seed: int = 1) -> list[int]:
     """Ids over the whole vocabulary."""
-    return np.random.default_rng(seed).integers(0, model.config.vocab_size, count).tolist()
+    return [int(i) for i in np.random.default_rng(seed).integers(0, model.config.vocab_size, count)]
 
 
 def test_logprobs_are_those_of_transformers(model: Model) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from transports.embedded.train.corpus import tokenizer_texts
+from transports.embedded.train.evaluate import all_reports
 from transports.embedded.train.fit import batches, fit, to_numpy
 from transports.embedded.train.folder import model_config, random_weights, write_config, write_weights
 from transports.embedded.train.tokenizer import train_tokenizer, write_tokenizer
@@ -34,6 +35,8 @@ def main(argv: list[str] | None = None) -> int:
     fit(weights, config, stream, steps=arguments.steps, peak_lr=arguments.lr, log=_log)
     write_weights(to_numpy(weights), folder)
     _log(f"written to {folder} after {time.monotonic() - started:.0f} s")
+    for report in all_reports(folder, games=arguments.games, seed=arguments.seed + 1):
+        _log(str(report))
     return 0
 
 
@@ -41,10 +44,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m transports.embedded.train", description=__doc__)
     parser.add_argument("-o", "--out", type=Path, required=True, help="the model folder to write")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--batch", type=int, default=16_384, help="tokens a step")
-    parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--vocab", type=int, default=1024)
+    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--batch", type=int, default=8192, help="tokens a step")
+    parser.add_argument("--lr", type=float, default=4e-3)
+    parser.add_argument("--vocab", type=int, default=2048, help="the Dynamo mocker samples ids from 1000 to 1999")
+    parser.add_argument("--games", type=int, default=256, help="games of each environment to evaluate with")
     return parser
 
 

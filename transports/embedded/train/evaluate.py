@@ -1,16 +1,23 @@
-"""Plays the bundled environments with a model folder, token-in, on the numpy engine."""
+"""`python -m transports.embedded.train.evaluate [DIR]`: plays the bundled environments, token-in, by numpy."""
 
 from __future__ import annotations
 
+import argparse
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from envs.calculator import Calculator
+from envs.echo import Echo
+from envs.guess_number import GuessNumber
 from rollout.env import Env, Step, Task
 from rollout.messages import Function, MalformedToolCall, Message, ToolCall
+from transports.embedded import MODEL_DIR
 from transports.embedded.chat import ChatFormat
-from transports.embedded.engine import Completion, Engine, Job
+from transports.embedded.engine import Engine
+from transports.embedded.jobs import Completion, Job
 from transports.embedded.model import Model
 from transports.embedded.sampling import SamplingParams
 from transports.embedded.train.dialogues import tail, tools_header
@@ -146,9 +153,22 @@ def _prefill(thinking: bool) -> str:
 
 def all_reports(folder: Path, *, games: int, seed: int) -> Iterator[Report]:
     """Each bundled environment at its defaults and temperature 1."""
-    from envs.calculator import Calculator
-    from envs.echo import Echo
-    from envs.guess_number import GuessNumber
+    yield evaluate(folder, GuessNumber, games=games, seed=seed)
+    yield evaluate(folder, Calculator, games=games, seed=seed)
+    yield evaluate(folder, Echo, games=max(games // 8, 1), seed=seed)
 
-    for make in (GuessNumber, Calculator, Echo):
-        yield evaluate(folder, make, games=games if make is not Echo else games // 8, seed=seed)
+
+def main(argv: list[str] | None = None) -> int:
+    """Prints a line for each environment."""
+    parser = argparse.ArgumentParser(prog="python -m transports.embedded.train.evaluate", description=__doc__)
+    parser.add_argument("folder", type=Path, nargs="?", default=MODEL_DIR)
+    parser.add_argument("--games", type=int, default=512)
+    parser.add_argument("--seed", type=int, default=1)
+    arguments = parser.parse_args(argv)
+    for report in all_reports(arguments.folder, games=arguments.games, seed=arguments.seed):
+        print(report, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

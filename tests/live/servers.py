@@ -1,0 +1,148 @@
+"""Real servers for live tests: started on a free port, awaited over HTTP, ended by process id."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import httpx
+
+from tests.live.install import python_of
+
+#: Offline, and quiet: the servers load local folders only.
+_ENV = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+class Server:
+    """A running server: its address, its processes, its log."""
+
+    def __init__(self, url: str, log: Path) -> None:
+        self.url = url
+        """The root, without /v1."""
+        self.log = log
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def __repr__(self) -> str:
+        return f"<Server {self.url} {self.pids}>"
+
+    @property
+    def pids(self) -> list[int]:
+        return [process.pid for process in self.processes]
+
+    def spawn(self, command: Sequence[str], env: Mapping[str, str]) -> None:
+        """Starts a process in a group of its own, which ends with it."""
+        with self.log.open("ab") as log:
+            self.processes.append(
+                subprocess.Popen(
+                    command, env={**os.environ, **_ENV, **env}, stdout=log, stderr=log, start_new_session=True
+                )
+            )
+
+    def wait(self, ready: Callable[[str], bool], deadline_s: float) -> None:
+        """Asks until the server is ready. Raises RuntimeError with the log's end when it is not."""
+        until = time.monotonic() + deadline_s
+        while not ready(self.url):
+            dead = next((p for p in self.processes if p.poll() is not None), None)
+            if dead is not None or time.monotonic() > until:
+                what = f"died with status {dead.returncode}" if dead else f"was not ready after {deadline_s:g} s"
+                raise RuntimeError(f"{self.url} {what}:\n{self.tail()}")
+            time.sleep(0.5)
+
+    def tail(self, size: int = 4000) -> str:
+        return self.log.read_bytes()[-size:].decode("utf-8", "replace")
+
+    def end(self, grace_s: float = 20.0) -> None:
+        """Ends every process group: politely, then not."""
+        for process in reversed(self.processes):
+            for sign in (signal.SIGTERM, signal.SIGKILL):
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, sign)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(grace_s)
+                if process.poll() is not None and not _group_alive(process.pid):
+                    break
+
+
+@contextlib.contextmanager
+def vllm_server(
+    model_dir: Path, log_dir: Path, *, name: str = "tiny", extra_args: Sequence[str] = (), server: str = "vllm"
+) -> Iterator[Server]:
+    """vLLM on CPU. `server` names the environment that it is installed in."""
+    port = free_port()
+    flags = [
+        "--enforce-eager",
+        "--enable-scale-out",
+        "--enable-prompt-tokens-details",
+        "--dtype",
+        "float32",
+        "--max-num-seqs",
+        "64",
+    ]
+    command = [str(python_of(server)), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model_dir)]
+    command += ["--served-model-name", name, "--host", "127.0.0.1", "--port", str(port), "--max-model-len", "4096"]
+    env = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    with _running(Server(f"http://127.0.0.1:{port}", log_dir / f"vllm-{port}.log")) as running:
+        running.spawn([*command, *flags, *extra_args], env)
+        running.wait(lambda url: _answers(url, name), 400)
+        yield running
+
+
+@contextlib.contextmanager
+def dynamo_mocker(
+    model_dir: Path, log_dir: Path, *, name: str = "tiny", speedup_ratio: float = 0.0, extra_args: Sequence[str] = ()
+) -> Iterator[Server]:
+    """The Dynamo frontend with a mocker behind it: random ids, a real prefix cache's accounting."""
+    port = free_port()
+    python = str(python_of("dynamo"))
+    planes = ["--discovery-backend", "file", "--request-plane", "tcp", "--event-plane", "zmq"]
+    with tempfile.TemporaryDirectory() as discovery:
+        env = {"DYN_FILE_KV": discovery}
+        with _running(Server(f"http://127.0.0.1:{port}", log_dir / f"dynamo-{port}.log")) as running:
+            listen = ["--http-host", "127.0.0.1", "--http-port", str(port), "--router-mode", "kv"]
+            running.spawn([python, "-m", "dynamo.frontend", *listen, *planes], env)
+            worker = ["--model-path", str(model_dir), "--model-name", name, "--speedup-ratio", str(speedup_ratio)]
+            running.spawn([python, "-m", "dynamo.mocker", *worker, *planes, *extra_args], env)
+            running.wait(lambda url: _answers(url, name), 120)
+            yield running
+
+
+@contextlib.contextmanager
+def _running(server: Server) -> Iterator[Server]:
+    try:
+        yield server
+    finally:
+        server.end()
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def _answers(url: str, name: str) -> bool:
+    """Whether the model is listed and completes something: a listed model may not be loaded yet."""
+    body = {"model": name, "messages": [{"role": "user", "content": "Hi."}], "max_tokens": 1}
+    try:
+        models = httpx.get(f"{url}/v1/models", timeout=5).json().get("data", [])
+        if name not in [model["id"] for model in models]:
+            return False
+        return httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60).status_code == 200
+    except (httpx.HTTPError, ValueError):
+        return False
+
+
+def _group_alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True

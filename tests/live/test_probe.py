@@ -1,0 +1,71 @@
+"""`rollout probe` tells the truth of real servers, and they refuse as our messages say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.live.servers import Server
+from tests.live.test_run import TOKENIZER, command
+
+pytestmark = pytest.mark.live
+
+
+def probe(server: Server, *args: str, cwd: Path) -> dict[str, Any]:
+    done = command("probe", server.url, *args, "--json", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_vllm_is_told_as_it_is(vllm: Server, tmp_path: Path) -> None:
+    """Dialect, routes, context, ids and the template of a vLLM server are what it was started with."""
+    found = probe(vllm, cwd=tmp_path)
+    server = found["server"]
+    assert server["dialect"] == "vllm"
+    assert server["version"] == httpx.get(f"{vllm.url}/version").json()["version"]
+    assert server["token_routes"] == ["/inference/v1/generate", "/v1/completions"]
+    assert server["max_model_len"] == 4096
+    assert server["reports_prompt_ids"]
+    assert server["ids_source"] == "choice"
+    assert server["keeps_stop_token"] is True
+    assert server["reports_cached_tokens"]
+    assert server["reports_weight_versions"]
+    assert found["template"]["agrees"] is True
+    assert found["command"].startswith(f"rollout run guess_number --base-url {vllm.url} -m tiny")
+
+
+def test_dynamo_is_told_as_it_is(dynamo: Server, tmp_path: Path) -> None:
+    """A frontend with mocker reports its own ids, no context length, and the template's prompt."""
+    found = probe(dynamo, *TOKENIZER, cwd=tmp_path)
+    server = found["server"]
+    assert server["dialect"] == "dynamo"
+    assert server["token_routes"] == ["/v1/chat/completions"]
+    assert server["max_model_len"] is None
+    assert server["ids_source"] == "nvext"
+    assert server["reports_cached_tokens"]
+    assert not server["can_tokenize"]
+    assert found["template"]["agrees"] is True
+    assert "--max-model-len" in found["command"]
+
+
+@pytest.mark.parametrize("server", ["vllm", "dynamo"])
+def test_a_wrong_model_lists_the_right_ones(server: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """Both servers' models are listed, in one line, with status 2."""
+    running: Server = request.getfixturevalue(server)
+    done = command("run", "echo", "--base-url", running.url, "-m", "huge", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].endswith("it serves: tiny")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_refused_parameter_is_shown_once(dynamo: Server, tmp_path: Path) -> None:
+    """What the server refuses of the caller's own parameters is shown as it says it, with status 3."""
+    args = ("run", "echo", "-n", "8", "--base-url", dynamo.url, *TOKENIZER, "-s", "no_such_field=1")
+    done = command(*args, cwd=tmp_path)
+    assert done.returncode == 3, done.stderr
+    assert done.stderr.count("no_such_field") == 1
