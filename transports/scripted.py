@@ -100,8 +100,7 @@ class ScriptedTransport:
         self.cancelled = 0
         """Requests that the caller gave up."""
         self.closed = False
-        self.arrived = anyio.Event()
-        """Set when the first request has arrived."""
+        self._arrived = anyio.Event()
         self._entries = deque(entries)
         self._encode, self._render, self._stop_id = encode, render, stop_id
         self._connect_error = connect_error
@@ -118,6 +117,11 @@ class ScriptedTransport:
     def __repr__(self) -> str:
         return f"<ScriptedTransport {len(self._entries)} entries left, {len(self.requests)} requests>"
 
+    async def wait_for(self, count: int) -> None:
+        """Returns when `count` requests have arrived: for tests that must be in the middle of a turn."""
+        while len(self.requests) < count:
+            await self._arrived.wait()
+
     async def connect(self) -> ServerInfo:
         """See `rollout.transport.Transport`."""
         if self._connect_error is not None:
@@ -127,7 +131,8 @@ class ScriptedTransport:
     async def generate(self, request: Request) -> Reply:
         """Takes the next entry. Raises its error, or TransportError where none is left."""
         self.requests.append(request)
-        self.arrived.set()
+        arrived, self._arrived = self._arrived, anyio.Event()
+        arrived.set()
         if not self._entries:
             raise TransportError(f"the script has no entry for request {len(self.requests)}")
         entry = self._entries.popleft()

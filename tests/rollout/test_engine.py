@@ -1,0 +1,174 @@
+"""The engine streams groups, keeps failures to their rollout, and leaves nothing running."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+import pytest
+
+from rollout import Engine, EngineConfig, Env, Group, Message, Rollout, Step, user
+from rollout.errors import ConfigError, ServerBusy, ServerError
+from rollout.records import FailureKind
+from transports.scripted import Fault, Held, ScriptedTransport, Stalled, reply
+
+
+class Short(Env):
+    """Two turns."""
+
+    async def reset(self, task: Any) -> list[Message]:
+        self.turns = 0
+        return [user("hello")]
+
+    async def step(self, message: Message) -> Step:
+        self.turns += 1
+        return Step(messages=[user("more")], done=self.turns == 2, reward=0.5)
+
+
+def engine(*entries: Any, **config: Any) -> tuple[Engine, ScriptedTransport]:
+    transport = ScriptedTransport(entries or [reply("x") for _ in range(200)])
+    settings = EngineConfig(transport="scripted", renderer="server", verify=True, **config)
+    transport._info.can_tokenize = True
+    return Engine(settings, Short, transport=transport), transport
+
+
+async def collect(running: Engine, tasks: int, **options: Any) -> list[Group]:
+    return [group async for group in running.stream([{"n": n} for n in range(tasks)], **options)]
+
+
+async def test_every_task_comes_back_as_a_group() -> None:
+    """Each task's group has all its members, whatever the concurrency."""
+    running, transport = engine(concurrency=3)
+    async with running:
+        groups = await collect(running, 5, rollouts_per_task=2)
+    assert sorted(group.task_index for group in groups) == list(range(5))
+    assert all([rollout.member for rollout in group.rollouts] == [0, 1] for group in groups)
+    assert all(rollout.ok and rollout.reward == 1.0 for group in groups for rollout in group.rollouts)
+    assert transport.closed
+    stats = running.stats()
+    assert (stats.finished, stats.failed, stats.running, stats.turns) == (10, 0, 0, 20)
+    assert stats.token_in_turns == 10
+
+
+async def test_one_failure_leaves_its_neighbours() -> None:
+    """A rollout whose request fails is a failure in its group; the others are played."""
+    running, _ = engine(Fault(ServerBusy("full")), *[reply("x") for _ in range(20)], concurrency=1)
+    async with running:
+        (group,) = await collect(running, 1, rollouts_per_task=3)
+    assert [rollout.ok for rollout in group.rollouts] == [False, True, True]
+    assert len(group.finished) == 2
+
+
+async def test_no_more_run_at_once_than_asked() -> None:
+    """The cap holds while slots refill."""
+    held = [Held(reply("x")) for _ in range(2)]
+    running, transport = engine(*held, *[reply("x") for _ in range(30)], concurrency=2)
+    async with running, anyio.create_task_group() as group:
+        group.start_soon(collect, running, 5)
+        await transport.wait_for(2)
+        assert len(transport.requests) == running.stats().running == 2
+        for entry in held:
+            entry.release()
+
+
+async def test_a_consumer_that_leaves_leaves_nothing_running() -> None:
+    """Closing the stream cancels its requests."""
+    running, transport = engine(*[reply("x")] * 2, Stalled(), Stalled(), concurrency=3)
+    async with running:
+        stream = running.stream([{"n": n} for n in range(3)])
+        async for _ in stream:
+            break
+        await stream.aclose()  # type: ignore[attr-defined]  # an async generator has it
+    assert running.stats().running == 0
+    assert transport.cancelled >= 1
+
+
+async def test_cancelling_keeps_what_was_played() -> None:
+    """Every rollout that was running is handed over as cancelled, with its turns."""
+    kept: list[Rollout] = []
+
+    async def keep(rollout: Rollout) -> None:
+        kept.append(rollout)
+
+    running, transport = engine(reply("x"), Stalled(), concurrency=1)
+    async with running, anyio.create_task_group() as group:
+
+        async def consume() -> None:
+            await collect(running, 1, on_rollout=keep)
+
+        group.start_soon(consume)
+        await transport.wait_for(2)
+        running.cancel()
+    (rollout,) = kept
+    assert rollout.failure is not None
+    assert rollout.failure.kind is FailureKind.CANCELLED
+    assert len(rollout.turns) == 1
+
+
+async def test_stopping_admits_nothing_new() -> None:
+    """After `stop_admitting` the running turn ends and the stream ends."""
+    held = Held(reply("x"))
+    running, transport = engine(held, concurrency=1)
+    groups: list[Group] = []
+    async with running, anyio.create_task_group() as group:
+
+        async def consume() -> None:
+            groups.extend(await collect(running, 4))
+
+        group.start_soon(consume)
+        await transport.wait_for(1)
+        running.stop_admitting()
+        held.release()
+    assert len(transport.requests) == 1
+    assert [rollout.failure.kind for g in groups for rollout in g.rollouts if rollout.failure] == ["cancelled"]
+
+
+async def test_a_callers_error_ends_the_stream() -> None:
+    """What `on_rollout` raises comes out of the stream, and nothing runs on."""
+
+    async def broken(rollout: Rollout) -> None:
+        raise OSError("disk full")
+
+    running, _ = engine(concurrency=2)
+    async with running:
+        with pytest.raises(OSError, match="disk full"):
+            await collect(running, 4, on_rollout=broken)
+        assert running.stats().running == 0
+
+
+async def test_a_slow_consumer_is_not_run_away_from() -> None:
+    """No more finished groups wait than there are slots."""
+    running, transport = engine(concurrency=2)
+    async with running:
+        taken = 0
+        async for _ in running.stream([{"n": n} for n in range(50)]):
+            taken += 1
+            # Two turns each: what was taken, what waits (2), and what runs (2).
+            assert len(transport.requests) <= 2 * (taken + 4)
+    assert taken == 50
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"mode": "mito", "require_token_in": True}, "drop one of them"),
+        ({"concurrency": 0}, "concurrency must be 1 or more"),
+        ({"transport": "vllm"}, "give base_url"),
+        ({"api_key_env": "NO_SUCH_VARIABLE_HERE"}, "NO_SUCH_VARIABLE_HERE is not set"),
+        ({"transport": "vlm"}, "did you mean 'vllm'"),
+    ],
+)
+async def test_impossible_settings_are_named(config: dict[str, Any], said: str) -> None:
+    """A setting that cannot be is an error before anything is sent."""
+    with pytest.raises(ConfigError, match=said):
+        async with Engine(EngineConfig(**config), Short):
+            pass
+
+
+async def test_a_server_that_is_down_is_an_error_of_entering() -> None:
+    """Entering raises the server's error, and closes what was opened."""
+    transport = ScriptedTransport([], connect_error=ServerError("down"))
+    with pytest.raises(ServerError, match="down"):
+        async with Engine(EngineConfig(transport="scripted"), Short, transport=transport):
+            pass
+    assert transport.closed

@@ -1,0 +1,199 @@
+"""Every episode ends with a reason or a failure, and every environment is closed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import pytest
+
+from rollout import Env, Message, Rollout, Step, user
+from rollout.config import EngineConfig
+from rollout.episode import Episode, Job
+from rollout.errors import ServerBusy
+from rollout.records import FailureKind, StopReason
+from rollout.session import ServedModel, Session
+from tests.rollout.test_session import ByteCodec
+from transports.scripted import Fault, ScriptedTransport, Stalled, reply
+
+
+class Chat(Env):
+    """Three turns; every hook can be replaced, and closings are counted."""
+
+    def __init__(self, **hooks: Any) -> None:
+        self.closed = 0
+        self.turn = 0
+        self.threads: set[int] = set()
+        for name, hook in hooks.items():
+            setattr(self, name, hook)
+
+    def reset(self, task: Any) -> list[Message]:
+        self.threads.add(threading.get_ident())
+        return [user("hello")]
+
+    def step(self, message: Message) -> Step:
+        self.turn += 1
+        return Step(messages=[user("go on")], done=self.turn == 3, reward=1.0, metrics={"turn": self.turn})
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def episode(env: Env, *entries: Any, stopping: Callable[[], bool] = lambda: False, **config: Any) -> Episode:
+    settings = EngineConfig(verify=True, **config)
+    transport = ScriptedTransport(entries or [reply(f"{i}") for i in range(9)])
+    model = ServedModel(transport=transport, info=transport._info, codec=ByteCodec(), config=settings)
+    job = Job(task_index=0, task_id="0-x", task={"a": 1}, member=2)
+    threads = anyio.CapacityLimiter(4)
+    return Episode(job, lambda: env, Session(model, "s"), settings, threads=threads, stopping=stopping)
+
+
+async def play(env: Chat, *entries: Any, **options: Any) -> Rollout:
+    rollout = await episode(env, *entries, **options).play()
+    assert env.closed == 1
+    assert (rollout.stop is None) != (rollout.failure is None)
+    return rollout
+
+
+async def test_a_finished_episode_holds_everything() -> None:
+    """Reward is the steps' sum, metrics are the last, and turns, messages and nodes are there."""
+    rollout = await play(Chat())
+    assert rollout.stop is StopReason.DONE
+    assert rollout.reward == 3.0
+    assert rollout.metrics == {"turn": 3.0}
+    assert len(rollout.turns) == 3
+    assert [message.role for message in rollout.messages] == ["user", "assistant"] * 3 + ["user"]
+    assert rollout.id == "0-x-2"
+
+
+async def test_blocking_environments_run_in_threads() -> None:
+    """A plain function runs off the event loop's thread."""
+    env = Chat()
+    await play(env)
+    assert threading.get_ident() not in env.threads
+
+
+async def test_async_environments_work_too() -> None:
+    """Hooks that are coroutines are awaited."""
+
+    async def step(message: Message) -> Step:
+        return Step(done=True, reward=0.5)
+
+    assert (await play(Chat(step=step))).reward == 0.5
+
+
+async def test_score_replaces_the_sum() -> None:
+    """A score over the whole conversation is the reward."""
+    rollout = await play(Chat(score=lambda messages: len(messages) / 100))
+    assert rollout.reward == 0.07
+
+
+def raising(*args: Any) -> Any:
+    raise RuntimeError("boom")
+
+
+@pytest.mark.parametrize(
+    ("hooks", "said"),
+    [
+        ({"reset": raising}, "reset raised RuntimeError: boom"),
+        ({"step": raising}, "step raised RuntimeError: boom"),
+        ({"score": raising}, "score raised RuntimeError: boom"),
+        ({"reset": lambda task: []}, "reset gave no message"),
+        ({"reset": lambda task: "hi"}, "a list of messages, not str"),
+        ({"reset": lambda task: [{"content": "x"}]}, "needs a role"),
+        ({"step": lambda message: None}, "must return a Step, not NoneType"),
+        ({"step": lambda message: Step()}, "nothing to answer"),
+        ({"step": lambda message: Step(done=True, reward="much")}, "str where a number belongs"),  # type: ignore[arg-type]  # the fault under test
+    ],
+)
+async def test_an_environments_fault_is_its_rollouts_failure(hooks: dict[str, Any], said: str) -> None:
+    """Whatever an environment does wrong is named in the failure, and it is closed."""
+    rollout = await play(Chat(**hooks))
+    assert rollout.failure is not None
+    assert rollout.failure.kind is FailureKind.ENVIRONMENT
+    assert said in rollout.failure.message
+
+
+async def test_an_environment_that_cannot_be_made_fails_its_rollout() -> None:
+    """A constructor that raises is a failure; there is nothing to close."""
+    player = episode(Chat())
+    player._make_env = raising
+    rollout = await player.play()
+    assert rollout.failure is not None
+    assert "boom" in rollout.failure.message
+
+
+async def test_a_failed_close_does_not_spoil_a_rollout() -> None:
+    """What was played stands when close raises."""
+
+    class Untidy(Chat):
+        def close(self) -> None:
+            super().close()
+            raise RuntimeError("boom")
+
+    assert (await play(Untidy())).ok
+
+
+async def test_a_transport_fault_is_the_rollouts_failure() -> None:
+    """What was sampled before is kept, and the turn that failed is named."""
+    rollout = await play(Chat(), reply("a"), Fault(ServerBusy("full")))
+    assert rollout.failure is not None
+    assert (rollout.failure.kind, rollout.failure.error, rollout.failure.turn) == ("transport", "ServerBusy", 2)
+    assert len(rollout.turns) == 1
+    assert rollout.nodes
+
+
+async def test_a_step_that_takes_too_long_is_given_up() -> None:
+    """A step's deadline fails the rollout, and close is called all the same."""
+
+    async def step(message: Message) -> Step:
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    rollout = await play(Chat(step=step), step_timeout_s=0.01)
+    assert rollout.failure is not None
+    assert rollout.failure.kind is FailureKind.TIMEOUT
+
+
+async def test_an_episode_that_takes_too_long_is_given_up() -> None:
+    """An episode's deadline ends a request that is never answered."""
+    rollout = await play(Chat(), Stalled(), episode_timeout_s=0.01)
+    assert rollout.failure is not None
+    assert rollout.failure.kind is FailureKind.TIMEOUT
+
+
+async def test_a_cancelled_episode_closes_its_environment() -> None:
+    """Cancelling gives back what the environment took, and the record says cancelled."""
+    env = Chat()
+    player = episode(env, Stalled())
+    async with anyio.create_task_group() as group:
+        group.start_soon(player.play)
+        transport = player._session._model.transport
+        assert isinstance(transport, ScriptedTransport)
+        await transport.wait_for(1)
+        group.cancel_scope.cancel()
+    assert env.closed == 1
+    assert transport.cancelled == 1
+    assert player.rollout.failure is not None
+    assert player.rollout.failure.kind is FailureKind.CANCELLED
+
+
+async def test_stopping_ends_after_the_current_turn() -> None:
+    """A run that stops lets the running turn end and plays no other."""
+    rollout = await play(Chat(), stopping=lambda: True)
+    assert rollout.failure is not None
+    assert rollout.failure.kind is FailureKind.CANCELLED
+
+
+async def test_turns_can_be_limited() -> None:
+    """`max_turns` ends an episode with its reason."""
+    assert (await play(Chat(), max_turns=2)).stop is StopReason.MAX_TURNS
+
+
+async def test_a_full_context_is_a_reason_not_a_failure() -> None:
+    """Where the next turn does not fit, the rollout ends with `context_length` and keeps its reward."""
+    rollout = await play(Chat(), max_model_len=60)
+    assert rollout.stop is StopReason.CONTEXT_LENGTH
+    assert rollout.reward == len(rollout.turns) == 2

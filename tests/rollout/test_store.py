@@ -1,0 +1,168 @@
+"""What is written reads back whole, also after a crash in the middle of a line."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rollout.errors import ConfigError, UsageError
+from rollout.messages import Function, MalformedToolCall, Message, ToolCall
+from rollout.records import Failure, FailureKind, FallbackReason, Rollout, Route, StopReason, Turn
+from rollout.samples import samples_of
+from rollout.store import (
+    ROLLOUTS,
+    RunFolder,
+    decode_rollout,
+    default_path,
+    encode_rollout,
+    finished_members,
+    read_config,
+    read_rollouts,
+    refuse_other_settings,
+)
+from rollout.trajectory import Node, Root
+from rollout.transport import WeightSpan
+
+LOGPROBS = st.lists(st.floats(max_value=0, allow_nan=False, allow_infinity=False), max_size=5)
+MESSAGES = st.builds(
+    Message,
+    role=st.sampled_from(["user", "assistant", "tool"]),
+    content=st.none() | st.text(min_size=1),
+    reasoning_content=st.none() | st.text(min_size=1),
+    tool_calls=st.lists(st.builds(ToolCall, function=st.builds(Function, st.text(), st.text())), max_size=2).map(tuple),
+    malformed_tool_calls=st.lists(st.builds(MalformedToolCall, st.text(), st.text()), max_size=1).map(tuple),
+)
+
+
+@st.composite
+def rollouts(draw: st.DrawFn) -> Rollout:
+    nodes = []
+    for index in range(draw(st.integers(0, 4))):
+        logprobs = draw(LOGPROBS)
+        sampled = draw(st.booleans())
+        ids = array("i", range(len(logprobs)))
+        node = Node(parent=index - 1, message=draw(st.none() | MESSAGES), ids=ids, sampled=sampled)
+        if sampled:
+            node.logprobs = array("d", logprobs)
+            node.weight_versions = (WeightSpan("7", 0, len(ids)),)
+        node.digest = draw(st.binary(max_size=16))
+        nodes.append(node)
+    return Rollout(
+        id="0-a-1",
+        task_id="0-a",
+        task_index=0,
+        member=draw(st.integers(0, 9)),
+        task={"x": draw(st.text())},
+        reward=draw(st.floats(allow_nan=False, allow_infinity=False)),
+        stop=StopReason.DONE,
+        turns=[Turn(route=Route.TOKEN_IN, node=1, cached_tokens=3, prefix_break=False, fallback=None)],
+        messages=draw(st.lists(MESSAGES, max_size=3)),
+        roots=[Root(tools=[{"a": 1}], tools_key=b"\x00\xff")],
+        nodes=nodes,
+        leaves=[index for index, node in enumerate(nodes) if node.sampled],
+    )
+
+
+@given(rollouts())
+def test_reading_back_loses_nothing(rollout: Rollout) -> None:
+    """Ids, logprobs, versions, messages and turns are what they were, to the last bit."""
+    assert decode_rollout(encode_rollout(rollout)) == rollout
+
+
+def test_a_logprob_that_never_was_stays_unknown() -> None:
+    """NaN, which JSON does not have, reads back as NaN."""
+    node = Node(parent=-1, ids=array("i", [1, 2]), sampled=True, logprobs=array("d", [math.nan, -1.0]))
+    kept = decode_rollout(encode_rollout(minimal(nodes=[node], leaves=[0], roots=[Root()])))
+    assert math.isnan(kept.nodes[0].logprobs[0])
+    assert kept.nodes[0].logprobs[1] == -1.0
+    assert len(samples_of(kept)) == 1
+
+
+def minimal(member: int = 0, **fields: Any) -> Rollout:
+    base = {"id": f"0-a-{member}", "task_id": "0-a", "task_index": 0, "member": member, "stop": StopReason.DONE}
+    return Rollout(**{**base, **fields})
+
+
+async def test_each_rollout_is_on_disk_when_it_ends(tmp_path: Path) -> None:
+    """After `write` another reader sees the rollout."""
+    folder = RunFolder.create(tmp_path / "run", {"env": "echo", "model": None})
+    for member in range(3):
+        await folder.write(minimal(member))
+        assert len(list(read_rollouts(tmp_path / "run"))) == member + 1
+    folder.close()
+    assert read_config(tmp_path / "run") == {"env": "echo"}
+
+
+async def test_a_torn_last_line_is_cut_and_played_again(tmp_path: Path) -> None:
+    """A crash in the middle of a write costs that rollout only."""
+    folder = RunFolder.create(tmp_path / "run", {})
+    await folder.write(minimal(0))
+    await folder.write(minimal(1))
+    folder.close()
+    path = tmp_path / "run" / ROLLOUTS
+    path.write_bytes(path.read_bytes()[:-20])
+    assert finished_members(tmp_path / "run") == {(0, 0)}
+    resumed = RunFolder.resume(tmp_path / "run")
+    await resumed.write(minimal(1))
+    resumed.close()
+    assert [rollout.member for rollout in read_rollouts(tmp_path / "run")] == [0, 1]
+
+
+async def test_what_was_cancelled_is_played_again(tmp_path: Path) -> None:
+    """A rollout that a stop cut short is not finished; one that failed otherwise is."""
+    folder = RunFolder.create(tmp_path / "run", {})
+    for member, kind in enumerate([FailureKind.CANCELLED, FailureKind.ENVIRONMENT]):
+        await folder.write(minimal(member, stop=None, failure=Failure(kind=kind, message="x")))
+    folder.close()
+    assert finished_members(tmp_path / "run") == {(0, 1)}
+
+
+def test_a_broken_line_in_the_middle_is_named(tmp_path: Path) -> None:
+    """Only the last line may be torn: another one that cannot be read is an error with its number."""
+    (tmp_path / ROLLOUTS).write_bytes(b"{broken\n" + encode_rollout(minimal()) + b"\n")
+    with pytest.raises(UsageError, match="line 1"):
+        list(read_rollouts(tmp_path))
+
+
+def test_a_folder_with_a_run_is_not_overwritten(tmp_path: Path) -> None:
+    """A second run needs another folder, or --resume."""
+    RunFolder.create(tmp_path, {}).close()
+    with pytest.raises(UsageError, match="--resume"):
+        RunFolder.create(tmp_path, {})
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    """An unwritable place is one clear line."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot write the run folder"):
+        RunFolder.create(tmp_path / "file" / "run", {})
+
+
+def test_other_settings_are_refused_on_resume(tmp_path: Path) -> None:
+    """What would change the meaning is named with both values; what would not is allowed."""
+    RunFolder.create(tmp_path, {"env": "echo", "concurrency": 1}).close()
+    refuse_other_settings(tmp_path, {"env": "echo", "concurrency": 9}, frozenset({"concurrency"}))
+    with pytest.raises(ConfigError, match="env: 'echo' before, 'calculator' now"):
+        refuse_other_settings(tmp_path, {"env": "calculator", "concurrency": 1}, frozenset())
+
+
+def test_run_folders_never_share_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two runs in one second have two folders, named by environment and model."""
+    monkeypatch.chdir(tmp_path)
+    first = default_path("path/to/env.py:Mine", "org/model")
+    first.mkdir(parents=True)
+    assert first.name.startswith("Mine--model--")
+    assert default_path("path/to/env.py:Mine", "org/model") != first
+
+
+def test_reasons_read_back_as_reasons() -> None:
+    """Enums are enums again."""
+    turn = Turn(route=Route.MESSAGE_IN, fallback=FallbackReason.NO_MATCH)
+    kept = decode_rollout(encode_rollout(minimal(turns=[turn])))
+    assert kept.turns[0].fallback is FallbackReason.NO_MATCH
