@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import time
 from collections.abc import Iterator
@@ -60,12 +61,14 @@ class Run:
         make_env = env_factory(settings.env, settings.env_args)
         tasks = load_tasks(settings, make_env())
         if self._resume and self._output is not None:
-            self._folder = self._open_resumed(self._output)
+            # Before a server is asked for anything: a wrong folder is the user's quickest mistake to mend.
+            store.check_resumable(self._output)
+            store.refuse_other_settings(self._output, _stored(self.settings), RESUMABLE)
         async with Engine(settings.engine_config(), make_env) as engine:
             self._summary.model, self._summary.transport = engine.server.model, engine.server.dialect
-            folder = self._folder = self._folder or self._create(engine.server.model)
+            folder = self._folder = self._open(engine.server.model)
             self._log.open(folder.path / store.EVENTS)
-            skip = self._skipped(folder.path) if self._resume else set()
+            skip = await anyio.to_thread.run_sync(self._skipped, folder.path) if self._resume else set()
             wall, cpu = time.perf_counter(), time.process_time()
             try:
                 await self._stream(engine, tasks, skip)
@@ -73,8 +76,9 @@ class Run:
                 wall_s = time.perf_counter() - wall
                 run_dir = str(folder.path)
                 result = self._summary.as_json(wall_s=wall_s, client_cpu_s=time.process_time() - cpu, run_dir=run_dir)
-                folder.write_summary(result)
                 folder.close()
+                with contextlib.suppress(OSError):  # a full disk is said by what it stopped
+                    folder.write_summary(result)
         if self._refused is not None:
             raise ServerError(f"the server refuses these requests: {self._refused}")
         title = f"{settings.env} on {result['model']} ({result['transport']}, {settings.mode})"
@@ -83,18 +87,23 @@ class Run:
         return Played(result, complete=not result["failures"] and result["rollouts"] >= expected)
 
     async def _stream(self, engine: Engine, tasks: list[Task], skip: set[tuple[int, int]]) -> None:
-        total = len(tasks) * self.settings.rollouts_per_task
+        members = self.settings.rollouts_per_task
+        fault: OSError | None = None
+
+        async def keep(rollout: Rollout) -> None:
+            await self._keep(rollout, engine)
+
         async with anyio.create_task_group() as beside:
             beside.start_soon(self._watch_signals, engine)
-            beside.start_soon(progress.show, self._console, total, engine.stats, self._summary)
-
-            async def keep(rollout: Rollout) -> None:
-                await self._keep(rollout, engine)
-
-            groups = engine.stream(tasks, rollouts_per_task=self.settings.rollouts_per_task, skip=skip, on_rollout=keep)
-            async for _ in groups:
-                pass
+            beside.start_soon(progress.show, self._console, len(tasks) * members, engine.stats, self._summary)
+            try:
+                async for _ in engine.stream(tasks, rollouts_per_task=members, skip=skip, on_rollout=keep):
+                    pass
+            except OSError as error:
+                fault = error
             beside.cancel_scope.cancel()
+        if fault is not None:
+            raise UsageError(f"cannot write the run folder: {fault}; go on with --resume once there is room") from fault
 
     async def _keep(self, rollout: Rollout, engine: Engine) -> None:
         assert self._folder is not None
@@ -124,12 +133,9 @@ class Run:
                     engine.stop_admitting()
                     timers.start_soon(_cancel_after_grace, engine)
 
-    def _open_resumed(self, path: Path) -> store.RunFolder:
-        folder = store.RunFolder.resume(path)
-        store.refuse_other_settings(path, _stored(self.settings), RESUMABLE)
-        return folder
-
-    def _create(self, model: str) -> store.RunFolder:
+    def _open(self, model: str) -> store.RunFolder:
+        if self._resume and self._output is not None:
+            return store.RunFolder.resume(self._output)
         path = self._output or store.default_path(self.settings.env, model)
         return store.RunFolder.create(path, _stored(self.settings))
 

@@ -120,12 +120,10 @@ class RunFolder:
     @classmethod
     def resume(cls, path: Path) -> RunFolder:
         """An existing folder, to be appended to; a torn last line is cut off."""
-        file = path / ROLLOUTS
-        if not file.is_file():
-            raise UsageError(f"{str(path)!r} is not a run folder, so there is nothing to resume: it has no {ROLLOUTS}")
+        check_resumable(path)
         folder = cls(path)
         try:
-            folder._file = file.open("r+b")
+            folder._file = (path / ROLLOUTS).open("r+b")
         except OSError as error:
             raise UsageError(f"cannot write the run folder {str(path)!r}: {error.strerror}") from error
         _cut_torn_line(folder._file)
@@ -151,6 +149,12 @@ class RunFolder:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def check_resumable(path: Path) -> None:
+    """Raises UsageError for a folder without a run."""
+    if not (path / ROLLOUTS).is_file():
+        raise UsageError(f"{str(path)!r} is not a run folder, so there is nothing to resume: it has no {ROLLOUTS}")
 
 
 def read_config(path: Path) -> dict[str, Any]:

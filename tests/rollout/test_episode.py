@@ -168,10 +168,10 @@ async def test_a_cancelled_episode_closes_its_environment() -> None:
     """Cancelling gives back what the environment took, and the record says cancelled."""
     env = Chat()
     player = episode(env, Stalled())
+    transport = player._session._model.transport
+    assert isinstance(transport, ScriptedTransport)
     async with anyio.create_task_group() as group:
         group.start_soon(player.play)
-        transport = player._session._model.transport
-        assert isinstance(transport, ScriptedTransport)
         await transport.wait_for(1)
         group.cancel_scope.cancel()
     assert env.closed == 1
