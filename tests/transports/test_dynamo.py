@@ -85,8 +85,12 @@ def content(*values: float | None) -> dict[str, Any]:
 
 def test_the_engines_ids_and_logprobs_are_taken_together() -> None:
     """Where engine_data is there, nothing is taken from the choice."""
-    engine = {"prompt_token_ids": [1], "completion_token_ids": [5, 6], "completion_logprobs": [-1.0, -2.0]}
-    engine["kv_cache_hit"] = {"prompt_tokens": 1, "reused_tokens": 1}  # type: ignore[assignment]  # a plain JSON object
+    engine: dict[str, Any] = {
+        "prompt_token_ids": [1],
+        "completion_token_ids": [5, 6],
+        "completion_logprobs": [-1.0, -2.0],
+    }
+    engine["kv_cache_hit"] = {"prompt_tokens": 1, "reused_tokens": 1}
     reply = read_chat(answered({"engine_data": engine}, content(-9.0)))
     assert (reply.prompt_ids, reply.completion_ids, reply.logprobs) == ([1], [5, 6], [-1.0, -2.0])
     assert reply.cached_tokens == 1

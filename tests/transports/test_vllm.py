@@ -120,8 +120,8 @@ def test_both_logprob_forms_are_read(entries: Any) -> None:
 
 def test_a_completions_answer_is_read() -> None:
     """Ids, logprobs and the prompt's ids are in the choice."""
-    choice = {"token_ids": [5], "prompt_token_ids": [1, 2], "finish_reason": "length"}
-    choice["logprobs"] = {"token_logprobs": [-0.5]}
+    logprobs = {"token_logprobs": [-0.5]}
+    choice = {"token_ids": [5], "prompt_token_ids": [1, 2], "finish_reason": "length", "logprobs": logprobs}
     reply = read_completions(answer({"choices": [choice]}))
     assert (reply.completion_ids, reply.logprobs, reply.prompt_ids) == ([5], [-0.5], [1, 2])
     assert (reply.finish_reason, reply.cached_tokens) == ("length", None)
@@ -129,8 +129,8 @@ def test_a_completions_answer_is_read() -> None:
 
 def test_a_chat_answer_is_read() -> None:
     """Ids are in the choice, the prompt's at the top, and content may be null."""
-    message = {"role": "assistant", "content": None, "reasoning": "r", "tool_calls": []}
-    choice = {"token_ids": [5], "finish_reason": "tool_calls", "message": message}
+    message: dict[str, Any] = {"role": "assistant", "content": None, "reasoning": "r", "tool_calls": []}
+    choice: dict[str, Any] = {"token_ids": [5], "finish_reason": "tool_calls", "message": message}
     choice["logprobs"] = {"content": [{"token": "x", "logprob": -1, "bytes": [1]}]}
     reply = read_chat(answer({"choices": [choice], "prompt_token_ids": [1, 2, 3]}))
     assert (reply.prompt_ids, reply.completion_ids, reply.logprobs) == ([1, 2, 3], [5], [-1.0])

@@ -159,7 +159,7 @@ async def test_stop_strings_and_stop_ids(client: httpx.AsyncClient) -> None:
     [
         ("/v1/chat/completions", {"model": "x", "messages": HELLO}, 404, "`x` does not exist.*rollout-tiny"),
         ("/v1/completions", {"prompt": [1], "max_tokens": 0}, 400, "max_tokens must be at least 1"),
-        ("/v1/completions", {"prompt": [1024]}, 400, "out of vocabulary"),
+        ("/v1/completions", {"prompt": [2048]}, 400, "out of vocabulary"),
         ("/v1/completions", {"prompt": [-1]}, 400, "out of vocabulary"),
         ("/v1/completions", {"prompt": []}, 400, "empty"),
         ("/v1/completions", {"prompt": [1] * 600}, 400, "maximum context length is 512 tokens"),
