@@ -10,10 +10,11 @@ import pytest
 
 from rollout import tokenizer as tokenizers
 from rollout.bridge import Bridged, Declined, Previous
-from rollout.codec import LONG_CHARS, choose_family, load_codec, make_context
+from rollout.codec import LONG_CHARS, ServerCodec, choose_family, load_codec, make_context
 from rollout.errors import ConfigError
-from rollout.messages import user
+from rollout.messages import Function, Message, ToolCall, user
 from transports.embedded import MODEL_DIR
+from transports.scripted import STOP, ScriptedTransport
 
 PLAIN = make_context([], {})
 
@@ -114,3 +115,52 @@ async def test_a_bridge_that_raises_declines_with_its_cause(monkeypatch: pytest.
     declined = await codec.extend(turn, [user("x")], PLAIN)
     assert isinstance(declined, Declined)
     assert declined.reason == "renderer: RuntimeError: boom; template: RuntimeError: boom"
+
+
+async def test_tool_messages_reach_the_bridge_with_their_functions_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tool message without a name has that of the call that it answers when a renderer sees it."""
+    codec = load_codec(str(MODEL_DIR))
+    seen: list[Any] = []
+    assert codec._here.renderer is not None
+
+    def spying(previous: Previous, tail: Any, context: Any) -> Declined:
+        seen.extend(tail)
+        return Declined("only looking")
+
+    monkeypatch.setattr(codec._here.renderer, "extend", spying)
+    call = ToolCall(function=Function("add", "{}"), id="call00000")
+    turn = Previous(prompt_ids=[1], completion_ids=[2], message=Message("assistant", tool_calls=(call,)))
+    await codec.extend(turn, [Message("tool", "3", tool_call_id="call00000")], PLAIN)
+    assert [message.name for message in seen] == ["add"]
+
+
+async def test_a_malformed_call_stays_in_the_message() -> None:
+    """A tool call that cannot be read is listed with its raw text, which the content keeps too."""
+    codec = load_codec(str(MODEL_DIR))
+    tokenizer = tokenizers.load_tokenizer(str(MODEL_DIR))
+    ids = tokenizer.encode('so <tool_call>\n{"name": add}\n</tool_call><|im_end|>')
+    message = await codec.parse([1], ids, PLAIN)
+    assert not message.tool_calls
+    assert [call.reason for call in message.malformed_tool_calls] == ["invalid_json"]
+    assert '<tool_call>\n{"name": add}\n</tool_call>' in message.text
+
+
+async def test_template_arguments_reach_the_server_bridge() -> None:
+    """What the server is asked to tokenize carries tools and chat-template arguments."""
+    transport = ScriptedTransport([])
+    asked: list[Any] = []
+    tokenize = transport.tokenize
+
+    async def spying(prompt: Any, *, add_generation_prompt: bool) -> list[int]:
+        asked.append(prompt)
+        return await tokenize(prompt, add_generation_prompt=add_generation_prompt)
+
+    transport.tokenize = spying  # type: ignore[method-assign]  # a spy in front of the double
+    codec = ServerCodec(transport)
+    codec.saw_stop(STOP)
+    turn = Previous(prompt_ids=[1], completion_ids=[STOP], message=None)
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    found = await codec.extend(turn, [user("x")], make_context(tools, {"enable_thinking": False}))
+    assert isinstance(found, Bridged)
+    assert {bool(prompt.tools) for prompt in asked} == {True}
+    assert all(prompt.template_args == {"enable_thinking": False} for prompt in asked)
