@@ -46,9 +46,8 @@ def main() -> int:
                 shown = f"{found['prefix_breaks']:6d}  {found['samples']:7d}"
                 print(f"{repeat + 1:6d}  {mode}  {found['turns_per_s']:7.1f}  {cached:6.0%}  {shown}", flush=True)
             ratios.append(speeds[0] / speeds[1])
-    print(
-        f"turns/s, token-in over message-in: median {statistics.median(ratios):.2f}, each {[round(r, 2) for r in ratios]}"
-    )
+    each = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+    print(f"turns/s, token-in over message-in: median {statistics.median(ratios):.2f} of {each}")
     return 0
 
 

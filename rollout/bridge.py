@@ -140,8 +140,7 @@ class TemplateBridge:
 
     def extend(self, previous: Previous, tail: Sequence[Message], context: Context) -> Bridged | Declined:
         end = previous.completion_ids[-1] if previous.completion_ids else None
-        named = with_tool_names([previous.message, *tail])[1:] if previous.message else tail
-        steps = self._shapes.steps(previous.message, named, context, end, self.stop_token_ids, self._eos_id)
+        steps = self._shapes.steps(previous.message, tail, context, end, self.stop_token_ids, self._eos_id)
         try:
             ids = stand_in.drive(steps, lambda conversation: self._ids(conversation, context))
         except stand_in.NotExtendable as error:

@@ -18,7 +18,7 @@ import structlog
 from rollout import stand_in
 from rollout.bridge import Bridge, Bridged, Context, Declined, Previous, RendererBridge, ShapeCache, TemplateBridge
 from rollout.errors import ConfigError, TransportError
-from rollout.messages import Message, value_digest
+from rollout.messages import Message, value_digest, with_tool_names
 from rollout.parsing import parse_text
 from rollout.tokenizer import copy_tokenizer, load_tokenizer, template_ids
 from rollout.transport import MessagePrompt, Transport
@@ -47,6 +47,8 @@ class Lane:
     def extend(self, previous: Previous, tail: Sequence[Message], context: Context) -> Bridged | Declined:
         """The first bridge that gives ids. A bridge that raises declines, and its cause is logged."""
         reasons = []
+        # Renderers such as gpt-oss's write the function's name, which the caller's tool message may lack.
+        tail = with_tool_names([previous.message, *tail])[1:] if previous.message is not None else tail
         bridges: list[Bridge] = [bridge for bridge in (self.renderer, self.template) if bridge is not None]
         for bridge in bridges:
             try:
