@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import anyio
 import msgspec
 
 from rollout.errors import (
@@ -18,7 +19,15 @@ from rollout.errors import (
     TransportError,
 )
 from rollout.messages import Message
-from rollout.transport import FinishReason, TransportConfig, WeightSpan
+from rollout.transport import (
+    FinishReason,
+    MessagePrompt,
+    Request,
+    ServerInfo,
+    TokenPrompt,
+    TransportConfig,
+    WeightSpan,
+)
 from transports.http import Answer, HttpClient, decode
 
 
@@ -73,6 +82,41 @@ class Span(msgspec.Struct):
 
 
 _MODELS = msgspec.json.Decoder(ModelList)
+
+
+class ServedTransport:
+    """What the HTTP dialects share: one client, and one probe however many ask at once."""
+
+    def __init__(self, config: TransportConfig, client: HttpClient | None = None) -> None:
+        """`client` is one that is open already; it is closed with the transport."""
+        self._config = config
+        self.client = client or client_of(config)
+        self._info: ServerInfo | None = None
+        self._lock = anyio.Lock()
+
+    def __repr__(self) -> str:
+        route = self._info.token_route if self._info else "not connected"
+        return f"<{type(self).__name__} {self.client.base_url} {route or 'no token route'}>"
+
+    async def connect(self) -> ServerInfo:
+        """See `rollout.transport.Transport`."""
+        async with self._lock:
+            if self._info is None:
+                self._info = await self._probe()
+        return self._info
+
+    async def aclose(self) -> None:
+        """See `rollout.transport.Transport`."""
+        await self.client.aclose()
+
+    async def _probe(self) -> ServerInfo:
+        raise NotImplementedError
+
+
+def probe_request(prompt: TokenPrompt | MessagePrompt, **changes: Any) -> Request:
+    """A tiny greedy request, to see what comes back."""
+    fields: Mapping[str, Any] = {"max_tokens": 1, "sampling": {"temperature": 0}, **changes}
+    return Request(prompt=prompt, request_id="probe", session_id="probe", **fields)
 
 
 def client_of(config: TransportConfig, **changes: Any) -> HttpClient:

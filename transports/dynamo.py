@@ -7,10 +7,9 @@ worker, else from the frontend's own fields. Ids and logprobs are never taken fr
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import anyio
 import msgspec
 import structlog
 
@@ -19,17 +18,18 @@ from rollout.messages import user
 from rollout.transport import MessagePrompt, Reply, Request, ServerInfo, TokenPrompt, TransportConfig
 from transports.common import (
     ChatLogprobs,
+    ServedTransport,
     Usage,
     choose_model,
-    client_of,
     content_logprobs,
     finish_reason,
     list_models,
     merged,
     paired,
+    probe_request,
     server_message_of,
 )
-from transports.http import Answer, HttpClient, decode
+from transports.http import Answer, decode
 
 CHAT = "/v1/chat/completions"
 
@@ -154,24 +154,8 @@ def _sampled(nvext: _Nvext, choice: _Choice) -> tuple[list[int] | None, list[flo
     return frontend_ids, logprobs, nvext.prompt_token_ids
 
 
-class DynamoTransport:
+class DynamoTransport(ServedTransport):
     """Carries prompts to a Dynamo frontend."""
-
-    def __init__(self, config: TransportConfig, client: HttpClient | None = None) -> None:
-        self._config = config
-        self.client = client or client_of(config)
-        self._info: ServerInfo | None = None
-        self._lock = anyio.Lock()
-
-    def __repr__(self) -> str:
-        return f"<DynamoTransport {self.client.base_url}>"
-
-    async def connect(self) -> ServerInfo:
-        """See `rollout.transport.Transport`."""
-        async with self._lock:
-            if self._info is None:
-                self._info = await self._probe()
-        return self._info
 
     async def generate(self, request: Request) -> Reply:
         """See `rollout.transport.Transport`."""
@@ -185,9 +169,6 @@ class DynamoTransport:
     async def detokenize(self, ids: Sequence[int]) -> str:
         """Dynamo has no /detokenize: raises TransportError."""
         raise TransportError(f"{self.client.base_url}: Dynamo has no /detokenize; name a tokenizer by --tokenizer")
-
-    async def aclose(self) -> None:
-        await self.client.aclose()
 
     async def _probe(self) -> ServerInfo:
         card = choose_model(await list_models(self.client), self._config.model, self.client.base_url)
@@ -217,10 +198,8 @@ class DynamoTransport:
         return reply.completion_ids == first
 
     async def _try(self, prompt: TokenPrompt | MessagePrompt, info: ServerInfo, **changes: Any) -> Answer | None:
-        fields: Mapping[str, Any] = {"max_tokens": 1, "sampling": {"temperature": 0}, **changes}
-        request = Request(prompt=prompt, request_id="probe", session_id="probe", **fields)
         try:
-            return await self.client.post(CHAT, chat_body(request, info.model), retries=0)
+            return await self.client.post(CHAT, chat_body(probe_request(prompt, **changes), info.model), retries=0)
         except TransportError as error:
             _log.warning("probe_failed", path=CHAT, error=str(error))
             return None

@@ -85,7 +85,7 @@ def content(*values: float | None) -> dict[str, Any]:
 
 def test_the_engines_ids_and_logprobs_are_taken_together() -> None:
     """Where engine_data is there, nothing is taken from the choice."""
-    engine: dict[str, Any] = {
+    engine = {
         "prompt_token_ids": [1],
         "completion_token_ids": [5, 6],
         "completion_logprobs": [-1.0, -2.0],
