@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -302,6 +303,45 @@ def test_control_c_ends_with_what_is_finished(tmp_path: Path) -> None:
     assert 0 < result["rollouts"] < 400
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == result
     assert len(list(read_rollouts(tmp_path / "run"))) == result["rollouts"]
+
+
+def test_control_c_twice_stops_at_once(tmp_path: Path) -> None:
+    """With requests that are never answered, the second SIGINT ends the run and keeps what was played."""
+    served = create_app()
+    asked = threading.Event()
+
+    async def hanging(scope: Any, receive: Any, send: Any) -> None:
+        if scope.get("path") == "/inference/v1/generate" and asked_for_a_turn(scope):
+            asked.set()
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            return
+        await served(scope, receive, send)
+
+    script = Path(sys.executable).with_name("rollout")
+    with serving(hanging) as url:
+        args = ["run", "echo", "-n", "2", "--max-tokens", "8", "--base-url", url, "-o", "run", "--json"]
+        process = subprocess.Popen([script, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert asked.wait(60)
+        process.send_signal(signal.SIGINT)
+        assert process.stderr is not None
+        assert "control-C again" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    served.state.engine.close()
+    assert process.returncode == 1, err
+    assert "Traceback" not in err
+    kept = list(read_rollouts(tmp_path / "run"))
+    assert [len(rollout.turns) for rollout in kept] == [1, 1]
+    assert {rollout.failure.kind for rollout in kept if rollout.failure} == {"cancelled"}
+    assert json.loads(out)["rollouts"] == 2
+
+
+def asked_for_a_turn(scope: Any) -> bool:
+    """Whether a request is a rollout's, not the probe's."""
+    return (b"x-session-id", b"probe") not in scope["headers"] and any(
+        n == b"x-session-id" for n, _ in scope["headers"]
+    )
 
 
 def test_help_needs_no_heavy_imports() -> None:

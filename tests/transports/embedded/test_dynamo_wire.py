@@ -45,7 +45,7 @@ async def test_ids_come_only_when_asked_for(client: httpx.AsyncClient) -> None:
     answer = (await chat(client, max_tokens=30, logprobs=True, nvext={"extra_fields": ["engine_data"]})).json()
     data = answer["nvext"]["engine_data"]
     assert len(data["completion_token_ids"]) == len(data["completion_logprobs"])
-    assert data["completion_token_ids"][-1] == 1000
+    assert data["completion_token_ids"][-1] == 2024
     assert data["kv_cache_hit"] == {"prompt_tokens": len(data["prompt_token_ids"]), "reused_tokens": 16}
     assert data["finished"] is True
     choice_logprobs = [entry["logprob"] for entry in answer["choices"][0]["logprobs"]["content"]]
@@ -115,7 +115,7 @@ async def test_refusals(client: httpx.AsyncClient, body: Any, status: int, messa
 
 async def test_a_lone_stop_token_is_null_content(client: httpx.AsyncClient) -> None:
     """Where nothing but the stop token was sampled, content is null."""
-    answer = (await chat(client, stop_token_ids=list(range(998, 1002)), max_tokens=1, logit_bias={})).json()
+    answer = (await chat(client, stop_token_ids=list(range(2022, 2026)), max_tokens=1, logit_bias={})).json()
     assert answer["choices"][0]["message"]["content"] != ""
 
 

@@ -17,7 +17,7 @@ PROMPT = MessagePrompt(messages=[user("Guess my number from 1 to 64. 7 guesses l
 
 def request(prompt: Any, number: int) -> Request:
     """One turn's request."""
-    return Request(prompt=prompt, request_id=f"r{number}", session_id="s", max_tokens=30, stop_token_ids=[1000])
+    return Request(prompt=prompt, request_id=f"r{number}", session_id="s", max_tokens=30, stop_token_ids=[2024])
 
 
 @pytest.mark.parametrize(

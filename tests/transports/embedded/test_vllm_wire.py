@@ -76,7 +76,7 @@ async def test_chat_answers_ids_and_logprobs(client: httpx.AsyncClient) -> None:
     asked = await post(client, "/tokenize", messages=HELLO)
     assert answer["prompt_token_ids"] == asked["tokens"]
     assert len(choice["token_ids"]) == len(choice["logprobs"]["content"]) == answer["usage"]["completion_tokens"]
-    assert (choice["finish_reason"], choice["token_ids"][-1]) == ("stop", 1000)
+    assert (choice["finish_reason"], choice["token_ids"][-1]) == ("stop", 2024)
     assert not choice["message"]["content"].endswith("<|im_end|>")
     assert answer["usage"]["prompt_tokens_details"] == {"cached_tokens": 0}
 

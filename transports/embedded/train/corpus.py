@@ -29,8 +29,7 @@ type name user system assistant message content token text data file code return
 """
 _WORDS = _COMMON.split()
 
-_CODE = ("{}", "[]", "()", '": "', '", "', "-> ", "=> ", " = ", " == ", "://", "...", "\n\n", "\n    ")
-_SYMBOLS = (*_CODE, " # ", "``", " - ")
+_SYMBOLS = ("{}", "[]", "()", '": "', '", "', "-> ", "=> ", " = ", " == ", "://", "...", "\n\n", "\n    ", "``", " - ")
 _BEYOND_ASCII = "äöüéèñçßøåœàâêîôûíóúāēīōū—–’“”…€£°×÷≤≥→αβγδλπσωабвгдежзиклмнопрст日本語中文字한국어😀🚀"  # noqa: RUF001 - characters that look like others are text too
 
 
