@@ -146,7 +146,7 @@ class Run:
     def _on_disk(self, path: Path) -> Iterator[tuple[int, int]]:
         for rollout in store.read_rollouts(path):
             if rollout.failure is None or rollout.failure.kind is not FailureKind.CANCELLED:
-                self._summary.add(rollout)
+                self._summary.add_resumed(rollout)
                 yield rollout.task_index, rollout.member
 
 

@@ -50,6 +50,9 @@ class Summary(msgspec.Struct, kw_only=True):
     cached_tokens: int = 0
     samples: int = 0
     request_s: float = 0.0
+    resumed_turns: int = 0
+    """Of these turns, those that an earlier run played: they say nothing of this run's speed."""
+    resumed_tokens: int = 0
 
     def add(self, rollout: Rollout) -> None:
         """Counts one rollout."""
@@ -73,6 +76,18 @@ class Summary(msgspec.Struct, kw_only=True):
             self.request_s += turn.request_s
             if turn.fallback is not None:
                 self.fallbacks[turn.fallback.value] += 1
+
+    def add_resumed(self, rollout: Rollout) -> None:
+        """Counts a rollout that an earlier run played."""
+        self.add(rollout)
+        self.resumed_turns += len(rollout.turns)
+        self.resumed_tokens += sum(turn.completion_tokens for turn in rollout.turns)
+
+    def speeds(self, wall_s: float) -> tuple[float, float]:
+        """This run's own (sampled tokens per second, turns per second)."""
+        if wall_s <= 0:
+            return 0.0, 0.0
+        return (self.completion_tokens - self.resumed_tokens) / wall_s, (self.turns - self.resumed_turns) / wall_s
 
     @property
     def reward_mean(self) -> float | None:
@@ -106,7 +121,7 @@ class Summary(msgspec.Struct, kw_only=True):
             "samples": self.samples,
             "wall_s": round(wall_s, 3),
             "client_cpu_s": round(client_cpu_s, 3),
-            "turns_per_s": round(self.turns / wall_s, 3) if wall_s > 0 else 0.0,
+            "turns_per_s": round(self.speeds(wall_s)[1], 3),
             "run_dir": run_dir,
         }
 
@@ -114,6 +129,7 @@ class Summary(msgspec.Struct, kw_only=True):
 def table_rows(summary: Summary, wall_s: float, run_dir: str) -> list[tuple[str, str]]:
     """The summary for people: what, and how much."""
     s = summary
+    tokens_per_s, turns_per_s = s.speeds(wall_s)
     mean = "no rollout finished" if s.reward_mean is None else f"{s.reward_mean:.3f}"
     spread = f"   min {min(s.rewards):g}, max {max(s.rewards):g}" if s.rewards else ""
     rows = [
@@ -128,7 +144,7 @@ def table_rows(summary: Summary, wall_s: float, run_dir: str) -> list[tuple[str,
         ("prefix breaks", str(s.prefix_breaks)),
         ("prompt tokens", f"{s.prompt_tokens:,}   cached {s.cached_tokens:,} ({s.cached_share:.0%})"),
         ("sampled tokens", f"{s.completion_tokens:,}   in {s.samples} training samples"),
-        ("speed", f"{s.completion_tokens / wall_s:,.0f} tokens/s, {s.turns / wall_s:,.1f} turns/s, {wall_s:.1f} s"),
+        ("speed", f"{tokens_per_s:,.0f} tokens/s, {turns_per_s:,.1f} turns/s, {wall_s:.1f} s"),
     ]
     rows += [
         (f"failed: {kind}", f"{count}   first: {s.first_failures[kind].message}") for kind, count in s.failures.items()
