@@ -4,19 +4,21 @@ A bridge gives the ids that follow a completion, or declines with a reason. It n
 are there: what it answers is only what is appended.
 
     RendererBridge   the `renderers` family of the model: hand-written, knows reasoning and cut-offs
-    TemplateBridge   any Hugging Face chat template, by stand-ins (`rollout.stand_in`)
+    StandInBridge    any Hugging Face chat template, or a family's own renderer where its bridge declines,
+                     by stand-ins (`rollout.stand_in`)
 
 The server bridge, for models without a local tokenizer, needs the network: `rollout.codec` has it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
 
 from rollout import stand_in
+from rollout.literal import LiteralTokenizer, NotLiteral
 from rollout.messages import Message, value_digest, with_tool_names
 from rollout.parsing import from_renderer, parse_text
 from rollout.tokenizer import template_form, template_ids
@@ -72,7 +74,7 @@ class RendererBridge:
     name = "renderer"
 
     def __init__(self, tokenizer: Any, family: str, thinking_retention: str) -> None:
-        self._tokenizer = tokenizer
+        self._tokenizer = LiteralTokenizer(tokenizer)
         self._family = family
         self._retention = thinking_retention
         self._renderers: dict[bytes, Any] = {}
@@ -93,28 +95,37 @@ class RendererBridge:
             )
         return self._renderers[key]
 
-    def render(self, messages: Sequence[Message], context: Context) -> list[int]:
-        forms = [template_form(message) for message in with_tool_names(messages)]
-        tools = list(context.tools) or None
-        ids = self._renderer(context.template_args).render_ids(forms, tools=tools, add_generation_prompt=True)
-        return list(ids)
+    def render(self, messages: Sequence[Message], context: Context, *, add_generation_prompt: bool = True) -> list[int]:
+        renderer, tools = self._renderer(context.template_args), list(context.tools) or None
+
+        def make(messages: Sequence[Message]) -> list[int]:
+            forms = [template_form(message) for message in with_tool_names(messages)]
+            return list(renderer.render_ids(forms, tools=tools, add_generation_prompt=add_generation_prompt))
+
+        return _literally(self._tokenizer, messages, make)
 
     def extend(self, previous: Previous, tail: Sequence[Message], context: Context) -> Bridged | Declined:
-        renderer = self._renderer(context.template_args)
-        rendered = renderer.bridge_to_next_turn(
+        try:
+            return Bridged(_literally(self._tokenizer, tail, lambda t: self._extend(previous, t, context)), self.name)
+        except stand_in.NotExtendable as error:
+            return Declined(str(error))
+
+    def _extend(self, previous: Previous, tail: Sequence[Message], context: Context) -> list[int]:
+        """Raises NotExtendable."""
+        rendered = self._renderer(context.template_args).bridge_to_next_turn(
             previous.prompt_ids,
             previous.completion_ids,
             [template_form(message) for message in tail],
             tools=list(context.tools) or None,
         )
         if rendered is None:
-            return Declined(f"the {self._family} renderer declines")
-        ids = rendered if isinstance(rendered, list) else rendered.token_ids
+            raise stand_in.NotExtendable(f"the {self._family} renderer declines")
+        ids: list[int] = rendered if isinstance(rendered, list) else rendered.token_ids
         sent = [*previous.prompt_ids, *previous.completion_ids]
         # Renderers cut what follows the first stop token of a completion; sampled ids may not be cut.
         if ids[: len(sent)] != sent:
-            return Declined(f"the {self._family} renderer changes sampled ids")
-        return Bridged(ids[len(sent) :], self.name)
+            raise stand_in.NotExtendable(f"the {self._family} renderer changes sampled ids")
+        return ids[len(sent) :]
 
     def parse(self, prompt_ids: list[int], completion_ids: list[int], context: Context) -> Message:
         parsed = self._renderer(context.template_args).parse_response(
@@ -125,27 +136,51 @@ class RendererBridge:
         return from_renderer(parsed, completion_ids[:end], self._tokenizer.decode)
 
 
-class TemplateBridge:
-    """Bridges, renders and parses with the tokenizer's chat template."""
+class StandInBridge:
+    """Bridges by rendering stand-ins, with whatever renders this model's conversations."""
 
-    name = "template"
-
-    def __init__(self, tokenizer: Any, stop_token_ids: Collection[int]) -> None:
-        self._tokenizer = tokenizer
-        self._shapes = ShapeCache()
+    def __init__(
+        self, name: str, render: Callable[..., list[int]], stop_token_ids: Collection[int], eos_id: int | None
+    ) -> None:
+        self.name = name
         self.stop_token_ids = list(stop_token_ids)
-
-    def render(self, messages: Sequence[Message], context: Context) -> list[int]:
-        return self._ids(stand_in.Conversation(messages), context)
+        self._render = render
+        """(messages, context, add_generation_prompt=) -> ids."""
+        self._eos_id = eos_id
+        self._shapes = ShapeCache()
 
     def extend(self, previous: Previous, tail: Sequence[Message], context: Context) -> Bridged | Declined:
         end = previous.completion_ids[-1] if previous.completion_ids else None
         steps = self._shapes.steps(previous.message, tail, context, end, self.stop_token_ids, self._eos_id)
+
+        def render(conversation: stand_in.Conversation) -> list[int]:
+            more = conversation.add_generation_prompt
+            return self._render(conversation.messages, context, add_generation_prompt=more)
+
         try:
-            ids = stand_in.drive(steps, lambda conversation: self._ids(conversation, context))
+            return Bridged(stand_in.drive(steps, render), self.name)
         except stand_in.NotExtendable as error:
             return Declined(str(error))
-        return Bridged(ids, self.name)
+
+
+class TemplateBridge(StandInBridge):
+    """Bridges, renders and parses with the tokenizer's chat template."""
+
+    def __init__(self, tokenizer: Any, stop_token_ids: Collection[int]) -> None:
+        self._tokenizer = LiteralTokenizer(tokenizer)
+        super().__init__("template", self.render, stop_token_ids, tokenizer.eos_token_id)
+
+    def render(self, messages: Sequence[Message], context: Context, *, add_generation_prompt: bool = True) -> list[int]:
+        def make(messages: Sequence[Message]) -> list[int]:
+            return template_ids(
+                self._tokenizer,
+                messages,
+                context.tools,
+                context.template_args,
+                add_generation_prompt=add_generation_prompt,
+            )
+
+        return _literally(self._tokenizer, messages, make)
 
     def parse(self, prompt_ids: list[int], completion_ids: list[int], context: Context) -> Message:
         stops = set(self.stop_token_ids)
@@ -154,19 +189,23 @@ class TemplateBridge:
         text = self._tokenizer.decode(completion_ids[:end], skip_special_tokens=False)
         return parse_text(text, in_reasoning=prompt_end.rstrip().endswith("<think>"))
 
-    @property
-    def _eos_id(self) -> int | None:
-        eos: int | None = self._tokenizer.eos_token_id
-        return eos
 
-    def _ids(self, conversation: stand_in.Conversation, context: Context) -> list[int]:
-        return template_ids(
-            self._tokenizer,
-            conversation.messages,
-            context.tools,
-            context.template_args,
-            add_generation_prompt=conversation.add_generation_prompt,
-        )
+def _literally(
+    tokenizer: LiteralTokenizer, messages: Sequence[Message], make: Callable[[Sequence[Message]], list[int]]
+) -> list[int]:
+    """What `make` gives for messages, with special-token text kept as text. Raises NotExtendable where it cannot be."""
+    try:
+        hidden = tokenizer.hide(messages)
+        if hidden is None:
+            return make(messages)
+        harmless = make(tokenizer.harmless(messages))
+        found = make(messages)
+        if not tokenizer.is_literal(found, harmless):  # else the renderer keeps it as text by itself, as harmony does
+            found = make(hidden)
+            tokenizer.check(found, harmless)
+    except NotLiteral as error:
+        raise stand_in.NotExtendable(str(error)) from error
+    return found
 
 
 class ShapeCache:

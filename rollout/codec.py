@@ -16,7 +16,17 @@ import anyio.to_thread
 import structlog
 
 from rollout import stand_in
-from rollout.bridge import Bridge, Bridged, Context, Declined, Previous, RendererBridge, ShapeCache, TemplateBridge
+from rollout.bridge import (
+    Bridge,
+    Bridged,
+    Context,
+    Declined,
+    Previous,
+    RendererBridge,
+    ShapeCache,
+    StandInBridge,
+    TemplateBridge,
+)
 from rollout.errors import ConfigError, TransportError
 from rollout.messages import Message, value_digest, with_tool_names
 from rollout.parsing import parse_text
@@ -42,6 +52,12 @@ class Lane:
         self.renderer = RendererBridge(tokenizer, family, thinking_retention) if family else None
         stops = list(dict.fromkeys([*(self.renderer.stop_token_ids if self.renderer else ()), *stop_ids]))
         self.template = TemplateBridge(tokenizer, stops) if tokenizer.chat_template else None
+        # Where a family's own bridge declines and there is no template, its renderer serves as one.
+        self._stand_in = (
+            StandInBridge("stand_in", self.renderer.render, stops, tokenizer.eos_token_id)
+            if self.renderer is not None and self.template is None
+            else None
+        )
         self.stop_token_ids = stops
 
     def extend(self, previous: Previous, tail: Sequence[Message], context: Context) -> Bridged | Declined:
@@ -49,7 +65,8 @@ class Lane:
         reasons = []
         # Renderers such as gpt-oss's write the function's name, which the caller's tool message may lack.
         tail = with_tool_names([previous.message, *tail])[1:] if previous.message is not None else tail
-        bridges: list[Bridge] = [bridge for bridge in (self.renderer, self.template) if bridge is not None]
+        chain = (self.renderer, self.template, self._stand_in)
+        bridges: list[Bridge] = [bridge for bridge in chain if bridge is not None]
         for bridge in bridges:
             try:
                 found = bridge.extend(previous, tail, context)

@@ -122,7 +122,7 @@ def shape_key(previous: Message | None, tail: Sequence[Message]) -> tuple[object
 
 
 def _stand_in(previous: Message | None, tail: Sequence[Message], word: str) -> Message:
-    calls = previous.tool_calls if previous is not None and tail and tail[0].role == "tool" else ()
+    calls = _calls_answered(previous, tail)
     if not calls:
         return Message("assistant", word)
     # The calls must be there for templates that look them up; the word goes where it is rendered last.
@@ -134,6 +134,21 @@ def _stand_in(previous: Message | None, tail: Sequence[Message], word: str) -> M
             for call, text in zip(calls, arguments, strict=True)
         ),
     )
+
+
+def _calls_answered(previous: Message | None, tail: Sequence[Message]) -> Sequence[ToolCall]:
+    """The calls that a tail's tool messages answer: the assistant's, or some that fit where it has none.
+
+    An environment may read calls that our parser does not; templates look them up, or raise without them.
+    """
+    answers = [message for message in tail if message.role == "tool"]
+    calls = previous.tool_calls if previous is not None and answers else ()
+    if calls or not answers:
+        return calls
+    return [
+        ToolCall(id=message.tool_call_id or f"call{i:05d}", function=Function(message.name or "tool"))
+        for i, message in enumerate(answers)
+    ]
 
 
 def _with_text(message: Message, text: str) -> Message:

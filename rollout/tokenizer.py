@@ -67,15 +67,27 @@ def template_ids(
     add_generation_prompt: bool,
 ) -> list[int]:
     """The ids of a conversation by the tokenizer's own chat template."""
-    ids = tokenizer.apply_chat_template(
+    text = template_text(tokenizer, messages, tools, template_args, add_generation_prompt=add_generation_prompt)
+    return list(tokenizer.encode(text, add_special_tokens=False))
+
+
+def template_text(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]],
+    template_args: Mapping[str, Any],
+    *,
+    add_generation_prompt: bool,
+) -> str:
+    """The text of a conversation by the tokenizer's own chat template."""
+    text: str = tokenizer.apply_chat_template(
         [template_form(message) for message in with_tool_names(messages)],
         tools=list(tools) or None,
         add_generation_prompt=add_generation_prompt,
-        tokenize=True,
-        return_dict=False,
+        tokenize=False,
         **template_args,
     )
-    return list(ids)
+    return text
 
 
 def template_form(message: Message) -> dict[str, Any]:

@@ -160,14 +160,14 @@ def test_a_proof_is_made_once_per_shape(tokenizer: Any, monkeypatch: pytest.Monk
     """The second tail of a shape costs one rendering."""
     bridge = bridges(tokenizer)["template"]
     rendered: list[object] = []
-    original = bridge._ids
+    original = bridge.render
 
-    def counting(conversation: object, context: Context) -> list[int]:
-        rendered.append(conversation)
-        ids: list[int] = original(conversation, context)
+    def counting(messages: object, context: Context, **kwargs: Any) -> list[int]:
+        rendered.append(messages)
+        ids: list[int] = original(messages, context, **kwargs)
         return ids
 
-    monkeypatch.setattr(bridge, "_ids", counting)
+    monkeypatch.setattr(bridge, "_render", counting)
     turn = Previous(prompt_ids=[1], completion_ids=tokenizer.encode("two<|im_end|>"), message=None)
     bridge.extend(turn, [user("x")], PLAIN)
     first = len(rendered)

@@ -1,0 +1,157 @@
+"""Special-token text that a user or a tool typed stays text.
+
+A tokenizer turns the characters `<|im_end|>` into the token that ends a turn, wherever they stand: a web page
+that a tool fetched could end its own message and open the assistant's. Renderers and templates hand over
+their markers and the message's text in one string, where the two cannot be told apart any more. So each
+marker's text inside a message is replaced by one private character before rendering, and put back when the
+rendered text is encoded, cut after its first character: neither piece is a marker, both together are the text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import msgspec
+
+from rollout.messages import Message
+
+#: Plane 15 is for private use: no tokenizer has a token for it, and no text should have these characters.
+_FIRST_STAND_IN = 0xF0000
+_STAND_IN = re.compile("[\U000f0000-\U000ffffd]")
+
+#: What stands in a marker's place where only the template's own tokens are of interest.
+_HARMLESS = "x"
+
+
+class NotLiteral(Exception):
+    """Special-token text cannot be kept as text here; the message says why."""
+
+
+class LiteralTokenizer:
+    """A Hugging Face tokenizer that can keep markers in messages as text. Everything else is passed on.
+
+    A marker is a token that the tokenizer's files call special, or an added token that the chat template or
+    the renderer writes itself: Qwen's `<think>` is one, HTML tags among Gemma's added tokens are not.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._added: dict[str, int] = {}
+        self._markers: dict[str, int] = {}
+        template = str(tokenizer.chat_template or "")
+        for index, token in tokenizer.added_tokens_decoder.items():
+            self._added[token.content] = index
+            if token.special or token.content in template:
+                self._markers[token.content] = index
+        self._compile()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    def __call__(self, text: Any, *args: Any, **kwargs: Any) -> Any:
+        """As the tokenizer's. Renderers ask for offsets too, which mean nothing once text was put back."""
+        if isinstance(text, str) and _STAND_IN.search(text):
+            ids = self._encode_literal(text)
+            return {"input_ids": ids, "offset_mapping": [(0, 0)] * len(ids)}
+        return self._tokenizer(text, *args, **kwargs)
+
+    def encode(self, text: str, *args: Any, **kwargs: Any) -> list[int]:
+        if _STAND_IN.search(text):
+            return self._encode_literal(text)
+        self._saw(text)
+        return list(self._tokenizer.encode(text, *args, **kwargs))
+
+    def convert_tokens_to_ids(self, tokens: Any) -> Any:
+        for token in [tokens] if isinstance(tokens, str) else tokens:
+            self._saw(token)
+        return self._tokenizer.convert_tokens_to_ids(tokens)
+
+    def hide(self, messages: Sequence[Message], roles: Collection[str] = ("user", "tool")) -> list[Message] | None:
+        """The messages with private characters for markers; None where they hold none.
+
+        Raises NotLiteral where a text has such characters itself.
+        """
+        found = [self._replaced(message, self._stand_ins) if message.role in roles else message for message in messages]
+        if all(new is old for new, old in zip(found, messages, strict=True)):
+            return None
+        if any(_STAND_IN.search(message.text) for message in messages):
+            raise NotLiteral("a text has both special-token text and characters of Unicode's plane 15")
+        return found
+
+    def harmless(self, messages: Sequence[Message], roles: Collection[str] = ("user", "tool")) -> list[Message]:
+        """The messages with a letter for each marker."""
+        by = dict.fromkeys(self._stand_ins, _HARMLESS)
+        return [self._replaced(message, by) if message.role in roles else message for message in messages]
+
+    def is_literal(self, ids: Sequence[int], harmless_ids: Sequence[int]) -> bool:
+        """Whether ids have the markers of the same messages without special text, and no other."""
+        known = set(self._markers.values())
+        return [i for i in ids if i in known] == [i for i in harmless_ids if i in known]
+
+    def check(self, ids: Sequence[int], harmless_ids: Sequence[int]) -> None:
+        """Proves that every special text is there, and as text. Raises NotLiteral."""
+        if _STAND_IN.search(self._tokenizer.decode(ids)):
+            raise NotLiteral("the renderer encodes text by another tokenizer")
+        if not self.is_literal(ids, harmless_ids):
+            raise NotLiteral("special-token text in a message would become a special token")
+
+    def _saw(self, text: str) -> None:
+        """Notes a marker that a renderer uses."""
+        if text in self._added and text not in self._markers:
+            self._markers[text] = self._added[text]
+            self._compile()
+
+    def _compile(self) -> None:
+        self._stand_ins = {text: chr(_FIRST_STAND_IN + i) for i, text in enumerate(self._markers)}
+        self._texts = {char: text for text, char in self._stand_ins.items()}
+        longest_first = sorted(self._markers, key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+    def _replaced(self, message: Message, by: dict[str, str]) -> Message:
+        def replace(text: str) -> str:
+            return self._pattern.sub(lambda match: by[match[0]], text)
+
+        content: Any = message.content
+        if isinstance(content, str):
+            content = replace(content)
+        elif content is not None:
+            content = tuple(
+                {**part, "text": replace(part["text"])} if isinstance(part.get("text"), str) else part
+                for part in content
+            )
+        return message if content == message.content else msgspec.structs.replace(message, content=content)
+
+    def _encode_literal(self, text: str) -> list[int]:
+        plain = _STAND_IN.sub(_HARMLESS, text)
+        # Encoding piece by piece must not change the text around the pieces (a prefix space, a strip flag).
+        if self._by_pieces(plain) != list(self._tokenizer.encode(plain, add_special_tokens=False)):
+            raise NotLiteral("this tokenizer's special tokens change the text around them")
+        return self._by_pieces(text)
+
+    def _by_pieces(self, text: str) -> list[int]:
+        """Ids of a rendered text: the template's markers as tokens, what lies between as text."""
+        out: list[int] = []
+        at = 0
+        for match in self._pattern.finditer(text):
+            out += self._plain(text[at : match.start()])
+            out.append(self._markers[match[0]])
+            at = match.end()
+        return out + self._plain(text[at:])
+
+    def _plain(self, text: str) -> list[int]:
+        """Ids of a text in which no marker is a token."""
+        out: list[int] = []
+        piece, at = "", 0
+        for match in _STAND_IN.finditer(text):
+            marker = self._texts[match[0]]
+            out += self._encode(piece + text[at : match.start()] + marker[0])
+            piece, at = marker[1:], match.end()
+        ids = out + self._encode(piece + text[at:])
+        if out and self._tokenizer.decode(ids) != _STAND_IN.sub(lambda match: self._texts[match[0]], text):
+            raise NotLiteral("this tokenizer does not give back a text that it encoded in two pieces")
+        return ids
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=False)) if text else []
