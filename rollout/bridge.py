@@ -18,8 +18,9 @@ from typing import Any, Protocol
 import msgspec
 
 from rollout import stand_in
+from rollout.canonical import value_digest
 from rollout.literal import LiteralTokenizer, NotLiteral
-from rollout.messages import Message, value_digest, with_tool_names
+from rollout.messages import Message, with_tool_names
 from rollout.parsing import from_renderer, parse_text
 from rollout.tokenizer import template_form, template_ids
 

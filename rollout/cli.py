@@ -68,6 +68,9 @@ def run(
     mode: Annotated[str | None, typer.Option(help="tito (token-in) or mito (message-in).")] = None,
     token_route: Annotated[str | None, typer.Option(help="Force a token-in route by its path.")] = None,
     thinking_retention: Annotated[str | None, typer.Option(help="all or tool_cycle.")] = None,
+    match: Annotated[
+        str | None, typer.Option(help="What counts as the same message: strict, loose_tool_call or role_content.")
+    ] = None,
     require_token_in: Annotated[
         bool | None, typer.Option("--require-token-in", help="A fallback is a failure.")
     ] = None,

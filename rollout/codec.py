@@ -27,8 +27,9 @@ from rollout.bridge import (
     StandInBridge,
     TemplateBridge,
 )
+from rollout.canonical import value_digest
 from rollout.errors import ConfigError, TransportError
-from rollout.messages import Message, value_digest, with_tool_names
+from rollout.messages import Message, with_tool_names
 from rollout.parsing import parse_text
 from rollout.tokenizer import copy_tokenizer, load_tokenizer, template_ids
 from rollout.transport import MessagePrompt, Transport
@@ -250,21 +251,22 @@ def choose_family(tokenizer: Any, renderer: str) -> str | None:
 
     if renderer == "template":
         return None
-    families = _families()
+    known = families()
     if renderer != "auto":
-        if renderer not in families:
-            raise ConfigError(f"no renderer {renderer!r}; there are: auto, template, server, {', '.join(families)}")
+        if renderer not in known:
+            raise ConfigError(f"no renderer {renderer!r}; there are: auto, template, server, {', '.join(known)}")
         if not _constructs(tokenizer, renderer):
             raise ConfigError(f"renderer {renderer!r} does not fit this tokenizer: its special tokens are missing")
         return renderer
     named: str | None = MODEL_RENDERER_MAP.get(getattr(tokenizer, "name_or_path", ""))
     if not tokenizer.chat_template:
         return named
-    candidates = dict.fromkeys([*([named] if named else []), *families])
+    candidates = dict.fromkeys([*([named] if named else []), *known])
     return next((family for family in candidates if _agrees(tokenizer, family)), None)
 
 
-def _families() -> list[str]:
+def families() -> list[str]:
+    """The hand-written families of the installed `renderers`."""
     from renderers import base
 
     base._populate_registry()

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from rollout.canonical import Match
 from rollout.records import Mode
 
 
@@ -26,6 +27,8 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A family of the `renderers` package, `template`, `server`, or `auto`."""
     thinking_retention: Literal["all", "tool_cycle"] = "all"
     """`all` keeps the prefix over a new user message; `tool_cycle` drops earlier reasoning there, message-in."""
+    match: Match = "strict"
+    """What counts as the same message when a conversation comes back: see `rollout.canonical`."""
     mode: Mode = "tito"
     require_token_in: bool = False
     """Make any fallback but `first_turn` a failure of its rollout."""

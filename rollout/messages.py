@@ -1,18 +1,14 @@
-"""Chat messages: one type for every form that callers hand in, and the bytes by which they compare.
+"""Chat messages: one type for every form that callers hand in.
 
-`Message.of` takes a dict, a msgspec struct, a pydantic model or a dataclass. `canonical` gives the
-bytes that the trajectory tree compares: two messages are the same turn of a conversation if and
-only if these bytes are equal. `as_openai` gives the dict that servers and chat templates take.
+`Message.of` takes a dict, a msgspec struct, a pydantic model or a dataclass; `as_openai` gives the dict that
+servers and chat templates take. How two messages compare is in `rollout.canonical`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from decimal import Decimal, InvalidOperation
 from typing import Any
 
 import msgspec
@@ -83,7 +79,7 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     @classmethod
     def of(cls, value: object) -> Message:
         """Reads a message in any form a caller has. Raises MessageError, naming what is wrong."""
-        return value if isinstance(value, Message) else _from_plain(_plain_mapping(value))
+        return value if isinstance(value, Message) else _fromplain_value(_plain_mapping(value))
 
     @property
     def text(self) -> str:
@@ -140,64 +136,31 @@ def with_tool_names(messages: Sequence[Message]) -> list[Message]:
     ]
 
 
-def canonical(message: object) -> bytes:
-    """The bytes that are compared. Equal bytes mean the same message.
-
-    Absent, None and "" are one; a list with one text part is that text; tool-call arguments are
-    JSON values, where numbers compare by value (1 and 1.0 are equal); key order and `NOISE_KEYS` do
-    not count. Raises MessageError for a value that JSON cannot hold (NaN, a set).
-    """
-    message = Message.of(message)
-    form = {
-        "role": message.role,
-        "content": _canonical_content(message.content),
-        "reasoning": message.reasoning_content or None,
-        "tool_calls": [_canonical_call(call) for call in message.tool_calls],
-        "tool_call_id": message.tool_call_id or None,
-        "name": message.name or None,
-        "extra": _tagged(message.extra) if message.extra else None,
-    }
-    text = json.dumps({k: v for k, v in form.items() if v}, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    # Python keeps a lone surrogate (half of an emoji cut in two) in a str; it must still compare.
-    return text.encode("utf-8", "surrogatepass")
-
-
-def digest(message: object) -> bytes:
-    """16 bytes that stand for `canonical(message)` in the tree."""
-    return hashlib.blake2b(canonical(message), digest_size=16).digest()
-
-
-def value_digest(value: object) -> bytes:
-    """16 bytes that stand for any JSON value (tools, chat-template arguments); key order does not count."""
-    text = json.dumps(_tagged(_plain(value)), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-
-
 def _plain_mapping(value: object) -> dict[str, Any]:
-    plain = _plain(value)
+    plain = plain_value(value)
     if not isinstance(plain, dict):
         raise MessageError(f"a message must be a dict, struct, pydantic model or dataclass, not {type(value).__name__}")
     return plain
 
 
-def _plain(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
     """The value as dicts, lists and scalars. Copies containers, so that the caller's later changes do not reach us."""
     if value is None or isinstance(value, str | int | float | bool):
         return value
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain_value(item) for key, item in value.items()}
     if isinstance(value, msgspec.Struct):
-        return {name: _plain(getattr(value, name)) for name in value.__struct_fields__}
+        return {name: plain_value(getattr(value, name)) for name in value.__struct_fields__}
     if hasattr(value, "model_dump"):  # pydantic, without importing it
-        return _plain(value.model_dump(mode="json"))
+        return plain_value(value.model_dump(mode="json"))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {field.name: plain_value(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Iterable) and not isinstance(value, bytes | bytearray | set | frozenset):
-        return [_plain(item) for item in value]
+        return [plain_value(item) for item in value]
     raise MessageError(f"a message cannot hold a value of type {type(value).__name__}")
 
 
-def _from_plain(plain: dict[str, Any]) -> Message:
+def _fromplain_value(plain: dict[str, Any]) -> Message:
     role = plain.get("role")
     if not isinstance(role, str) or not role:
         raise MessageError(f"a message needs a role, as text; its keys are {sorted(plain)}")
@@ -262,58 +225,3 @@ def _dump_strict(value: Any) -> str:
         return json.dumps(value, ensure_ascii=False, allow_nan=False)
     except ValueError as error:
         raise MessageError(f"tool-call arguments cannot be JSON: {error}") from error
-
-
-def _canonical_content(content: str | tuple[dict[str, Any], ...] | None) -> Any:
-    if isinstance(content, tuple):
-        return [_tagged(part) for part in content]
-    return content or None
-
-
-def _canonical_call(call: ToolCall) -> dict[str, Any]:
-    text = call.function.arguments
-    try:
-        # Numbers are kept as their text by the hooks: no precision is lost, however long they are.
-        value = json.loads(text, parse_int=_Number, parse_float=_Number, parse_constant=_refuse) if text else None
-        arguments = {"json": _tagged(value)}
-    except ValueError:
-        arguments = {"text": text}
-    return {"id": call.id, "type": call.type, "name": call.function.name, "arguments": arguments}
-
-
-class _Number(str):
-    """A JSON number's text."""
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")
-
-
-def _tagged(value: Any) -> Any:
-    """A JSON value in which numbers cannot be mistaken for text and compare by value."""
-    if isinstance(value, _Number):
-        return {"n": _number(value)}
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, str):
-        return {"s": str(value)}
-    if isinstance(value, int | float):
-        if not math.isfinite(value):
-            raise MessageError(f"{value} is not a JSON number")
-        return {"n": _number(repr(value))}
-    if isinstance(value, Mapping):
-        return {"o": {key: _tagged(item) for key, item in value.items()}}
-    return [_tagged(item) for item in value]
-
-
-def _number(text: str) -> str:
-    """The number's exact value as sign, digits and exponent: "1", "1.0" and "10e-1" all give "1e0"."""
-    try:
-        sign, digits, exponent = Decimal(text).as_tuple()
-    except InvalidOperation:  # an exponent beyond what Decimal holds
-        return text.lower()
-    significant = "".join(map(str, digits)).lstrip("0")
-    stripped = significant.rstrip("0")
-    if not stripped:
-        return "0"
-    return f"{'-' if sign else ''}{stripped}e{int(exponent) + len(significant) - len(stripped)}"

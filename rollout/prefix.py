@@ -13,7 +13,8 @@ from typing import Any
 
 import msgspec
 
-from rollout.messages import Message, digest, value_digest
+from rollout.canonical import Match, digest, value_digest
+from rollout.messages import Message
 from rollout.records import FallbackReason
 from rollout.trajectory import Root, Trajectory
 
@@ -49,8 +50,9 @@ class Fallback(msgspec.Struct, frozen=True, kw_only=True):
 class Planner:
     """Looks up conversations in one trajectory. Remembers the last one, so that an old message costs nothing."""
 
-    def __init__(self, trajectory: Trajectory) -> None:
+    def __init__(self, trajectory: Trajectory, match: Match = "strict") -> None:
         self._tree = trajectory
+        self._match = match
         self.canonicalized = 0
         """Messages whose canonical form was computed: grows with the new messages only."""
         self._messages: list[Message] = []
@@ -104,7 +106,7 @@ class Planner:
 
     def _digest(self, message: Message) -> bytes:
         self.canonicalized += 1
-        return digest(message)
+        return digest(message, self._match)
 
     def _root(self, tools: Sequence[Mapping[str, Any]], template_args: Mapping[str, Any]) -> Root:
         # The same objects as last time are still compared by value: a caller may have changed them in place.

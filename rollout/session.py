@@ -17,10 +17,11 @@ import msgspec
 import structlog
 
 from rollout.bridge import Context, Declined, Previous
+from rollout.canonical import digest
 from rollout.codec import Codec, ServerCodec, make_context
 from rollout.config import EngineConfig
 from rollout.errors import MalformedReply, RolloutError
-from rollout.messages import Message, digest
+from rollout.messages import Message
 from rollout.parsing import number_calls
 from rollout.prefix import Extend, Fallback, Planner, Prompt
 from rollout.records import EXPECTED_FALLBACKS, FallbackReason, Route, Turn
@@ -84,7 +85,7 @@ class Session:
         self.turns: list[Turn] = []
         self._model = model
         self._id = session_id
-        self._planner = Planner(self.trajectory)
+        self._planner = Planner(self.trajectory, model.config.match)
         self._context: tuple[bytes, Context] | None = None
         self._logged: set[FallbackReason] = set()
 
@@ -138,7 +139,7 @@ class Session:
                 return _Outgoing(plan=plan, route=Route.TOKEN_IN, ids=ids, bridge_ids=[])
             assert self._model.codec is not None, "_plan extends only where there is a codec"
             previous = Previous(
-                prompt_ids=prompt_ids, completion_ids=completion_ids, message=self.trajectory.nodes[plan.node].message
+                prompt_ids=prompt_ids, completion_ids=completion_ids, message=self._answered(plan, prompt)
             )
             bridged = await self._model.codec.extend(previous, plan.tail, context)
             if not isinstance(bridged, Declined):
@@ -154,6 +155,11 @@ class Session:
             plan = Fallback(reason=FallbackReason.BRIDGE_DECLINED, detail=bridged.reason, previous=plan.node)
         self._note(plan)
         return await self._fall_back(plan, prompt, context)
+
+    def _answered(self, plan: Extend, prompt: Prompt) -> Message | None:
+        """The assistant's message before the tail. The caller's, where its calls are those that the tail answers."""
+        theirs = prompt.messages[plan.depth - 1] if plan.depth else None
+        return theirs if theirs is not None and theirs.tool_calls else self.trajectory.nodes[plan.node].message
 
     def _plan(self, prompt: Prompt) -> Extend | Fallback:
         plan = self._planner.plan(prompt)
@@ -259,7 +265,7 @@ class Session:
             root = tree.find_root(prompt.root.tools_key, prompt.root.args_key)
             root = tree.add_root(prompt.root) if root is None else root
             end = tree.add_prompt(root, prompt.messages, prompt.digests, prompt_ids)
-        message_digest = digest(message)
+        message_digest = digest(message, self._model.config.match)
         node = tree.add_sampled(
             end, message, message_digest, reply.completion_ids, reply.logprobs, reply.weight_versions
         )

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from rollout.messages import Message, digest, user
+from rollout.canonical import digest
+from rollout.messages import Message, user
 from rollout.prefix import Extend, Fallback, Planner, tail_fault
 from rollout.records import FallbackReason
 from rollout.trajectory import Trajectory, ids_array

@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rollout.messages import Message, digest, user
+from rollout.canonical import digest
+from rollout.messages import Message, user
 from rollout.samples import samples_of_tree
 from rollout.trajectory import Root, Trajectory, ids_array
 from rollout.verify import check_trajectory

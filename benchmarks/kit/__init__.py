@@ -1,0 +1,1 @@
+"""What `benchmarks.fidelity` plays: model families, chat templates, conversation shapes, completions."""

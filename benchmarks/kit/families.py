@@ -1,0 +1,119 @@
+"""The model families that the kit plays: every renderer of the installed release, and every template."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from benchmarks.kit.templates import TEMPLATES, Template
+from benchmarks.kit.tokenizers import HarmonyTokenizer, Recorder, small_tokenizer
+from rollout.codec import Lane, families
+from rollout.messages import Message, with_tool_names
+from rollout.tokenizer import template_form, template_ids
+
+Tools = Sequence[Mapping[str, Any]]
+
+
+class Family(Protocol):
+    """A model: its tokenizer, how its server renders, and what it would sample."""
+
+    name: str
+    tokenizer: Any
+
+    def lane(self) -> Lane:
+        """The bridges that are under test."""
+        ...
+
+    def render(self, messages: Sequence[Message], tools: Tools, *, add_generation_prompt: bool = True) -> list[int]:
+        """What a server makes of messages. Written apart from `rollout.bridge`, which it checks. May raise."""
+        ...
+
+    def sampled(self, history: Sequence[Message], message: Message, tools: Tools) -> list[int]:
+        """The ids that the model would sample to say `message`, its stop token included."""
+        ...
+
+
+class RendererFamily:
+    """A hand-written family of `renderers`."""
+
+    def __init__(self, name: str) -> None:
+        from renderers import create_renderer
+        from renderers.configs import config_from_name
+
+        self.name = name
+        config = config_from_name(name)
+        if name == "gpt-oss":
+            self.tokenizer: Any = HarmonyTokenizer()
+        else:
+            recorder = Recorder()
+            create_renderer(recorder, config)
+            # The first stop token serves as eos; families set no order among the others.
+            self.tokenizer = small_tokenizer(recorder.asked)
+            self.tokenizer.eos_token_id = create_renderer(self.tokenizer, config).get_stop_token_ids()[0]
+        assert config is not None
+        self._renderer = create_renderer(self.tokenizer, type(config)(thinking_retention="all"))
+
+    def lane(self) -> Lane:
+        return Lane(self.tokenizer, self.name, "all", [])
+
+    def render(self, messages: Sequence[Message], tools: Tools, *, add_generation_prompt: bool = True) -> list[int]:
+        forms = [template_form(message) for message in with_tool_names(messages)]
+        return list(
+            self._renderer.render_ids(forms, tools=list(tools) or None, add_generation_prompt=add_generation_prompt)
+        )
+
+    def sampled(self, history: Sequence[Message], message: Message, tools: Tools) -> list[int]:
+        forms = [template_form(m) for m in with_tool_names([*history, message])]
+        rendered = self._renderer.render(forms, tools=list(tools) or None)
+        prompt = self.render(history, tools)
+        if rendered.token_ids[: len(prompt)] == prompt:
+            ids = rendered.token_ids[len(prompt) :]
+        else:  # the prompt opens the reasoning, which history has in another way
+            ids = [
+                token
+                for token, index, sampled in zip(
+                    rendered.token_ids, rendered.message_indices, rendered.sampled_mask, strict=True
+                )
+                if index == len(forms) - 1 and sampled
+            ]
+        stops = self._renderer.get_stop_token_ids()
+        # Some families write a newline behind the stop token, some leave the last turn open.
+        end = max((i for i, token in enumerate(ids) if token in stops), default=None)
+        return [*ids, stops[0]] if end is None else ids[: end + 1]
+
+
+class TemplateFamily:
+    """A chat template."""
+
+    def __init__(self, template: Template) -> None:
+        self.name = f"template:{template.name}"
+        self.template = template
+        self.tokenizer = small_tokenizer(
+            [*template.markers, *template.stops], eos=template.eos or template.stops[0], chat_template=template.jinja
+        )
+        self._stops = [self.tokenizer.convert_tokens_to_ids(stop) for stop in template.stops]
+
+    def lane(self) -> Lane:
+        return Lane(self.tokenizer, None, "all", self._stops)
+
+    def render(self, messages: Sequence[Message], tools: Tools, *, add_generation_prompt: bool = True) -> list[int]:
+        return template_ids(self.tokenizer, messages, tools, {}, add_generation_prompt=add_generation_prompt)
+
+    def sampled(self, history: Sequence[Message], message: Message, tools: Tools) -> list[int]:
+        stop = self.template.call_stop if message.tool_calls and self.template.call_stop else self.template.stops[0]
+        return list(self.tokenizer.encode(self.template.says(message) + stop, add_special_tokens=False))
+
+
+def all_families() -> dict[str, list[str]]:
+    """The names of all families, by kind."""
+    return {
+        "renderer": families(),
+        "template": [f"template:{template.name}" for template in TEMPLATES],
+    }
+
+
+def make_family(name: str) -> Family:
+    """Builds a family: takes up to a second."""
+    if name.startswith("template:"):
+        return TemplateFamily(next(t for t in TEMPLATES if f"template:{t.name}" == name))
+    return RendererFamily(name)
