@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: rollout test check format lint types live bench install clean
+.PHONY: rollout test check format lint types fidelity live bench install clean
 
 rollout: $(INSTALLED)  ## play 64 rollouts of a bundled environment on the embedded model
 	$(BIN)/rollout run guess_number -n 16 -r 4
@@ -26,6 +26,9 @@ types: $(INSTALLED)
 live: $(INSTALLED)  ## install and start real vLLM and Dynamo servers, and test against them
 	$(BIN)/python -m tests.live.install vllm dynamo
 	$(BIN)/python -m pytest -q -m live tests/live
+
+fidelity: $(INSTALLED)  ## is every prompt what was sampled plus what the environment added? family by shape
+	$(BIN)/python -m benchmarks.fidelity --markdown
 
 bench: $(INSTALLED)  ## token-in against message-in on the embedded model
 	$(BIN)/python -m benchmarks.modes

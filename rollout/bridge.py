@@ -74,12 +74,18 @@ class RendererBridge:
 
     name = "renderer"
 
-    def __init__(self, tokenizer: Any, family: str, thinking_retention: str) -> None:
+    def __init__(
+        self, tokenizer: Any, family: str, thinking_retention: str, stop_token_ids: Collection[int] = ()
+    ) -> None:
         self._tokenizer = LiteralTokenizer(tokenizer)
         self._family = family
         self._retention = thinking_retention
         self._renderers: dict[bytes, Any] = {}
-        self.stop_token_ids: list[int] = list(self._renderer({}).get_stop_token_ids())
+        self.stop_token_ids = list(dict.fromkeys([*self._renderer({}).get_stop_token_ids(), *stop_token_ids]))
+        self.stand_in = StandInBridge("stand_in", self.render, self.stop_token_ids)
+        """The family's rendering as a bridge of its own: the measure of the family's bridge, and what serves
+        where that declines."""
+        self._unlike: dict[object, bool] = {}
 
     def _renderer(self, template_args: Mapping[str, Any]) -> Any:
         key = value_digest(template_args)
@@ -107,9 +113,27 @@ class RendererBridge:
 
     def extend(self, previous: Previous, tail: Sequence[Message], context: Context) -> Bridged | Declined:
         try:
-            return Bridged(_literally(self._tokenizer, tail, lambda t: self._extend(previous, t, context)), self.name)
+            found = Bridged(_literally(self._tokenizer, tail, lambda t: self._extend(previous, t, context)), self.name)
         except stand_in.NotExtendable as error:
             return Declined(str(error))
+        if self._is_unlike(found, previous, tail, context):
+            return Declined(f"the {self._family} renderer's bridge is not what it renders")
+        return found
+
+    def _is_unlike(self, found: Bridged, previous: Previous, tail: Sequence[Message], context: Context) -> bool:
+        """Whether the family bridges this shape of tail in another way than it renders whole conversations.
+
+        Laguna's bridge leaves out a newline, for one. Asked once per shape, where the turn ended by a stop token:
+        how a turn that was cut off is closed is the family's to know.
+        """
+        end = previous.completion_ids[-1] if previous.completion_ids else None
+        if end not in self.stop_token_ids:
+            return False
+        key = (context.key, stand_in.shape_key(previous.message, tail), end)
+        if key not in self._unlike:
+            rendered = self.stand_in.extend(previous, tail, context)
+            self._unlike[key] = isinstance(rendered, Bridged) and rendered.ids != found.ids
+        return self._unlike[key]
 
     def _extend(self, previous: Previous, tail: Sequence[Message], context: Context) -> list[int]:
         """Raises NotExtendable."""
@@ -140,19 +164,16 @@ class RendererBridge:
 class StandInBridge:
     """Bridges by rendering stand-ins, with whatever renders this model's conversations."""
 
-    def __init__(
-        self, name: str, render: Callable[..., list[int]], stop_token_ids: Collection[int], eos_id: int | None
-    ) -> None:
+    def __init__(self, name: str, render: Callable[..., list[int]], stop_token_ids: Collection[int]) -> None:
         self.name = name
         self.stop_token_ids = list(stop_token_ids)
         self._render = render
         """(messages, context, add_generation_prompt=) -> ids."""
-        self._eos_id = eos_id
         self._shapes = ShapeCache()
 
     def extend(self, previous: Previous, tail: Sequence[Message], context: Context) -> Bridged | Declined:
         end = previous.completion_ids[-1] if previous.completion_ids else None
-        steps = self._shapes.steps(previous.message, tail, context, end, self.stop_token_ids, self._eos_id)
+        steps = self._shapes.steps(previous.message, tail, context, end, self.stop_token_ids)
 
         def render(conversation: stand_in.Conversation) -> list[int]:
             more = conversation.add_generation_prompt
@@ -169,7 +190,7 @@ class TemplateBridge(StandInBridge):
 
     def __init__(self, tokenizer: Any, stop_token_ids: Collection[int]) -> None:
         self._tokenizer = LiteralTokenizer(tokenizer)
-        super().__init__("template", self.render, stop_token_ids, tokenizer.eos_token_id)
+        super().__init__("template", self.render, stop_token_ids)
 
     def render(self, messages: Sequence[Message], context: Context, *, add_generation_prompt: bool = True) -> list[int]:
         def make(messages: Sequence[Message]) -> list[int]:
@@ -183,12 +204,29 @@ class TemplateBridge(StandInBridge):
 
         return _literally(self._tokenizer, messages, make)
 
+    def extend(self, previous: Previous, tail: Sequence[Message], context: Context) -> Bridged | Declined:
+        found = super().extend(previous, tail, context)
+        if isinstance(found, Declined) or not self._in_reasoning(previous):
+            return found
+        return Bridged([*self._tokenizer.encode("</think>", add_special_tokens=False), *found.ids], found.bridge)
+
+    def _in_reasoning(self, previous: Previous) -> bool:
+        """Whether a completion was cut off in its reasoning, which must be closed before the turn is."""
+        ids = previous.completion_ids
+        if ids and ids[-1] in self.stop_token_ids:
+            return False
+        text = self._tokenizer.decode(ids)
+        opened = text.lstrip().startswith("<think>") or self._opens_reasoning(previous.prompt_ids)
+        return opened and "</think>" not in text
+
+    def _opens_reasoning(self, prompt_ids: Sequence[int]) -> bool:
+        return bool(self._tokenizer.decode(prompt_ids[-8:]).rstrip().endswith("<think>"))
+
     def parse(self, prompt_ids: list[int], completion_ids: list[int], context: Context) -> Message:
         stops = set(self.stop_token_ids)
         end = len(completion_ids) - (bool(completion_ids) and completion_ids[-1] in stops)
-        prompt_end = self._tokenizer.decode(prompt_ids[-8:], skip_special_tokens=False)
-        text = self._tokenizer.decode(completion_ids[:end], skip_special_tokens=False)
-        return parse_text(text, in_reasoning=prompt_end.rstrip().endswith("<think>"))
+        text = self._tokenizer.decode(completion_ids[:end])
+        return parse_text(text, in_reasoning=self._opens_reasoning(prompt_ids))
 
 
 def _literally(
@@ -223,7 +261,6 @@ class ShapeCache:
         context: Context,
         completion_end: int | None,
         stop_ids: Collection[int],
-        eos_id: int | None,
     ) -> stand_in.Steps[list[int]]:
         """The steps to a bridge, the proof of its shape included where it is new."""
         key = (context.key, stand_in.shape_key(previous, tail), tuple(stop_ids))
@@ -238,4 +275,4 @@ class ShapeCache:
             self._shapes[key] = shape
         if isinstance(shape, str):
             raise stand_in.NotExtendable(shape)
-        return (yield from stand_in.bridge(previous, tail, shape, completion_end, stop_ids, eos_id))
+        return (yield from stand_in.bridge(previous, tail, shape, completion_end, stop_ids))

@@ -24,11 +24,10 @@ from rollout.bridge import (
     Previous,
     RendererBridge,
     ShapeCache,
-    StandInBridge,
     TemplateBridge,
 )
 from rollout.canonical import value_digest
-from rollout.errors import ConfigError, TransportError
+from rollout.errors import ConfigError, RequestRefused, TransportError
 from rollout.messages import Message, with_tool_names
 from rollout.parsing import parse_text
 from rollout.tokenizer import copy_tokenizer, load_tokenizer, template_ids
@@ -50,25 +49,18 @@ class Lane:
     """The bridges over one copy of the tokenizer, for one thread at a time."""
 
     def __init__(self, tokenizer: Any, family: str | None, thinking_retention: str, stop_ids: Sequence[int]) -> None:
-        self.renderer = RendererBridge(tokenizer, family, thinking_retention) if family else None
-        stops = list(dict.fromkeys([*(self.renderer.stop_token_ids if self.renderer else ()), *stop_ids]))
-        self.template = TemplateBridge(tokenizer, stops) if tokenizer.chat_template else None
-        # Where a family's own bridge declines and there is no template, its renderer serves as one.
-        self._stand_in = (
-            StandInBridge("stand_in", self.renderer.render, stops, tokenizer.eos_token_id)
-            if self.renderer is not None and self.template is None
-            else None
-        )
-        self.stop_token_ids = stops
+        self.renderer = RendererBridge(tokenizer, family, thinking_retention, stop_ids) if family else None
+        self.stop_token_ids = self.renderer.stop_token_ids if self.renderer else list(dict.fromkeys(stop_ids))
+        self.template = TemplateBridge(tokenizer, self.stop_token_ids) if tokenizer.chat_template else None
+        own = self.renderer.stand_in if self.renderer else None
+        self._bridges: list[Bridge] = [bridge for bridge in (self.renderer, self.template, own) if bridge is not None]
 
     def extend(self, previous: Previous, tail: Sequence[Message], context: Context) -> Bridged | Declined:
         """The first bridge that gives ids. A bridge that raises declines, and its cause is logged."""
         reasons = []
         # Renderers such as gpt-oss's write the function's name, which the caller's tool message may lack.
         tail = with_tool_names([previous.message, *tail])[1:] if previous.message is not None else tail
-        chain = (self.renderer, self.template, self._stand_in)
-        bridges: list[Bridge] = [bridge for bridge in chain if bridge is not None]
-        for bridge in bridges:
+        for bridge in self._bridges:
             try:
                 found = bridge.extend(previous, tail, context)
             except Exception as error:  # a renderer's or a template's bug must cost a fallback, not the rollout
@@ -175,12 +167,16 @@ class ServerCodec(Codec):
         if not self.stop_token_ids:
             return Declined("server: no stop token seen yet")
         end = previous.completion_ids[-1] if previous.completion_ids else None
-        steps = self._shapes.steps(previous.message, tail, context, end, self.stop_token_ids, None)
+        steps = self._shapes.steps(previous.message, tail, context, end, self.stop_token_ids)
         try:
             conversation = next(steps)
             while True:
-                ids = await self._tokenize(conversation, context)
-                conversation = steps.send(ids)
+                try:
+                    ids = await self._tokenize(conversation, context)
+                except RequestRefused as error:
+                    conversation = steps.throw(stand_in.NotRendered(f"the server's template refuses: {error}"))
+                else:
+                    conversation = steps.send(ids)
         except StopIteration as stop:
             return Bridged(stop.value, "server")
         except stand_in.NotExtendable as error:

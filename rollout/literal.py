@@ -24,6 +24,9 @@ _STAND_IN = re.compile("[\U000f0000-\U000ffffd]")
 #: What stands in a marker's place where only the template's own tokens are of interest.
 _HARMLESS = "x"
 
+#: What our own parser reads (`rollout.parsing`), whether or not the template writes it.
+_PARSED = ("<think>", "</think>", "<tool_call>", "</tool_call>")
+
 
 class NotLiteral(Exception):
     """Special-token text cannot be kept as text here; the message says why."""
@@ -33,7 +36,7 @@ class LiteralTokenizer:
     """A Hugging Face tokenizer that can keep markers in messages as text. Everything else is passed on.
 
     A marker is a token that the tokenizer's files call special, or an added token that the chat template or
-    the renderer writes itself: Qwen's `<think>` is one, HTML tags among Gemma's added tokens are not.
+    the renderer writes itself or that our parser reads: Qwen's `<think>` is one, HTML tags among Gemma's are not.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -43,7 +46,7 @@ class LiteralTokenizer:
         template = str(tokenizer.chat_template or "")
         for index, token in tokenizer.added_tokens_decoder.items():
             self._added[token.content] = index
-            if token.special or token.content in template:
+            if token.special or token.content in template or token.content in _PARSED:
                 self._markers[token.content] = index
         self._compile()
 

@@ -7,8 +7,9 @@ the template treats every assistant's turn alike, so it is proved first, per sha
     two stand-ins           what follows does not depend on what the assistant said
     two histories           what follows does not depend on how much was said before (no numbering)
     two contents            where the template's own text ends and the tail's begins
-    no tail                 whether the first stop token closes the turn (<|im_end|>), or opens the next
-                            message (GLM's <|observation|>)
+    no tail, two stand-ins  whether the token behind the stand-in closes the turn (<|im_end|>), opens the next
+                            message (GLM's <|observation|>), or is written in a stop token's place (gpt-oss
+                            ends a last turn with <|return|>, an earlier one with <|end|>)
 
 The steps are generators: they yield a conversation to render and are sent its ids, so that one algorithm
 serves a local tokenizer and a server's /tokenize.
@@ -17,7 +18,7 @@ serves a local tokenizer and a server's /tokenize.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator, Sequence
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -40,8 +41,17 @@ class Conversation(msgspec.Struct, frozen=True):
 Steps = Generator[Conversation, list[int], T]
 
 
+#: How the stand-in speaks. With calls where tool messages follow; some templates render calls only beside text,
+#: and some refuse what comes after them.
+Form = Literal["calls", "calls_and_text", "text"]
+
+
 class NotExtendable(Exception):
     """The template gives no bridge for this tail; the message says why."""
+
+
+class NotRendered(NotExtendable):
+    """The template refuses a conversation. Whoever drives the steps throws it into them."""
 
 
 class Shape(msgspec.Struct, frozen=True):
@@ -50,33 +60,71 @@ class Shape(msgspec.Struct, frozen=True):
     before: list[int]
     """Ids of the stand-in conversation up to the end of the stand-in, and on to before `close`."""
     close: int
-    """The first stop token behind the stand-in."""
+    """The token behind the stand-in that ends the turn, or that the next message opens with."""
     closes_turn: bool
-    """Whether `close` ends the assistant's turn; else it is also the next message's role marker."""
+    """Whether `close` ends the assistant's turn; else it is the next message's role marker."""
+    form: Form
+    """The form of the stand-in with which this was proved."""
 
 
 def prove_shape(previous: Message | None, tail: Sequence[Message], stop_ids: Collection[int]) -> Steps[Shape]:
     """Proves what follows an assistant's turn for tails of this shape. Raises NotExtendable."""
     probe = [_with_text(message, _FIRST) for message in tail]
-    first = yield Conversation([user("."), _stand_in(previous, tail, _FIRST), *probe])
-    second = yield Conversation([user("."), _stand_in(previous, tail, _SECOND), *probe])
+    form, first, second = yield from _shown(previous, tail, probe)
     start = _common_prefix(first, second)
-    behind = _common_suffix(first, second, start)
-    longer = yield Conversation(
-        [user("."), Message("assistant", "."), user("."), _stand_in(previous, tail, _FIRST), *probe]
-    )
+    behind = len(first) - _common_suffix(first, second, start)
+    turn = _stand_in(previous, tail, _FIRST, form)
+    longer = yield Conversation([user("."), Message("assistant", "."), user("."), turn, *probe])
     if longer[start - len(first) :] != first[start:]:
         raise NotExtendable("the template's text depends on how many turns came before")
-    other_probe = [_with_text(message, _SECOND) for message in tail]
-    other = yield Conversation([user("."), _stand_in(previous, tail, _FIRST), *other_probe])
-    own_text = _common_prefix(first, other)
-    close = next((i for i in range(len(first) - behind, own_text) if first[i] in stop_ids), None)
+    other = yield Conversation([user("."), turn, *(_with_text(message, _SECOND) for message in tail)])
+    ending = yield from _last_turns_end(previous, tail, form)
+    close = _find_close(first[behind : _common_prefix(first, other)], ending, stop_ids)
     if close is None:
         raise NotExtendable("the template puts no stop token behind an assistant's turn")
-    bare = yield Conversation([user("."), _stand_in(previous, tail, _FIRST)], add_generation_prompt=False)
-    # Templates may render the last turn in another way, so only its end is compared.
-    closes_turn = first[close] in bare[-4:]
-    return Shape(before=first[:close], close=first[close], closes_turn=closes_turn)
+    token = first[behind + close]
+    closes_turn = token in ending or token not in stop_ids
+    return Shape(before=first[: behind + close], close=token, closes_turn=closes_turn, form=form)
+
+
+def _shown(
+    previous: Message | None, tail: Sequence[Message], probe: Sequence[Message]
+) -> Steps[tuple[Form, list[int], list[int]]]:
+    """The first form of stand-in that the template shows, and the conversation with each of the two stand-ins."""
+    forms: Sequence[Form] = ("calls", "calls_and_text", "text") if _calls_answered(previous, tail) else ("text",)
+    why = NotRendered("the template does not show what the assistant says")
+    for form in forms:
+        try:
+            first = yield Conversation([user("."), _stand_in(previous, tail, _FIRST, form), *probe])
+            second = yield Conversation([user("."), _stand_in(previous, tail, _SECOND, form), *probe])
+        except NotRendered as error:
+            why = error
+            continue
+        if first != second:
+            return form, first, second
+    raise why
+
+
+def _last_turns_end(previous: Message | None, tail: Sequence[Message], form: Form) -> Steps[list[int]]:
+    """What the template puts behind a turn that is the last message. The turn itself may be in another form there."""
+    try:
+        first = yield Conversation([user("."), _stand_in(previous, tail, _FIRST, form)], add_generation_prompt=False)
+        second = yield Conversation([user("."), _stand_in(previous, tail, _SECOND, form)], add_generation_prompt=False)
+    except NotRendered:
+        if form == "text":
+            raise
+        return (yield from _last_turns_end(previous, tail, "text"))  # calls without results may be refused
+    return first[len(first) - _common_suffix(first, second, _common_prefix(first, second)) :]
+
+
+def _find_close(own_text: Sequence[int], ending: Sequence[int], stop_ids: Collection[int]) -> int | None:
+    """Where in the template's own text behind a turn the turn is closed."""
+    close = next((i for i, token in enumerate(own_text) if token in stop_ids), None)
+    if close is not None:
+        return close
+    # As a last turn it ends with a stop token, as an earlier one with another token in the same place.
+    at = next((i for i, token in enumerate(ending) if token in stop_ids), len(own_text))
+    return at if at < len(own_text) and own_text[:at] == ending[:at] else None
 
 
 def bridge(
@@ -85,31 +133,33 @@ def bridge(
     shape: Shape,
     completion_end: int | None,
     stop_ids: Collection[int],
-    eos_id: int | None,
 ) -> Steps[list[int]]:
     """The ids that follow a completion whose last id is `completion_end`. Raises NotExtendable."""
-    ids = yield Conversation([user("."), _stand_in(previous, tail, _FIRST), *tail])
+    ids = yield Conversation([user("."), _stand_in(previous, tail, _FIRST, shape.form), *tail])
     length = len(shape.before)
     if ids[:length] != shape.before or ids[length : length + 1] != [shape.close]:
         raise NotExtendable("the template renders this tail in another way than its shape")
     rest = ids[length + 1 :]
     if completion_end == shape.close:
         return rest
-    if completion_end not in stop_ids:  # cut off: the bridge closes the turn
-        return [shape.close, *rest]
-    if shape.closes_turn:  # another stop token ended the turn: it stands in the close's place
+    # Another stop token that ended the turn stands in the close's place. It never stands in a role marker's: a
+    # model that sampled the wrong role's marker (<|user|>, and a tool answers) has sampled it, so it stays.
+    if completion_end in stop_ids and shape.closes_turn:
         return rest
-    if completion_end == eos_id:
-        return [shape.close, *rest]
-    raise NotExtendable(f"the turn ended with the role marker {completion_end}, and the tail opens with {shape.close}")
+    return [shape.close, *rest]
 
 
 def drive(steps: Steps[T], render: Callable[[Conversation], list[int]]) -> T:
-    """Runs steps with a function that renders."""
+    """Runs steps with a function that renders. An error of it is the template's refusal."""
     try:
         wanted = next(steps)
         while True:
-            wanted = steps.send(render(wanted))
+            try:
+                ids = render(wanted)
+            except Exception as error:  # templates raise Jinja's errors, renderers their own: the steps may know better
+                wanted = steps.throw(NotRendered(f"the template refuses: {error}"))
+            else:
+                wanted = steps.send(ids)
     except StopIteration as stop:
         result: T = stop.value
         return result
@@ -121,14 +171,15 @@ def shape_key(previous: Message | None, tail: Sequence[Message]) -> tuple[object
     return calls, tuple((message.role, message.name, message.tool_call_id, bool(message.text)) for message in tail)
 
 
-def _stand_in(previous: Message | None, tail: Sequence[Message], word: str) -> Message:
+def _stand_in(previous: Message | None, tail: Sequence[Message], word: str, form: Form) -> Message:
     calls = _calls_answered(previous, tail)
-    if not calls:
+    if form == "text":
         return Message("assistant", word)
     # The calls must be there for templates that look them up; the word goes where it is rendered last.
     arguments = ["{}"] * (len(calls) - 1) + [f'{{"a": "{word}"}}']
     return Message(
         "assistant",
+        word if form == "calls_and_text" else None,
         tool_calls=tuple(
             ToolCall(id=call.id, function=Function(call.name, text))
             for call, text in zip(calls, arguments, strict=True)

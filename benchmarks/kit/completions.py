@@ -29,14 +29,24 @@ class Kind(msgspec.Struct, frozen=True):
     make: Callable[[Family, list[int], random.Random], Sampled | None]
     says: Callable[[Message], Message] = lambda message: message
     """What the model means to say instead of the shape's message."""
+    by_chance: bool = False
+    """Whether seeds differ."""
 
 
 def kinds(stop_ids: Sequence[int]) -> list[Kind]:
     """Every kind, for a family with these stop tokens."""
     return [
         Kind("canonical", lambda family, ids, chance: _stopped(ids)),
-        Kind("other ids", lambda family, ids, chance: _stopped([*_respelled(family, ids[:-1], chance), ids[-1]])),
-        Kind("invalid UTF-8", lambda family, ids, chance: _stopped(_with_stray_bytes(family, ids, chance))),
+        Kind(
+            "other ids",
+            lambda family, ids, chance: _stopped([*_respelled(family, ids[:-1], chance), ids[-1]]),
+            by_chance=True,
+        ),
+        Kind(
+            "invalid UTF-8",
+            lambda family, ids, chance: _stopped(_with_stray_bytes(family, ids, chance)),
+            by_chance=True,
+        ),
         Kind("cut in text", lambda f, ids, c: _cut(f, ids, "answer is forty"), _with_text),
         Kind("cut in reasoning", lambda f, ids, c: _cut(f, ids, "I look at"), _with_reasoning),
         Kind("cut in a call", lambda f, ids, c: _cut(f, ids, "Reyk"), lambda message: calls("weather")),

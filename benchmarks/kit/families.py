@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import msgspec
+
 from benchmarks.kit.templates import TEMPLATES, Template
 from benchmarks.kit.tokenizers import HarmonyTokenizer, Recorder, small_tokenizer
 from rollout.codec import Lane, families
 from rollout.messages import Message, with_tool_names
 from rollout.tokenizer import template_form, template_ids
+
+#: Families that render an assistant's text behind the results of its own calls: what was sampled before the calls
+#: stands elsewhere in a rendering of the whole, which is then no measure.
+MOVES_TEXT = frozenset({"gemma4"})
 
 Tools = Sequence[Mapping[str, Any]]
 
@@ -63,23 +69,30 @@ class RendererFamily:
         )
 
     def sampled(self, history: Sequence[Message], message: Message, tools: Tools) -> list[int]:
-        forms = [template_form(m) for m in with_tool_names([*history, message])]
-        rendered = self._renderer.render(forms, tools=list(tools) or None)
         prompt = self.render(history, tools)
+        rendered = self._rendered([*history, message], tools)
+        if rendered.token_ids[: len(prompt)] != prompt and not message.reasoning_content:
+            # The prompt opens the reasoning, so the model reasons.
+            thoughtful = msgspec.structs.replace(message, reasoning_content="Well.")
+            rendered = self._rendered([*history, thoughtful], tools)
         if rendered.token_ids[: len(prompt)] == prompt:
             ids = rendered.token_ids[len(prompt) :]
-        else:  # the prompt opens the reasoning, which history has in another way
+        else:  # history has the turn's beginning in another way
             ids = [
                 token
                 for token, index, sampled in zip(
                     rendered.token_ids, rendered.message_indices, rendered.sampled_mask, strict=True
                 )
-                if index == len(forms) - 1 and sampled
+                if index == len(history) and sampled
             ]
         stops = self._renderer.get_stop_token_ids()
         # Some families write a newline behind the stop token, some leave the last turn open.
         end = max((i for i, token in enumerate(ids) if token in stops), default=None)
         return [*ids, stops[0]] if end is None else ids[: end + 1]
+
+    def _rendered(self, messages: Sequence[Message], tools: Tools) -> Any:
+        forms = [template_form(message) for message in with_tool_names(messages)]
+        return self._renderer.render(forms, tools=list(tools) or None)
 
 
 class TemplateFamily:

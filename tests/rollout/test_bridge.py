@@ -173,3 +173,77 @@ def test_a_proof_is_made_once_per_shape(tokenizer: Any, monkeypatch: pytest.Monk
     first = len(rendered)
     bridge.extend(turn, [user("another text")], PLAIN)
     assert len(rendered) - first == 1
+
+
+ENDS_IN_ANOTHER_WAY = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+    "{{ '<|im_end|>' if loop.last and m.role == 'assistant' else '<|box_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+ROLE_MARKERS = (
+    "{% for m in messages %}{{ {'user': '<|box_start|>', 'tool': '<|quad_start|>'}.get(m.role, '<|im_start|>') }}"
+    "{{ m.content }}{% endfor %}{% if add_generation_prompt %}<|im_start|>{% endif %}"
+)
+CALLS_STAND_ALONE = (
+    "{% for m in messages %}{% if m.tool_calls and loop.last %}{{ raise_exception('a call needs its result') }}{% endif %}"
+    "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def after(tokenizer: Any, template: str, completion: str, tail: Sequence[Message], stops: Sequence[str]) -> str:
+    changed = copy.deepcopy(tokenizer)
+    changed.chat_template = template
+    bridge = TemplateBridge(changed, [changed.convert_tokens_to_ids(stop) for stop in stops])
+    turn = Previous(prompt_ids=[1], completion_ids=tokenizer.encode(completion), message=None)
+    return text_of(tokenizer, bridge.extend(turn, tail, PLAIN))
+
+
+def test_a_turn_that_ends_in_another_way_when_it_is_the_last_is_bridged(tokenizer: Any) -> None:
+    """Where history has another token in the stop token's place (gpt-oss), the sampled stop token stays."""
+    text = after(tokenizer, ENDS_IN_ANOTHER_WAY, "two<|im_end|>", [user("x")], ["<|im_end|>"])
+    assert text == "<|im_start|>user\nx<|box_end|><|im_start|>assistant\n"
+    text = after(tokenizer, ENDS_IN_ANOTHER_WAY, "two", [user("x")], ["<|im_end|>"])
+    assert text == "<|box_end|><|im_start|>user\nx<|box_end|><|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize(
+    ("completion", "expected"),
+    [
+        ("two<|quad_start|>", "7<|im_start|>"),
+        ("two<|box_start|>", "<|quad_start|>7<|im_start|>"),
+        ("two", "<|quad_start|>7<|im_start|>"),
+    ],
+)
+def test_a_stop_token_that_opens_the_next_message_is_not_repeated(
+    tokenizer: Any, completion: str, expected: str
+) -> None:
+    """GLM's way: the right role's marker is there already; a wrong one was sampled, so it stays before it."""
+    tail = [tool("7", call="call00000")]
+    assert after(tokenizer, ROLE_MARKERS, completion, tail, ["<|box_start|>", "<|quad_start|>"]) == expected
+
+
+def test_a_template_that_refuses_one_stand_in_gets_another(tokenizer: Any) -> None:
+    """A result whose call could not be read is bridged by calls that fit it; where calls must not be last, by text."""
+    text = after(tokenizer, CALLS_STAND_ALONE, "two<|im_end|>", [tool("7", call="c")], ["<|im_end|>"])
+    assert text == "\n<|im_start|>tool\n7<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_reasoning_that_was_cut_off_is_closed(bridge: Any, tokenizer: Any) -> None:
+    """A turn cut off while the model reasons gets its `</think>` before its stop token."""
+    found = bridge.extend(previous(bridge, tokenizer, "<think>\nhm", PLAIN), [user("x")], PLAIN)
+    assert text_of(tokenizer, found).startswith("</think><|im_end|>\n<|im_start|>user\n")
+
+
+def test_a_renderer_whose_bridge_is_not_what_it_renders_declines(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A family's bridge is measured against its own rendering once per shape, and the rendering wins."""
+    bridge = bridges(tokenizer)["renderer"]
+    turn = previous(bridge, tokenizer, "two<|im_end|>", PLAIN)
+    original = bridge._extend
+    monkeypatch.setattr(bridge, "_extend", lambda *args: original(*args)[1:])
+    declined = bridge.extend(turn, [user("x")], PLAIN)
+    assert isinstance(declined, Declined)
+    assert "is not what it renders" in declined.reason
+    assert isinstance(bridge.stand_in.extend(turn, [user("x")], PLAIN), Bridged)
