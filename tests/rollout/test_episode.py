@@ -13,7 +13,7 @@ from rollout import Env, Message, Rollout, Step, user
 from rollout.config import EngineConfig
 from rollout.episode import Episode, Job
 from rollout.errors import ServerBusy
-from rollout.records import FailureKind, StopReason
+from rollout.records import FailureKind, FallbackReason, StopReason
 from rollout.session import ServedModel, Session
 from tests.rollout.test_session import ByteCodec
 from transports.scripted import Fault, ScriptedTransport, Stalled, reply
@@ -66,6 +66,20 @@ async def test_a_finished_episode_holds_everything() -> None:
     assert len(rollout.turns) == 3
     assert [message.role for message in rollout.messages] == ["user", "assistant"] * 3 + ["user"]
     assert rollout.id == "0-x-2"
+
+
+async def test_an_environment_can_rewrite_its_conversation() -> None:
+    """A conversation in a step takes the place of the one so far: a retry extends, a summary starts anew."""
+    steps = iter(
+        [
+            Step(conversation=[user("hello")]),
+            Step(conversation=[user("summary")], messages=[user("go on")]),
+            Step(done=True),
+        ]
+    )
+    rollout = await play(Chat(step=lambda message: next(steps)))
+    assert [turn.fallback for turn in rollout.turns] == [FallbackReason.FIRST_TURN, None, FallbackReason.NO_MATCH]
+    assert [message.text for message in rollout.messages] == ["summary", "go on", "2"]
 
 
 async def test_blocking_environments_run_in_threads() -> None:
