@@ -71,16 +71,12 @@ class Planner:
     def plan(self, prompt: Prompt) -> Extend | Fallback:
         """What this prompt can extend. The longest prefix wins, over all branches."""
         tree = self._tree
-        if not tree.leaves:
-            return Fallback(reason=FallbackReason.FIRST_TURN)
         root = tree.find_root(prompt.root.tools_key, prompt.root.args_key)
-        if root is None:
-            return self._changed_root(prompt)
-        node, depth, prompt_node, matched = self._longest(root, prompt)
+        node, depth, prompt_node, matched = self._longest(root, prompt) if root is not None else (None, 0, None, 0)
         if prompt_node is not None:
             node, depth = prompt_node, len(prompt.messages)
         if node is None:
-            return Fallback(reason=FallbackReason.HISTORY_REWRITTEN if matched else FallbackReason.NO_MATCH)
+            return self._no_node(prompt, root, matched)
         tail = prompt.messages[depth:]
         if tree.nodes[node].multimodal or any(message.is_multimodal for message in tail):
             return Fallback(reason=FallbackReason.MULTIMODAL, previous=node)
@@ -117,8 +113,15 @@ class Planner:
             args_key=value_digest(template_args),
         )
 
-    def _changed_root(self, prompt: Prompt) -> Fallback:
-        same_tools = any(root.tools_key == prompt.root.tools_key for root in self._tree.roots)
+    def _no_node(self, prompt: Prompt, root: int | None, matched: int) -> Fallback:
+        """Why no turn is a prefix of this prompt."""
+        if any(message.is_multimodal for message in prompt.messages):
+            return Fallback(reason=FallbackReason.MULTIMODAL)
+        if not self._tree.leaves:
+            return Fallback(reason=FallbackReason.FIRST_TURN)
+        if root is not None:
+            return Fallback(reason=FallbackReason.HISTORY_REWRITTEN if matched else FallbackReason.NO_MATCH)
+        same_tools = any(other.tools_key == prompt.root.tools_key for other in self._tree.roots)
         return Fallback(reason=FallbackReason.TEMPLATE_ARGS_CHANGED if same_tools else FallbackReason.TOOLS_CHANGED)
 
     def _longest(self, root: int, prompt: Prompt) -> tuple[int | None, int, int | None, int]:

@@ -14,12 +14,20 @@ class InvariantBroken(RolloutError):
 
 
 def check_reply(reply: Reply) -> None:
-    """Invariant 2: sampled ids and their logprobs have one length. Raises MalformedReply, always checked."""
+    """Invariant 2: sampled ids, their logprobs and their weight versions have one length.
+
+    Raises MalformedReply; always checked.
+    """
     if reply.completion_ids is None:
         return
     if reply.logprobs is None or len(reply.logprobs) != len(reply.completion_ids):
         count = "no" if reply.logprobs is None else len(reply.logprobs)
         raise MalformedReply(f"the server answered {len(reply.completion_ids)} ids but {count} logprobs")
+    ends = [0, *(span.end for span in reply.weight_versions)]
+    gap = any(span.start != end or span.end < end for span, end in zip(reply.weight_versions, ends, strict=False))
+    if reply.weight_versions and (gap or ends[-1] != len(reply.completion_ids)):
+        spans = ", ".join(f"{span.version}: {span.start}-{span.end}" for span in reply.weight_versions)
+        raise MalformedReply(f"weight versions ({spans}) do not cover the {len(reply.completion_ids)} sampled tokens")
 
 
 def check_turn(tree: Trajectory, node: int, sent_ids: list[int] | None, reply: Reply, previous: int | None) -> None:

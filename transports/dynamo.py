@@ -55,6 +55,8 @@ class _Nvext(msgspec.Struct):
 
 
 class _Choice(msgspec.Struct):
+    token_ids: list[int] | None = None
+    """Not asked for (`return_token_ids` is refused); compared where a deployment adds it."""
     finish_reason: str | None = None
     logprobs: ChatLogprobs | None = None
     message: dict[str, Any] | None = None
@@ -142,10 +144,11 @@ def read_chat(answer: Answer) -> Reply:
 def _sampled(nvext: _Nvext, choice: _Choice) -> tuple[list[int] | None, list[float] | None, list[int] | None]:
     """(ids, logprobs, prompt ids), all from the engine or all from the frontend."""
     engine, frontend_ids = nvext.engine_data, nvext.completion_token_ids
+    told = [engine.completion_token_ids if engine is not None else None, frontend_ids, choice.token_ids]
+    if len({tuple(ids) for ids in told if ids is not None}) > 1:
+        raise MalformedReply("engine_data, nvext and the choice disagree on the sampled ids")
     if engine is not None and engine.completion_token_ids is not None:
         ids = engine.completion_token_ids
-        if frontend_ids is not None and frontend_ids != ids:
-            raise MalformedReply("engine_data and nvext.completion_token_ids disagree on the sampled ids")
         return ids, paired(ids, engine.completion_logprobs), engine.prompt_token_ids or nvext.prompt_token_ids
     if frontend_ids is None:
         return None, None, nvext.prompt_token_ids

@@ -136,7 +136,8 @@ class HttpClient:
     ) -> tuple[int, bytes, str | None]:
         client = self._client or self._open()
         response = await client.request(method, self.base_url + path, content=content, headers=dict(headers))
-        return response.status_code, response.content, response.headers.get("retry-after")
+        status, body = response.status_code, response.content
+        return hidden_status(body) or status if status < 400 else status, body, response.headers.get("retry-after")
 
     def _open(self) -> httpx.AsyncClient:
         # Opened at first use: the pool belongs to the event loop that runs then.
@@ -223,6 +224,24 @@ def error_of(status: int, body: bytes, path: str) -> TransportError:
     elif status in (400, 413, 422) and any(phrase in text.lower() for phrase in _TOO_LONG):
         kind = PromptTooLong
     return kind(message, status=status, body=body[:500].decode("utf-8", "replace"))
+
+
+def hidden_status(body: bytes) -> int | None:
+    """The status of an error object that came as a success, as gateways send it; None where there is none.
+
+    500 where it names no status: whoever made it did not know either.
+    """
+    if b'"error"' not in body[:100]:
+        return None
+    try:
+        value = msgspec.json.decode(body)
+    except msgspec.DecodeError:
+        return None
+    if not isinstance(value, dict) or "choices" in value:
+        return None
+    found = value.get("error")
+    codes = (found.get("code"), value.get("code")) if isinstance(found, dict) else (value.get("code"),)
+    return next((code for code in codes if isinstance(code, int) and 400 <= code < 600), 500)
 
 
 def server_message(body: bytes) -> str:

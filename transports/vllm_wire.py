@@ -181,7 +181,7 @@ def read_chat(answer: Answer, path: str = CHAT) -> Reply:
         message=server_message_of(choice.message),
         prompt_tokens=usage.prompt_tokens,
         cached_tokens=usage.cached_tokens,
-        weight_versions=weight_spans(choice.weight_versions, len(ids or ())),
+        weight_versions=weight_spans(choice.weight_versions),
         request_s=answer.elapsed_s,
     )
 
@@ -207,7 +207,7 @@ def read_generate(answer: Answer) -> Reply:
         finish_reason=finish_reason(choice.finish_reason),
         prompt_tokens=usage.prompt_tokens,
         cached_tokens=usage.cached_tokens,
-        weight_versions=weight_spans(choice.weight_versions or value.weight_versions, len(ids)),
+        weight_versions=weight_spans(choice.weight_versions or value.weight_versions),
         request_s=answer.elapsed_s,
     )
 
@@ -227,7 +227,7 @@ def read_completions(answer: Answer) -> Reply:
         finish_reason=finish_reason(choice.finish_reason),
         prompt_tokens=usage.prompt_tokens,
         cached_tokens=usage.cached_tokens,
-        weight_versions=weight_spans(choice.weight_versions, len(ids)),
+        weight_versions=weight_spans(choice.weight_versions),
         request_s=answer.elapsed_s,
     )
 

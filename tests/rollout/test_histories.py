@@ -14,7 +14,7 @@ from rollout.canonical import Match
 from rollout.messages import Function, Message, ToolCall, system, user
 from rollout.records import FallbackReason, Route
 from rollout.samples import TrainingSample, samples_of_tree
-from rollout.session import Session
+from rollout.session import FallbackRefused, Session
 from rollout.transport import MessagePrompt
 from rollout.verify import check_trajectory
 from tests.rollout.test_session import session
@@ -274,3 +274,48 @@ async def test_any_history_trains_every_token_once(moves: list[tuple[str, int]])
             history = [*history, user(f"more {number % 3}")]
         history.append(await talk.ask(history))
     talk.samples()
+
+
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+AUDIO = {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}
+
+
+def shows(part: dict[str, Any]) -> Message:
+    return Message.of({"role": "user", "content": [{"type": "text", "text": "look"}, part]})
+
+
+@pytest.mark.parametrize("part", [IMAGE, AUDIO])
+async def test_an_image_makes_its_branch_message_in(part: dict[str, Any]) -> None:
+    """From the message with the part on, every turn of the branch goes message-in, and the prompts' ids are kept."""
+    talk = Talk("b", "d", "f", "x")
+    history: Conversation = [user("a")]
+    history += [await talk.ask(history)]
+    for message in (shows(part), user("e")):
+        history = [*history, message]
+        history += [await talk.ask(history)]
+    await talk.ask([*history[:2], user("without it")])
+    multimodal = FallbackReason.MULTIMODAL
+    assert talk.reasons == [FallbackReason.FIRST_TURN, multimodal, multimodal, None]
+    first, other = talk.samples()
+    prompt, completion = talk.seen()[2]
+    assert [*prompt, *completion] in (first.token_ids.tolist(), other.token_ids.tolist())
+
+
+@pytest.mark.parametrize("reports", [True, False])
+async def test_an_image_in_the_first_prompt_is_named(reports: bool) -> None:
+    """A first prompt with an image is never rendered here, and says so; a server that expands it tells the ids."""
+    talk = Talk("b", "d", info={"reports_prompt_ids": reports})
+    history: Conversation = [shows(IMAGE)]
+    history += [await talk.ask(history), user("c")]
+    await talk.ask(history)
+    assert talk.reasons == [FallbackReason.MULTIMODAL] * 2
+    assert all(isinstance(request.prompt, MessagePrompt) for request in talk.transport.requests)
+    talk.samples()
+
+
+async def test_required_token_in_refuses_an_image_at_once() -> None:
+    """Where token-in is required, a prompt with an image fails before anything is sent."""
+    talk = Talk("b", require_token_in=True)
+    with pytest.raises(FallbackRefused, match="multimodal"):
+        await talk.ask([shows(IMAGE)])
+    assert not talk.transport.requests

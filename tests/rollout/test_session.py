@@ -15,7 +15,7 @@ from rollout.messages import Message, user
 from rollout.records import FallbackReason, Route
 from rollout.samples import samples_of_tree
 from rollout.session import ContextFull, FallbackRefused, ServedModel, Session
-from rollout.transport import MessagePrompt, ServerInfo, TokenPrompt
+from rollout.transport import MessagePrompt, ServerInfo, TokenPrompt, WeightSpan
 from rollout.verify import InvariantBroken
 from transports.scripted import STOP, Fault, Scripted, ScriptedTransport, encode_bytes, render_bytes, reply
 
@@ -48,7 +48,7 @@ def session(
     transport = ScriptedTransport(entries)
     server = msgspec.structs.replace(transport._info, **(info or {}))
     model = ServedModel(
-        transport=transport, info=server, codec=codec or ByteCodec(), config=EngineConfig(verify=True, **config)
+        transport=transport, info=server, codec=codec or ByteCodec(), config=EngineConfig(**{"verify": True, **config})
     )
     return Session(model, "s"), transport
 
@@ -151,6 +151,8 @@ async def test_ids_that_never_came_make_the_next_turn_fall_back() -> None:
         reply("b", logprobs=[-0.1]),
         reply("b", without=["logprobs"]),
         reply("b", without=["completion_ids", "logprobs", "message"]),
+        reply("b", weight_versions=(WeightSpan("1", 0, 1),)),
+        reply("b", weight_versions=(WeightSpan("1", 0, 1), WeightSpan("2", 0, 2))),
     ],
 )
 async def test_an_answer_that_cannot_be_trusted_commits_nothing(entry: Scripted) -> None:
@@ -167,6 +169,24 @@ async def test_a_prompt_echoed_in_other_ids_is_a_break() -> None:
     talk, _ = session(reply("b"), Scripted(text="d", prompt_ids=[9, 9]))
     with pytest.raises(InvariantBroken, match="differs from the one that was sent"):
         await play(talk, "a", "c")
+
+
+async def test_an_echo_that_differs_is_counted_where_nothing_is_verified() -> None:
+    """Without verify the break is counted, and the tree forks where the server's prompt differs."""
+    other = [*render_bytes([user("a")]), *encode_bytes("b"), STOP, 9]
+    talk, _ = session(reply("b"), Scripted(text="d", prompt_ids=other), reply("f"), verify=False)
+    await play(talk, "a", "c", "e")
+    assert [turn.prefix_break for turn in talk.turns] == [None, False, False]
+    assert talk.trajectory.ids(talk.turns[1].node).tolist()[: len(other)] == other
+
+
+async def test_an_echo_that_drops_sampled_ids_is_a_break() -> None:
+    """A prompt that no longer starts with what was sampled is a break; what was sampled stays in its own branch."""
+    other = [*render_bytes([user("a")]), 9]
+    talk, _ = session(reply("b"), Scripted(text="d", prompt_ids=other), verify=False)
+    await play(talk, "a", "c")
+    assert [turn.prefix_break for turn in talk.turns] == [None, True]
+    assert len(samples_of_tree(talk.trajectory)) == 2
 
 
 async def test_a_failed_turn_can_be_tried_again() -> None:

@@ -149,8 +149,6 @@ def generated(**changes: Any) -> dict[str, Any]:
         (generated(logprobs={"content": [{"logprob": -1}, {"logprob": None}]}), "null in the place"),
         (generated(token_ids=None), "no token_ids"),
         (generated(logprobs={"content": [{"token_id": 5, "logprob": -1}, {"token_id": 9, "logprob": -2}]}), "token 9"),
-        (generated(weight_versions=[{"version": "1", "start": 0, "end": 1}]), "do not cover"),
-        (generated(weight_versions=[{"version": "1", "start": 1, "end": 2}]), "do not cover"),
         ({"choices": []}, "no choices"),
         ({"error": {"message": "odd"}}, "no choices.*odd"),
         ({"choices": [{"token_ids": "many"}]}, "cannot be read"),
