@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pydantic
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 from openai.types.chat import ChatCompletionMessage
 
@@ -24,21 +24,25 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
     max_leaves=6,
 )
-CALLS = st.lists(
-    st.fixed_dictionaries(
-        {
-            "id": st.text(min_size=1, max_size=5),
-            "type": st.just("function"),
-            "function": st.fixed_dictionaries(
-                {"name": st.text(min_size=1, max_size=5), "arguments": st.dictionaries(TEXT, JSON, max_size=3)}
-            ),
-        }
-    ),
-    max_size=2,
+ONE_CALL = st.fixed_dictionaries(
+    {
+        "id": st.text(min_size=1, max_size=5),
+        "type": st.just("function"),
+        "function": st.fixed_dictionaries(
+            {"name": st.text(min_size=1, max_size=5), "arguments": st.dictionaries(TEXT, JSON, max_size=3)}
+        ),
+    }
 )
+CALLS = st.lists(ONE_CALL, max_size=2)
 MESSAGES = st.fixed_dictionaries(
     {"role": st.sampled_from(["system", "user", "assistant", "tool"]), "content": st.none() | TEXT},
     optional={"reasoning_content": TEXT, "tool_calls": CALLS, "tool_call_id": TEXT, "name": TEXT},
+)
+
+
+#: With one call at least.
+CALLING = st.builds(
+    lambda message, calls: {**message, "tool_calls": calls}, MESSAGES, st.lists(ONE_CALL, min_size=1, max_size=2)
 )
 
 
@@ -161,16 +165,13 @@ CHANGES: list[tuple[str, Callable[[dict[str, Any]], None], set[Match]]] = [
 
 
 @pytest.mark.parametrize(("change", "seen"), [pytest.param(c, s, id=name) for name, c, s in CHANGES])
-@given(message=MESSAGES)
+@given(message=CALLING)
 def test_any_change_that_counts_is_seen(
     change: Callable[[dict[str, Any]], None], seen: set[Match], message: dict[str, Any]
 ) -> None:
     """One thing changed is another message, under the matches that look at it and under no other."""
     changed = copy.deepcopy(message)
-    try:
-        change(changed)
-    except (KeyError, IndexError):
-        assume(False)  # a message without tool calls
+    change(changed)
     for match in ("strict", "loose_tool_call", "role_content"):
         assert (canonical(message, match) != canonical(changed, match)) == (match in seen)
 
