@@ -1,0 +1,102 @@
+"""Every real server, a model that knows its format and one that knows nothing: a thousand live turns of every shape.
+
+Zero breaks, no fallback but those that the agent provoked, and the server's own cache counters confirm the reuse.
+Message-in on the same tasks is reported beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from rollout.records import Rollout, Route
+from rollout.store import read_rollouts
+from tests.live.random_model import write_random_model
+from tests.live.servers import Server, dynamo_mocker, dynamo_vllm, vllm_server
+from tests.live.test_run import TOKENIZER, run
+from transports.embedded import MODEL_DIR
+
+pytestmark = pytest.mark.live
+
+AGENT = str(Path(__file__).with_name("agent.py")) + ":MixedAgent"
+
+#: vLLM takes whole blocks from its cache; small ones, so that prompts of a few hundred tokens have many.
+BLOCK = 32
+
+Start = Callable[[Path, Path], contextlib.AbstractContextManager[Server]]
+
+BLOCKS = ["--block-size", str(BLOCK)]
+SERVERS: dict[str, Start] = {
+    "vllm-0.32": lambda model, logs: vllm_server(model, logs, extra_args=BLOCKS),
+    "vllm-0.31": lambda model, logs: vllm_server(model, logs, extra_args=BLOCKS, server="dynamo"),
+    "dynamo-mocker": lambda model, logs: dynamo_mocker(model, logs, extra_args=BLOCKS),
+    "dynamo-vllm": lambda model, logs: dynamo_vllm(model, logs, extra_args=BLOCKS),
+}
+
+
+@pytest.fixture(scope="module")
+def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_random_model(tmp_path_factory.mktemp("models") / "random")
+
+
+@pytest.fixture(params=["embedded", "random"])
+def model(request: pytest.FixtureRequest, random_model: Path) -> Path:
+    return MODEL_DIR if request.param == "embedded" else random_model
+
+
+@pytest.fixture(params=list(SERVERS))
+def server(request: pytest.FixtureRequest, model: Path, logs: Path) -> Iterator[Server]:
+    with SERVERS[request.param](model, logs) as running:
+        yield running
+
+
+def cached_share(rollouts: list[Rollout]) -> float:
+    """Of the tokens that whole blocks allow, the share that the server took from its cache, by its own count.
+
+    A token-in turn can reuse the prompt and completion that it extends, but for the last sampled id, whose cache
+    entry is only made when it is computed upon.
+    """
+    allowed = taken = 0
+    for rollout in rollouts:
+        tree = rollout.trajectory
+        for turn in rollout.turns:
+            above = [node for node in tree.path(turn.node)[:-1] if tree.nodes[node].sampled]
+            if turn.route is Route.TOKEN_IN and above:
+                reusable = (len(tree.ids(above[-1])) - 1) // BLOCK * BLOCK
+                allowed += reusable
+                taken += min(turn.cached_tokens or 0, reusable)
+    return taken / allowed
+
+
+def play(server: Server, tmp_path: Path, mode: str) -> tuple[dict[str, object], list[Rollout]]:
+    args = [AGENT, "-n", "128", "--max-tokens", "24", "--base-url", server.url, *TOKENIZER, "--max-model-len", "4096"]
+    folder = tmp_path / mode
+    result = run(*args, "--verify", "--mode", mode, "-o", str(folder), cwd=tmp_path)
+    return result, list(read_rollouts(folder))
+
+
+def test_a_thousand_turns_are_token_exact(server: Server, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """No prefix breaks, no fallback that was not provoked, every token trained on once, and the cache confirms it."""
+    result, rollouts = play(server, tmp_path, "tito")
+    provoked = sum(rollout.metrics["provoked"] for rollout in rollouts)
+    reasons = sum((rollout.fallbacks for rollout in rollouts), Counter())
+    first = reasons.pop("first_turn", 0)
+    share = cached_share(rollouts)
+    mito, _ = play(server, tmp_path, "mito")
+    print(
+        f"\n{request.node.callspec.id}: {result['turns']} turns, {result['token_in_turns']} token-in, "
+        f"{provoked:g} provoked, {result['prefix_breaks']} broke, cached {share:.0%} of whole blocks; "
+        f"message-in: {mito['prefix_breaks']} broke, samples {mito['samples']} against {result['samples']}"
+    )
+    assert result["failures"] == 0
+    assert result["turns"] == 1024
+    assert first == 128
+    assert result["prefix_breaks"] == 0
+    assert set(reasons) <= {"history_rewritten", "no_match"}
+    assert sum(reasons.values()) == provoked > 0
+    assert share >= 0.9
+    assert mito["failures"] == 0
