@@ -16,10 +16,14 @@ import httpx
 
 from tests.live.install import python_of
 
-SHIM = Path(__file__).with_name("shim")
+#: vLLM without a GPU. The folder has what lets torchvision load, which Dynamo's worker and transformers import.
+_ON_CPU = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "PYTHONPATH": str(Path(__file__).with_name("shim")),
+}
 
 #: Offline, and quiet: the servers load local folders only.
-_ON_CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 _ENV = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
@@ -114,8 +118,7 @@ def dynamo_vllm(
     """The Dynamo frontend with a real vLLM worker on CPU behind it: what fills `engine_data`."""
     worker = ["-m", "dynamo.vllm", "--model", str(model_dir), "--served-model-name", name, "--enforce-eager"]
     worker += ["--max-model-len", "4096", "--dtype", "float32", "--max-num-seqs", "64", *extra_args]
-    env = {**_ON_CPU, "PYTHONPATH": str(SHIM)}
-    with _dynamo(worker, name, log_dir, env, deadline_s=400) as running:
+    with _dynamo(worker, name, log_dir, _ON_CPU, deadline_s=400) as running:
         yield running
 
 

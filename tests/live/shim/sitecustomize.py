@@ -1,4 +1,4 @@
-"""Lets torchvision load beside a CPU build of torch: on PYTHONPATH of Dynamo's vLLM worker only.
+"""Lets torchvision load beside a CPU build of torch: on PYTHONPATH of the vLLM servers.
 
 torchvision's wheels need CUDA for their operators, which a text model never calls; but importing it
 registers shapes for them, and fails where the operators are not declared. This declares them first.
