@@ -49,6 +49,7 @@ class Lane:
     """The bridges over one copy of the tokenizer, for one thread at a time."""
 
     def __init__(self, tokenizer: Any, family: str | None, thinking_retention: str, stop_ids: Sequence[int]) -> None:
+        self._tokenizer = tokenizer
         self.renderer = RendererBridge(tokenizer, family, thinking_retention, stop_ids) if family else None
         self.stop_token_ids = self.renderer.stop_token_ids if self.renderer else list(dict.fromkeys(stop_ids))
         self.template = TemplateBridge(tokenizer, self.stop_token_ids) if tokenizer.chat_template else None
@@ -79,6 +80,9 @@ class Lane:
         if source is None:
             raise ConfigError("the tokenizer has no chat template and no renderer: name one by --renderer")
         return source.render(messages, context)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(ids)))
 
     def parse(self, prompt_ids: list[int], completion_ids: list[int], context: Context) -> Message:
         """The assistant's message. What the model sampled never raises: the plain reading serves then."""
@@ -112,6 +116,10 @@ class Codec:
         """The assistant's message; None where only the server can read it."""
         raise NotImplementedError
 
+    async def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, for people."""
+        raise NotImplementedError
+
 
 class LocalCodec(Codec):
     """Bridges over a local tokenizer."""
@@ -136,6 +144,9 @@ class LocalCodec(Codec):
     async def parse(self, prompt_ids: list[int], completion_ids: list[int], context: Context) -> Message:
         long = len(prompt_ids) + len(completion_ids) > LONG_IDS
         return await self._run(lambda lane: lane.parse(prompt_ids, completion_ids, context), long=long)
+
+    async def decode(self, ids: Sequence[int]) -> str:
+        return await self._run(lambda lane: lane.decode(ids), long=len(ids) > LONG_IDS)
 
     async def _run(self, work: Callable[[Lane], T], *, long: bool) -> T:
         if not long:
@@ -197,6 +208,9 @@ class ServerCodec(Codec):
             _log.warning("parser_raised", error=str(error))
             return None
         return parse_text(text, in_reasoning=in_reasoning)
+
+    async def decode(self, ids: Sequence[int]) -> str:
+        return await self._transport.detokenize(ids)
 
     async def _ends_in_reasoning(self, prompt_end: tuple[int, ...]) -> bool:
         """Whether a prompt leaves `<think>` open. Prompts end alike, so the server is asked once."""

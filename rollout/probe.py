@@ -1,57 +1,20 @@
-"""`rollout probe`: what a server can do, and whether the local chat template agrees with its own."""
+"""`rollout probe`: what a server can do, whether prompts made here are the server's, and the flags to use."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 import msgspec
 
-from rollout.codec import Codec, make_context
+from rollout.codec import Codec, LocalCodec
 from rollout.config import EngineConfig
 from rollout.engine import check_config, make_codec, open_transport
 from rollout.errors import TransportError
-from rollout.messages import Message
-from rollout.transport import MessagePrompt, Request, ServerInfo, Transport
-
-TOOLS: list[Mapping[str, Any]] = [
-    {
-        "type": "function",
-        "function": {
-            "name": "add",
-            "description": "Add two numbers.",
-            "parameters": {
-                "type": "object",
-                "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}},
-                "required": ["a", "b"],
-            },
-        },
-    }
-]
-
-#: A small conversation with a tool call and its result.
-CONVERSATION = [
-    Message("system", "You add numbers."),
-    Message("user", "What is 1 + 2?"),
-    Message.of(
-        {
-            "role": "assistant",
-            "tool_calls": [
-                {"id": "call00000", "function": {"name": "add", "arguments": '{"a": 1, "b": 2}'}, "type": "function"}
-            ],
-        }
-    ),
-    Message("tool", "3", tool_call_id="call00000", name="add"),
-]
-
-
-class TemplateCheck(msgspec.Struct, kw_only=True):
-    """Whether the local template renders a conversation as the server does."""
-
-    agrees: bool | None = None
-    """None where it could not be compared; `detail` says why."""
-    detail: str = ""
+from rollout.messages import user
+from rollout.session import ServedModel, Session
+from rollout.template_check import SPECIAL_TEXT, ShapeCheck, check_shapes, verdict
+from rollout.transport import ServerInfo, Transport
+from rollout.verify import InvariantBroken
 
 
 class Probe(msgspec.Struct, kw_only=True):
@@ -61,9 +24,22 @@ class Probe(msgspec.Struct, kw_only=True):
     server: ServerInfo
     bridges: str | None
     """The bridges that would be used; None where every turn would go message-in."""
-    template: TemplateCheck
+    shapes: list[ShapeCheck]
+    """What was compared with the server's own prompts; none without a tokenizer here or there."""
+    verdict: list[str]
+    """The findings in plain sentences."""
+    live: str
+    """What two real turns did."""
+    advice: list[str]
+    """What to change, where something is not token-exact."""
     command: str
     """The command line to use."""
+
+    @property
+    def token_exact(self) -> bool | None:
+        """Whether prompts made here are the server's; None where nothing could be compared."""
+        found = [check.exact for check in self.shapes if check.shape != SPECIAL_TEXT and check.exact is not None]
+        return all(found) if found else None
 
 
 async def probe(config: EngineConfig) -> Probe:
@@ -73,47 +49,61 @@ async def probe(config: EngineConfig) -> Probe:
     try:
         info = await transport.connect()
         codec = await make_codec(config, transport, info)
-        template = await compare_templates(transport, info, codec)
+        shapes = await check_shapes(transport, info, codec, config.template_args) if codec is not None else []
+        live = await _play(transport, info, codec, config)
     finally:
         await transport.aclose()
-    return Probe(
+    found = Probe(
         url=config.base_url or "in process",
         server=info,
         bridges=codec.description if codec is not None else None,
-        template=template,
-        command=command_line(config, info, codec),
+        shapes=shapes,
+        verdict=verdict(shapes),
+        live=live,
+        advice=[],
+        command="",
     )
+    flags, found.advice = _advice(config, info, codec, found)
+    found.command = shlex.join(command_line(config, info, codec) + flags)
+    return found
 
 
-async def compare_templates(transport: Transport, info: ServerInfo, codec: Codec | None) -> TemplateCheck:
-    """Renders a conversation with tools here and on the server."""
-    if codec is None:
-        return TemplateCheck(detail="no local tokenizer: name one by --tokenizer")
+async def _play(transport: Transport, info: ServerInfo, codec: Codec | None, config: EngineConfig) -> str:
+    """Plays two turns, verified token for token."""
+    settings = msgspec.structs.replace(config, verify=True, max_tokens=16)
+    session = Session(ServedModel(transport=transport, info=info, codec=codec, config=settings), "probe-live")
+    conversation = [user("Hello. Who are you?")]
     try:
-        theirs = await _server_ids(transport, info)
-    except TransportError as error:
-        return TemplateCheck(detail=f"the server did not render it: {error}")
-    if theirs is None:
-        return TemplateCheck(detail="the server does not report prompt ids")
-    ours = await codec.render(CONVERSATION, make_context(TOOLS, {}))
-    if ours == theirs:
-        return TemplateCheck(agrees=True, detail=f"{len(ours)} ids are equal")
-    at = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
-    shown = f"here {ours[max(0, at - 2) : at + 4]}, there {theirs[max(0, at - 2) : at + 4]}"
-    return TemplateCheck(agrees=False, detail=f"they differ from id {at} on: {shown}")
+        for text in ("And then?", ""):
+            conversation += [await session.turn(conversation), user(text)]
+    except (TransportError, InvariantBroken) as error:
+        return f"turn {len(session.turns) + 1} failed: {error}"
+    turn = session.turns[1]
+    route = f"token-in by the {turn.bridge} bridge" if turn.fallback is None else f"message-in ({turn.fallback.value})"
+    prefix = {False: "its prompt starts with turn 1's ids", True: "its prompt BREAKS turn 1's ids"}
+    held = "its prompt is not reported" if turn.prefix_break is None else prefix[turn.prefix_break]
+    cached = f", {turn.cached_tokens} of {turn.prompt_tokens} prompt tokens cached" if turn.cached_tokens else ""
+    return f"turn 2 went {route}; {held}{cached}"
 
 
-async def _server_ids(transport: Transport, info: ServerInfo) -> Sequence[int] | None:
-    prompt = MessagePrompt(messages=CONVERSATION, tools=TOOLS)
-    if info.can_tokenize:
-        return await transport.tokenize(prompt, add_generation_prompt=True)
-    reply = await transport.generate(
-        Request(prompt=prompt, request_id="probe", session_id="probe", max_tokens=1, echo_prompt=True)
-    )
-    return reply.prompt_ids
+def _advice(config: EngineConfig, info: ServerInfo, codec: Codec | None, found: Probe) -> tuple[list[str], list[str]]:
+    """(flags for the command line, what to do in words)."""
+    if codec is None:
+        return [], ["name the model's tokenizer by --tokenizer: without it every turn goes message-in"]
+    wrong = [check for check in found.shapes if check.exact is False and check.shape != SPECIAL_TEXT]
+    if not wrong or not isinstance(codec, LocalCodec):
+        return [], []
+    if any(check.drift for check in wrong):
+        source = f"{config.tokenizer or info.tokenizer} is not what the server was started with (another revision?)"
+        if info.can_tokenize:
+            return ["--renderer", "server"], [f"{source}: name its folder by --tokenizer, or use --renderer server"]
+        return [], [f"{source}: name its folder by --tokenizer"]
+    if config.renderer in ("auto", "template"):
+        return [], ["the bridge falls back where it is not exact; each fallback is counted with its reason"]
+    return ["--renderer", "template"], [f"renderer {config.renderer} is not this model's: use --renderer template"]
 
 
-def command_line(config: EngineConfig, info: ServerInfo, codec: Codec | None) -> str:
+def command_line(config: EngineConfig, info: ServerInfo, codec: Codec | None) -> list[str]:
     """What to run against this server."""
     words = ["rollout", "run", "guess_number"]
     if config.base_url is not None:
@@ -124,7 +114,7 @@ def command_line(config: EngineConfig, info: ServerInfo, codec: Codec | None) ->
         words += ["--tokenizer", "NAME_OR_DIR"]
     if info.max_model_len is None:
         words += ["--max-model-len", "TOKENS"]
-    return shlex.join(words)
+    return words
 
 
 def rows(found: Probe) -> list[tuple[str, str]]:
@@ -146,12 +136,11 @@ def rows(found: Probe) -> list[tuple[str, str]]:
         ("weight versions", "reported" if info.reports_weight_versions else "not reported"),
         ("/tokenize", _yes(info.can_tokenize)),
         ("bridges", found.bridges or "none: name the tokenizer by --tokenizer"),
-        ("chat template", f"{_AGREES[found.template.agrees]}   {found.template.detail}"),
+        *[("prompts", line) for line in found.verdict],
+        ("live", found.live),
+        *[("advice", line) for line in found.advice],
         ("use", found.command),
     ]
-
-
-_AGREES = {True: "agrees with the server's", False: "DIFFERS from the server's", None: "not compared"}
 
 
 def _yes(value: bool) -> str:

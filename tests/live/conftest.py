@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.live.servers import Server, dynamo_mocker, vllm_server
+from tests.live.servers import Server, dynamo_mocker, dynamo_vllm, vllm_server
 from transports.embedded import MODEL_DIR
 
 
@@ -25,4 +25,11 @@ def vllm(logs: Path) -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def dynamo(logs: Path) -> Iterator[Server]:
     with dynamo_mocker(MODEL_DIR, logs) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def dynamo_engine(logs: Path) -> Iterator[Server]:
+    """Dynamo with a real vLLM worker."""
+    with dynamo_vllm(MODEL_DIR, logs) as server:
         yield server

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from rollout.records import Rollout, Route
+from rollout.records import FallbackReason, Rollout, Route
 from rollout.store import read_rollouts
 from tests.live.random_model import write_random_model
 from tests.live.servers import Server, dynamo_mocker, dynamo_vllm, vllm_server
@@ -83,8 +83,8 @@ def test_a_thousand_turns_are_token_exact(server: Server, tmp_path: Path, reques
     """No prefix breaks, no fallback that was not provoked, every token trained on once, and the cache confirms it."""
     result, rollouts = play(server, tmp_path, "tito")
     provoked = sum(rollout.metrics["provoked"] for rollout in rollouts)
-    reasons = sum((rollout.fallbacks for rollout in rollouts), Counter())
-    first = reasons.pop("first_turn", 0)
+    reasons = sum((rollout.fallbacks for rollout in rollouts), Counter[FallbackReason]())
+    first = reasons.pop(FallbackReason.FIRST_TURN, 0)
     share = cached_share(rollouts)
     mito, _ = play(server, tmp_path, "mito")
     print(
@@ -96,7 +96,7 @@ def test_a_thousand_turns_are_token_exact(server: Server, tmp_path: Path, reques
     assert result["turns"] == 1024
     assert first == 128
     assert result["prefix_breaks"] == 0
-    assert set(reasons) <= {"history_rewritten", "no_match"}
+    assert set(reasons) <= {FallbackReason.HISTORY_REWRITTEN, FallbackReason.NO_MATCH}
     assert sum(reasons.values()) == provoked > 0
     assert share >= 0.9
     assert mito["failures"] == 0

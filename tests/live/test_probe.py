@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from tests.live.servers import Server
 from tests.live.test_run import TOKENIZER, command
+from transports.embedded import MODEL_DIR
 
 pytestmark = pytest.mark.live
 
@@ -20,6 +22,43 @@ def probe(server: Server, *args: str, cwd: Path) -> dict[str, Any]:
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
+
+
+def assert_exact(found: dict[str, Any]) -> None:
+    """Everything but typed special text, which servers take for tokens, is token-exact."""
+    exact = {shape["shape"]: shape["exact"] for shape in found["shapes"]}
+    assert exact.pop("special text") is False
+    assert all(exact.values()), found["verdict"]
+    assert "its prompt starts with turn 1's ids" in found["live"]
+
+
+def another_revision(folder: Path) -> Path:
+    """The embedded model's folder with a later revision of its chat template."""
+    shutil.copytree(MODEL_DIR, folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config["chat_template"] = config["chat_template"].replace("<tool_response>\\n", "<tool_response>")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_another_revision_of_the_template_is_found(vllm: Server, tmp_path: Path) -> None:
+    """A folder that drifted from the server is told by shape, with the first token that differs, and the remedy."""
+    found = probe(vllm, "--tokenizer", str(another_revision(tmp_path / "drifted")), cwd=tmp_path)
+    exact = {shape["shape"]: shape["exact"] for shape in found["shapes"]}
+    assert exact["user"] is True
+    assert exact["tool"] is False
+    drift = next(shape["drift"] for shape in found["shapes"] if shape["shape"] == "tool")
+    assert "<tool_response>" in drift["here_text"]
+    assert drift["here"] != drift["there"]
+    assert found["command"].endswith("--renderer server")
+
+
+def test_dynamos_engine_is_told(dynamo_engine: Server, tmp_path: Path) -> None:
+    """A frontend with a real vLLM worker reports the engine's own ids and logprobs."""
+    found = probe(dynamo_engine, *TOKENIZER, cwd=tmp_path)
+    assert found["server"]["ids_source"] == "engine_data"
+    assert found["server"]["keeps_stop_token"] is True
+    assert_exact(found)
 
 
 def test_vllm_is_told_as_it_is(vllm: Server, tmp_path: Path) -> None:
@@ -35,7 +74,7 @@ def test_vllm_is_told_as_it_is(vllm: Server, tmp_path: Path) -> None:
     assert server["keeps_stop_token"] is True
     assert server["reports_cached_tokens"]
     assert server["reports_weight_versions"]
-    assert found["template"]["agrees"] is True
+    assert_exact(found)
     assert found["command"].startswith(f"rollout run guess_number --base-url {vllm.url} -m tiny")
 
 
@@ -49,7 +88,7 @@ def test_dynamo_is_told_as_it_is(dynamo: Server, tmp_path: Path) -> None:
     assert server["ids_source"] == "nvext"
     assert server["reports_cached_tokens"]
     assert not server["can_tokenize"]
-    assert found["template"]["agrees"] is True
+    assert_exact(found)
     assert "--max-model-len" in found["command"]
 
 

@@ -272,7 +272,7 @@ def test_model_prints_the_folder() -> None:
 
 @pytest.mark.parametrize("dialect", ["vllm", "dynamo"])
 def test_probe_tells_what_a_server_does(dialect: Any) -> None:
-    """Routes, where ids come from, and that the templates agree; the command line to use is last."""
+    """Routes, where ids come from, what is token-exact and what not; the command line to use is last."""
     app = create_app(dialect=dialect)
     with serving(app) as url:
         result = invoke("probe", url, "--tokenizer", str(MODEL_DIR), "--json")
@@ -282,9 +282,11 @@ def test_probe_tells_what_a_server_does(dialect: Any) -> None:
     assert found["server"]["dialect"] == dialect
     assert found["server"]["ids_source"] == {"vllm": "choice", "dynamo": "engine_data"}[dialect]
     assert found["server"]["keeps_stop_token"] is True
-    assert found["template"]["agrees"] is True
+    assert {shape["shape"]: shape["exact"] for shape in found["shapes"]}.pop("special text") is False
+    assert all(shape["exact"] for shape in found["shapes"] if shape["shape"] != "special text")
+    assert found["live"].startswith("turn 2 went token-in by the renderer bridge; its prompt starts with turn 1's ids")
     assert f"--base-url {url}" in found["command"]
-    assert "agrees with the server's" in shown.stderr
+    assert "token-exact for user, tool" in shown.stderr
 
 
 def test_control_c_ends_with_what_is_finished(tmp_path: Path) -> None:
