@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+SEEDS := 3
 
 .PHONY: rollout test check format lint types fidelity live bench install clean
 
@@ -25,10 +26,10 @@ types: $(INSTALLED)
 
 live: $(INSTALLED)  ## install and start real vLLM and Dynamo servers, and test against them
 	$(BIN)/python -m tests.live.install vllm dynamo
-	$(BIN)/python -m pytest -q -m live tests/live
+	$(BIN)/python -m pytest -q -rP -m live tests/live
 
 fidelity: $(INSTALLED)  ## is every prompt what was sampled plus what the environment added? family by shape
-	$(BIN)/python -m benchmarks.fidelity --markdown
+	$(BIN)/python -m benchmarks.fidelity --markdown --seeds $(SEEDS)
 
 bench: $(INSTALLED)  ## token-in against message-in on the embedded model
 	$(BIN)/python -m benchmarks.modes

@@ -142,7 +142,8 @@ def markdown(rows: Mapping[str, Row]) -> str:
     """The summary for the README."""
     kinds_of = {"renderers families": "", "chat templates": "template:", "templates, server bridge": "server:"}
     lines = [
-        "| bridge over | families | later turns | token-in | equal to a full rendering | fallbacks | broken |",
+        "| bridge over | families | later turns | token-in "
+        "| equal to a full rendering: all of it, its end, none to compare | fallbacks | broken |",
         "|---|---|---|---|---|---|---|",
     ]
     for title, prefix in kinds_of.items():
@@ -150,7 +151,8 @@ def markdown(rows: Mapping[str, Row]) -> str:
         cell = total(cell for name in names for cell in rows[name].values())
         turns = cell.extended + cell.fallbacks.total() + cell.provoked
         lines.append(
-            f"| {title} | {len(names)} | {turns:,} | {cell.extended:,} | {cell.exact:,} | "
+            f"| {title} | {len(names)} | {turns:,} | {cell.extended:,} | {cell.exact:,}, "
+            f"{cell.extended - cell.exact - cell.unmeasured:,}, {cell.unmeasured:,} | "
             f"{cell.provoked:,} provoked, {cell.fallbacks.total():,} other | {cell.broken.total()} |"
         )
     return "\n".join(lines)

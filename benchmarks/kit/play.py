@@ -21,7 +21,7 @@ from rollout.bridge import Bridged, Context, Declined, Previous
 from rollout.codec import Codec, Lane, ServerCodec
 from rollout.config import EngineConfig
 from rollout.errors import RequestRefused, RolloutError
-from rollout.messages import Message
+from rollout.messages import Function, Message, ToolCall
 from rollout.records import FallbackReason, Route
 from rollout.samples import samples_of_tree
 from rollout.session import ServedModel, Session
@@ -214,13 +214,11 @@ class Player:
 
     def _measure(self, messages: Sequence[Message], tools: Sequence[Any]) -> list[int] | None:
         """The family's own rendering; None where it is no measure of what follows the assistant's turn."""
-        at = max(i for i, message in enumerate(messages) if message.role == "assistant")
-        answered, tail = messages[at], messages[at + 1 :]
-        orphans = tail[0].role == "tool" and not answered.tool_calls
-        if orphans or (answered.text and answered.tool_calls and self._family.name in MOVES_TEXT):
-            return None  # templates go astray at a result for a call that the parser could not read
+        answered = next(message for message in reversed(messages) if message.role == "assistant")
+        if answered.text and answered.tool_calls and self._family.name in MOVES_TEXT:
+            return None
         try:
-            return self._family.render(messages, tools)
+            return self._family.render(_adopted(messages), tools)
         except Exception:  # the template refuses what the ids hold
             return None
 
@@ -246,3 +244,19 @@ class Player:
         if not wrong and sum(trained.values()) != sum(sum(sample.loss_mask) for sample in samples):
             wrong.append("a token that was not sampled is trained on")
         return wrong
+
+
+def _adopted(messages: Sequence[Message]) -> list[Message]:
+    """The messages with a call for each result that has none.
+
+    Templates go astray at a result for a call that the parser could not read, but the model did make it.
+    """
+    out = list(messages)
+    for at, message in enumerate(messages):
+        results = list(takewhile(lambda m: m.role == "tool", messages[at + 1 :]))
+        if message.role == "assistant" and results and not message.tool_calls:
+            made = tuple(
+                ToolCall(id=result.tool_call_id, function=Function(result.name or "tool", "{}")) for result in results
+            )
+            out[at] = Message("assistant", tool_calls=made)
+    return out
