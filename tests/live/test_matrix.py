@@ -73,7 +73,20 @@ def cached_share(rollouts: list[Rollout]) -> float:
 
 
 def play(server: Server, tmp_path: Path, mode: str) -> tuple[dict[str, object], list[Rollout]]:
-    args = [AGENT, "-n", "128", "--max-tokens", "24", "--base-url", server.url, *TOKENIZER, "--max-model-len", "4096"]
+    args = [
+        AGENT,
+        "-n",
+        "128",
+        "--max-tokens",
+        "24",
+        "-s",
+        "temperature=1",
+        "--base-url",
+        server.url,
+        *TOKENIZER,
+        "--max-model-len",
+        "4096",
+    ]
     folder = tmp_path / mode
     result = run(*args, "--verify", "--mode", mode, "-o", str(folder), cwd=tmp_path)
     return result, list(read_rollouts(folder))
