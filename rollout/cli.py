@@ -154,6 +154,31 @@ def probe(
 
 
 @app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="The run's folder.")],
+    format: Annotated[str, typer.Option(help="jsonl, parquet or safetensors.")] = "jsonl",
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The file; in the run's folder if not given.")
+    ] = None,
+    advantage: Annotated[str, typer.Option(help="grpo, leave_one_out or none.")] = "grpo",
+    json: Json = False,
+) -> None:
+    """Write a run's training samples as a file that a trainer reads."""
+
+    def go() -> int:
+        from rollout.export import export as write
+
+        done = write(run, output, format, advantage)
+        if json:
+            _print_json(msgspec.to_builtins(done))
+        else:
+            typer.echo(f"{done.path}: {done.samples} samples, {done.tokens} tokens, {done.trained_tokens} trained on")
+        return 0
+
+    _guarded(go)
+
+
+@app.command()
 def envs(json: Json = False) -> None:
     """List the environments with their arguments and defaults."""
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from rollout.advantages import Advantage, grpo
 from rollout.messages import Message
 from rollout.trajectory import Node, Root, Trajectory
 from rollout.transport import FinishReason, WeightSpan
+
+if TYPE_CHECKING:
+    from rollout.samples import TrainingSample
 
 Mode = Literal["tito", "mito"]
 
@@ -172,6 +176,17 @@ class Group(msgspec.Struct, kw_only=True):
     def finished(self) -> list[Rollout]:
         """The members that did not fail."""
         return [rollout for rollout in self.rollouts if rollout.ok]
+
+    @property
+    def rewards(self) -> list[float]:
+        """The finished members' rewards."""
+        return [rollout.reward for rollout in self.finished]
+
+    def samples(self, advantage: Advantage | None = grpo) -> list[TrainingSample]:
+        """The finished members' training samples, with advantages over their rewards (see `rollout.advantages`)."""
+        from rollout.samples import group_samples  # samples are made of records
+
+        return group_samples(self, advantage)
 
     def __repr__(self) -> str:
         return f"<Group {self.task_id} {len(self.finished)}/{len(self.rollouts)} finished>"

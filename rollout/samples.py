@@ -7,11 +7,17 @@ trained on exactly once: in the first branch that has it; in the others it is co
 from __future__ import annotations
 
 from array import array
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from rollout.records import Rollout
+from rollout.advantages import Advantage, grpo
+from rollout.records import Group, Rollout
 from rollout.trajectory import LOGPROBS, Logprobs, TokenIds, Trajectory, ids_array
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 class TrainingSample(msgspec.Struct, kw_only=True):
@@ -31,6 +37,20 @@ class TrainingSample(msgspec.Struct, kw_only=True):
     task_id: str = ""
     rollout_id: str = ""
 
+    def to_numpy(self) -> Mapping[str, NDArray[Any]]:
+        """`token_ids`, `loss_mask`, `logprobs` as arrays over this sample's own memory, `weight_versions` as int64
+        (-1 for none). Raises ValueError for a weight version that is no number.
+        """
+        from rollout.batch import numpy_arrays  # batches are made of samples
+
+        return numpy_arrays(self)
+
+    def to_torch(self) -> dict[str, Any]:
+        """The arrays of `to_numpy` as tensors that share their memory. Needs torch."""
+        import torch
+
+        return {name: torch.from_numpy(array) for name, array in self.to_numpy().items()}
+
     def __repr__(self) -> str:
         return f"<TrainingSample {len(self.token_ids)} tokens, {sum(self.loss_mask)} trained, reward {self.reward:g}>"
 
@@ -40,6 +60,25 @@ def samples_of(rollout: Rollout) -> list[TrainingSample]:
     samples = samples_of_tree(rollout.trajectory)
     for sample in samples:
         sample.reward, sample.task_id, sample.rollout_id = rollout.reward, rollout.task_id, rollout.id
+    return samples
+
+
+def group_samples(group: Group, advantage: Advantage | None = grpo) -> list[TrainingSample]:
+    """The samples of a group's finished members, each with its rollout's advantage.
+
+    Raises ValueError where `advantage` does not give one for each reward.
+    """
+    finished = group.finished
+    advantages: Sequence[float | None] = [None] * len(finished)
+    if advantage is not None:
+        advantages = advantage([rollout.reward for rollout in finished])
+    if len(advantages) != len(finished):
+        raise ValueError(f"the advantage function gave {len(advantages)} values for {len(finished)} rewards")
+    samples = []
+    for rollout, value in zip(finished, advantages, strict=True):
+        for sample in samples_of(rollout):
+            sample.advantage = value
+            samples.append(sample)
     return samples
 
 
