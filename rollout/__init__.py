@@ -6,9 +6,11 @@ from rollout.env import Env, Step, Task
 from rollout.messages import Message, system, tool, user
 from rollout.records import FallbackReason, Group, Rollout
 from rollout.samples import TrainingSample, samples_of
+from rollout.thread import EngineThread
 
 __all__ = [
     "Engine",
+    "EngineThread",
     "EngineConfig",
     "Env",
     "Step",

@@ -46,6 +46,11 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     max_turns: int | None = None
     concurrency: int = 64
     """Rollouts in flight at most."""
+    max_staleness: int | None = None
+    """Weight updates that a rollout may live through, counted from its submission; what is older is ended before its
+    next turn, as a failure of kind `stale`. None is no limit."""
+    rollout_retries: int = 0
+    """How often a rollout that failed of its environment, the transport or a deadline is played again, whole."""
     cache_salt: str | None = None
     priority: int | None = None
     request_timeout_s: float = 600.0

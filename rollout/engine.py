@@ -8,9 +8,9 @@ async with Engine(EngineConfig(), GuessNumber) as engine:
 
 from __future__ import annotations
 
-import os
+import inspect
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Container, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Iterable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Self
@@ -20,22 +20,27 @@ import anyio.abc
 import anyio.to_thread
 import msgspec
 import structlog
-from anyio.streams.memory import MemoryObjectSendStream
 
-from rollout.codec import Codec, ServerCodec, load_codec
+from rollout.codec import Codec
 from rollout.config import EngineConfig
+from rollout.connect import check_config, make_codec, open_transport
 from rollout.env import Env, Task
 from rollout.episode import Episode, Job
 from rollout.errors import ConfigError
-from rollout.records import Group, Rollout, Route, Turn
-from rollout.registry import find_transport
-from rollout.scheduler import Scheduler
+from rollout.records import FailureKind, Group, Rollout, Route, Turn
+from rollout.runs import OnRollout, StreamRun, Submission, Submissions
+from rollout.scheduler import Scheduler, Slots
 from rollout.session import ServedModel, Session
-from rollout.transport import ServerInfo, Transport, TransportConfig
+from rollout.transport import ServerInfo, Transport
+from rollout.weights import InFlight, WeightControl, Weights
 
 _log = structlog.get_logger(__name__)
 
-OnRollout = Callable[[Rollout], Awaitable[None]]
+#: A whole group's rewards, one for each finished member in their order; a plain function runs in a thread.
+GroupReward = Callable[[Group], Sequence[float] | Awaitable[Sequence[float]]]
+
+#: Failures that another attempt may not meet: `rollout_retries` is for these.
+_RETRIED = frozenset({FailureKind.ENVIRONMENT, FailureKind.TRANSPORT, FailureKind.TIMEOUT})
 
 
 class Stats(msgspec.Struct, kw_only=True):
@@ -50,6 +55,19 @@ class Stats(msgspec.Struct, kw_only=True):
     message_in_turns: int = 0
     completion_tokens: int = 0
     concurrency: int = 0
+    weight_version: str | None = None
+    weight_updates: int = 0
+    stale: int = 0
+    """Rollouts that were ended as too stale; they count as failed, too."""
+    retried: int = 0
+    """Attempts that failed and were made again."""
+    dropped_groups: int = 0
+    """Groups that the stream's `keep` did not keep."""
+
+
+def differing_rewards(group: Group) -> bool:
+    """Whether a group has something to learn from: a filter for `stream(keep=...)`."""
+    return len(set(group.rewards)) > 1
 
 
 class Engine:
@@ -65,7 +83,13 @@ class Engine:
         self._stack = AsyncExitStack()
         self._model: ServedModel | None = None
         self._tasks: anyio.abc.TaskGroup | None = None
-        self._schedulers: list[_Run] = []
+        self._runs: list[StreamRun] = []
+        self._submissions: Submissions | None = None
+        self._slots = Slots(config.concurrency)
+        self._weights = Weights()
+        self._weights_lock = anyio.Lock()
+        self.untaken: list[Group] = []
+        """Groups of streams that were given up which had finished members: nothing that finished is lost."""
         self._threads = anyio.CapacityLimiter(max(40, config.concurrency))
         self._stats = Stats(concurrency=config.concurrency)
         self._stopping = False
@@ -81,7 +105,10 @@ class Engine:
             stack.push_async_callback(_close_shielded, transport)
             info = await transport.connect()
             codec = await make_codec(self.config, transport, info)
-            self._model = ServedModel(transport=transport, info=info, codec=codec, config=self.config)
+            self._weights.version = info.weight_version
+            self._model = ServedModel(
+                transport=transport, info=info, codec=codec, config=self.config, weights=self._weights
+            )
             self._tasks = await stack.enter_async_context(anyio.create_task_group())
             self._stack = stack.pop_all()
         return self
@@ -89,6 +116,8 @@ class Engine:
     async def __aexit__(self, *exc_info: object) -> None:
         self.cancel()
         await self._stack.aclose()
+        for run in self._runs:
+            run.close()
 
     @property
     def server(self) -> ServerInfo:
@@ -107,57 +136,154 @@ class Engine:
         rollouts_per_task: int = 1,
         skip: Container[tuple[int, int]] = (),
         on_rollout: OnRollout | None = None,
+        keep: Callable[[Group], bool] | None = None,
+        group_reward: GroupReward | None = None,
+        evaluation: bool = False,
+        share: float = 1.0,
     ) -> AsyncIterator[Group]:
         """Plays every task `rollouts_per_task` times; yields each group when its last member ends.
 
         `skip` names (task index, member) pairs that are not played. `on_rollout` is awaited for each rollout
         as it ends, before its slot is filled again. Admission waits while as many finished groups as slots
-        have not been taken.
+        have not been taken. Streams share the engine's slots; this one takes `share` of them at most.
+
+        `group_reward` sets the finished members' rewards; `keep` decides which groups are yielded, and what it
+        drops is counted in `stats().dropped_groups`. `evaluation` rollouts are never ended as stale.
         """
         self._entered()
-        assert self._tasks is not None
-        send, receive = anyio.create_memory_object_stream[Group](float("inf"))
+        if not 0 < share <= 1:
+            raise ConfigError(f"share must be above 0 and at most 1, not {share:g}")
         scheduler = Scheduler(
             tasks,
-            cap=self.config.concurrency,
+            cap=max(1, int(self.config.concurrency * share)),
+            slots=self._slots,
             rollouts_per_task=rollouts_per_task,
             skip=skip,
             max_waiting_groups=self.config.concurrency,
+            updates=lambda: self._weights.updates,
         )
-        run = _Run(self, scheduler, send, on_rollout)
-        self._schedulers.append(run)
+        run = StreamRun(self, scheduler, on_rollout, evaluation=evaluation)
+        self._start(run)
         try:
-            with receive:
-                self._tasks.start_soon(run.play)
-                async for group in receive:
+            async for group in run.groups():
+                if group_reward is not None:
+                    await self._reward(group, group_reward)
+                if keep is None or keep(group):
                     yield group
-                    run.taken()
+                else:
+                    self._stats.dropped_groups += 1
+                run.taken()
             if run.error is not None:
                 raise run.error
         finally:
-            run.scope.cancel()
-            self._schedulers.remove(run)
+            self.untaken += await run.give_up()
+            self._runs.remove(run)
+
+    async def submit(self, task: Task, *, rollouts: int = 1) -> Submission:
+        """Plays one task beside whatever else is played; its group comes by the submission, or by `collect`."""
+        if self._submissions is None:
+            self._entered()
+            scheduler = Scheduler(
+                (),
+                cap=self.config.concurrency,
+                slots=self._slots,
+                open_ended=True,
+                updates=lambda: self._weights.updates,
+            )
+            self._submissions = Submissions(StreamRun(self, scheduler, None, evaluation=False))
+            self._start(self._submissions.run)
+            assert self._tasks is not None
+            self._tasks.start_soon(self._submissions.sort)
+        return self._submissions.add(task, rollouts)
+
+    async def collect(self, count: int) -> list[Group]:
+        """The next `count` groups of submitted tasks, as they finished. Fewer where fewer were submitted."""
+        return await self._submissions.collect(count) if self._submissions is not None else []
+
+    @property
+    def weight_version(self) -> str | None:
+        """As last named by `update_weights`; before that as the server named it, None where it does not."""
+        return self._weights.version
+
+    async def pause(self, in_flight: InFlight = "keep") -> None:
+        """Has the server stop sampling until `resume`. Raises ConfigError where it cannot be told to."""
+        await self._control().pause(in_flight)
+
+    async def resume(self) -> None:
+        """Goes on after `pause`."""
+        await self._control().resume()
+
+    async def update_weights(
+        self, version: str | int, path: str | Path | None = None, *, in_flight: InFlight = "keep"
+    ) -> None:
+        """Pauses, loads the folder's weights (None: the server has them), names their version, resumes.
+
+        Requests in flight are kept, waited for, or aborted; an aborted one goes on from its sampled tokens. Tokens
+        carry the version that sampled them. The server goes on, with its old weights, where loading fails: raises
+        TransportError then, and ConfigError for a server whose weights cannot be changed.
+        """
+        control = self._control()
+        async with self._weights_lock:
+            await control.pause(in_flight)
+            try:
+                await control.update_weights(str(version), str(path) if path is not None else None)
+                self._weights.version = str(version)
+                self._weights.updates += 1
+            finally:
+                # Shielded: a trainer that is interrupted must not leave the server paused.
+                with anyio.CancelScope(shield=True):
+                    await control.resume()
+
+    def _control(self) -> WeightControl:
+        transport = self._entered().transport
+        if not isinstance(transport, WeightControl):
+            raise ConfigError(f"{self._entered().info.dialect}: this server's weights cannot be changed from here")
+        return transport
+
+    async def _reward(self, group: Group, reward: GroupReward) -> None:
+        """Sets the finished members' rewards. Raises ConfigError where the function gives another number of them."""
+        with anyio.fail_after(self.config.step_timeout_s):
+            if inspect.iscoroutinefunction(reward):
+                found = await reward(group)
+            else:
+                found = await anyio.to_thread.run_sync(reward, group, limiter=self._threads)
+        members = group.finished
+        if len(found) != len(members):
+            raise ConfigError(f"the group reward gave {len(found)} rewards for {len(members)} finished rollouts")
+        for rollout, value in zip(members, found, strict=True):
+            rollout.reward = float(value)
+
+    def _start(self, run: StreamRun) -> None:
+        assert self._tasks is not None
+        self._runs.append(run)
+        self._tasks.start_soon(run.play)
+
+    def slot_freed(self) -> None:
+        """Any stream may have waited for the slot."""
+        for run in self._runs:
+            run.wake()
 
     def stop_admitting(self) -> None:
         """No new rollouts; running ones end after their current turn, as cancelled."""
         self._stopping = True
-        for run in self._schedulers:
+        for run in self._runs:
             run.stop()
 
     def cancel(self) -> None:
         """Ends what runs, now. Requests are closed on the server too."""
         self._stopping = True
-        for run in self._schedulers:
+        for run in self._runs:
             run.scope.cancel()
 
     def stats(self) -> Stats:
         """Where the engine stands now."""
         stats = msgspec.structs.replace(self._stats)
-        stats.running = sum(len(run.scheduler.running) for run in self._schedulers)
-        stats.queued = sum(run.scheduler.queued for run in self._schedulers)
+        stats.running = self._slots.used
+        stats.queued = sum(run.scheduler.queued for run in self._runs)
+        stats.weight_version, stats.weight_updates = self._weights.version, self._weights.updates
         return stats
 
-    def episode(self, job: Job) -> Episode:
+    def episode(self, job: Job, *, evaluation: bool) -> Episode:
         """One rollout, ready to be played."""
         session = Session(self._entered(), f"{job.id}-{uuid.uuid4().hex[:8]}")
         return Episode(
@@ -167,6 +293,8 @@ class Engine:
             self.config,
             threads=self._threads,
             stopping=lambda: self._stopping,
+            staleness=lambda: self._weights.updates - job.submitted_at,
+            max_staleness=None if evaluation else self.config.max_staleness,
             on_turn=self._count,
         )
 
@@ -184,6 +312,15 @@ class Engine:
             self._stats.finished += 1
         else:
             self._stats.failed += 1
+            self._stats.stale += rollout.failure is not None and rollout.failure.kind is FailureKind.STALE
+
+    def again(self, rollout: Rollout) -> bool:
+        """Whether a failed rollout is played again; counts it."""
+        failure, done = rollout.failure, len(rollout.earlier_failures)
+        wanted = failure is not None and failure.kind in _RETRIED and done < self.config.rollout_retries
+        wanted = wanted and not self._stopping
+        self._stats.retried += wanted
+        return wanted
 
     def _entered(self) -> ServedModel:
         if self._model is None:
@@ -191,148 +328,6 @@ class Engine:
         return self._model
 
 
-class _Run:
-    """One `stream`: the shell around a scheduler."""
-
-    def __init__(
-        self, engine: Engine, scheduler: Scheduler, send: MemoryObjectSendStream[Group], on_rollout: OnRollout | None
-    ) -> None:
-        self.scheduler = scheduler
-        self.scope = anyio.CancelScope()
-        self.error: Exception | None = None
-        """What `on_rollout` or the tasks' iterator raised: the caller's, so it ends the stream."""
-        self._engine = engine
-        self._send = send
-        self._on_rollout = on_rollout
-        self._wake = anyio.Event()
-
-    async def play(self) -> None:
-        """Plays until nothing is left. What goes wrong in one rollout is that rollout's result."""
-        with self._send, self.scope:
-            try:
-                async with anyio.create_task_group() as players:
-                    while not self.scheduler.done:
-                        for job in self.scheduler.admit():
-                            players.start_soon(self._play_one, job)
-                        if self.scheduler.done:
-                            break
-                        await self._wake.wait()
-                        self._wake = anyio.Event()
-            except* Exception as errors:
-                self.error = _first(errors)
-
-    async def _play_one(self, job: Job) -> None:
-        episode = self._engine.episode(job)
-        try:
-            await episode.play()
-        finally:
-            # Shielded: a cancelled episode must still return its permit, and its rollout is kept.
-            with anyio.CancelScope(shield=True):
-                await self._ended(episode.rollout)
-
-    async def _ended(self, rollout: Rollout) -> None:
-        self._engine.count_end(rollout)
-        try:
-            if self._on_rollout is not None:
-                await self._on_rollout(rollout)
-        finally:
-            group = self.scheduler.on_finished(rollout)
-            self._wake.set()
-            if group is not None:
-                self._deliver(group)
-
-    def _deliver(self, group: Group) -> None:
-        # The consumer may be gone; the rollouts were handed to `on_rollout` before.
-        try:
-            self._send.send_nowait(group)
-        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
-            _log.debug("group_not_taken", task=group.task_id)
-
-    def taken(self) -> None:
-        self.scheduler.on_taken()
-        self._wake.set()
-
-    def stop(self) -> None:
-        for group in self.scheduler.stop():
-            self._deliver(group)
-        self._wake.set()
-
-
-def check_config(config: EngineConfig) -> None:
-    """Raises ConfigError for settings that contradict each other or cannot be."""
-    if config.mode == "mito" and config.require_token_in:
-        raise ConfigError("mode mito sends messages, and require_token_in forbids it: drop one of them")
-    for name in ("concurrency", "max_tokens", "max_turns", "max_model_len"):
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"{name} must be 1 or more, not {value}")
-    if config.transport in ("vllm", "dynamo") and config.base_url is None:
-        raise ConfigError(f"transport {config.transport!r} needs the server's address: give base_url")
-
-
-def open_transport(config: EngineConfig) -> Transport:
-    """The transport that a configuration names, not yet connected. Raises ConfigError."""
-    name = config.transport
-    if name == "auto" and config.base_url is None:
-        name = "embedded"
-    return find_transport(name)(
-        TransportConfig(
-            base_url=config.base_url,
-            model=config.model,
-            api_key=api_key(config.api_key_env),
-            timeout_s=config.request_timeout_s,
-            retries=config.http_retries,
-            max_connections=max(64, config.concurrency),
-            token_route=config.token_route,
-            headers=config.headers,
-        )
-    )
-
-
-def api_key(variable: str | None) -> str | None:
-    """The key in an environment variable. Raises ConfigError where it was named and is not set."""
-    if variable is None:
-        return None
-    key = os.environ.get(variable)
-    if not key:
-        raise ConfigError(f"environment variable {variable} is not set; it was to hold the API key")
-    return key
-
-
-async def make_codec(config: EngineConfig, transport: Transport, info: ServerInfo) -> Codec | None:
-    """The codec for a served model. Raises ConfigError where the tokenizer that the user named cannot be used."""
-    if config.renderer != "server":
-        names = [config.tokenizer] if config.tokenizer else _tokenizer_guesses(info)
-        for name in names:
-            try:
-                return await anyio.to_thread.run_sync(
-                    lambda name=name: load_codec(  # type: ignore[misc]  # mypy infers no type for a default
-                        name, renderer=config.renderer, thinking_retention=config.thinking_retention
-                    )
-                )
-            except ConfigError:
-                if config.tokenizer or config.renderer != "auto":
-                    raise
-    if info.can_tokenize:
-        return ServerCodec(transport)
-    _log.warning("no_tokenizer", hint="every turn goes message-in; name the model's tokenizer by --tokenizer")
-    return None
-
-
-def _tokenizer_guesses(info: ServerInfo) -> list[str]:
-    """Names to try, the server's own word first. A bare served name is no hub name, so it is not looked up."""
-    named = [name for name in (info.tokenizer, info.model) if name]
-    return list(dict.fromkeys(name for name in named if Path(name).is_dir() or "/" in name))
-
-
 async def _close_shielded(transport: Transport) -> None:
     with anyio.CancelScope(shield=True):
         await transport.aclose()
-
-
-def _first(errors: BaseExceptionGroup[BaseException]) -> Exception:
-    error: BaseException = errors
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    assert isinstance(error, Exception)
-    return error

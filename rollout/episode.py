@@ -45,6 +45,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     task_id: str
     task: Mapping[str, Any]
     member: int
+    submitted_at: int = 0
+    """How often the weights had been updated when it was submitted."""
 
     @property
     def id(self) -> str:
@@ -63,13 +65,18 @@ class Episode:
         *,
         threads: anyio.CapacityLimiter,
         stopping: Callable[[], bool] = lambda: False,
+        staleness: Callable[[], int] = lambda: 0,
+        max_staleness: int | None = None,
         on_turn: Callable[[Turn], None] = lambda turn: None,
     ) -> None:
+        """`staleness` counts the weight updates since the job was submitted."""
         self._make_env = make_env
         self._session = session
         self._config = config
         self._threads = threads
         self._stopping = stopping
+        self._staleness = staleness
+        self._max_staleness = max_staleness
         self._on_turn = on_turn
         self.rollout = Rollout(
             id=job.id, task_id=job.task_id, task_index=job.task_index, member=job.member, task=job.task
@@ -85,7 +92,9 @@ class Episode:
         rollout.timing = Timing(started_at=time.time())
         try:
             with anyio.fail_after(self._config.episode_timeout_s):
-                rollout.stop = await self._play()
+                stop = await self._play()
+                self._refuse_stale()
+                rollout.stop = stop
         except BaseException as error:
             rollout.failure = self._failure(error)
             if not isinstance(error, Exception):
@@ -115,6 +124,7 @@ class Episode:
                 return StopReason.MAX_TURNS
             if self._stopping():
                 raise _Stopped
+            self._refuse_stale()
             try:
                 answer = await self._session.turn(self._messages, tools=list(env.tools))
             except (ContextFull, PromptTooLong):
@@ -124,6 +134,11 @@ class Episode:
             step = await self._call("step", env.step, answer)
             if self._take(step):
                 return StopReason.DONE
+
+    def _refuse_stale(self) -> None:
+        """Raises _Stale for a rollout that lived through more weight updates than it may."""
+        if self._max_staleness is not None and self._staleness() > self._max_staleness:
+            raise _Stale(f"{self._staleness()} weight updates since it was submitted, {self._max_staleness} allowed")
 
     def _take(self, step: Step) -> bool:
         """Takes over what the environment answered; returns whether it is done."""
@@ -195,6 +210,7 @@ class Episode:
         rollout.turns = self._session.turns
         rollout.messages = self._messages
         rollout.roots, rollout.nodes, rollout.leaves = tree.roots, tree.nodes, tree.leaves
+        rollout.staleness = self._staleness()
         rollout.timing.wall_s = wall_s
         rollout.timing.request_s = sum(turn.request_s for turn in rollout.turns)
         if self._config.verify and rollout.failure is None:
@@ -209,6 +225,10 @@ class _Stopped(Exception):
     """The run is stopping: no further turn."""
 
 
+class _Stale(Exception):
+    """The weights changed too often since the rollout was submitted."""
+
+
 def _classify(error: BaseException) -> tuple[FailureKind, str]:
     match error:
         case EnvironmentFault():
@@ -221,6 +241,8 @@ def _classify(error: BaseException) -> tuple[FailureKind, str]:
             return FailureKind.INVARIANT, str(error)
         case TimeoutError():
             return FailureKind.TIMEOUT, "the episode took longer than its time"
+        case _Stale():
+            return FailureKind.STALE, str(error)
         case _Stopped():
             return FailureKind.CANCELLED, "stopped before the next turn"
         case _ if not isinstance(error, Exception):

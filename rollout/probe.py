@@ -8,7 +8,7 @@ import msgspec
 
 from rollout.codec import Codec, LocalCodec
 from rollout.config import EngineConfig
-from rollout.engine import check_config, make_codec, open_transport
+from rollout.connect import check_config, make_codec, open_transport
 from rollout.errors import TransportError
 from rollout.messages import user
 from rollout.session import ServedModel, Session

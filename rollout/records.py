@@ -68,6 +68,8 @@ class FailureKind(StrEnum):
     INVARIANT = "invariant"
     """`--verify` found a broken invariant."""
     TIMEOUT = "timeout"
+    STALE = "stale"
+    """The weights were updated more often since it was submitted than `max_staleness` allows."""
     CANCELLED = "cancelled"
     INTERNAL = "internal"
     """A bug of ours; the traceback is in events.log."""
@@ -135,6 +137,10 @@ class Rollout(msgspec.Struct, kw_only=True):
     stop: StopReason | None = None
     failure: Failure | None = None
     """Exactly one of `stop` and `failure` is set."""
+    earlier_failures: list[Failure] = []
+    """Of earlier attempts, where whole rollouts are tried again (`rollout_retries`)."""
+    staleness: int = 0
+    """Weight updates between its submission and its end."""
     turns: list[Turn] = []
     messages: list[Message] = []
     """The conversation at its end."""

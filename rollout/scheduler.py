@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -17,10 +17,21 @@ from rollout.episode import Job
 from rollout.records import Group, Rollout
 
 
-class Scheduler:
-    """Admits the rollouts of one stream of tasks, group by group, up to `cap` at once.
+class Slots:
+    """The permits of an engine, shared by its streams. Counted here and nowhere else."""
 
-    Tasks are drawn only when a slot is free, so the iterable may be endless.
+    def __init__(self, cap: int) -> None:
+        self.cap = cap
+        self.used = 0
+
+    def __repr__(self) -> str:
+        return f"<Slots {self.used} of {self.cap}>"
+
+
+class Scheduler:
+    """Admits the rollouts of one stream of tasks, group by group, while slots are free.
+
+    Tasks are drawn only when a slot is free, so the iterable may be endless; `add` puts further ones behind it.
     """
 
     def __init__(
@@ -28,12 +39,22 @@ class Scheduler:
         tasks: Iterable[Mapping[str, Any]],
         *,
         cap: int,
+        slots: Slots | None = None,
         rollouts_per_task: int = 1,
         skip: Container[tuple[int, int]] = (),
         max_waiting_groups: int | None = None,
+        open_ended: bool = False,
+        updates: Callable[[], int] = lambda: 0,
     ) -> None:
-        self._tasks = enumerate(tasks)
+        """`cap` limits this stream; `slots` are what it shares with others. `updates` dates each job."""
+        self._tasks = iter(tasks)
+        self._added: deque[tuple[Mapping[str, Any], int]] = deque()
+        self._drawn = 0
+        self._dropped: set[int] = set()
         self._members = rollouts_per_task
+        self._slots = slots or Slots(cap)
+        self._open_ended = open_ended
+        self._updates = updates
         self._skip = skip
         self._queue: deque[Job] = deque()
         self._open: dict[int, _OpenGroup] = {}
@@ -55,20 +76,43 @@ class Scheduler:
     @property
     def done(self) -> bool:
         """Whether nothing runs and nothing more will be admitted."""
-        return not self.running and (not self.admitting or (self.exhausted and not self._queue))
+        nothing_left = self.exhausted and not self._queue and not self._added and not self._open_ended
+        return not self.running and (not self.admitting or nothing_left)
+
+    def add(self, task: Mapping[str, Any], members: int) -> int:
+        """Puts a task behind those there are; returns its index. Only for streams without tasks of their own."""
+        self._added.append((task, members))
+        return self._drawn + len(self._added) - 1
+
+    def drop(self, task_index: int) -> Group | None:
+        """Takes a task's queued members back; returns its group where only finished members are left."""
+        waiting = task_index - self._drawn
+        if 0 <= waiting < len(self._added) and task_index not in self._dropped:
+            self._dropped.add(task_index)
+            task, _ = self._added[waiting]
+            return Group(task_id=task_id(task_index, task), task_index=task_index, task=task, rollouts=[])
+        kept = deque(job for job in self._queue if job.task_index != task_index)
+        group = self._open.get(task_index)
+        if group is None:
+            return None
+        group.size -= len(self._queue) - len(kept)
+        self._queue = kept
+        return self._complete(task_index) if len(group.rollouts) >= group.size else None
 
     def admit(self) -> list[Job]:
         """The jobs to start now. Each holds a permit until `on_finished`."""
         jobs: list[Job] = []
-        while self.admitting and len(self.running) < self.cap and self._fill():
+        while self.admitting and self._has_slot() and self._fill():
             job = self._queue.popleft()
             self.running.add((job.task_index, job.member))
+            self._slots.used += 1
             jobs.append(job)
         return jobs
 
     def on_finished(self, rollout: Rollout) -> Group | None:
         """Takes one end, of whatever kind; returns the group that it completes."""
         self.running.remove((rollout.task_index, rollout.member))
+        self._slots.used -= 1
         group = self._open[rollout.task_index]
         group.rollouts.append(rollout)
         if len(group.rollouts) < group.size:
@@ -92,6 +136,13 @@ class Scheduler:
         """The consumer took a group."""
         self.waiting_groups -= 1
 
+    def leftover(self) -> list[Group]:
+        """What has finished of groups that will not be whole any more, for a stream that is given up."""
+        return [self._complete(index) for index in sorted(self._open) if self._open[index].rollouts]
+
+    def _has_slot(self) -> bool:
+        return len(self.running) < self.cap and self._slots.used < self._slots.cap
+
     def _complete(self, task_index: int) -> Group:
         group = self._open.pop(task_index)
         self.waiting_groups += 1
@@ -103,18 +154,29 @@ class Scheduler:
         while not self._queue:
             if self._max_waiting is not None and self.waiting_groups >= self._max_waiting:
                 return False
-            drawn = next(self._tasks, None)
+            drawn = self._draw()
             if drawn is None:
-                self.exhausted = True
                 return False
-            index, task = drawn
-            members = [member for member in range(self._members) if (index, member) not in self._skip]
-            if not members:
+            index, (task, count) = self._drawn, drawn
+            self._drawn += 1
+            members = [member for member in range(count) if (index, member) not in self._skip]
+            if not members or index in self._dropped:
+                self._dropped.discard(index)
                 continue
-            name = task_id(index, task)
+            name, updates = task_id(index, task), self._updates()
             self._open[index] = _OpenGroup(task_id=name, task=task, size=len(members))
-            self._queue.extend(Job(task_index=index, task_id=name, task=task, member=m) for m in members)
+            self._queue.extend(
+                Job(task_index=index, task_id=name, task=task, member=m, submitted_at=updates) for m in members
+            )
         return True
+
+    def _draw(self) -> tuple[Mapping[str, Any], int] | None:
+        if not self.exhausted:
+            task = next(self._tasks, None)
+            if task is not None:
+                return task, self._members
+            self.exhausted = True
+        return self._added.popleft() if self._added else None
 
 
 class _OpenGroup(msgspec.Struct):

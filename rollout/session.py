@@ -26,9 +26,11 @@ from rollout.messages import Message
 from rollout.parsing import number_calls
 from rollout.prefix import Extend, Fallback, Planner, Prompt
 from rollout.records import EXPECTED_FALLBACKS, FallbackReason, Route, Turn
+from rollout.resumption import MAX_RESUMPTIONS, joined, rest_of, with_version
 from rollout.trajectory import Trajectory, ids_array
 from rollout.transport import MessagePrompt, Reply, Request, ServerInfo, TokenPrompt, Transport
 from rollout.verify import check_reply, check_turn
+from rollout.weights import Weights
 
 _log = structlog.get_logger(__name__)
 
@@ -54,6 +56,7 @@ class ServedModel(msgspec.Struct, kw_only=True):
     codec: Codec | None
     """None where there is neither a tokenizer nor /tokenize: every turn goes message-in."""
     config: EngineConfig
+    weights: Weights = msgspec.field(default_factory=Weights)
 
     @property
     def max_model_len(self) -> int | None:
@@ -115,9 +118,8 @@ class Session:
         outgoing = await self._prepare(prompt, context)
         request = await self._request(prompt, outgoing, context)
         rendered = time.perf_counter()
-        reply = await self._model.transport.generate(request)
+        reply = await self._generate(request)
         answered = time.perf_counter()
-        check_reply(reply)
         message = await self._read(reply, outgoing, conversation, context)
         turn = self._commit(prompt, outgoing, reply, message)
         turn.request_s = reply.request_s or answered - rendered
@@ -125,6 +127,19 @@ class Session:
         turn.render_s = time.perf_counter() - answered + rendered - started
         self.turns.append(turn)
         return message
+
+    async def _generate(self, request: Request) -> Reply:
+        """The whole completion: one that the server aborted, for new weights, goes on from its sampled tokens."""
+        parts: list[Reply] = []
+        while True:
+            version = self._model.weights.version
+            reply = await self._model.transport.generate(request)
+            check_reply(reply)
+            parts.append(with_version(reply, version))
+            rest = rest_of(request, parts) if self._model.info.token_route is not None else None
+            if reply.finish_reason != "abort" or rest is None or len(parts) > MAX_RESUMPTIONS:
+                return joined(parts)
+            request = msgspec.structs.replace(rest, request_id=f"{self._id}-{next(self._numbers)}")
 
     def _make_context(self, prompt: Prompt) -> Context:
         key = prompt.root.tools_key + prompt.root.args_key
@@ -212,7 +227,7 @@ class Session:
             sampling=config.sampling,
             stop_token_ids=self._model.stop_token_ids,
             priority=config.priority,
-            cache_salt=config.cache_salt,
+            cache_salt=self._model.weights.salt(config.cache_salt),
             echo_prompt=config.verify,
         )
 

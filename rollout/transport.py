@@ -112,6 +112,8 @@ class ServerInfo(msgspec.Struct, kw_only=True):
     """Where the ids come from: choice, engine_data, nvext."""
     reports_cached_tokens: bool = False
     reports_weight_versions: bool = False
+    weight_version: str | None = None
+    """The version of the weights when the server was probed; None where it reports none."""
     keeps_stop_token: bool | None = None
     """Whether the stop token is among the completion's ids; None where the probe could not tell."""
     can_tokenize: bool = False

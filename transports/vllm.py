@@ -151,7 +151,8 @@ class VllmTransport(ServedTransport):
             # Newer servers list the generate route but answer 403 unless it is enabled.
             _log.debug("route_absent", path=route.path, error=str(error))
             return False
-        info.reports_weight_versions = info.reports_weight_versions or bool(reply.weight_versions)
+        if reply.weight_versions:
+            info.reports_weight_versions, info.weight_version = True, reply.weight_versions[-1].version
         info.reports_cached_tokens = info.reports_cached_tokens or reply.cached_tokens is not None
         return reply.completion_ids is not None
 

@@ -1,0 +1,85 @@
+"""Settings -> a transport and a codec: what an engine and a probe open before anything is played."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+import structlog
+
+from rollout.codec import Codec, ServerCodec, load_codec
+from rollout.config import EngineConfig
+from rollout.errors import ConfigError
+from rollout.registry import find_transport
+from rollout.transport import ServerInfo, Transport, TransportConfig
+
+_log = structlog.get_logger(__name__)
+
+
+def check_config(config: EngineConfig) -> None:
+    """Raises ConfigError for settings that contradict each other or cannot be."""
+    if config.mode == "mito" and config.require_token_in:
+        raise ConfigError("mode mito sends messages, and require_token_in forbids it: drop one of them")
+    for name in ("concurrency", "max_tokens", "max_turns", "max_model_len"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} must be 1 or more, not {value}")
+    if config.transport in ("vllm", "dynamo") and config.base_url is None:
+        raise ConfigError(f"transport {config.transport!r} needs the server's address: give base_url")
+
+
+def open_transport(config: EngineConfig) -> Transport:
+    """The transport that a configuration names, not yet connected. Raises ConfigError."""
+    name = config.transport
+    if name == "auto" and config.base_url is None:
+        name = "embedded"
+    return find_transport(name)(
+        TransportConfig(
+            base_url=config.base_url,
+            model=config.model,
+            api_key=api_key(config.api_key_env),
+            timeout_s=config.request_timeout_s,
+            retries=config.http_retries,
+            max_connections=max(64, config.concurrency),
+            token_route=config.token_route,
+            headers=config.headers,
+        )
+    )
+
+
+def api_key(variable: str | None) -> str | None:
+    """The key in an environment variable. Raises ConfigError where it was named and is not set."""
+    if variable is None:
+        return None
+    key = os.environ.get(variable)
+    if not key:
+        raise ConfigError(f"environment variable {variable} is not set; it was to hold the API key")
+    return key
+
+
+async def make_codec(config: EngineConfig, transport: Transport, info: ServerInfo) -> Codec | None:
+    """The codec for a served model. Raises ConfigError where the tokenizer that the user named cannot be used."""
+    if config.renderer != "server":
+        names = [config.tokenizer] if config.tokenizer else _tokenizer_guesses(info)
+        for name in names:
+            try:
+                return await anyio.to_thread.run_sync(
+                    lambda name=name: load_codec(  # type: ignore[misc]  # mypy infers no type for a default
+                        name, renderer=config.renderer, thinking_retention=config.thinking_retention
+                    )
+                )
+            except ConfigError:
+                if config.tokenizer or config.renderer != "auto":
+                    raise
+    if info.can_tokenize:
+        return ServerCodec(transport)
+    _log.warning("no_tokenizer", hint="every turn goes message-in; name the model's tokenizer by --tokenizer")
+    return None
+
+
+def _tokenizer_guesses(info: ServerInfo) -> list[str]:
+    """Names to try, the server's own word first. A bare served name is no hub name, so it is not looked up."""
+    named = [name for name in (info.tokenizer, info.model) if name]
+    return list(dict.fromkeys(name for name in named if Path(name).is_dir() or "/" in name))

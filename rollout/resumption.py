@@ -1,0 +1,67 @@
+"""A completion in parts: what a server aborted for new weights, and what it sampled after. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from rollout.transport import Reply, Request, TokenPrompt, WeightSpan
+
+#: A completion that is aborted more often is left as it is: whoever aborts it means it.
+MAX_RESUMPTIONS = 16
+
+
+def rest_of(request: Request, parts: Sequence[Reply]) -> Request | None:
+    """The request for what is missing; None where nothing is, or where the ids to go on from are not known.
+
+    `request` is the last one sent, `parts` what was answered so far, the answer to it last.
+    """
+    last = parts[-1]
+    if isinstance(request.prompt, TokenPrompt):
+        prompt_ids = list(request.prompt.ids)
+    elif last.prompt_ids is not None:
+        prompt_ids = last.prompt_ids
+    else:
+        return None
+    if last.completion_ids is None:
+        return None
+    left = None if request.max_tokens is None else request.max_tokens - len(last.completion_ids)
+    if left is not None and left < 1:
+        return None
+    return msgspec.structs.replace(request, prompt=TokenPrompt([*prompt_ids, *last.completion_ids]), max_tokens=left)
+
+
+def joined(parts: Sequence[Reply]) -> Reply:
+    """One reply of the parts in their order: prompt and cache are the first one's, the end is the last one's."""
+    first, last = parts[0], parts[-1]
+    if len(parts) == 1:
+        return first
+    ids: list[int] = []
+    logprobs: list[float] = []
+    spans: list[WeightSpan] = []
+    for part in parts:
+        spans += [WeightSpan(s.version, s.start + len(ids), s.end + len(ids)) for s in part.weight_versions]
+        ids += part.completion_ids or []
+        logprobs += part.logprobs or []
+    covered = bool(spans) and spans[-1].end == len(ids) and sum(s.end - s.start for s in spans) == len(ids)
+    return msgspec.structs.replace(
+        first,
+        completion_ids=ids,
+        logprobs=logprobs,
+        finish_reason=last.finish_reason,
+        # The server's own reading is of one part only.
+        message=None,
+        weight_versions=tuple(spans) if covered else (),
+        request_s=sum(part.request_s for part in parts),
+    )
+
+
+def with_version(reply: Reply, version: str | None) -> Reply:
+    """The reply under the version that was in use when it was asked for, where the server itself reports none.
+
+    Tokens that were sampled after an update under way carry the older version: staleness is never understated.
+    """
+    if reply.weight_versions or version is None or not reply.completion_ids:
+        return reply
+    return msgspec.structs.replace(reply, weight_versions=(WeightSpan(version, 0, len(reply.completion_ids)),))

@@ -1,0 +1,244 @@
+"""One stream of rollouts, played: the async shell around a scheduler. Also tasks that are submitted one by one."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Protocol
+
+import anyio
+
+from rollout.env import Task
+from rollout.episode import Episode, Job
+from rollout.errors import ConfigError
+from rollout.records import Failure, Group, Rollout
+from rollout.scheduler import Scheduler
+
+OnRollout = Callable[[Rollout], Awaitable[None]]
+
+
+class Players(Protocol):
+    """What a stream needs of its engine."""
+
+    def episode(self, job: Job, *, evaluation: bool) -> Episode: ...
+
+    def count_end(self, rollout: Rollout) -> None: ...
+
+    def again(self, rollout: Rollout) -> bool:
+        """Whether a failed rollout is played again."""
+        ...
+
+    def slot_freed(self) -> None: ...
+
+
+class StreamRun:
+    """One stream: the shell around a scheduler."""
+
+    def __init__(
+        self, players: Players, scheduler: Scheduler, on_rollout: OnRollout | None, *, evaluation: bool
+    ) -> None:
+        self.scheduler = scheduler
+        self.scope = anyio.CancelScope()
+        self.error: Exception | None = None
+        """What `on_rollout` or the tasks' iterator raised: the caller's, so it ends the stream."""
+        self._players = players
+        self._send, self._receive = anyio.create_memory_object_stream[Group](float("inf"))
+        self._on_rollout = on_rollout
+        self._evaluation = evaluation
+        self._wake = anyio.Event()
+        self._begun = False
+        self._ended_all = anyio.Event()
+        self._left: list[Group] = []
+        self.scopes: dict[tuple[int, int], anyio.CancelScope] = {}
+
+    async def groups(self) -> AsyncIterator[Group]:
+        """The groups as they finish, to the stream's end."""
+        async for group in self._receive:
+            yield group
+
+    async def give_up(self) -> list[Group]:
+        """Ends what runs, and waits until it has; returns what finished and was not taken."""
+        self.scope.cancel()
+        # Shielded: a consumer that is cancelled itself must still leave no request running.
+        with anyio.CancelScope(shield=True):
+            if self._begun:  # else the engine was cancelled before it could
+                await self._ended_all.wait()
+        waiting: list[Group] = []
+        with self._receive, contextlib.suppress(anyio.WouldBlock, anyio.EndOfStream):
+            while True:
+                waiting.append(self._receive.receive_nowait())
+        return [*self._left, *waiting, *self.scheduler.leftover()]
+
+    def close(self) -> None:
+        """Takes nothing more. May be called twice."""
+        self._receive.close()
+
+    async def play(self) -> None:
+        """Plays until nothing is left. What goes wrong in one rollout is that rollout's result."""
+        self._begun = True
+        try:
+            await self._play()
+        finally:
+            self._ended_all.set()
+
+    async def _play(self) -> None:
+        with self._send, self.scope:
+            try:
+                async with anyio.create_task_group() as players:
+                    while not self.scheduler.done:
+                        for job in self.scheduler.admit():
+                            players.start_soon(self._play_one, job)
+                        if self.scheduler.done:
+                            break
+                        await self._wake.wait()
+                        self._wake = anyio.Event()
+            except* Exception as errors:
+                self.error = _first(errors)
+
+    async def _play_one(self, job: Job) -> None:
+        earlier: list[Failure] = []
+        with anyio.CancelScope() as scope:
+            self.scopes[job.task_index, job.member] = scope
+            while True:
+                episode = self._players.episode(job, evaluation=self._evaluation)
+                episode.rollout.earlier_failures = list(earlier)
+                try:
+                    await episode.play()
+                except BaseException:
+                    # Shielded: a cancelled episode must still return its permit, and its rollout is kept.
+                    with anyio.CancelScope(shield=True):
+                        await self._ended(episode.rollout)
+                    raise
+                if not self._players.again(episode.rollout):
+                    break
+                assert episode.rollout.failure is not None
+                earlier.append(episode.rollout.failure)
+            with anyio.CancelScope(shield=True):
+                await self._ended(episode.rollout)
+
+    async def _ended(self, rollout: Rollout) -> None:
+        self._players.count_end(rollout)
+        self.scopes.pop((rollout.task_index, rollout.member), None)
+        try:
+            if self._on_rollout is not None:
+                await self._on_rollout(rollout)
+        finally:
+            group = self.scheduler.on_finished(rollout)
+            self._players.slot_freed()
+            if group is not None:
+                self.deliver(group)
+
+    def deliver(self, group: Group) -> None:
+        """Hands a group over."""
+        try:
+            self._send.send_nowait(group)
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+            self._left.append(group)  # the consumer is gone
+
+    def wake(self) -> None:
+        """Something changed that `play` may have waited for."""
+        self._wake.set()
+
+    def taken(self) -> None:
+        self.scheduler.on_taken()
+        self.wake()
+
+    def stop(self) -> None:
+        for group in self.scheduler.stop():
+            self.deliver(group)
+        self.wake()
+
+
+class Submission:
+    """One submitted task, on its way."""
+
+    def __init__(self, submissions: Submissions, task_index: int) -> None:
+        self.task_index = task_index
+        self._submissions = submissions
+        self._event = anyio.Event()
+        self._group: Group | None = None
+
+    def __repr__(self) -> str:
+        return f"<Submission {self.task_index} {self._group or 'on its way'}>"
+
+    @property
+    def done(self) -> bool:
+        return self._group is not None
+
+    async def result(self) -> Group:
+        """The task's group, once its last member has ended. `collect` does not give it again."""
+        await self._event.wait()
+        assert self._group is not None, "the event is set with the group"
+        self._submissions.took(self._group)
+        return self._group
+
+    def cancel(self) -> None:
+        """Ends what runs of it; what has not begun is not played. The result has what was played."""
+        self._submissions.cancel(self.task_index)
+
+    def finish(self, group: Group) -> None:
+        self._group = group
+        self._event.set()
+
+
+class Submissions:
+    """Tasks that were submitted one by one: a stream that stays open."""
+
+    def __init__(self, run: StreamRun) -> None:
+        self.run = run
+        self._open: dict[int, Submission] = {}
+        self._finished: deque[Group] = deque()
+        self._arrived = anyio.Event()
+        self._owed = 0
+
+    def add(self, task: Task, rollouts: int) -> Submission:
+        if rollouts < 1:
+            raise ConfigError(f"rollouts must be 1 or more, not {rollouts}")
+        index = self.run.scheduler.add(task, rollouts)
+        submission = self._open[index] = Submission(self, index)
+        self._owed += 1
+        self.run.wake()
+        return submission
+
+    async def sort(self) -> None:
+        """Gives each group to its submission, and to `collect`."""
+        async for group in self.run.groups():
+            self.run.taken()
+            self._finished.append(group)
+            self._open.pop(group.task_index).finish(group)
+            self._arrived.set()
+            self._arrived = anyio.Event()
+
+    async def collect(self, count: int) -> list[Group]:
+        groups: list[Group] = []
+        while len(groups) < count:
+            while self._finished and len(groups) < count:
+                groups.append(self._finished.popleft())
+                self._owed -= 1
+            if len(groups) == count or not self._owed:
+                break
+            await self._arrived.wait()
+        return groups
+
+    def took(self, group: Group) -> None:
+        at = next((i for i, other in enumerate(self._finished) if other is group), None)
+        if at is not None:
+            del self._finished[at]
+            self._owed -= 1
+
+    def cancel(self, task_index: int) -> None:
+        group = self.run.scheduler.drop(task_index)
+        for (index, _), scope in list(self.run.scopes.items()):
+            if index == task_index:
+                scope.cancel()
+        if group is not None:
+            self.run.deliver(group)
+
+
+def _first(errors: BaseExceptionGroup[BaseException]) -> Exception:
+    error: BaseException = errors
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, Exception)
+    return error

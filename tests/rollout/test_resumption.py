@@ -1,0 +1,83 @@
+"""A completion that was aborted goes on from its sampled tokens, and is one completion in the end."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rollout.messages import user
+from rollout.records import Route
+from rollout.resumption import MAX_RESUMPTIONS, joined, with_version
+from rollout.samples import samples_of_tree
+from rollout.transport import Reply, TokenPrompt, WeightSpan
+from tests.rollout.test_session import session
+from transports.scripted import STOP, encode_bytes, render_bytes, reply
+
+
+def part(count: int, version: str | None, finish: str = "abort") -> Reply:
+    spans = (WeightSpan(version, 0, count),) if version and count else ()
+    return Reply(
+        completion_ids=list(range(count)),
+        logprobs=[-0.5] * count,
+        finish_reason=finish,  # type: ignore[arg-type]
+        weight_versions=spans,
+        prompt_ids=[1],
+    )
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=5))
+def test_parts_join_to_one_completion(counts: list[int]) -> None:
+    """Ids, logprobs and versions of all parts stand in their order, and versions cover them."""
+    parts = [part(count, str(i)) for i, count in enumerate(counts)]
+    whole = joined(parts)
+    assert whole.completion_ids == [i for count in counts for i in range(count)]
+    assert len(whole.logprobs or ()) == sum(counts)
+    assert sum(span.end - span.start for span in whole.weight_versions) == sum(counts)
+    assert [span.start for span in whole.weight_versions[1:]] == [span.end for span in whole.weight_versions[:-1]]
+
+
+def test_a_part_without_versions_leaves_none_of_them() -> None:
+    """Versions that would not cover the completion are not claimed."""
+    assert joined([part(2, "1"), part(2, None)]).weight_versions == ()
+
+
+def test_a_version_is_given_where_the_server_reports_none() -> None:
+    """The version that was in use stands for a server that is silent; a server's own word is kept."""
+    assert with_version(part(2, None), "7").weight_versions == (WeightSpan("7", 0, 2),)
+    assert with_version(part(2, "3"), "7").weight_versions == (WeightSpan("3", 0, 2),)
+    assert with_version(part(2, None), None).weight_versions == ()
+
+
+async def test_an_aborted_turn_goes_on_from_its_tokens() -> None:
+    """The second request is the first prompt and what was sampled; the turn's completion is both parts."""
+    talk, transport = session(reply("ab", finish_reason="abort"), reply("cd"), max_tokens=9)
+    message = await talk.turn([user("x")])
+    assert message.text == "abcd"
+    assert isinstance(transport.requests[1].prompt, TokenPrompt)
+    assert transport.requests[1].prompt.ids == [*render_bytes([user("x")]), *encode_bytes("ab")]
+    assert transport.requests[1].max_tokens == 7
+    assert talk.turns[0].finish_reason == "stop"
+    (sample,) = samples_of_tree(talk.trajectory)
+    assert [i for i, mask in zip(sample.token_ids, sample.loss_mask, strict=True) if mask] == [
+        *encode_bytes("abcd"),
+        STOP,
+    ]
+
+
+async def test_an_aborted_turn_on_token_in_goes_on_too() -> None:
+    """From turn 2 on the resumed prompt still starts with everything sampled before."""
+    talk, _ = session(reply("b"), reply("c", finish_reason="abort"), reply("d"))
+    history = [user("a")]
+    history += [await talk.turn(history), user("x")]
+    assert (await talk.turn(history)).text == "cd"
+    assert talk.turns[1].route is Route.TOKEN_IN
+    assert talk.turns[1].prefix_break is False
+
+
+async def test_who_aborts_again_and_again_means_it() -> None:
+    """After so many resumptions the turn stays as it is, aborted."""
+    entries = [reply("a", finish_reason="abort") for _ in range(MAX_RESUMPTIONS + 5)]
+    talk, transport = session(*entries)
+    await talk.turn([user("x")])
+    assert talk.turns[0].finish_reason == "abort"
+    assert len(transport.requests) == MAX_RESUMPTIONS + 1
