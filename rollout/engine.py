@@ -140,12 +140,14 @@ class Engine:
         group_reward: GroupReward | None = None,
         evaluation: bool = False,
         share: float = 1.0,
+        ahead: int | None = None,
     ) -> AsyncIterator[Group]:
         """Plays every task `rollouts_per_task` times; yields each group when its last member ends.
 
         `skip` names (task index, member) pairs that are not played. `on_rollout` is awaited for each rollout
-        as it ends, before its slot is filled again. Admission waits while as many finished groups as slots
-        have not been taken. Streams share the engine's slots; this one takes `share` of them at most.
+        as it ends, before its slot is filled again. Admission waits while `ahead` finished groups (as many as slots,
+        if not given) have not been taken: what bounds how far rollouts run ahead of a trainer. Streams share the
+        engine's slots; this one takes `share` of them at most.
 
         `group_reward` sets the finished members' rewards; `keep` decides which groups are yielded, and what it
         drops is counted in `stats().dropped_groups`. `evaluation` rollouts are never ended as stale.
@@ -159,7 +161,7 @@ class Engine:
             slots=self._slots,
             rollouts_per_task=rollouts_per_task,
             skip=skip,
-            max_waiting_groups=self.config.concurrency,
+            max_waiting_groups=self.config.concurrency if ahead is None else max(1, ahead),
             updates=lambda: self._weights.updates,
         )
         run = StreamRun(self, scheduler, on_rollout, evaluation=evaluation)
