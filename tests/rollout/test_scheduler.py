@@ -9,10 +9,11 @@ from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from rollout.episode import Job
 from rollout.records import Group, Rollout, StopReason
-from rollout.scheduler import Scheduler, task_id
+from rollout.scheduler import Scheduler, Slots, task_id
 
 
 def ended(job: Job) -> Rollout:
@@ -107,3 +108,101 @@ def test_every_rollout_ends_once_under_any_order(
     if stop_after is None or stop_after > n * members:
         assert len(groups) == n
         assert all(len(group.rollouts) == members for group in groups)
+
+
+class SharedSlots(RuleBasedStateMachine):
+    """Several streams over one set of slots, under finishes, stops, submissions and withdrawals in any order."""
+
+    CAP = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slots = Slots(self.CAP)
+        self.streams: list[Scheduler] = []
+        self.updates = 0
+        self.running: list[tuple[int, Job]] = []
+        self.played: Counter[tuple[int, int, int]] = Counter()
+        self.groups: list[tuple[int, Group]] = []
+        self.asked: dict[tuple[int, int], int] = {}
+        self.withdrawn: set[tuple[int, int]] = set()
+
+    @rule(tasks=st.integers(0, 4), members=st.integers(1, 3), cap=st.integers(1, 4), open_ended=st.booleans())
+    def open_stream(self, tasks: int, members: int, cap: int, open_ended: bool) -> None:
+        if len(self.streams) == 3:
+            return
+        index = len(self.streams)
+        given = [] if open_ended else [{"n": n} for n in range(tasks)]
+        self.asked.update({(index, n): members for n in range(len(given))})
+        self.streams.append(
+            Scheduler(
+                given,
+                cap=cap,
+                slots=self.slots,
+                rollouts_per_task=members,
+                open_ended=open_ended,
+                updates=lambda: self.updates,
+            )
+        )
+
+    @rule(which=st.integers(0, 2), members=st.integers(1, 3))
+    def submit(self, which: int, members: int) -> None:
+        if which < len(self.streams) and self.streams[which]._open_ended:
+            task_index = self.streams[which].add({"submitted": members}, members)
+            assert (which, task_index) not in self.asked
+            self.asked[which, task_index] = members
+
+    @rule(which=st.integers(0, 2), task_index=st.integers(0, 6))
+    def withdraw(self, which: int, task_index: int) -> None:
+        if (which, task_index) in self.asked and which < len(self.streams):
+            self.withdrawn.add((which, task_index))
+            if (group := self.streams[which].drop(task_index)) is not None:
+                self.groups.append((which, group))
+
+    @rule()
+    def admit(self) -> None:
+        for which, stream in enumerate(self.streams):
+            self.running += [(which, job) for job in stream.admit()]
+
+    @rule()
+    def update(self) -> None:
+        self.updates += 1
+
+    @rule(chance=st.randoms(use_true_random=False))
+    def finish(self, chance: random.Random) -> None:
+        if self.running:
+            which, job = self.running.pop(chance.randrange(len(self.running)))
+            assert job.submitted_at <= self.updates
+            self.played[which, job.task_index, job.member] += 1
+            if (group := self.streams[which].on_finished(ended(job))) is not None:
+                self.groups.append((which, group))
+
+    @rule(which=st.integers(0, 2))
+    def stop(self, which: int) -> None:
+        if which < len(self.streams):
+            self.groups += [(which, group) for group in self.streams[which].stop()]
+
+    @invariant()
+    def permits_are_those_of_running_rollouts(self) -> None:
+        assert self.slots.used == len(self.running) == sum(len(stream.running) for stream in self.streams)
+        assert self.slots.used <= self.CAP
+        assert all(len(stream.running) <= stream.cap for stream in self.streams)
+
+    def teardown(self) -> None:
+        while True:
+            self.admit()
+            if not self.running:
+                break
+            self.finish(random.Random(0))
+        assert self.slots.used == 0
+        assert set(self.played.values()) <= {1}, "a rollout was played twice"
+        in_groups = [(which, r.task_index, r.member) for which, group in self.groups for r in group.rollouts]
+        assert sorted(in_groups) == sorted(self.played), "each that was played is in one group, once"
+        whole = Counter((which, group.task_index) for which, group in self.groups)
+        assert set(whole.values()) <= {1}, "a group came twice"
+        for (which, task_index), members in self.asked.items():
+            if self.streams[which].admitting and (which, task_index) not in self.withdrawn:
+                (group,) = [g for w, g in self.groups if (w, g.task_index) == (which, task_index)]
+                assert len(group.rollouts) == members
+
+
+TestSharedSlots = SharedSlots.TestCase
