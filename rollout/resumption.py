@@ -26,10 +26,15 @@ def rest_of(request: Request, parts: Sequence[Reply]) -> Request | None:
         return None
     if last.completion_ids is None:
         return None
-    left = None if request.max_tokens is None else request.max_tokens - len(last.completion_ids)
+    sampled = len(last.completion_ids)
+    left = None if request.max_tokens is None else request.max_tokens - sampled
     if left is not None and left < 1:
         return None
-    return msgspec.structs.replace(request, prompt=TokenPrompt([*prompt_ids, *last.completion_ids]), max_tokens=left)
+    sampling = dict(request.sampling)
+    if isinstance(least := sampling.get("min_tokens"), int):
+        sampling["min_tokens"] = max(0, least - sampled)  # a server refuses one above max_tokens
+    prompt = TokenPrompt([*prompt_ids, *last.completion_ids])
+    return msgspec.structs.replace(request, prompt=prompt, max_tokens=left, sampling=sampling)
 
 
 def joined(parts: Sequence[Reply]) -> Reply:

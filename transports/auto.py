@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import anyio
 
-from rollout.errors import ServerError, TransportError
+from rollout.errors import ConfigError, ServerError, TransportError
 from rollout.transport import MessagePrompt, Reply, Request, ServerInfo, Transport, TransportConfig
+from rollout.weights import InFlight, WeightControl
 from transports.common import client_of, list_models
 from transports.dynamo import DynamoTransport
 from transports.http import HttpClient
@@ -45,8 +46,26 @@ class AutoTransport:
         """See `rollout.transport.Transport`."""
         return await (await self._transport()).detokenize(ids)
 
+    async def pause(self, mode: InFlight = "keep") -> None:
+        """See `rollout.weights.WeightControl`. Raises ConfigError for a dialect that has none."""
+        await (await self._control()).pause(mode)
+
+    async def resume(self) -> None:
+        """See `rollout.weights.WeightControl`."""
+        await (await self._control()).resume()
+
+    async def update_weights(self, version: str, path: str | None) -> None:
+        """See `rollout.weights.WeightControl`."""
+        await (await self._control()).update_weights(version, path)
+
     async def aclose(self) -> None:
         await self._client.aclose()
+
+    async def _control(self) -> WeightControl:
+        found = await self._transport()
+        if not isinstance(found, WeightControl):
+            raise ConfigError(f"{self._client.base_url}: this server's weights cannot be changed from here; vLLM's can")
+        return found
 
     async def _transport(self) -> Transport:
         await self.connect()

@@ -11,9 +11,10 @@ from typing import Any
 import msgspec
 import structlog
 
-from rollout.errors import ConfigError, TransportError
+from rollout.errors import ConfigError, RequestRefused, TransportError
 from rollout.messages import user
 from rollout.transport import MessagePrompt, Reply, Request, ServerInfo, TokenPrompt, TransportConfig
+from rollout.weights import InFlight
 from transports.common import ServedTransport, choose_model, list_models, probe_request
 from transports.http import HttpClient, decode
 from transports.vllm_wire import (
@@ -73,22 +74,33 @@ class VllmTransport(ServedTransport):
         text: str = decode(_DETOKENIZED, answer, "/detokenize").prompt
         return text
 
-    async def pause(self, mode: str = "keep") -> None:
+    async def pause(self, mode: InFlight = "keep") -> None:
         """Stops decoding: `keep` freezes what runs, `wait` lets it end, `abort` ends it.
 
         This and the next two need a server started with VLLM_SERVER_DEV_MODE=1.
         """
-        await self.client.post(f"/pause?mode={mode}", {})
+        await self._control(f"/pause?mode={mode}", {})
 
     async def resume(self) -> None:
         """Goes on after `pause`."""
-        await self.client.post("/resume", {})
+        await self._control("/resume", {})
 
     async def update_weights(self, version: str, path: str | None) -> None:
         """Loads the weights of a folder that the server can read, and names their version."""
         if path is not None:
-            await self.client.post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": path}})
-        await self.client.post("/update_weight_version", {"new_version": version})
+            await self._control("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": path}})
+        await self._control("/update_weight_version", {"new_version": version})
+
+    async def _control(self, path: str, body: dict[str, Any]) -> None:
+        """Raises ConfigError where the server has no such route, and TransportError."""
+        try:
+            await self.client.post(path, body)
+        except RequestRefused as error:
+            if error.status not in (404, 405):
+                raise
+            raise ConfigError(
+                f"{self.client.base_url} has no {path.partition('?')[0]}: start vLLM with VLLM_SERVER_DEV_MODE=1"
+            ) from error
 
     async def _probe(self) -> ServerInfo:
         card = choose_model(await list_models(self.client), self._config.model, self.client.base_url)

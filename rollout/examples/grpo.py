@@ -42,10 +42,10 @@ MICRO_BATCH = 32
 class Settings(msgspec.Struct, kw_only=True):
     """What can be set from the command line."""
 
-    steps: int = 40
+    steps: int = 50
     tasks_per_step: int = 16
     rollouts_per_task: int = 8
-    lr: float = 3e-4
+    lr: float = 1e-3
     clip: float = 0.2
     max_staleness: int = 2
     seed: int = 0

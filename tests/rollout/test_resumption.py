@@ -50,12 +50,13 @@ def test_a_version_is_given_where_the_server_reports_none() -> None:
 
 async def test_an_aborted_turn_goes_on_from_its_tokens() -> None:
     """The second request is the first prompt and what was sampled; the turn's completion is both parts."""
-    talk, transport = session(reply("ab", finish_reason="abort"), reply("cd"), max_tokens=9)
+    talk, transport = session(reply("ab", finish_reason="abort"), reply("cd"), max_tokens=9, sampling={"min_tokens": 3})
     message = await talk.turn([user("x")])
     assert message.text == "abcd"
     assert isinstance(transport.requests[1].prompt, TokenPrompt)
     assert transport.requests[1].prompt.ids == [*render_bytes([user("x")]), *encode_bytes("ab")]
     assert transport.requests[1].max_tokens == 7
+    assert transport.requests[1].sampling == {"min_tokens": 1}
     assert talk.turns[0].finish_reason == "stop"
     (sample,) = samples_of_tree(talk.trajectory)
     assert [i for i, mask in zip(sample.token_ids, sample.loss_mask, strict=True) if mask] == [

@@ -11,6 +11,7 @@ from starlette.applications import Starlette
 
 from rollout.errors import ConfigError
 from rollout.transport import MessagePrompt, Reply, Request, ServerInfo, TransportConfig
+from rollout.weights import InFlight
 from transports.dynamo import DynamoTransport
 from transports.embedded import MODEL_DIR
 from transports.embedded.app import create_app
@@ -58,7 +59,7 @@ class EmbeddedTransport:
         """See `rollout.transport.Transport`."""
         return await (await self._opened()).detokenize(ids)
 
-    async def pause(self, mode: str = "keep") -> None:
+    async def pause(self, mode: InFlight = "keep") -> None:
         """Stops decoding: `keep` freezes what runs, `wait` lets it end, `abort` ends it."""
         await self._control().pause(mode)
 
