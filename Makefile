@@ -25,7 +25,7 @@ types: $(INSTALLED)
 	$(BIN)/mypy
 
 live: $(INSTALLED)  ## install and start real vLLM and Dynamo servers, and test against them
-	$(BIN)/python -m tests.live.install vllm dynamo
+	$(BIN)/python -m tests.live.install vllm dynamo train
 	$(BIN)/python -m pytest -q -rP -m live tests/live
 
 fidelity: $(INSTALLED)  ## is every prompt what was sampled plus what the environment added? family by shape

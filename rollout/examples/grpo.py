@@ -1,6 +1,6 @@
 """GRPO on the embedded model, on a CPU: a policy that learns `guess_number` from exactly the tokens it sampled.
 
-    python -m rollout.examples.grpo [--steps 40] [--mode mito] [--base-url URL] [-o DIR]
+    python -m rollout.examples.grpo [--steps 80] [--mode mito] [--base-url URL] [-o DIR]
 
 Rollouts stream from the engine while the trainer computes, so the policy is one step off at most by default. Each
 step: groups -> samples -> clipped policy gradient on the sampled tokens with the sampler's own logprobs -> weights
@@ -32,6 +32,7 @@ from envs.guess_number import GuessNumber
 from rollout import EngineConfig, EngineThread, Group, TrainingSample
 from rollout.batch import Padded, pad
 from rollout.engine import Stats
+from rollout.weights import InFlight
 from transports.embedded import MODEL_DIR
 from transports.embedded.train.torch_model import Weights, hidden_states, load_weights, next_logprobs
 
@@ -42,12 +43,17 @@ MICRO_BATCH = 32
 class Settings(msgspec.Struct, kw_only=True):
     """What can be set from the command line."""
 
-    steps: int = 50
+    steps: int = 80
     tasks_per_step: int = 16
     rollouts_per_task: int = 8
-    lr: float = 1e-3
+    lr: float = 3e-4
+    warmup: int = 5
+    """Steps over which the rate grows: Adam's first steps are as long as any, on the noisiest estimate of all."""
     clip: float = 0.2
     max_staleness: int = 2
+    in_flight: InFlight = "abort"
+    """What becomes of requests under way when weights are pushed. Aborted ones are resumed under the new weights;
+    kept ones would go on over keys and values of the old, so that no single policy has their logprobs."""
     seed: int = 0
     mode: str = "tito"
     base_url: str | None = None
@@ -109,6 +115,8 @@ class Trainer:
             drift += float((sampled[mask] - ours.detach()).sum())
             age += float((self.version - batch.weight_versions[:, 1:])[mask.numpy()].sum())
         torch.nn.utils.clip_grad_norm_(self.weights.values(), 1.0)
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.settings.lr * min(1.0, (self.version + 1) / self.settings.warmup)
         self._optimizer.step()
         self.version += 1
         self._remember()
@@ -208,7 +216,7 @@ def _step(
     kl, staleness = trainer.step(samples)
     trained = time.perf_counter()
     trainer.write(folder / "policy")
-    engine.update_weights(trainer.version, folder / "policy")
+    engine.update_weights(trainer.version, folder / "policy", in_flight=trainer.settings.in_flight)
     stats = engine.stats()
     return StepReport(
         step=step,
@@ -262,11 +270,12 @@ def picture(runs: Sequence[Path], path: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     defaults = Settings()
-    for name in ("steps", "tasks_per_step", "rollouts_per_task", "max_staleness", "seed"):
+    for name in ("steps", "tasks_per_step", "rollouts_per_task", "max_staleness", "seed", "warmup"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(defaults, name))
     for name in ("lr", "clip"):
         parser.add_argument(f"--{name}", type=float, default=getattr(defaults, name))
     parser.add_argument("--mode", choices=["tito", "mito"], default="tito")
+    parser.add_argument("--in-flight", choices=["keep", "wait", "abort"], default=defaults.in_flight)
     parser.add_argument("--base-url", help="a vLLM in place of the embedded model")
     parser.add_argument("-o", "--output", default=defaults.output, help="where weights, steps and the picture go")
     settings = Settings(**vars(parser.parse_args(argv)))

@@ -7,6 +7,7 @@ in constraints-NAME.txt beside this file.
 
     vllm     vLLM 0.32
     dynamo   Dynamo's frontend and mocker, and vLLM 0.31: by itself, and as Dynamo's worker
+    train    this project with torch, for the example that trains
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent.parent / ".servers"
+PROJECT = HERE.parent.parent
+ROOT = PROJECT / ".servers"
 
 TORCH = "torch==2.13.0"
 
@@ -62,9 +64,9 @@ def python_of(name: str) -> Path:
 
 def install(name: str) -> None:
     """Makes a server's environment, unless it is there. Raises InstallError."""
-    recipe = {"vllm": _install_vllm, "dynamo": _install_dynamo}.get(name)
+    recipe = _RECIPES.get(name)
     if recipe is None:
-        raise InstallError(f"no server {name!r}; there are: vllm, dynamo")
+        raise InstallError(f"nothing named {name!r} to install; there are: {', '.join(_RECIPES)}")
     marker, wanted = ROOT / name / ".installed", _recipe_hash(name)
     if marker.is_file() and marker.read_text() == wanted:
         print(f"{name}: installed", flush=True)
@@ -74,7 +76,7 @@ def install(name: str) -> None:
     print(f"{name}: installing into {(ROOT / name).relative_to(ROOT.parent)} ...", flush=True)
     _system_libraries()
     _run([sys.executable, "-m", "venv", str(ROOT / name)])
-    recipe(name, HERE / f"constraints-{name}.txt")
+    recipe(name, _constraints(name))
     marker.write_text(wanted)
     print(f"{name}: installed in {time.monotonic() - started:.0f} s", flush=True)
 
@@ -94,6 +96,19 @@ def _install_dynamo(name: str, constraints: Path) -> None:
     # The worker imports torchvision, which has no CPU build: `shim` lets it load.
     by_hand = [f"{package}=={_version_of(package, constraints)}" for package in ("ai-dynamo", "torchvision")]
     _pip(name, "install", "--no-deps", *by_hand)
+
+
+def _install_train(name: str, constraints: Path) -> None:
+    _pip(name, "install", TORCH)
+    _pip(name, "install", "-c", str(constraints), "matplotlib", "-e", str(PROJECT))
+
+
+_RECIPES = {"vllm": _install_vllm, "dynamo": _install_dynamo, "train": _install_train}
+
+
+def _constraints(name: str) -> Path:
+    """The versions of an environment: the project's own where it holds the project."""
+    return PROJECT / "constraints.txt" if name == "train" else HERE / f"constraints-{name}.txt"
 
 
 def _requirements(wheel: Path) -> list[str]:
@@ -141,7 +156,7 @@ def _system_libraries() -> None:
 
 
 def _recipe_hash(name: str) -> str:
-    parts = [Path(__file__).read_bytes(), (HERE / f"constraints-{name}.txt").read_bytes(), sys.version.encode()]
+    parts = [Path(__file__).read_bytes(), _constraints(name).read_bytes(), sys.version.encode()]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
 
