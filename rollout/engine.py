@@ -226,15 +226,15 @@ class Engine:
         """
         control = self._control()
         async with self._weights_lock:
-            await control.pause(in_flight)
-            try:
-                await control.update_weights(str(version), str(path) if path is not None else None)
-                self._weights.version = str(version)
-                self._weights.updates += 1
-            finally:
-                # Shielded: a trainer that is interrupted must not leave the server paused.
-                with anyio.CancelScope(shield=True):
-                    await control.resume()
+            with self._weights.updating():
+                try:
+                    await control.pause(in_flight)
+                    await control.update_weights(str(version), str(path) if path is not None else None)
+                    self._weights.updated(str(version), in_flight)
+                finally:
+                    # Shielded: a trainer that is interrupted must not leave the server paused.
+                    with anyio.CancelScope(shield=True):
+                        await control.resume()
 
     def _control(self) -> WeightControl:
         transport = self._entered().transport

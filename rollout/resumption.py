@@ -63,10 +63,7 @@ def joined(parts: Sequence[Reply]) -> Reply:
 
 
 def with_version(reply: Reply, version: str | None) -> Reply:
-    """The reply under the version that was in use when it was asked for, where the server itself reports none.
-
-    Tokens that were sampled after an update under way carry the older version: staleness is never understated.
-    """
+    """The reply under the version that `Weights.sampled` gives, where the server itself reports none."""
     if reply.weight_versions or version is None or not reply.completion_ids:
         return reply
     return msgspec.structs.replace(reply, weight_versions=(WeightSpan(version, 0, len(reply.completion_ids)),))

@@ -130,11 +130,14 @@ class Session:
 
     async def _generate(self, request: Request) -> Reply:
         """The whole completion: one that the server aborted, for new weights, goes on from its sampled tokens."""
-        parts: list[Reply] = []
+        weights, parts = self._model.weights, list[Reply]()
         while True:
-            version = self._model.weights.version
-            reply = await self._model.transport.generate(request)
+            await weights.settled()
+            sent = weights.now()
+            salted = msgspec.structs.replace(request, cache_salt=weights.salt(self._model.config.cache_salt))
+            reply = await self._model.transport.generate(salted)
             check_reply(reply)
+            version = weights.sampled(sent, aborted=reply.finish_reason == "abort")
             parts.append(with_version(reply, version))
             rest = rest_of(request, parts) if self._model.info.token_route is not None else None
             if reply.finish_reason != "abort" or rest is None or len(parts) > MAX_RESUMPTIONS:
@@ -227,7 +230,6 @@ class Session:
             sampling=config.sampling,
             stop_token_ids=self._model.stop_token_ids,
             priority=config.priority,
-            cache_salt=self._model.weights.salt(config.cache_salt),
             echo_prompt=config.verify,
         )
 

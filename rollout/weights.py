@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal, Protocol, runtime_checkable
 
+import anyio
 import msgspec
 
 #: What becomes of requests in flight while weights are loaded: kept (and gone on with under the new weights), waited
@@ -28,6 +31,13 @@ class WeightControl(Protocol):
         ...
 
 
+class Sent(msgspec.Struct, frozen=True):
+    """The weights in use when a request was sent."""
+
+    version: str | None
+    updates: int
+
+
 class Weights(msgspec.Struct):
     """What is known of the weights in use."""
 
@@ -35,6 +45,46 @@ class Weights(msgspec.Struct):
     """As it was last named by `Engine.update_weights`; before that as the server named it, None where it does not."""
     updates: int = 0
     """How often they were updated from here: what staleness is counted in."""
+
+    last_kept: int = 0
+    """The last update that kept what was in flight, by its number; 0 where there was none."""
+    _settled: anyio.Event | None = None
+    """There while an update is under way."""
+
+    async def settled(self) -> None:
+        """Waits while an update is under way: what is sent meanwhile would be sampled under either weights."""
+        while self._settled is not None:
+            await self._settled.wait()
+
+    @contextmanager
+    def updating(self) -> Iterator[None]:
+        """Holds back new requests."""
+        self._settled = anyio.Event()
+        try:
+            yield
+        finally:
+            self._settled.set()
+            self._settled = None
+
+    def updated(self, version: str, in_flight: InFlight) -> None:
+        """The server has them now."""
+        self.version = version
+        self.updates += 1
+        if in_flight == "keep":
+            self.last_kept = self.updates
+
+    def now(self) -> Sent:
+        """What a request is sent under."""
+        return Sent(self.version, self.updates)
+
+    def sampled(self, sent: Sent, *, aborted: bool) -> str | None:
+        """The version of the tokens that answer it, for a server that reports none, when they have just arrived.
+
+        A request that overtook the pause was queued there and sampled after the update, whole, unless the update
+        kept what was in flight: then its tokens may be of both, and carry the older. Staleness is never understated.
+        """
+        whole = self.last_kept <= sent.updates and not aborted
+        return self.version if whole else sent.version
 
     def salt(self, own: str | None) -> str | None:
         """The cache salt of a request: cache entries of other weights must not be reused, by any server."""

@@ -40,6 +40,10 @@ RETRY_STATUSES = frozenset({408, 409, 425, 429})
 BACKOFF_FIRST_S = 0.5
 BACKOFF_MAX_S = 30.0
 
+#: Idle connections are closed before the server does so, under a request: vLLM does after 5 s
+#: (VLLM_HTTP_TIMEOUT_KEEP_ALIVE), and a trainer's step is often longer.
+IDLE_CONNECTION_S = 4.0
+
 #: How vLLM says that a prompt does not fit (seen on 0.31 and 0.32, completions and chat).
 _TOO_LONG = ("maximum model length", "maximum context length", "longer than the maximum", "context length of")
 
@@ -171,7 +175,9 @@ def aiohttp_transport(max_connections: int) -> httpx.AsyncBaseTransport:
     from httpx_aiohttp import AiohttpTransport
 
     def session() -> aiohttp.ClientSession:
-        connector = aiohttp.TCPConnector(limit=max_connections, keepalive_timeout=60, ssl=transport.ssl_context)
+        connector = aiohttp.TCPConnector(
+            limit=max_connections, keepalive_timeout=IDLE_CONNECTION_S, ssl=transport.ssl_context
+        )
         return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
 
     transport = AiohttpTransport(client=session)

@@ -4,8 +4,11 @@
 
 Rollouts stream from the engine while the trainer computes, so the policy is one step off at most by default. Each
 step: groups -> samples -> clipped policy gradient on the sampled tokens with the sampler's own logprobs -> weights
-written as safetensors and pushed with `update_weights`. With `--base-url` a real vLLM serves the policy; it must be
-started with VLLM_SERVER_DEV_MODE=1 on the folder that `rollout model` prints, and read the folder of `-o`.
+written as safetensors and pushed with `update_weights`.
+
+With `--base-url` a real vLLM serves the policy. It must run with VLLM_SERVER_DEV_MODE=1 on this machine, on the folder
+that `--write-model DIR` writes: there the output layer has weights of its own. Reloading leaves the output layer of
+tied embeddings as it was, on a CPU (vLLM 0.32, vllm/model_executor/model_loader/reload, limitation 2).
 
 Needs the extra `train` (torch).
 """
@@ -142,14 +145,23 @@ class Trainer:
         return worst
 
     def write(self, folder: Path) -> None:
-        """The policy as a folder that any server loads, in float32."""
-        if not folder.exists():
-            shutil.copytree(MODEL_DIR, folder)
-        weights = {name: value.detach().contiguous() for name, value in self.weights.items()}
-        save_file(weights, str(folder / "model.safetensors"), metadata={"format": "pt"})
+        """The policy as a folder that its server loads, in float32."""
+        write_model(folder, self.weights, tied=self.settings.base_url is None)
 
     def _remember(self) -> None:
         self._past.append((self.version, {name: value.detach().clone() for name, value in self.weights.items()}))
+
+
+def write_model(folder: Path, weights: Weights, *, tied: bool) -> None:
+    """A model folder; not `tied`, its output layer has the embeddings as weights of its own."""
+    config = json.loads((MODEL_DIR / "config.json").read_text("utf-8"))
+    if not folder.exists():
+        shutil.copytree(MODEL_DIR, folder)
+    (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": tied}, indent=2) + "\n", "utf-8")
+    arrays = {name: value.detach().contiguous() for name, value in weights.items()}
+    if not tied:
+        arrays["lm_head.weight"] = arrays["model.embed_tokens.weight"].clone()
+    save_file(arrays, str(folder / "model.safetensors"), metadata={"format": "pt"})
 
 
 def _ids(batch: Padded) -> torch.Tensor:
@@ -180,7 +192,8 @@ def train(settings: Settings) -> list[StepReport]:
     with EngineThread(config, GuessNumber) as engine:
         if settings.base_url is not None:
             # Another run may have left its weights on the server.
-            engine.update_weights(0, MODEL_DIR)
+            trainer.write(folder / "policy")
+            engine.update_weights(0, folder / "policy")
         # What runs and what waits are one step together.
         running = config.concurrency // settings.rollouts_per_task
         stream = engine.stream(
@@ -278,7 +291,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--in-flight", choices=["keep", "wait", "abort"], default=defaults.in_flight)
     parser.add_argument("--base-url", help="a vLLM in place of the embedded model")
     parser.add_argument("-o", "--output", default=defaults.output, help="where weights, steps and the picture go")
-    settings = Settings(**vars(parser.parse_args(argv)))
+    parser.add_argument("--write-model", metavar="DIR", type=Path, help="write the folder for a vLLM, and end")
+    given = vars(parser.parse_args(argv))
+    if (served := given.pop("write_model")) is not None:
+        write_model(served, load_weights(MODEL_DIR), tied=False)
+        print(served)
+        return 0
+    settings = Settings(**given)
     train(settings)
     folder = Path(settings.output)
     picture([folder], folder / "reward.png")

@@ -17,6 +17,7 @@ from rollout.batch import version_number
 from rollout.errors import ConfigError, TransportError
 from rollout.records import FailureKind
 from rollout.weights import InFlight, Weights
+from tests.rollout.test_engine import collect
 from tests.rollout.test_engine import engine as scripted_engine
 from transports.embedded import MODEL_DIR
 
@@ -126,3 +127,29 @@ def test_the_cache_is_salted_by_version() -> None:
     assert Weights(version="default").salt(None) is None
     assert Weights(version="3", updates=1).salt(None) == "3"
     assert Weights(version="3", updates=1).salt("mine") == "mine/3"
+
+
+def test_tokens_of_a_silent_server_carry_the_version_that_sampled_them() -> None:
+    """What overtook a pause was sampled after the update, whole; what was aborted or kept may be older."""
+    weights = Weights(version="0")
+    sent = weights.now()
+    assert weights.sampled(sent, aborted=False) == "0"
+    weights.updated("1", "abort")
+    assert weights.sampled(sent, aborted=False) == "1"
+    assert weights.sampled(sent, aborted=True) == "0"
+    weights.updated("2", "keep")
+    assert weights.sampled(sent, aborted=False) == "0"
+    assert weights.sampled(weights.now(), aborted=False) == "2"
+
+
+async def test_nothing_is_sent_while_weights_change() -> None:
+    """A turn that begins during an update waits, and goes out under the new version and its cache salt."""
+    running, transport = scripted_engine(concurrency=1)
+    async with running, anyio.create_task_group() as group:
+        with running._weights.updating():
+            group.start_soon(collect, running, 1)
+            await anyio.wait_all_tasks_blocked()
+            assert transport.requests == []
+            running._weights.updated("7", "wait")
+        await transport.wait_for(1)
+        assert transport.requests[0].cache_salt == "7"
