@@ -31,7 +31,12 @@ DEFAULT_KEY_ENV = "ROLLOUT_API_KEY"
 Model = Annotated[
     str | None, typer.Option("-m", "--model", help="Served model name; the server's only one if not given.")
 ]
-BaseUrl = Annotated[str | None, typer.Option(help="The server's address. Without it the embedded model plays.")]
+BaseUrls = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--base-url", help="The server's address; several share the work. Without it the embedded model plays."
+    ),
+]
 TransportName = Annotated[str | None, typer.Option("--transport", help="auto, vllm, dynamo, embedded.")]
 Tokenizer = Annotated[str | None, typer.Option(help="Name or folder of the model's tokenizer.")]
 Renderer = Annotated[str | None, typer.Option(help="A family of `renderers`, template, server, or auto.")]
@@ -45,14 +50,16 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard 
 def run(
     env: Annotated[str | None, typer.Argument(help="Name, package.module:Name, or path/to/file.py:Name.")] = None,
     model: Model = None,
-    base_url: BaseUrl = None,
+    base_url: BaseUrls = None,
     transport: TransportName = None,
     tokenizer: Tokenizer = None,
     renderer: Renderer = None,
     api_key_env: KeyEnv = None,
     num_tasks: Annotated[int | None, typer.Option("-n", "--num-tasks", help="Tasks to play [8].")] = None,
     rollouts_per_task: Annotated[int | None, typer.Option("-r", "--rollouts-per-task")] = None,
-    concurrency: Annotated[int | None, typer.Option("-c", "--concurrency", help="Rollouts at once [64].")] = None,
+    concurrency: Annotated[
+        str | None, typer.Option("-c", "--concurrency", help="Rollouts at once [64], or auto: as the servers keep up.")
+    ] = None,
     env_args: Annotated[
         list[str] | None, typer.Option("-a", "--env-arg", help="KEY=VALUE for the environment.")
     ] = None,
@@ -79,6 +86,14 @@ def run(
     request_timeout_s: Annotated[float | None, typer.Option("--request-timeout")] = None,
     step_timeout_s: Annotated[float | None, typer.Option("--step-timeout")] = None,
     episode_timeout_s: Annotated[float | None, typer.Option("--episode-timeout")] = None,
+    score_timeout_s: Annotated[float | None, typer.Option("--score-timeout")] = None,
+    straggler_timeout_s: Annotated[
+        float | None, typer.Option("--straggler-timeout", help="Seconds for the rest of a group once half have ended.")
+    ] = None,
+    server_wait_s: Annotated[
+        float | None, typer.Option("--server-wait", help="Seconds to wait for a server where none is left [300].")
+    ] = None,
+    rollout_retries: Annotated[int | None, typer.Option(help="Play a failed rollout again so often [0].")] = None,
     http_retries: Annotated[int | None, typer.Option()] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="The run folder.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in -o.")] = False,
@@ -95,9 +110,11 @@ def run(
 
         from rollout.logs import EventLog
         from rollout.play import Run
-        from rollout.settings import key_values, read_settings
+        from rollout.settings import concurrency_of, key_values, read_settings
 
         flags["env_args"] = key_values(env_args, "-a", as_json=False) or None
+        flags["base_url"] = base_url or None
+        flags["concurrency"] = concurrency_of(concurrency)
         flags["sampling"] = key_values(sampling, "-s", as_json=True)
         if temperature is not None:
             flags["sampling"]["temperature"] = temperature

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -10,13 +10,19 @@ import msgspec
 from rollout.canonical import Match
 from rollout.records import Mode
 
+#: What `concurrency="auto"` never goes above.
+MOST_AUTO = 4096
+
 
 class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Everything that decides what a rollout is sampled from and how. Times are in seconds."""
 
     transport: str = "auto"
     """Entry point of group `rollout.transports`. `auto` asks the server; without `base_url`, `embedded`."""
-    base_url: str | None = None
+    base_url: str | Sequence[str] | None = None
+    """The server's address, or several servers' of one model: trajectories are balanced over them."""
+    server_wait_s: float = 300.0
+    """How long a run waits for a server to come back where none is left, before it ends, resumable."""
     model: str | None = None
     """Served name; None takes the server's only model."""
     api_key_env: str | None = None
@@ -44,18 +50,36 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     max_model_len: int | None = None
     """Context length; None asks the server."""
     max_turns: int | None = None
-    concurrency: int = 64
-    """Rollouts in flight at most."""
+    concurrency: int | Literal["auto"] = 64
+    """Rollouts in flight at most. `auto` follows the servers' own metrics: see `rollout.pace`."""
     max_staleness: int | None = None
-    """Weight updates that a rollout may live through, counted from its submission; what is older is ended before its
-    next turn, as a failure of kind `stale`. None is no limit."""
+    """Weight updates that a rollout may live through, counted from its submission to when its group is taken; what
+    is older is ended as a failure of kind `stale`. None is no limit."""
+    stale_policy: Literal["drop", "cancel"] = "drop"
+    """When it is ended: before its next turn (`drop`), or by the update itself, in the middle of one (`cancel`)."""
     rollout_retries: int = 0
     """How often a rollout that failed of its environment, the transport or a deadline is played again, whole."""
     cache_salt: str | None = None
     priority: int | None = None
     request_timeout_s: float = 600.0
     step_timeout_s: float | None = None
-    """One call of the environment's reset, step or score."""
+    """One call of the environment's reset or step."""
+    score_timeout_s: float | None = None
+    """The environment's score, and a stream's group reward; None takes `step_timeout_s`."""
+    straggler_timeout_s: float | None = None
+    """How long a group waits for its other members once half have ended: then they are ended as failures of kind
+    `straggler`, and the group is delivered without them. None waits."""
     episode_timeout_s: float | None = None
     http_retries: int = 4
     headers: Mapping[str, str] = {}
+
+    @property
+    def base_urls(self) -> list[str]:
+        """The servers' addresses; none for the embedded model."""
+        urls = [self.base_url] if isinstance(self.base_url, str) else self.base_url or ()
+        return list(dict.fromkeys(urls))
+
+    @property
+    def most_at_once(self) -> int:
+        """Rollouts that can ever be in flight."""
+        return MOST_AUTO if self.concurrency == "auto" else self.concurrency

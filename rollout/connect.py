@@ -12,6 +12,7 @@ import structlog
 from rollout.codec import Codec, ServerCodec, load_codec
 from rollout.config import EngineConfig
 from rollout.errors import ConfigError
+from rollout.fleet import Fleet, Member
 from rollout.registry import find_transport
 from rollout.transport import ServerInfo, Transport, TransportConfig
 
@@ -24,25 +25,38 @@ def check_config(config: EngineConfig) -> None:
         raise ConfigError("mode mito sends messages, and require_token_in forbids it: drop one of them")
     for name in ("concurrency", "max_tokens", "max_turns", "max_model_len"):
         value = getattr(config, name)
-        if value is not None and value < 1:
+        if isinstance(value, int) and value < 1:
             raise ConfigError(f"{name} must be 1 or more, not {value}")
-    if config.transport in ("vllm", "dynamo") and config.base_url is None:
+    for name in ("max_staleness", "rollout_retries", "http_retries"):
+        value = getattr(config, name)
+        if value is not None and value < 0:
+            raise ConfigError(f"{name} must be 0 or more, not {value}")
+    for name in config.__struct_fields__:
+        value = getattr(config, name)
+        if name.endswith("_s") and value is not None and value <= 0:
+            raise ConfigError(f"{name} must be above 0 seconds, not {value:g}")
+    if config.transport in ("vllm", "dynamo") and not config.base_urls:
         raise ConfigError(f"transport {config.transport!r} needs the server's address: give base_url")
 
 
 def open_transport(config: EngineConfig) -> Transport:
     """The transport that a configuration names, not yet connected. Raises ConfigError."""
-    name = config.transport
-    if name == "auto" and config.base_url is None:
-        name = "embedded"
+    if not config.base_urls:
+        return _open_one("embedded" if config.transport == "auto" else config.transport, config, None)
+    urls = config.base_urls
+    members = [Member(url, _open_one(config.transport, config, url)) for url in urls]
+    return Fleet(members, wait_s=config.server_wait_s)
+
+
+def _open_one(name: str, config: EngineConfig, url: str | None) -> Transport:
     return find_transport(name)(
         TransportConfig(
-            base_url=config.base_url,
+            base_url=url,
             model=config.model,
             api_key=api_key(config.api_key_env),
             timeout_s=config.request_timeout_s,
             retries=config.http_retries,
-            max_connections=max(64, config.concurrency),
+            max_connections=max(64, config.most_at_once),
             token_route=config.token_route,
             headers=config.headers,
         )

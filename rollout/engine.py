@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Container, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Container, Iterable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Self
@@ -19,50 +19,29 @@ import anyio
 import anyio.abc
 import anyio.to_thread
 import msgspec
-import structlog
 
 from rollout.codec import Codec
 from rollout.config import EngineConfig
 from rollout.connect import check_config, make_codec, open_transport
 from rollout.env import Env, Task
 from rollout.episode import Episode, Job
-from rollout.errors import ConfigError
-from rollout.records import FailureKind, Group, Rollout, Route, Turn
+from rollout.errors import ConfigError, NoServerLeft
+from rollout.fleet import Fleet
+from rollout.lag import Lag
+from rollout.pace import START, Pace, keep_pace
+from rollout.records import Failure, FailureKind, Group, Rollout
 from rollout.runs import OnRollout, StreamRun, Submission, Submissions
 from rollout.scheduler import Scheduler, Slots
 from rollout.session import ServedModel, Session
-from rollout.transport import ServerInfo, Transport
+from rollout.stats import Stats
+from rollout.transport import ServerInfo, Transport, Watched
 from rollout.weights import InFlight, WeightControl, Weights
-
-_log = structlog.get_logger(__name__)
 
 #: A whole group's rewards, one for each finished member in their order; a plain function runs in a thread.
 GroupReward = Callable[[Group], Sequence[float] | Awaitable[Sequence[float]]]
 
 #: Failures that another attempt may not meet: `rollout_retries` is for these.
 _RETRIED = frozenset({FailureKind.ENVIRONMENT, FailureKind.TRANSPORT, FailureKind.TIMEOUT})
-
-
-class Stats(msgspec.Struct, kw_only=True):
-    """Where an engine stands. Counts are over its whole life."""
-
-    running: int = 0
-    queued: int = 0
-    finished: int = 0
-    failed: int = 0
-    turns: int = 0
-    token_in_turns: int = 0
-    message_in_turns: int = 0
-    completion_tokens: int = 0
-    concurrency: int = 0
-    weight_version: str | None = None
-    weight_updates: int = 0
-    stale: int = 0
-    """Rollouts that were ended as too stale; they count as failed, too."""
-    retried: int = 0
-    """Attempts that failed and were made again."""
-    dropped_groups: int = 0
-    """Groups that the stream's `keep` did not keep."""
 
 
 def differing_rewards(group: Group) -> bool:
@@ -85,13 +64,16 @@ class Engine:
         self._tasks: anyio.abc.TaskGroup | None = None
         self._runs: list[StreamRun] = []
         self._submissions: Submissions | None = None
-        self._slots = Slots(config.concurrency)
+        self._slots = Slots(config.most_at_once)
         self._weights = Weights()
         self._weights_lock = anyio.Lock()
         self.untaken: list[Group] = []
         """Groups of streams that were given up which had finished members: nothing that finished is lost."""
-        self._threads = anyio.CapacityLimiter(max(40, config.concurrency))
-        self._stats = Stats(concurrency=config.concurrency)
+        self._threads = anyio.CapacityLimiter(max(40, config.most_at_once))
+        self._stats = Stats()
+        self._lag = Lag()
+        self._watching: list[anyio.CancelScope] = []
+        self._gone: NoServerLeft | None = None
         self._stopping = False
 
     def __repr__(self) -> str:
@@ -105,16 +87,46 @@ class Engine:
             stack.push_async_callback(_close_shielded, transport)
             info = await transport.connect()
             codec = await make_codec(self.config, transport, info)
+            if self.config.concurrency == "auto" and not isinstance(transport, Watched):
+                raise ConfigError("concurrency auto needs a server with metrics: give a number")
             self._weights.version = info.weight_version
             self._model = ServedModel(
                 transport=transport, info=info, codec=codec, config=self.config, weights=self._weights
             )
             self._tasks = await stack.enter_async_context(anyio.create_task_group())
+            self._watch(transport)
             self._stack = stack.pop_all()
         return self
 
+    def _watch(self, transport: Transport) -> None:
+        """Starts what goes on beside the rollouts."""
+        self._beside(self._lag.watch)
+        if isinstance(transport, Fleet):
+            self._beside(transport.watch, self._no_server_left)
+        if self.config.concurrency == "auto" and isinstance(transport, Watched):
+            pace = Pace(START * max(1, len(self.config.base_urls)), self.config.most_at_once)
+            self._beside(keep_pace, pace, self._slots, transport, lambda: self._stats.faults, self.slot_freed)
+
+    def _beside(self, watch: Callable[..., Awaitable[None]], *args: object) -> None:
+        """Starts something endless, that `aclose` ends."""
+        scope = anyio.CancelScope()
+        self._watching.append(scope)
+
+        async def until_closed() -> None:
+            with scope:
+                await watch(*args)
+
+        assert self._tasks is not None
+        self._tasks.start_soon(until_closed)
+
+    def _no_server_left(self, error: NoServerLeft) -> None:
+        self._gone = error
+        self.cancel()
+
     async def __aexit__(self, *exc_info: object) -> None:
         self.cancel()
+        for scope in self._watching:
+            scope.cancel()
         await self._stack.aclose()
         for run in self._runs:
             run.close()
@@ -141,7 +153,7 @@ class Engine:
         evaluation: bool = False,
         share: float = 1.0,
         ahead: int | None = None,
-    ) -> AsyncIterator[Group]:
+    ) -> AsyncGenerator[Group]:
         """Plays every task `rollouts_per_task` times; yields each group when its last member ends.
 
         `skip` names (task index, member) pairs that are not played. `on_rollout` is awaited for each rollout
@@ -149,6 +161,7 @@ class Engine:
         if not given) have not been taken: what bounds how far rollouts run ahead of a trainer. Streams share the
         engine's slots; this one takes `share` of them at most.
 
+        A group whose finished members became too stale while it waited to be taken has them as failures.
         `group_reward` sets the finished members' rewards; `keep` decides which groups are yielded, and what it
         drops is counted in `stats().dropped_groups`. `evaluation` rollouts are never ended as stale.
         """
@@ -157,17 +170,21 @@ class Engine:
             raise ConfigError(f"share must be above 0 and at most 1, not {share:g}")
         scheduler = Scheduler(
             tasks,
-            cap=max(1, int(self.config.concurrency * share)),
+            cap=self.config.most_at_once,
+            share=share,
             slots=self._slots,
             rollouts_per_task=rollouts_per_task,
             skip=skip,
-            max_waiting_groups=self.config.concurrency if ahead is None else max(1, ahead),
+            max_waiting_groups="slots" if ahead is None else max(1, ahead),
             updates=lambda: self._weights.updates,
         )
-        run = StreamRun(self, scheduler, on_rollout, evaluation=evaluation)
+        straggler_s = self.config.straggler_timeout_s
+        run = StreamRun(self, scheduler, on_rollout, evaluation=evaluation, straggler_s=straggler_s)
         self._start(run)
         try:
             async for group in run.groups():
+                if not evaluation:
+                    self._drop_stale(group)
                 if group_reward is not None:
                     await self._reward(group, group_reward)
                 if keep is None or keep(group):
@@ -175,8 +192,8 @@ class Engine:
                 else:
                     self._stats.dropped_groups += 1
                 run.taken()
-            if run.error is not None:
-                raise run.error
+            if error := run.error or self._gone:
+                raise error
         finally:
             self.untaken += await run.give_up()
             self._runs.remove(run)
@@ -187,12 +204,13 @@ class Engine:
             self._entered()
             scheduler = Scheduler(
                 (),
-                cap=self.config.concurrency,
+                cap=self.config.most_at_once,
                 slots=self._slots,
                 open_ended=True,
                 updates=lambda: self._weights.updates,
             )
-            self._submissions = Submissions(StreamRun(self, scheduler, None, evaluation=False))
+            straggler_s = self.config.straggler_timeout_s
+            self._submissions = Submissions(StreamRun(self, scheduler, None, evaluation=False, straggler_s=straggler_s))
             self._start(self._submissions.run)
             assert self._tasks is not None
             self._tasks.start_soon(self._submissions.sort)
@@ -231,6 +249,7 @@ class Engine:
                     await control.pause(in_flight)
                     await control.update_weights(str(version), str(path) if path is not None else None)
                     self._weights.updated(str(version), in_flight)
+                    self._cancel_stale()
                 finally:
                     # Shielded: a trainer that is interrupted must not leave the server paused.
                     with anyio.CancelScope(shield=True):
@@ -242,9 +261,25 @@ class Engine:
             raise ConfigError(f"{self._entered().info.dialect}: this server's weights cannot be changed from here")
         return transport
 
+    def _cancel_stale(self) -> None:
+        """Ends what the update made too stale, in the middle of its turn, where that is the policy."""
+        if self.config.stale_policy == "cancel" and self.config.max_staleness is not None:
+            for run in self._runs:
+                run.end_older(self._weights.updates - self.config.max_staleness)
+
+    def _drop_stale(self, group: Group) -> None:
+        """What became too stale while the group waited is a failure, and counted."""
+        limit, updates = self.config.max_staleness, self._weights.updates
+        for rollout in group.finished:
+            rollout.staleness = updates - rollout.submitted_at
+            if limit is not None and rollout.staleness > limit:
+                message = f"{rollout.staleness} weight updates before its group was taken, {limit} allowed"
+                rollout.stop, rollout.failure = None, Failure(kind=FailureKind.STALE, message=message)
+                self._stats.stale += 1
+
     async def _reward(self, group: Group, reward: GroupReward) -> None:
         """Sets the finished members' rewards. Raises ConfigError where the function gives another number of them."""
-        with anyio.fail_after(self.config.step_timeout_s):
+        with anyio.fail_after(self.config.score_timeout_s or self.config.step_timeout_s):
             if inspect.iscoroutinefunction(reward):
                 found = await reward(group)
             else:
@@ -280,14 +315,18 @@ class Engine:
     def stats(self) -> Stats:
         """Where the engine stands now."""
         stats = msgspec.structs.replace(self._stats)
-        stats.running = self._slots.used
+        stats.running, stats.most_running = self._slots.used, self._slots.most_used
+        stats.concurrency = self._slots.cap
+        stats.loop_lag_p99_s, stats.loop_lag_max_s = self._lag.p99_s, self._lag.max_s
+        transport = self._model.transport if self._model is not None else None
+        stats.servers = transport.states if isinstance(transport, Fleet) else []
         stats.queued = sum(run.scheduler.queued for run in self._runs)
         stats.weight_version, stats.weight_updates = self._weights.version, self._weights.updates
         return stats
 
     def episode(self, job: Job, *, evaluation: bool) -> Episode:
         """One rollout, ready to be played."""
-        session = Session(self._entered(), f"{job.id}-{uuid.uuid4().hex[:8]}")
+        session = Session(self._entered(), f"{job.id}-{uuid.uuid4().hex[:8]}", group_id=job.task_id)
         return Episode(
             job,
             self._make_env,
@@ -297,24 +336,12 @@ class Engine:
             stopping=lambda: self._stopping,
             staleness=lambda: self._weights.updates - job.submitted_at,
             max_staleness=None if evaluation else self.config.max_staleness,
-            on_turn=self._count,
+            on_turn=self._stats.add_turn,
         )
-
-    def _count(self, turn: Turn) -> None:
-        self._stats.turns += 1
-        self._stats.completion_tokens += turn.completion_tokens
-        if turn.route is Route.TOKEN_IN:
-            self._stats.token_in_turns += 1
-        else:
-            self._stats.message_in_turns += 1
 
     def count_end(self, rollout: Rollout) -> None:
         """Counts a rollout that ended."""
-        if rollout.ok:
-            self._stats.finished += 1
-        else:
-            self._stats.failed += 1
-            self._stats.stale += rollout.failure is not None and rollout.failure.kind is FailureKind.STALE
+        self._stats.add_end(rollout)
 
     def again(self, rollout: Rollout) -> bool:
         """Whether a failed rollout is played again; counts it."""
@@ -322,6 +349,7 @@ class Engine:
         wanted = failure is not None and failure.kind in _RETRIED and done < self.config.rollout_retries
         wanted = wanted and not self._stopping
         self._stats.retried += wanted
+        self._stats.faults += wanted and failure is not None and failure.kind is FailureKind.TRANSPORT
         return wanted
 
     def _entered(self) -> ServedModel:

@@ -81,6 +81,7 @@ class Episode:
         self.rollout = Rollout(
             id=job.id, task_id=job.task_id, task_index=job.task_index, member=job.member, task=job.task
         )
+        self.rollout.submitted_at = job.submitted_at
         self._messages: list[Message] = []
 
     def __repr__(self) -> str:
@@ -100,6 +101,7 @@ class Episode:
             if not isinstance(error, Exception):
                 raise
         finally:
+            self._session.close()
             self._finish(time.perf_counter() - started)
         return rollout
 
@@ -109,7 +111,8 @@ class Episode:
             opening = await self._call("reset", env.reset, self.rollout.task)
             self._append(opening, "reset")
             stop = await self._turns(env)
-            if (score := await self._call("score", env.score, list(self._messages))) is not None:
+            limit = self._config.score_timeout_s or self._config.step_timeout_s
+            if (score := await self._call("score", env.score, list(self._messages), limit_s=limit)) is not None:
                 self.rollout.reward = _number(score, "score")
             return stop
         finally:
@@ -167,11 +170,12 @@ class Episode:
         last = self._messages[-1:]
         self._messages.extend(with_tool_names([*last, *new])[len(last) :])
 
-    async def _call(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
+    async def _call(self, name: str, function: Callable[..., Any], *args: Any, limit_s: float | None = None) -> Any:
         """Calls the environment: async functions here, others in a thread, since they may block."""
         started = time.perf_counter()
+        limit_s = limit_s or self._config.step_timeout_s
         try:
-            with anyio.fail_after(self._config.step_timeout_s):
+            with anyio.fail_after(limit_s):
                 if inspect.iscoroutinefunction(function):
                     return await function(*args)
                 result = await anyio.to_thread.run_sync(
@@ -179,11 +183,7 @@ class Episode:
                 )
                 return await result if inspect.isawaitable(result) else result
         except TimeoutError as error:
-            message = (
-                f"{name} took longer than {self._config.step_timeout_s:g} s"
-                if self._config.step_timeout_s
-                else str(error)
-            )
+            message = f"{name} took longer than {limit_s:g} s" if limit_s else str(error)
             raise EnvironmentFault(message, kind=FailureKind.TIMEOUT) from error
         except Exception as error:
             raise EnvironmentFault(f"{name} raised {type(error).__name__}: {error}") from error

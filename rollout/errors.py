@@ -27,6 +27,10 @@ class ServerError(RolloutError):
     """A server that cannot be reached or refuses what every request would ask. Exit status 3."""
 
 
+class NoServerLeft(ServerError):
+    """Every server is gone, for longer than a run waits. What finished is kept; `--resume` goes on."""
+
+
 class TransportError(RolloutError):
     """One request failed. `retryable` tells whether the same request may succeed later."""
 

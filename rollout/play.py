@@ -75,14 +75,15 @@ class Run:
             finally:
                 wall_s = time.perf_counter() - wall
                 run_dir = str(folder.path)
-                result = self._summary.as_json(wall_s=wall_s, client_cpu_s=time.process_time() - cpu, run_dir=run_dir)
+                cpu_s, stats = time.process_time() - cpu, engine.stats()
+                result = self._summary.as_json(wall_s=wall_s, client_cpu_s=cpu_s, run_dir=run_dir, stats=stats)
                 folder.close()
                 with contextlib.suppress(OSError):  # a full disk is said by what it stopped
                     folder.write_summary(result)
         if self._refused is not None:
             raise ServerError(f"the server refuses these requests: {self._refused}")
         title = f"{settings.env} on {result['model']} ({result['transport']}, {settings.mode})"
-        progress.print_rows(self._console, title, table_rows(self._summary, wall_s, run_dir))
+        progress.print_rows(self._console, title, table_rows(self._summary, wall_s, run_dir, stats))
         expected = len(tasks) * settings.rollouts_per_task
         return Played(result, complete=not result["failures"] and result["rollouts"] >= expected)
 

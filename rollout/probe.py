@@ -54,7 +54,7 @@ async def probe(config: EngineConfig) -> Probe:
     finally:
         await transport.aclose()
     found = Probe(
-        url=config.base_url or "in process",
+        url=", ".join(config.base_urls) or "in process",
         server=info,
         bridges=codec.description if codec is not None else None,
         shapes=shapes,
@@ -106,8 +106,10 @@ def _advice(config: EngineConfig, info: ServerInfo, codec: Codec | None, found: 
 def command_line(config: EngineConfig, info: ServerInfo, codec: Codec | None) -> list[str]:
     """What to run against this server."""
     words = ["rollout", "run", "guess_number"]
-    if config.base_url is not None:
-        words += ["--base-url", config.base_url, "-m", info.model]
+    for url in config.base_urls:
+        words += ["--base-url", url]
+    if config.base_urls:
+        words += ["-m", info.model]
     if config.tokenizer:
         words += ["--tokenizer", config.tokenizer]
     if codec is None:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from rollout.engine import Stats
+from rollout.stats import Stats
 from rollout.summary import Summary
 
 REFRESH_S = 0.2

@@ -70,6 +70,8 @@ class FailureKind(StrEnum):
     TIMEOUT = "timeout"
     STALE = "stale"
     """The weights were updated more often since it was submitted than `max_staleness` allows."""
+    STRAGGLER = "straggler"
+    """Its group had waited for it as long as `straggler_timeout_s` allows."""
     CANCELLED = "cancelled"
     INTERNAL = "internal"
     """A bug of ours; the traceback is in events.log."""
@@ -139,6 +141,8 @@ class Rollout(msgspec.Struct, kw_only=True):
     """Exactly one of `stop` and `failure` is set."""
     earlier_failures: list[Failure] = []
     """Of earlier attempts, where whole rollouts are tried again (`rollout_retries`)."""
+    submitted_at: int = 0
+    """How often the weights had been updated when it was submitted."""
     staleness: int = 0
     """Weight updates between its submission and its end."""
     turns: list[Turn] = []

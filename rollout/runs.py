@@ -8,11 +8,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Protocol
 
 import anyio
+import anyio.abc
+import msgspec
 
 from rollout.env import Task
 from rollout.episode import Episode, Job
 from rollout.errors import ConfigError
-from rollout.records import Failure, Group, Rollout
+from rollout.records import Failure, FailureKind, Group, Rollout
 from rollout.scheduler import Scheduler
 
 OnRollout = Callable[[Rollout], Awaitable[None]]
@@ -32,12 +34,28 @@ class Players(Protocol):
     def slot_freed(self) -> None: ...
 
 
+class _Playing(msgspec.Struct):
+    """A rollout under way."""
+
+    job: Job
+    scope: anyio.CancelScope
+    why: Failure | None = None
+    """Why it was ended from here, where it was."""
+
+
 class StreamRun:
     """One stream: the shell around a scheduler."""
 
     def __init__(
-        self, players: Players, scheduler: Scheduler, on_rollout: OnRollout | None, *, evaluation: bool
+        self,
+        players: Players,
+        scheduler: Scheduler,
+        on_rollout: OnRollout | None,
+        *,
+        evaluation: bool,
+        straggler_s: float | None = None,
     ) -> None:
+        """`straggler_s`: see `EngineConfig.straggler_timeout_s`."""
         self.scheduler = scheduler
         self.scope = anyio.CancelScope()
         self.error: Exception | None = None
@@ -50,7 +68,11 @@ class StreamRun:
         self._begun = False
         self._ended_all = anyio.Event()
         self._left: list[Group] = []
-        self.scopes: dict[tuple[int, int], anyio.CancelScope] = {}
+        self._playing: dict[tuple[int, int], _Playing] = {}
+        self._straggler_s = straggler_s
+        self._timed: set[int] = set()
+        """Tasks whose stragglers are timed."""
+        self._tasks: anyio.abc.TaskGroup | None = None
 
     async def groups(self) -> AsyncIterator[Group]:
         """The groups as they finish, to the stream's end."""
@@ -86,6 +108,7 @@ class StreamRun:
         with self._send, self.scope:
             try:
                 async with anyio.create_task_group() as players:
+                    self._tasks = players
                     while not self.scheduler.done:
                         for job in self.scheduler.admit():
                             players.start_soon(self._play_one, job)
@@ -93,19 +116,51 @@ class StreamRun:
                             break
                         await self._wake.wait()
                         self._wake = anyio.Event()
+                    players.cancel_scope.cancel()  # timers of groups that are complete
             except* Exception as errors:
                 self.error = _first(errors)
+
+    def end_older(self, submitted_at: int) -> None:
+        """Ends what was submitted before so many weight updates, now."""
+        for member, playing in list(self._playing.items()):
+            if playing.job.submitted_at < submitted_at and not self._evaluation:
+                self._end(member, Failure(kind=FailureKind.STALE, message="the weights were updated under it"))
+
+    def _end(self, member: tuple[int, int], why: Failure | None) -> None:
+        playing = self._playing[member]
+        playing.why = why
+        playing.scope.cancel()
+
+    async def _end_stragglers(self, task_index: int, wait_s: float) -> None:
+        """Ends what is left of a group, so that it is delivered."""
+        await anyio.sleep(wait_s)
+        message = f"half of its group had ended {wait_s:g} s before"
+        for member in [key for key in self._playing if key[0] == task_index]:
+            self._end(member, Failure(kind=FailureKind.STRAGGLER, message=message))
+        group = self.scheduler.drop(task_index)
+        if group is not None:
+            self.deliver(group)
+
+    def cancel_task(self, task_index: int) -> None:
+        """Ends what runs of a task; what has not begun is not played."""
+        group = self.scheduler.drop(task_index)
+        for member in [key for key in self._playing if key[0] == task_index]:
+            self._end(member, None)
+        if group is not None:
+            self.deliver(group)
 
     async def _play_one(self, job: Job) -> None:
         earlier: list[Failure] = []
         with anyio.CancelScope() as scope:
-            self.scopes[job.task_index, job.member] = scope
+            playing = self._playing[job.task_index, job.member] = _Playing(job, scope)
             while True:
                 episode = self._players.episode(job, evaluation=self._evaluation)
                 episode.rollout.earlier_failures = list(earlier)
                 try:
                     await episode.play()
                 except BaseException:
+                    if playing.why is not None:
+                        episode.rollout.failure = playing.why
                     # Shielded: a cancelled episode must still return its permit, and its rollout is kept.
                     with anyio.CancelScope(shield=True):
                         await self._ended(episode.rollout)
@@ -119,7 +174,7 @@ class StreamRun:
 
     async def _ended(self, rollout: Rollout) -> None:
         self._players.count_end(rollout)
-        self.scopes.pop((rollout.task_index, rollout.member), None)
+        self._playing.pop((rollout.task_index, rollout.member), None)
         try:
             if self._on_rollout is not None:
                 await self._on_rollout(rollout)
@@ -127,7 +182,18 @@ class StreamRun:
             group = self.scheduler.on_finished(rollout)
             self._players.slot_freed()
             if group is not None:
+                self._timed.discard(rollout.task_index)
                 self.deliver(group)
+            else:
+                self._time_stragglers(rollout.task_index)
+
+    def _time_stragglers(self, task_index: int) -> None:
+        """From when half of a group has ended, the rest have so long."""
+        if self._straggler_s is None or self._tasks is None or task_index in self._timed:
+            return
+        if self.scheduler.half_ended(task_index):
+            self._timed.add(task_index)
+            self._tasks.start_soon(self._end_stragglers, task_index, self._straggler_s)
 
     def deliver(self, group: Group) -> None:
         """Hands a group over."""
@@ -228,12 +294,7 @@ class Submissions:
             self._owed -= 1
 
     def cancel(self, task_index: int) -> None:
-        group = self.run.scheduler.drop(task_index)
-        for (index, _), scope in list(self.run.scopes.items()):
-            if index == task_index:
-                scope.cancel()
-        if group is not None:
-            self.run.deliver(group)
+        self.run.cancel_task(task_index)
 
 
 def _first(errors: BaseExceptionGroup[BaseException]) -> Exception:

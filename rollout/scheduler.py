@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -23,6 +23,11 @@ class Slots:
     def __init__(self, cap: int) -> None:
         self.cap = cap
         self.used = 0
+        self.most_used = 0
+
+    def take(self) -> None:
+        self.used += 1
+        self.most_used = max(self.most_used, self.used)
 
     def __repr__(self) -> str:
         return f"<Slots {self.used} of {self.cap}>"
@@ -39,20 +44,25 @@ class Scheduler:
         tasks: Iterable[Mapping[str, Any]],
         *,
         cap: int,
+        share: float = 1.0,
         slots: Slots | None = None,
         rollouts_per_task: int = 1,
         skip: Container[tuple[int, int]] = (),
-        max_waiting_groups: int | None = None,
+        max_waiting_groups: int | Literal["slots"] | None = None,
         open_ended: bool = False,
         updates: Callable[[], int] = lambda: 0,
     ) -> None:
-        """`cap` limits this stream; `slots` are what it shares with others. `updates` dates each job."""
+        """`cap` limits this stream; `slots` are what it shares with others, `share` how much of them it takes.
+
+        `updates` dates each job. While `max_waiting_groups` wait for the consumer, no further group is begun.
+        """
         self._tasks = iter(tasks)
         self._added: deque[tuple[Mapping[str, Any], int]] = deque()
         self._drawn = 0
         self._dropped: set[int] = set()
         self._members = rollouts_per_task
         self._slots = slots or Slots(cap)
+        self._share = share
         self._open_ended = open_ended
         self._updates = updates
         self._skip = skip
@@ -105,7 +115,7 @@ class Scheduler:
         while self.admitting and self._has_slot() and self._fill():
             job = self._queue.popleft()
             self.running.add((job.task_index, job.member))
-            self._slots.used += 1
+            self._slots.take()
             jobs.append(job)
         return jobs
 
@@ -118,6 +128,11 @@ class Scheduler:
         if len(group.rollouts) < group.size:
             return None
         return self._complete(rollout.task_index)
+
+    def half_ended(self, task_index: int) -> bool:
+        """Whether half of an open group's members have ended."""
+        group = self._open[task_index]
+        return 2 * len(group.rollouts) >= group.size
 
     def stop(self) -> list[Group]:
         """Admits nothing more; returns the groups that will never be whole but have finished members."""
@@ -141,7 +156,8 @@ class Scheduler:
         return [self._complete(index) for index in sorted(self._open) if self._open[index].rollouts]
 
     def _has_slot(self) -> bool:
-        return len(self.running) < self.cap and self._slots.used < self._slots.cap
+        cap = min(self.cap, max(1, int(self._slots.cap * self._share)))
+        return len(self.running) < cap and self._slots.used < self._slots.cap
 
     def _complete(self, task_index: int) -> Group:
         group = self._open.pop(task_index)
@@ -152,7 +168,8 @@ class Scheduler:
     def _fill(self) -> bool:
         """Makes sure that a job is queued, if there is one and the consumer keeps up."""
         while not self._queue:
-            if self._max_waiting is not None and self.waiting_groups >= self._max_waiting:
+            most = self._slots.cap if self._max_waiting == "slots" else self._max_waiting
+            if most is not None and self.waiting_groups >= most:
                 return False
             drawn = self._draw()
             if drawn is None:

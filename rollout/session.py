@@ -28,7 +28,7 @@ from rollout.prefix import Extend, Fallback, Planner, Prompt
 from rollout.records import EXPECTED_FALLBACKS, FallbackReason, Route, Turn
 from rollout.resumption import MAX_RESUMPTIONS, joined, rest_of, with_version
 from rollout.trajectory import Trajectory, ids_array
-from rollout.transport import MessagePrompt, Reply, Request, ServerInfo, TokenPrompt, Transport
+from rollout.transport import MessagePrompt, Reply, Request, ServerInfo, Sticky, TokenPrompt, Transport
 from rollout.verify import check_reply, check_turn
 from rollout.weights import Weights
 
@@ -84,11 +84,13 @@ class _Outgoing(msgspec.Struct, kw_only=True):
 class Session:
     """One trajectory's conversation with the model."""
 
-    def __init__(self, model: ServedModel, session_id: str) -> None:
+    def __init__(self, model: ServedModel, session_id: str, group_id: str = "") -> None:
+        """`group_id` keeps the group's sessions on one server, where there are several."""
         self.trajectory = Trajectory()
         self.turns: list[Turn] = []
         self._model = model
         self._id = session_id
+        self._group_id = group_id
         self._planner = Planner(self.trajectory, model.config.match)
         self._context: tuple[bytes, Context] | None = None
         self._logged: set[FallbackReason] = set()
@@ -97,6 +99,11 @@ class Session:
 
     def __repr__(self) -> str:
         return f"<Session {self._id} {len(self.turns)} turns, {self.trajectory.token_count} tokens>"
+
+    def close(self) -> None:
+        """The trajectory has ended, however it did: its server has room for another."""
+        if isinstance(self._model.transport, Sticky):
+            self._model.transport.release(self._id)
 
     async def turn(
         self,
@@ -226,6 +233,7 @@ class Session:
             prompt=body,
             request_id=f"{self._id}-{next(self._numbers)}",
             session_id=self._id,
+            group_id=self._group_id,
             max_tokens=await self._room(prompt, outgoing, context),
             sampling=config.sampling,
             stop_token_ids=self._model.stop_token_ids,

@@ -39,6 +39,10 @@ RESUMABLE = frozenset(
         "base_url",
         "api_key_env",
         "concurrency",
+        "server_wait_s",
+        "score_timeout_s",
+        "straggler_timeout_s",
+        "rollout_retries",
         "request_timeout_s",
         "step_timeout_s",
         "episode_timeout_s",
@@ -64,6 +68,8 @@ def read_settings(file: str | None, flags: Mapping[str, Any]) -> RunSettings:
         if isinstance(value, Mapping):
             value = {**merged.get(name, {}), **value}
         merged[name] = value
+    if isinstance(urls := merged.get("base_url"), list) and len(urls) == 1:
+        merged["base_url"] = urls[0]
     unknown = merged.keys() - set(RunSettings.__struct_fields__)
     if unknown:
         key = sorted(unknown)[0]
@@ -97,6 +103,16 @@ def key_values(pairs: Sequence[str] | None, flag: str, *, as_json: bool) -> dict
             raise ConfigError(f"{flag} {pair!r} is not KEY=VALUE")
         values[key] = _json_or_text(text) if as_json else text
     return values
+
+
+def concurrency_of(text: str | None) -> int | str | None:
+    """A number, or auto. Raises ConfigError."""
+    if text is None or text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise ConfigError(f"-c takes a number or auto, not {text!r}") from None
 
 
 def _json_or_text(text: str) -> Any:

@@ -9,6 +9,7 @@ import msgspec
 
 from rollout.records import Failure, Rollout, Route
 from rollout.samples import samples_of
+from rollout.stats import Stats
 
 #: What to do about each fallback, in a few words.
 REMEDIES = {
@@ -99,7 +100,7 @@ class Summary(msgspec.Struct, kw_only=True):
         """Prompt tokens that the server took from its cache, of all."""
         return self.cached_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
 
-    def as_json(self, *, wall_s: float, client_cpu_s: float, run_dir: str) -> dict[str, Any]:
+    def as_json(self, *, wall_s: float, client_cpu_s: float, run_dir: str, stats: Stats) -> dict[str, Any]:
         """The object of `--json` and of summary.json."""
         return {
             "env": self.env,
@@ -122,11 +123,17 @@ class Summary(msgspec.Struct, kw_only=True):
             "wall_s": round(wall_s, 3),
             "client_cpu_s": round(client_cpu_s, 3),
             "turns_per_s": round(self.speeds(wall_s)[1], 3),
+            "concurrency": stats.concurrency,
+            "most_running": stats.most_running,
+            "retried": stats.retried,
+            "loop_lag_p99_s": round(stats.loop_lag_p99_s, 4),
+            "loop_lag_max_s": round(stats.loop_lag_max_s, 4),
+            "servers": [msgspec.to_builtins(server) for server in stats.servers],
             "run_dir": run_dir,
         }
 
 
-def table_rows(summary: Summary, wall_s: float, run_dir: str) -> list[tuple[str, str]]:
+def table_rows(summary: Summary, wall_s: float, run_dir: str, stats: Stats) -> list[tuple[str, str]]:
     """The summary for people: what, and how much."""
     s = summary
     tokens_per_s, turns_per_s = s.speeds(wall_s)
@@ -146,10 +153,24 @@ def table_rows(summary: Summary, wall_s: float, run_dir: str) -> list[tuple[str,
         ("sampled tokens", f"{s.completion_tokens:,}   in {s.samples} training samples"),
         ("speed", f"{tokens_per_s:,.0f} tokens/s, {turns_per_s:,.1f} turns/s, {wall_s:.1f} s"),
     ]
+    rows += _machinery(stats)
     rows += [
         (f"failed: {kind}", f"{count}   first: {s.first_failures[kind].message}") for kind, count in s.failures.items()
     ]
     return [*rows, ("run folder", run_dir)]
+
+
+def _machinery(stats: Stats) -> list[tuple[str, str]]:
+    """What the client and the servers were like; a healthy run says little here."""
+    lag = f"loop lag p99 {stats.loop_lag_p99_s * 1e3:.0f} ms, max {stats.loop_lag_max_s * 1e3:.0f} ms"
+    retried = f", {stats.retried} attempts retried" if stats.retried else ""
+    rows = [("client", f"{stats.most_running} at once of {stats.concurrency} at most, {lag}{retried}")]
+    if len(stats.servers) > 1 or any(server.deaths for server in stats.servers):
+        rows += [
+            ("server", f"{server.url}   {'up' if server.up else 'out'}, {server.deaths} deaths")
+            for server in stats.servers
+        ]
+    return rows
 
 
 def _ends(summary: Summary) -> str:

@@ -17,9 +17,10 @@ from typing import Any, Self, TypeVar
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from rollout.config import EngineConfig
-from rollout.engine import Engine, Stats
+from rollout.engine import Engine
 from rollout.env import Env, Task
 from rollout.records import Group
+from rollout.stats import Stats
 from rollout.transport import Transport
 from rollout.weights import InFlight
 
@@ -70,7 +71,7 @@ class EngineThread(AbstractContextManager["EngineThread"]):
                 yield group
         finally:
             if self._portal is not None:  # else the engine has closed it
-                self._call(groups.aclose)  # type: ignore[attr-defined]  # an async generator has it
+                self._call(groups.aclose)
 
     def submit(self, task: Task, *, rollouts: int = 1) -> Callable[[], Group]:
         """As `Engine.submit`; call what it returns to wait for the group."""

@@ -8,7 +8,7 @@ and message-in, never tokenizes, never parses tool calls. Entry points of the gr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import msgspec
 
@@ -41,6 +41,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     request_id: str
     session_id: str
     """One per trajectory: what a router keeps on one server."""
+    group_id: str = ""
+    """One per group, whose members are kept together where there are several servers."""
     max_tokens: int | None = None
     """Completion length at most; None leaves it to the server."""
     sampling: Mapping[str, Any] = {}
@@ -120,6 +122,19 @@ class ServerInfo(msgspec.Struct, kw_only=True):
     """Whether the server has /tokenize and /detokenize (for the server bridge)."""
 
 
+class ServerLoad(msgspec.Struct, kw_only=True):
+    """How busy a server says it is. None is what it does not say."""
+
+    running: int | None = None
+    """Requests being decoded."""
+    waiting: int | None = None
+    """Requests in its queue."""
+    cache_usage: float | None = None
+    """Share of its key-value cache in use, from 0 to 1."""
+    preemptions: int | None = None
+    """Requests that it ever put back into its queue for want of cache."""
+
+
 class TransportConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What a factory gets to build a transport."""
 
@@ -169,4 +184,26 @@ class Transport(Protocol):
 
     async def aclose(self) -> None:
         """Closes connections and, for a server in process, the server. May be called twice."""
+        ...
+
+
+@runtime_checkable
+class Watched(Protocol):
+    """A transport whose server can be asked how it is."""
+
+    async def check(self) -> None:
+        """Raises TransportError where the server cannot serve now."""
+        ...
+
+    async def load(self) -> ServerLoad:
+        """What its metrics say. Raises TransportError."""
+        ...
+
+
+@runtime_checkable
+class Sticky(Protocol):
+    """A transport that keeps each trajectory on one server, and must be told when it ends."""
+
+    def release(self, session_id: str) -> None:
+        """The trajectory has ended. May be called for one that sent nothing."""
         ...

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import anyio
 
 from rollout.errors import ConfigError, ServerError, TransportError
-from rollout.transport import MessagePrompt, Reply, Request, ServerInfo, Transport, TransportConfig
+from rollout.transport import MessagePrompt, Reply, Request, ServerInfo, ServerLoad, Transport, TransportConfig
 from rollout.weights import InFlight, WeightControl
 from transports.common import client_of, list_models
 from transports.dynamo import DynamoTransport
@@ -21,7 +21,7 @@ class AutoTransport:
     def __init__(self, config: TransportConfig) -> None:
         self._config = config
         self._client: HttpClient = client_of(config)
-        self._found: Transport | None = None
+        self._found: VllmTransport | DynamoTransport | None = None
         self._lock = anyio.Lock()
 
     def __repr__(self) -> str:
@@ -46,6 +46,14 @@ class AutoTransport:
         """See `rollout.transport.Transport`."""
         return await (await self._transport()).detokenize(ids)
 
+    async def check(self) -> None:
+        """See `rollout.transport.Watched`."""
+        await (await self._served()).check()
+
+    async def load(self) -> ServerLoad:
+        """See `rollout.transport.Watched`."""
+        return await (await self._served()).load()
+
     async def pause(self, mode: InFlight = "keep") -> None:
         """See `rollout.weights.WeightControl`. Raises ConfigError for a dialect that has none."""
         await (await self._control()).pause(mode)
@@ -68,11 +76,15 @@ class AutoTransport:
         return found
 
     async def _transport(self) -> Transport:
-        await self.connect()
+        return await self._served()
+
+    async def _served(self) -> VllmTransport | DynamoTransport:
+        if self._found is None:
+            await self.connect()
         assert self._found is not None
         return self._found
 
-    async def _detect(self) -> Transport:
+    async def _detect(self) -> VllmTransport | DynamoTransport:
         """vLLM says so as its models' owner and answers /version; Dynamo says nvidia and has no /version."""
         owners = {card.owned_by for card in await list_models(self._client)}
         if "vllm" in owners or (owners - {"nvidia"} and await self._has_version()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ from rollout.errors import (
     ConnectionFailed,
     MalformedReply,
     MessageError,
+    ModelNotFound,
+    RequestRefused,
     RequestTimeout,
     ServerError,
     TransportError,
@@ -24,6 +27,7 @@ from rollout.transport import (
     MessagePrompt,
     Request,
     ServerInfo,
+    ServerLoad,
     TokenPrompt,
     TransportConfig,
     WeightSpan,
@@ -105,6 +109,24 @@ class ServedTransport:
                 self._info = await self._probe()
         return self._info
 
+    async def check(self) -> None:
+        """See `rollout.transport.Watched`."""
+        try:
+            await self.client.get("/health", retries=0)
+        except RequestRefused as error:
+            if error.status not in (404, 405):  # a gateway without it may serve well
+                raise
+        if self._info is not None and self._info.dialect == "dynamo":
+            # The frontend lives on without workers; then it lists no model.
+            answer = await self.client.get("/v1/models", retries=0)
+            models: ModelList = decode(_MODELS, answer, "/v1/models")
+            if all(card.id != self._info.model for card in models.data):
+                raise ModelNotFound(f"{self.client.base_url} serves {self._info.model!r} no more", status=404)
+
+    async def load(self) -> ServerLoad:
+        """See `rollout.transport.Watched`."""
+        return read_load((await self.client.get("/metrics", retries=0)).body.decode("utf-8", "replace"))
+
     async def aclose(self) -> None:
         """See `rollout.transport.Transport`."""
         await self.client.aclose()
@@ -162,6 +184,30 @@ def choose_model(cards: Sequence[ModelCard], wanted: str | None, url: str) -> Mo
     if found is None:
         raise ConfigError(f"{url} does not serve {wanted!r}; it serves: {names}")
     return found
+
+
+def read_load(metrics: str) -> ServerLoad:
+    """A server's load from its metrics in Prometheus' text form, by vLLM's names or Dynamo's (`wire.md`)."""
+    values: dict[str, list[float]] = {}
+    for line in metrics.splitlines():
+        if line.startswith(("vllm:", "dynamo_frontend_")):
+            name = line.partition("{")[0].partition(" ")[0]
+            with contextlib.suppress(ValueError):
+                values.setdefault(name, []).append(float(line.rpartition(" ")[2]))
+
+    def total(*names: str) -> int | None:
+        found = [sum(values[name]) for name in names if name in values]
+        return int(found[0]) if found else None
+
+    inflight, waiting = total("dynamo_frontend_inflight_requests"), total("dynamo_frontend_queued_requests")
+    if waiting is not None and inflight is not None:
+        return ServerLoad(running=max(0, inflight - waiting), waiting=waiting)
+    return ServerLoad(
+        running=total("vllm:num_requests_running"),
+        waiting=total("vllm:num_requests_waiting"),
+        cache_usage=max(values.get("vllm:kv_cache_usage_perc", ()), default=None),
+        preemptions=total("vllm:num_preemptions_total"),
+    )
 
 
 def merged(first: Any, then: Iterable[Any]) -> list[Any]:

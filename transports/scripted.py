@@ -15,9 +15,18 @@ from typing import Any
 import anyio
 import msgspec
 
-from rollout.errors import ServerError, TransportError
+from rollout.errors import ConnectionFailed, ServerError, TransportError
 from rollout.messages import Message
-from rollout.transport import FinishReason, MessagePrompt, Reply, Request, ServerInfo, TransportConfig, WeightSpan
+from rollout.transport import (
+    FinishReason,
+    MessagePrompt,
+    Reply,
+    Request,
+    ServerInfo,
+    ServerLoad,
+    TransportConfig,
+    WeightSpan,
+)
 
 STOP = 256
 """Ends a turn."""
@@ -100,6 +109,9 @@ class ScriptedTransport:
         self.cancelled = 0
         """Requests that the caller gave up."""
         self.closed = False
+        self.well = True
+        """What `check` answers."""
+        self.load_now = ServerLoad()
         self._arrived = anyio.Event()
         self._entries = deque(entries)
         self._encode, self._render, self._stop_id = encode, render, stop_id
@@ -160,6 +172,15 @@ class ScriptedTransport:
     async def detokenize(self, ids: Sequence[int]) -> str:
         """The text of bytes; markers are left out."""
         return bytes(i for i in ids if i < 256).decode("utf-8", "replace")
+
+    async def check(self) -> None:
+        """See `rollout.transport.Watched`."""
+        if not self.well:
+            raise ConnectionFailed("the script says that it is gone")
+
+    async def load(self) -> ServerLoad:
+        """See `rollout.transport.Watched`."""
+        return self.load_now
 
     async def aclose(self) -> None:
         self.closed = True

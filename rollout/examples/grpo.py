@@ -34,7 +34,7 @@ from safetensors.torch import save_file
 from envs.guess_number import GuessNumber
 from rollout import EngineConfig, EngineThread, Group, TrainingSample
 from rollout.batch import Padded, pad
-from rollout.engine import Stats
+from rollout.stats import Stats
 from rollout.weights import InFlight
 from transports.embedded import MODEL_DIR
 from transports.embedded.train.torch_model import Weights, hidden_states, load_weights, next_logprobs
@@ -195,7 +195,7 @@ def train(settings: Settings) -> list[StepReport]:
             trainer.write(folder / "policy")
             engine.update_weights(0, folder / "policy")
         # What runs and what waits are one step together.
-        running = config.concurrency // settings.rollouts_per_task
+        running = config.most_at_once // settings.rollouts_per_task
         stream = engine.stream(
             endless_tasks(settings.seed),
             rollouts_per_task=settings.rollouts_per_task,

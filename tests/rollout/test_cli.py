@@ -30,6 +30,12 @@ KEYS = {
     *("env", "model", "transport", "mode", "tasks", "rollouts", "failures", "turns", "token_in_turns"),
     *("message_in_turns", "fallbacks", "prefix_breaks", "reward_mean", "prompt_tokens", "completion_tokens"),
     *("cached_tokens", "samples", "wall_s", "client_cpu_s", "turns_per_s", "run_dir"),
+    "concurrency",
+    "most_running",
+    "retried",
+    "loop_lag_p99_s",
+    "loop_lag_max_s",
+    "servers",
 }
 
 SHORT = ["echo", "-n", "2", "-a", "turns=3", "-a", "chars=20", "--max-tokens", "6"]

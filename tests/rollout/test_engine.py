@@ -78,7 +78,7 @@ async def test_a_consumer_that_leaves_leaves_nothing_running() -> None:
         stream = running.stream([{"n": n} for n in range(3)])
         async for _ in stream:
             break
-        await stream.aclose()  # type: ignore[attr-defined]  # an async generator has it
+        await stream.aclose()
     assert running.stats().running == 0
     assert transport.cancelled >= 1
 

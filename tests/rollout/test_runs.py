@@ -124,7 +124,7 @@ async def test_what_finished_is_not_lost_when_a_stream_is_given_up() -> None:
         taken = await anext(stream)
         while running.stats().finished < 5:
             await anyio.lowlevel.checkpoint()
-        await stream.aclose()  # type: ignore[attr-defined]  # an async generator has it
+        await stream.aclose()
         assert running.stats().running == 0
     kept = [*taken.finished, *(rollout for group in running.untaken for rollout in group.finished)]
     assert len(kept) == len({rollout.id for rollout in kept}) == running.stats().finished >= 5
@@ -153,3 +153,24 @@ def test_an_engine_must_be_entered() -> None:
     with pytest.raises(RuntimeError, match="async with Engine"):
         _ = running.server
     assert isinstance(running, Engine)
+
+
+async def test_stragglers_are_ended_and_their_group_delivered() -> None:
+    """Once half of a group has ended the rest have so long: then they are failures of their own kind, counted."""
+    running, _ = engine(*[reply("x")] * 4, Stalled(), Stalled(), concurrency=2, straggler_timeout_s=0.01)
+    async with running:
+        (group,) = await collect(running, 1, rollouts_per_task=4)
+        assert [rollout.ok for rollout in group.rollouts] == [True, True, False, False]
+        failures = [rollout.failure for rollout in group.rollouts if rollout.failure]
+        assert {failure.kind for failure in failures} == {FailureKind.STRAGGLER}
+        assert "half of its group had ended" in failures[0].message
+        assert running.stats().stragglers == 2
+        assert running.stats().running == 0
+
+
+async def test_stragglers_that_never_began_are_not_waited_for() -> None:
+    """With a slot taken by a straggler, members still in the queue are left out of the group."""
+    running, _ = engine(*[reply("x")] * 4, Stalled(), concurrency=1, straggler_timeout_s=0.01)
+    async with running:
+        (group,) = await collect(running, 1, rollouts_per_task=4)
+    assert [rollout.ok for rollout in group.rollouts] == [True, True, False]

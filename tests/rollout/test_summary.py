@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rollout.records import FallbackReason, Rollout, Route, StopReason, Turn
+from rollout.stats import Stats
 from rollout.summary import Summary
 
 
@@ -37,4 +38,4 @@ def test_a_resumed_run_claims_only_its_own_speed() -> None:
     summary.add(rollout_of(1, 2))
     assert summary.turns == 6
     assert summary.speeds(2.0) == (3.0, 1.0)
-    assert summary.as_json(wall_s=2.0, client_cpu_s=0.0, run_dir="r")["turns_per_s"] == 1.0
+    assert summary.as_json(wall_s=2.0, client_cpu_s=0.0, run_dir="r", stats=Stats())["turns_per_s"] == 1.0

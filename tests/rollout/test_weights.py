@@ -19,7 +19,10 @@ from rollout.records import FailureKind
 from rollout.weights import InFlight, Weights
 from tests.rollout.test_engine import collect
 from tests.rollout.test_engine import engine as scripted_engine
+from tests.rollout.test_fleet import Server
+from tests.rollout.test_fleet import engine as fleet_engine
 from transports.embedded import MODEL_DIR
+from transports.scripted import Held, Stalled, reply
 
 
 @pytest.fixture(scope="module")
@@ -153,3 +156,46 @@ async def test_nothing_is_sent_while_weights_change() -> None:
             running._weights.updated("7", "wait")
         await transport.wait_for(1)
         assert transport.requests[0].cache_salt == "7"
+
+
+async def test_what_an_update_makes_too_stale_can_be_cancelled_in_its_turn() -> None:
+    """Under the policy `cancel` the update itself ends it; evaluation goes on."""
+    held = Held(reply("x"))
+    servers = Server(Stalled(), held)
+    running = fleet_engine(servers, concurrency=2, max_staleness=0, stale_policy="cancel")
+    async with running, anyio.create_task_group() as group:
+        groups: dict[bool, list[Group]] = {}
+
+        async def play(evaluation: bool) -> None:
+            groups[evaluation] = await collect(running, 1, evaluation=evaluation)
+
+        group.start_soon(play, False)
+        await servers.wait_for(1)
+        group.start_soon(play, True)
+        await servers.wait_for(2)
+        await running.update_weights(1, "folder")
+        held.release()
+    (trained,), (evaluated,) = groups[False], groups[True]
+    assert trained.rollouts[0].failure is not None
+    assert trained.rollouts[0].failure.kind is FailureKind.STALE
+    assert evaluated.rollouts[0].ok
+    assert running.stats().stale == 1
+
+
+async def test_a_group_that_waited_too_long_is_stale() -> None:
+    """Staleness counts to when the group is taken: a slow trainer gets no older tokens than it allows."""
+    running = fleet_engine(Server(), concurrency=2, max_staleness=1)
+    async with running:
+        stream = running.stream([{"n": 0}, {"n": 1}])
+        fresh = await anext(stream)
+        assert fresh.rollouts[0].ok
+        while running.stats().finished < 2:
+            await anyio.lowlevel.checkpoint()
+        await running.update_weights(1, "folder")
+        await running.update_weights(2, "folder")
+        late = await anext(stream)
+        await stream.aclose()
+    assert late.finished == []
+    assert late.rollouts[0].failure is not None
+    assert late.rollouts[0].failure.message == "2 weight updates before its group was taken, 1 allowed"
+    assert running.stats().stale == 1

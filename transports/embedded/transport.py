@@ -10,7 +10,7 @@ import httpx
 from starlette.applications import Starlette
 
 from rollout.errors import ConfigError
-from rollout.transport import MessagePrompt, Reply, Request, ServerInfo, TransportConfig
+from rollout.transport import MessagePrompt, Reply, Request, ServerInfo, ServerLoad, TransportConfig
 from rollout.weights import InFlight
 from transports.dynamo import DynamoTransport
 from transports.embedded import MODEL_DIR
@@ -58,6 +58,14 @@ class EmbeddedTransport:
     async def detokenize(self, ids: Sequence[int]) -> str:
         """See `rollout.transport.Transport`."""
         return await (await self._opened()).detokenize(ids)
+
+    async def check(self) -> None:
+        """See `rollout.transport.Watched`."""
+        await (await self._opened()).check()
+
+    async def load(self) -> ServerLoad:
+        """See `rollout.transport.Watched`."""
+        return await (await self._opened()).load()
 
     async def pause(self, mode: InFlight = "keep") -> None:
         """Stops decoding: `keep` freezes what runs, `wait` lets it end, `abort` ends it."""

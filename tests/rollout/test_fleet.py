@@ -1,0 +1,247 @@
+"""Several servers: what dies is taken out and its rollouts go on elsewhere; what comes back has the right weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+import pytest
+
+from rollout import Engine, EngineConfig
+from rollout.errors import ConfigError, ConnectionFailed, NoServerLeft, ServerBusy, ServerError
+from rollout.fleet import MAX_DEATHS, Fleet, Member
+from rollout.records import FailureKind, Rollout
+from rollout.transport import Request, ServerInfo, ServerLoad, TokenPrompt
+from rollout.weights import InFlight
+from tests.rollout.test_engine import Short, collect
+from transports.scripted import Entry, Fault, Held, ScriptedTransport, Stalled, reply
+
+#: Looks come so often that a test need not wait for one.
+OFTEN_S = 0.001
+
+
+class Server(ScriptedTransport):
+    """A scripted server whose weights can be changed."""
+
+    def __init__(self, *entries: Entry, **options: Any) -> None:
+        super().__init__([*entries, *[reply("x") for _ in range(200)]], **options)
+        self._info.can_tokenize = True
+        self.pushed: list[tuple[str, str | None]] = []
+        self.refuses: ConnectionFailed | ConfigError | None = None
+        self.paused = False
+
+    async def pause(self, mode: InFlight = "keep") -> None:
+        self.paused = True
+
+    async def resume(self) -> None:
+        self.paused = False
+
+    async def update_weights(self, version: str, path: str | None) -> None:
+        if self.refuses is not None:
+            raise self.refuses
+        self.pushed.append((version, path))
+
+
+def fleet(*servers: ScriptedTransport, wait_s: float = 60.0) -> Fleet:
+    members = [Member(f"http://{at}", server, check_every_s=OFTEN_S) for at, server in enumerate(servers)]
+    return Fleet(members, wait_s=wait_s)
+
+
+def engine(*servers: ScriptedTransport, wait_s: float = 60.0, **config: Any) -> Engine:
+    settings = EngineConfig(renderer="server", verify=True, **config)
+    return Engine(settings, Short, transport=fleet(*servers, wait_s=wait_s))
+
+
+def request(session: str = "s", **fields: Any) -> Request:
+    return Request(prompt=TokenPrompt([1]), request_id="r", session_id=session, **fields)
+
+
+async def until(condition: Any) -> None:
+    while not condition():
+        await anyio.lowlevel.checkpoint()
+
+
+def sessions(server: ScriptedTransport) -> set[str]:
+    return {request.session_id for request in server.requests}
+
+
+async def test_trajectories_are_spread_by_group_and_stay() -> None:
+    """Each trajectory has one server, a group's members the same, and both servers work."""
+    one, two = Server(), Server()
+    running = engine(one, two, concurrency=8)
+    async with running:
+        await collect(running, 8, rollouts_per_task=2)
+        assert [state.trajectories for state in running.stats().servers] == [0, 0]
+    assert not sessions(one) & sessions(two)
+    groups = [{request.group_id for request in server.requests} for server in (one, two)]
+    assert all(len(group) >= 3 for group in groups)
+    assert not groups[0] & groups[1]
+
+
+async def test_a_dead_servers_rollouts_go_on_at_another() -> None:
+    """What is in flight is sent again, whole, and goes on from its last finished turn; nothing fails."""
+    dying, other = Server(reply("one"), Stalled()), Server()
+    running = engine(dying, other, concurrency=1)
+    async with running, anyio.create_task_group() as group:
+        groups: list[Any] = []
+
+        async def play() -> None:
+            groups.extend(await collect(running, 2))
+
+        group.start_soon(play)
+        await dying.wait_for(2)
+        dying.well = False
+        await until(lambda: len(groups) == 2)
+        assert [state.up for state in running.stats().servers] == [False, True]
+    (first,) = groups[0].rollouts
+    assert first.ok
+    assert [turn.route.value for turn in first.turns] == ["message_in", "token_in"]
+    assert other.requests[0].prompt == dying.requests[1].prompt
+    assert dying.cancelled == 1
+
+
+async def test_a_request_that_fails_asks_how_its_server_is() -> None:
+    """The fault of a well server is the rollout's; that of a dead one is not, and nobody waits for the next look."""
+    served = fleet(Server(Fault(ServerBusy("500"))), Server())
+    await served.connect()
+    with pytest.raises(ServerBusy):
+        await served.generate(request())
+    dying = Server(Fault(ConnectionFailed("refused")))
+    served = fleet(dying, Server())
+    await served.connect()
+    dying.well = False
+    assert (await served.generate(request())).completion_ids
+    assert [state.deaths for state in served.states] == [1, 0]
+
+
+async def test_a_server_comes_back_with_the_weights_of_the_others() -> None:
+    """A new process has its first weights: it is told to load the last ones before it is used."""
+    lost, other = Server(), Server()
+    running = engine(lost, other)
+    async with running:
+        await running.update_weights(1, "folder-1")
+        lost.well = False
+        await until(lambda: not running.stats().servers[0].up)
+        await running.update_weights(2, "folder-2")
+        lost.well = True
+        await until(lambda: running.stats().servers[0].up)
+    assert other.pushed == [("1", "folder-1"), ("2", "folder-2")]
+    assert lost.pushed == [("1", "folder-1"), ("2", "folder-2")]
+
+
+async def test_a_server_whose_weights_are_unknown_stays_out() -> None:
+    """Weights that a trainer loaded by itself cannot be loaded again here, so tokens of old ones are never mixed in."""
+    lost, other = Server(), Server()
+    served = fleet(lost, other)
+    await served.connect()
+    await served.update_weights("1", None)
+    async with anyio.create_task_group() as group:
+        group.start_soon(served.watch, lambda error: None)
+        lost.well = False
+        await until(lambda: not served.states[0].up)
+        lost.well = True
+        await until(lambda: served._members[0].refused)
+        assert not served.states[0].up
+        group.cancel_scope.cancel()
+
+
+async def test_a_server_that_cannot_load_is_taken_out() -> None:
+    """One server's failure does not stop the others; where all fail, the update did."""
+    broken, other = Server(), Server()
+    broken.refuses = ConnectionFailed("no such folder")
+    served = fleet(broken, other)
+    await served.connect()
+    await served.pause()
+    await served.update_weights("1", "folder")
+    await served.resume()
+    assert [state.up for state in served.states] == [False, True]
+    other.refuses = ConnectionFailed("no such folder")
+    with pytest.raises(ConnectionFailed):
+        await served.update_weights("2", "folder")
+    assert served.states[1].up
+
+
+async def test_with_no_server_left_the_run_waits_and_then_ends() -> None:
+    """What runs is ended as cancelled, so that it is played when the run goes on; the stream says why it ended."""
+    only = Server(reply("one"), Stalled())
+    running = engine(only, wait_s=0.01, concurrency=1)
+    seen: list[Rollout] = []
+
+    async def keep(rollout: Rollout) -> None:
+        seen.append(rollout)
+
+    async with running, anyio.create_task_group() as group:
+
+        async def play() -> None:
+            with pytest.raises(NoServerLeft, match=r"no server came back within 0\.01 s: http://0"):
+                await collect(running, 3, on_rollout=keep)
+
+        group.start_soon(play)
+        await only.wait_for(2)
+        only.well = False
+    assert [rollout.failure.kind for rollout in seen if rollout.failure] == [FailureKind.CANCELLED]
+    assert len(seen[0].turns) == 1
+
+
+async def test_a_server_that_is_back_in_time_is_gone_on_with() -> None:
+    """A restart costs nothing but the wait."""
+    only = Server(reply("one"), Stalled())
+    running = engine(only, concurrency=1)
+    async with running, anyio.create_task_group() as group:
+        groups: list[Any] = []
+
+        async def play() -> None:
+            groups.extend(await collect(running, 1))
+
+        group.start_soon(play)
+        await only.wait_for(2)
+        only.well = False
+        await until(lambda: not running.stats().servers[0].up)
+        only.well = True
+        await until(lambda: bool(groups))
+    assert groups[0].rollouts[0].ok
+
+
+async def test_a_request_that_kills_servers_is_not_sent_for_ever() -> None:
+    """After as many deaths the request is the suspect, and fails alone."""
+    servers = [Server(Held(reply("x"))) for _ in range(MAX_DEATHS + 1)]
+    served = fleet(*servers)
+    await served.connect()
+    async with anyio.create_task_group() as group:
+        group.start_soon(served.watch, lambda error: None)
+
+        async def kill() -> None:
+            for server in servers[:MAX_DEATHS]:
+                await server.wait_for(1)
+                server.well = False
+
+        group.start_soon(kill)
+        with pytest.raises(ConnectionFailed, match="in flight on 3 servers when they died"):
+            await served.generate(request())
+        group.cancel_scope.cancel()
+    assert not servers[-1].requests
+
+
+async def test_servers_must_be_alike() -> None:
+    """Another model among them is named before anything is played."""
+    other = Server(info=ServerInfo(dialect="scripted", model="other"))
+    with pytest.raises(ConfigError, match="http://1 is not like the other servers: model is 'other', not 'scripted'"):
+        await fleet(Server(), other).connect()
+
+
+async def test_a_server_that_is_not_there_yet_is_out() -> None:
+    """The others are enough to begin; with none it is an error."""
+    absent = Server(connect_error=ServerError("no server answers"))
+    served = fleet(absent, Server())
+    await served.connect()
+    assert [state.up for state in served.states] == [False, True]
+    with pytest.raises(ServerError, match="no server answers"):
+        await fleet(absent).connect()
+
+
+async def test_load_is_all_servers_together() -> None:
+    """Queues add up, and the fullest cache counts."""
+    one, two = Server(), Server()
+    one.load_now = ServerLoad(running=3, waiting=1, cache_usage=0.25, preemptions=2)
+    two.load_now = ServerLoad(running=4, cache_usage=0.5)
+    assert await fleet(one, two).load() == ServerLoad(running=7, waiting=1, cache_usage=0.5, preemptions=2)
