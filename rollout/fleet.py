@@ -150,15 +150,16 @@ class Fleet:
 
         Raises ConfigError where they do not serve the same.
         """
-        missing: ServerError | None = None
+        missing: list[tuple[int, ServerError]] = []
         for at, member in enumerate(self._members):
             try:
                 self._must_be_alike(member, await member.transport.connect())
             except ServerError as error:
-                missing = missing or error
-                self._take_out(at, str(error))
+                missing.append((at, error))
         if self._info is None:
-            raise missing or ServerError("there is no server to connect to")
+            raise missing[0][1]
+        for at, why in missing:
+            self._take_out(at, str(why))
         return self._info
 
     def _must_be_alike(self, member: Member, info: ServerInfo) -> None:

@@ -16,7 +16,7 @@ import msgspec
 from rollout import progress, store
 from rollout.engine import Engine
 from rollout.env import Task
-from rollout.errors import ServerError, UsageError
+from rollout.errors import NoServerLeft, ServerError, UsageError
 from rollout.logs import EventLog
 from rollout.records import FailureKind, Rollout
 from rollout.registry import env_factory
@@ -90,6 +90,7 @@ class Run:
     async def _stream(self, engine: Engine, tasks: list[Task], skip: set[tuple[int, int]]) -> None:
         members = self.settings.rollouts_per_task
         fault: OSError | None = None
+        gone: NoServerLeft | None = None
 
         async def keep(rollout: Rollout) -> None:
             await self._keep(rollout, engine)
@@ -102,7 +103,11 @@ class Run:
                     pass
             except OSError as error:
                 fault = error
+            except NoServerLeft as error:
+                gone = error
             beside.cancel_scope.cancel()
+        if gone is not None:
+            raise NoServerLeft(f"{gone}; what is finished is kept: go on with --resume") from gone
         if fault is not None:
             raise UsageError(f"cannot write the run folder: {fault}; go on with --resume once there is room") from fault
 

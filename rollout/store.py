@@ -12,6 +12,7 @@ that was cut by a crash is detected when the folder is read, and that rollout is
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import time
@@ -146,9 +147,11 @@ class RunFolder:
         draft.replace(self.path / SUMMARY)
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        """Every write was flushed; what could not be written has been said by `write`."""
+        file, self._file = self._file, None
+        if file is not None:
+            with contextlib.suppress(OSError):  # it tries the failed write again
+                file.close()
 
 
 def check_resumable(path: Path) -> None:

@@ -9,7 +9,7 @@ import anyio
 from rollout.errors import ConfigError, ServerError, TransportError
 from rollout.transport import MessagePrompt, Reply, Request, ServerInfo, ServerLoad, Transport, TransportConfig
 from rollout.weights import InFlight, WeightControl
-from transports.common import client_of, list_models
+from transports.common import PROBE_RETRIES, client_of, list_models
 from transports.dynamo import DynamoTransport
 from transports.http import HttpClient
 from transports.vllm import VllmTransport
@@ -98,7 +98,7 @@ class AutoTransport:
 
     async def _has_version(self) -> bool:
         try:
-            return b'"version"' in (await self._client.get("/version", retries=0)).body
+            return b'"version"' in (await self._client.get("/version", retries=PROBE_RETRIES)).body
         except TransportError:
             return False
 

@@ -85,6 +85,9 @@ class Span(msgspec.Struct):
     end: int
 
 
+#: A probe that meets a passing fault must not conclude that a route is absent; it must not be slow either.
+PROBE_RETRIES = 2
+
 _MODELS = msgspec.json.Decoder(ModelList)
 
 
@@ -160,7 +163,7 @@ def client_of(config: TransportConfig, **changes: Any) -> HttpClient:
 async def list_models(client: HttpClient) -> list[ModelCard]:
     """The served models. Raises ServerError where there is no server, or it refuses."""
     try:
-        answer: Answer = await client.get("/v1/models", retries=0)
+        answer: Answer = await client.get("/v1/models", retries=PROBE_RETRIES)
         models: ModelList = decode(_MODELS, answer, "/v1/models")
     except AuthenticationFailed as error:
         raise ServerError(

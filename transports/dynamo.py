@@ -17,6 +17,7 @@ from rollout.errors import MalformedReply, TransportError
 from rollout.messages import user
 from rollout.transport import MessagePrompt, Reply, Request, ServerInfo, TokenPrompt, TransportConfig
 from transports.common import (
+    PROBE_RETRIES,
     ChatLogprobs,
     ServedTransport,
     Usage,
@@ -202,7 +203,8 @@ class DynamoTransport(ServedTransport):
 
     async def _try(self, prompt: TokenPrompt | MessagePrompt, info: ServerInfo, **changes: Any) -> Answer | None:
         try:
-            return await self.client.post(CHAT, chat_body(probe_request(prompt, **changes), info.model), retries=0)
+            body = chat_body(probe_request(prompt, **changes), info.model)
+            return await self.client.post(CHAT, body, retries=PROBE_RETRIES)
         except TransportError as error:
             _log.warning("probe_failed", path=CHAT, error=str(error))
             return None

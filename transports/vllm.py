@@ -15,7 +15,7 @@ from rollout.errors import ConfigError, RequestRefused, TransportError
 from rollout.messages import user
 from rollout.transport import MessagePrompt, Reply, Request, ServerInfo, TokenPrompt, TransportConfig
 from rollout.weights import InFlight
-from transports.common import ServedTransport, choose_model, list_models, probe_request
+from transports.common import PROBE_RETRIES, ServedTransport, choose_model, list_models, probe_request
 from transports.http import HttpClient, decode
 from transports.vllm_wire import (
     CHAT,
@@ -127,7 +127,7 @@ class VllmTransport(ServedTransport):
 
     async def _version(self) -> str | None:
         try:
-            answer = await self.client.get("/version", retries=0)
+            answer = await self.client.get("/version", retries=PROBE_RETRIES)
             version = msgspec.json.decode(answer.body, type=dict[str, Any]).get("version")
         except (TransportError, msgspec.DecodeError):
             return None
@@ -136,7 +136,7 @@ class VllmTransport(ServedTransport):
     async def _paths(self) -> frozenset[str]:
         """The server's routes; empty where it does not list them."""
         try:
-            answer = await self.client.get("/openapi.json", retries=0)
+            answer = await self.client.get("/openapi.json", retries=PROBE_RETRIES)
             return frozenset(decode(_OPENAPI, answer, "/openapi.json").get("paths", ()))
         except TransportError:
             return frozenset()
@@ -144,7 +144,8 @@ class VllmTransport(ServedTransport):
     async def _probe_messages(self, info: ServerInfo) -> None:
         prompt = MessagePrompt(messages=[user("Hi.")])
         try:
-            reply = read_chat(await self.client.post(CHAT, chat_body(probe_request(prompt), info.model), retries=0))
+            body = chat_body(probe_request(prompt), info.model)
+            reply = read_chat(await self.client.post(CHAT, body, retries=PROBE_RETRIES))
         except TransportError as error:
             _log.warning("probe_failed", path=CHAT, error=str(error))
             return
@@ -174,7 +175,7 @@ class VllmTransport(ServedTransport):
         return reply.completion_ids == [token]
 
     async def _call(self, route: TokenRoute, request: Request, model: str) -> Reply:
-        return route.read(await self.client.post(route.path, route.body(request, model), retries=0))
+        return route.read(await self.client.post(route.path, route.body(request, model), retries=PROBE_RETRIES))
 
 
 def create(config: TransportConfig) -> VllmTransport:

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,6 +36,7 @@ class Server:
         """The root, without /v1."""
         self.log = log
         self.processes: list[subprocess.Popen[bytes]] = []
+        self._commands: list[tuple[Sequence[str], Mapping[str, str]]] = []
 
     def __repr__(self) -> str:
         return f"<Server {self.url} {self.pids}>"
@@ -45,11 +47,22 @@ class Server:
 
     def spawn(self, command: Sequence[str], env: Mapping[str, str]) -> None:
         """Starts a process in a group of its own, which ends with it."""
+        self._commands.append((command, env))
+        self.processes.append(self._start(command, env))
+
+    def kill(self, index: int) -> None:
+        """SIGKILL, to a process and all that it started."""
+        _signal_group(self.processes[index], signal.SIGKILL)
+        self.processes[index].wait()
+
+    def respawn(self, index: int) -> None:
+        """Starts a process that has ended again, with the same command and port."""
+        self.processes[index] = self._start(*self._commands[index])
+
+    def _start(self, command: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as log:
-            self.processes.append(
-                subprocess.Popen(
-                    command, env={**os.environ, **_ENV, **env}, stdout=log, stderr=log, start_new_session=True
-                )
+            return subprocess.Popen(
+                command, env={**os.environ, **_ENV, **env}, stdout=log, stderr=log, start_new_session=True
             )
 
     def wait(self, ready: Callable[[str], bool], deadline_s: float) -> None:
@@ -69,8 +82,7 @@ class Server:
         """Ends every process group: politely, then not."""
         for process in reversed(self.processes):
             for sign in (signal.SIGTERM, signal.SIGKILL):
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, sign)
+                _signal_group(process, sign)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(grace_s)
                 if process.poll() is not None and not _group_alive(process.pid):
@@ -97,6 +109,17 @@ def vllm_server(
     with _running(Server(f"http://127.0.0.1:{port}", log_dir / f"vllm-{port}.log")) as running:
         running.spawn([*command, *flags, *extra_args], {"VLLM_SERVER_DEV_MODE": "1", **_ON_CPU})
         running.wait(lambda url: _answers(url, name), 400)
+        yield running
+
+
+@contextlib.contextmanager
+def embedded_server(model_dir: Path, log_dir: Path, *, name: str = "tiny") -> Iterator[Server]:
+    """The embedded model on a port, in vLLM's dialect."""
+    port = free_port()
+    command = [sys.executable, "-m", "rollout", "serve", "--port", str(port), "--served-model-name", name]
+    with _running(Server(f"http://127.0.0.1:{port}", log_dir / f"embedded-{port}.log")) as running:
+        running.spawn([*command, "--model-dir", str(model_dir)], {})
+        running.wait(lambda url: _answers(url, name), 60)
         yield running
 
 
@@ -167,6 +190,11 @@ def _answers(url: str, name: str) -> bool:
         return httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60).status_code == 200
     except (httpx.HTTPError, ValueError):
         return False
+
+
+def _signal_group(process: subprocess.Popen[bytes], sign: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, sign)
 
 
 def _group_alive(group: int) -> bool:

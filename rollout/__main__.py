@@ -1,0 +1,5 @@
+"""`python -m rollout` is the console script."""
+
+from rollout.cli import main
+
+main()
