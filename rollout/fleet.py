@@ -41,7 +41,7 @@ HUNG_S = 60.0
 MAX_DEATHS = 3
 
 #: What servers of one fleet must have in common: a trajectory may go on at any of them.
-_ALIKE = ("model", "dialect", "token_route", "max_model_len", "keeps_stop_token")
+_ALIKE = ("model", "dialect", "token_route", "keeps_stop_token")
 
 _log = structlog.get_logger(__name__)
 
@@ -151,23 +151,34 @@ class Fleet:
         Raises ConfigError where they do not serve the same.
         """
         missing: list[tuple[int, ServerError]] = []
+        known: list[int] = []
         for at, member in enumerate(self._members):
             try:
-                self._must_be_alike(member, await member.transport.connect())
+                info = await member.transport.connect()
+                self._must_be_alike(member, info)
+                known += [info.max_model_len] if info.max_model_len is not None else []
             except ServerError as error:
                 missing.append((at, error))
         if self._info is None:
             raise missing[0][1]
+        # The shortest context is the fleet's: a trajectory must fit any server.
+        self._info.max_model_len = min(known, default=None)
         for at, why in missing:
             self._take_out(at, str(why))
         return self._info
 
     def _must_be_alike(self, member: Member, info: ServerInfo) -> None:
-        first = self._info = self._info or info
+        first = self._info = self._info or msgspec.structs.replace(info)
         for field in _ALIKE:
             mine, theirs = getattr(first, field), getattr(info, field)
             if mine != theirs:
                 raise ConfigError(f"{member.url} is not like the other servers: {field} is {theirs!r}, not {mine!r}")
+
+    def _must_be_long_enough(self, member: Member, info: ServerInfo) -> None:
+        least = self._info.max_model_len if self._info is not None else None
+        length = info.max_model_len
+        if least is not None and length is not None and length < least:
+            raise ConfigError(f"{member.url} has a context of {length} tokens, and the others of {least} at least")
 
     async def generate(self, request: Request) -> Reply:
         """Completes the prompt at the trajectory's server, or at another when that dies. Raises TransportError."""
@@ -265,7 +276,9 @@ class Fleet:
         """Gives the server the others' weights first: a new process has those that it started with."""
         member = self._members[at]
         try:
-            self._must_be_alike(member, await member.transport.connect())
+            info = await member.transport.connect()
+            self._must_be_alike(member, info)
+            self._must_be_long_enough(member, info)
             if self._pushed is not None:
                 version, path = self._pushed
                 if path is None:

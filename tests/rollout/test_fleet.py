@@ -229,6 +229,14 @@ async def test_servers_must_be_alike() -> None:
         await fleet(Server(), other).connect()
 
 
+async def test_the_shortest_context_is_the_fleets() -> None:
+    """A trajectory must fit whichever server it goes on at."""
+    one, two = Server(), Server()
+    one._info.max_model_len, two._info.max_model_len = 8192, 4096
+    assert (await fleet(one, two).connect()).max_model_len == 4096
+    assert one._info.max_model_len == 8192
+
+
 async def test_a_server_that_is_not_there_yet_is_out() -> None:
     """The others are enough to begin; with none it is an error."""
     absent = Server(connect_error=ServerError("no server answers"))
