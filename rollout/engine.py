@@ -121,6 +121,8 @@ class Engine:
 
     def _no_server_left(self, error: NoServerLeft) -> None:
         self._gone = error
+        for run in self._runs:
+            run.error = run.error or error
         self.cancel()
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -165,7 +167,7 @@ class Engine:
         `group_reward` sets the finished members' rewards; `keep` decides which groups are yielded, and what it
         drops is counted in `stats().dropped_groups`. `evaluation` rollouts are never ended as stale.
         """
-        self._entered()
+        self._playable()
         if not 0 < share <= 1:
             raise ConfigError(f"share must be above 0 and at most 1, not {share:g}")
         scheduler = Scheduler(
@@ -192,16 +194,16 @@ class Engine:
                 else:
                     self._stats.dropped_groups += 1
                 run.taken()
-            if error := run.error or self._gone:
-                raise error
+            if run.error is not None:
+                raise run.error
         finally:
             self.untaken += await run.give_up()
             self._runs.remove(run)
 
     async def submit(self, task: Task, *, rollouts: int = 1) -> Submission:
         """Plays one task beside whatever else is played; its group comes by the submission, or by `collect`."""
+        self._playable()
         if self._submissions is None:
-            self._entered()
             scheduler = Scheduler(
                 (),
                 cap=self.config.most_at_once,
@@ -351,6 +353,12 @@ class Engine:
         self._stats.retried += wanted
         self._stats.faults += wanted and failure is not None and failure.kind is FailureKind.TRANSPORT
         return wanted
+
+    def _playable(self) -> None:
+        """Raises NoServerLeft once the engine has ended so."""
+        self._entered()
+        if self._gone is not None:
+            raise self._gone
 
     def _entered(self) -> ServedModel:
         if self._model is None:

@@ -13,7 +13,7 @@ import msgspec
 
 from rollout.env import Task
 from rollout.episode import Episode, Job
-from rollout.errors import ConfigError
+from rollout.errors import ConfigError, RolloutError
 from rollout.records import Failure, FailureKind, Group, Rollout
 from rollout.scheduler import Scheduler
 
@@ -233,9 +233,13 @@ class Submission:
         return self._group is not None
 
     async def result(self) -> Group:
-        """The task's group, once its last member has ended. `collect` does not give it again."""
+        """The task's group, once its last member has ended. `collect` does not give it again.
+
+        Raises what ended the engine before, such as NoServerLeft.
+        """
         await self._event.wait()
-        assert self._group is not None, "the event is set with the group"
+        if self._group is None:
+            raise self._submissions.error or RolloutError("the engine was closed before this task was played")
         self._submissions.took(self._group)
         return self._group
 
@@ -243,7 +247,8 @@ class Submission:
         """Ends what runs of it; what has not begun is not played. The result has what was played."""
         self._submissions.cancel(self.task_index)
 
-    def finish(self, group: Group) -> None:
+    def finish(self, group: Group | None) -> None:
+        """With its group, or without where the engine ended before."""
         self._group = group
         self._event.set()
 
@@ -257,6 +262,12 @@ class Submissions:
         self._finished: deque[Group] = deque()
         self._arrived = anyio.Event()
         self._owed = 0
+        self._ended = False
+
+    @property
+    def error(self) -> Exception | None:
+        """What ended the stream, where something did."""
+        return self.run.error
 
     def add(self, task: Task, rollouts: int) -> Submission:
         if rollouts < 1:
@@ -275,6 +286,11 @@ class Submissions:
             self._open.pop(group.task_index).finish(group)
             self._arrived.set()
             self._arrived = anyio.Event()
+        # The engine ends: nobody may wait for what will not come.
+        self._ended = True
+        for submission in self._open.values():
+            submission.finish(None)
+        self._arrived.set()
 
     async def collect(self, count: int) -> list[Group]:
         groups: list[Group] = []
@@ -282,7 +298,9 @@ class Submissions:
             while self._finished and len(groups) < count:
                 groups.append(self._finished.popleft())
                 self._owed -= 1
-            if len(groups) == count or not self._owed:
+            if self._ended and not groups and self.error is not None:
+                raise self.error
+            if len(groups) == count or not self._owed or self._ended:
                 break
             await self._arrived.wait()
         return groups

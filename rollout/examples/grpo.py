@@ -1,6 +1,6 @@
 """GRPO on the embedded model, on a CPU: a policy that learns `guess_number` from exactly the tokens it sampled.
 
-    python -m rollout.examples.grpo [--steps 80] [--mode mito] [--base-url URL] [-o DIR]
+    python -m rollout.examples.grpo [--steps 60] [--mode mito] [--base-url URL] [-o DIR]
 
 Rollouts stream from the engine while the trainer computes, so the policy is one step off at most by default. Each
 step: groups -> samples -> clipped policy gradient on the sampled tokens with the sampler's own logprobs -> weights
@@ -34,6 +34,7 @@ from safetensors.torch import save_file
 from envs.guess_number import GuessNumber
 from rollout import EngineConfig, EngineThread, Group, TrainingSample
 from rollout.batch import Padded, pad
+from rollout.samples import never_sampled
 from rollout.stats import Stats
 from rollout.weights import InFlight
 from transports.embedded import MODEL_DIR
@@ -46,7 +47,7 @@ MICRO_BATCH = 32
 class Settings(msgspec.Struct, kw_only=True):
     """What can be set from the command line."""
 
-    steps: int = 80
+    steps: int = 60
     tasks_per_step: int = 20
     rollouts_per_task: int = 8
     lr: float = 0.3
@@ -80,6 +81,9 @@ class StepReport(msgspec.Struct, kw_only=True):
     staleness: float
     """Mean over the trained tokens, in weight updates."""
     samples_per_rollout: float
+    never_sampled: int
+    """Tokens that a trainer would have trained on which nobody sampled, had it taken each rollout's last prompt and
+    completion as its one sample."""
     rollouts: int
     trained_tokens: int
     token_in: int
@@ -246,6 +250,7 @@ def _step(
         disagreement=disagreement,
         staleness=staleness,
         samples_per_rollout=len(samples) / len(rollouts),
+        never_sampled=sum(never_sampled(rollout) for rollout in rollouts),
         rollouts=len(rollouts),
         trained_tokens=sum(sum(sample.loss_mask) for sample in samples),
         token_in=stats.token_in_turns - before.token_in_turns,
@@ -260,29 +265,34 @@ def _step(
 def _line(r: StepReport) -> str:
     return (
         f"step {r.step:3}  reward {r.reward:.3f}  kl {r.kl:+.4f}  disagreement {r.disagreement:.1e}  "
-        f"staleness {r.staleness:.2f}  samples/rollout {r.samples_per_rollout:.2f}  "
+        f"staleness {r.staleness:.2f}  samples/rollout {r.samples_per_rollout:.2f}  never sampled {r.never_sampled}  "
         f"turns {r.token_in} token-in, {r.message_in} message-in, {r.prefix_breaks} broke  "
         f"wait {r.wait_s:.1f} s, train {r.train_s:.1f} s, push {r.push_s:.2f} s"
     )
 
 
 def picture(runs: Sequence[Path], path: Path) -> None:
-    """The reward curves of finished runs, one line for each folder, smoothed over five steps."""
+    """Finished runs, a line for each folder: the reward, smoothed over five steps, and what message-in costs."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7, 4), dpi=120)
+    figure, (curve, samples, alien) = plt.subplots(1, 3, figsize=(12, 3.6), dpi=110, width_ratios=(2, 1, 1))
     for run in runs:
         lines = (run / "steps.jsonl").read_bytes().splitlines()
         steps = [msgspec.json.decode(line, type=StepReport) for line in lines]
+        at = [s.step for s in steps]
         rewards = [float(np.mean([s.reward for s in steps[max(0, i - 4) : i + 1]])) for i in range(len(steps))]
-        axes.plot([s.step for s in steps], rewards, label=run.name)
-    axes.set(xlabel="step", ylabel="mean reward (5 steps)", title="GRPO on guess_number, embedded model, CPU")
-    axes.set_ylim(0.5, 1.0)
-    axes.grid(alpha=0.3)
-    axes.legend()
+        curve.plot(at, rewards, label=run.name)
+        samples.plot(at, [s.samples_per_rollout for s in steps])
+        alien.plot(at, [100 * s.never_sampled / s.trained_tokens for s in steps])
+    curve.set(xlabel="step", ylabel="mean reward (5 steps)", title="GRPO on guess_number, embedded model, CPU")
+    curve.legend()
+    samples.set(xlabel="step", title="training samples per rollout", ylim=(0, None))
+    alien.set(xlabel="step", title="tokens never sampled, %", ylim=(-1, None))
+    for axes in (curve, samples, alien):
+        axes.grid(alpha=0.3)
     figure.tight_layout()
     figure.savefig(path)
     plt.close(figure)
@@ -300,7 +310,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--base-url", help="a vLLM in place of the embedded model")
     parser.add_argument("-o", "--output", default=defaults.output, help="where weights, steps and the picture go")
     parser.add_argument("--write-model", metavar="DIR", type=Path, help="write the folder for a vLLM, and end")
+    parser.add_argument("--picture-of", metavar="DIR", nargs="+", type=Path, help="draw finished runs into -o, and end")
     given = vars(parser.parse_args(argv))
+    if (runs := given.pop("picture_of")) is not None:
+        picture(runs, Path(given["output"]))
+        print(given["output"])
+        return 0
     if (served := given.pop("write_model")) is not None:
         write_model(served, load_weights(MODEL_DIR), tied=False)
         print(served)

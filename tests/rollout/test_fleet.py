@@ -183,6 +183,27 @@ async def test_with_no_server_left_the_run_waits_and_then_ends() -> None:
     assert len(seen[0].turns) == 1
 
 
+async def test_submitted_tasks_say_that_no_server_is_left() -> None:
+    """Nobody waits for what will not come: what runs, what is queued, what is submitted later."""
+    only = Server(reply("one"), Stalled())
+    running = engine(only, wait_s=0.01, concurrency=1)
+    async with running, anyio.create_task_group() as group:
+        first, queued = await running.submit({"n": 0}), await running.submit({"n": 1})
+
+        async def ask(result: Any) -> None:
+            with pytest.raises(NoServerLeft):
+                await result()
+
+        group.start_soon(ask, queued.result)
+        await only.wait_for(2)
+        only.well = False
+        assert [rollout.failure.kind for rollout in (await first.result()).rollouts if rollout.failure] == [
+            FailureKind.CANCELLED
+        ]
+        await ask(lambda: running.collect(1))
+        await ask(lambda: collect(running, 1))
+
+
 async def test_a_server_that_is_back_in_time_is_gone_on_with() -> None:
     """A restart costs nothing but the wait."""
     only = Server(reply("one"), Stalled())

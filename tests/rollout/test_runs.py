@@ -160,7 +160,7 @@ async def test_stragglers_are_ended_and_their_group_delivered() -> None:
     running, _ = engine(*[reply("x")] * 4, Stalled(), Stalled(), concurrency=2, straggler_timeout_s=0.01)
     async with running:
         (group,) = await collect(running, 1, rollouts_per_task=4)
-        assert [rollout.ok for rollout in group.rollouts] == [True, True, False, False]
+        assert [len(group.rollouts), len(group.finished)] == [4, 2]
         failures = [rollout.failure for rollout in group.rollouts if rollout.failure]
         assert {failure.kind for failure in failures} == {FailureKind.STRAGGLER}
         assert "half of its group had ended" in failures[0].message
