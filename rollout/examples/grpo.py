@@ -1,14 +1,14 @@
 """GRPO on the embedded model, on a CPU: a policy that learns `guess_number` from exactly the tokens it sampled.
 
-    python -m rollout.examples.grpo [--steps 60] [--mode mito] [--base-url URL] [-o DIR]
+    python -m rollout.examples.grpo [--steps 60] [--mode mito] [--server vllm] [-o DIR]
 
 Rollouts stream from the engine while the trainer computes, so the policy is one step off at most by default. Each
 step: groups -> samples -> clipped policy gradient on the sampled tokens with the sampler's own logprobs -> weights
 written as safetensors and pushed with `update_weights`.
 
-With `--base-url` a real vLLM serves the policy. It must run with VLLM_SERVER_DEV_MODE=1 on this machine, on the folder
-that `--write-model DIR` writes: there the output layer has weights of its own. Reloading leaves the output layer of
-tied embeddings as it was, on a CPU (vLLM 0.32, vllm/model_executor/model_loader/reload, limitation 2).
+With `--server vllm` a real vLLM serves the policy. It must run with VLLM_SERVER_DEV_MODE=1 on this machine, on the
+folder that `--write-model DIR` writes: there the output layer has weights of its own. Reloading leaves the output
+layer of tied embeddings as it was, on a CPU (vLLM 0.32, vllm/model_executor/model_loader/reload, limitation 2).
 
 Needs the extra `train` (torch).
 """
@@ -39,6 +39,9 @@ from rollout.stats import Stats
 from rollout.weights import InFlight
 from transports.embedded import MODEL_DIR
 from transports.embedded.train.torch_model import Weights, hidden_states, load_weights, next_logprobs
+
+#: Where `--server vllm` looks for one.
+VLLM_URL = "http://127.0.0.1:8000"
 
 #: Rows of one forward pass.
 MICRO_BATCH = 32
@@ -307,11 +310,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.add_argument(f"--{name.replace('_', '-')}", type=float, default=getattr(defaults, name))
     parser.add_argument("--mode", choices=["tito", "mito"], default="tito")
     parser.add_argument("--in-flight", choices=["keep", "wait", "abort"], default=defaults.in_flight)
-    parser.add_argument("--base-url", help="a vLLM in place of the embedded model")
+    parser.add_argument("--server", choices=["embedded", "vllm"], help="embedded, or vllm where --base-url is given")
+    parser.add_argument("--base-url", help=f"the vLLM's address [{VLLM_URL}]")
     parser.add_argument("-o", "--output", default=defaults.output, help="where weights, steps and the picture go")
     parser.add_argument("--write-model", metavar="DIR", type=Path, help="write the folder for a vLLM, and end")
     parser.add_argument("--picture-of", metavar="DIR", nargs="+", type=Path, help="draw finished runs into -o, and end")
     given = vars(parser.parse_args(argv))
+    if given.pop("server") == "vllm":
+        given["base_url"] = given["base_url"] or VLLM_URL
     if (runs := given.pop("picture_of")) is not None:
         picture(runs, Path(given["output"]))
         print(given["output"])

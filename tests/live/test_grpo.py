@@ -30,7 +30,7 @@ def vllm(logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve
 @pytest.mark.parametrize("mode", ["tito", "mito"])
 def test_a_few_steps_against_vllm(vllm: Server, mode: str, tmp_path: Path) -> None:
     """Three steps: weights are pushed, new tokens carry their version, and logprobs agree to 1e-2."""
-    command = [*EXAMPLE, "--base-url", vllm.url, "-o", str(tmp_path / "out")]
+    command = [*EXAMPLE, "--server", "vllm", "--base-url", vllm.url, "-o", str(tmp_path / "out")]
     sizes = ["--steps", "3", "--tasks-per-step", "9", "--rollouts-per-task", "8", "--mode", mode]
     done = subprocess.run([*command, *sizes], cwd=PROJECT, capture_output=True, text=True, timeout=540, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

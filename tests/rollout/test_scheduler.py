@@ -126,8 +126,14 @@ class SharedSlots(RuleBasedStateMachine):
         self.asked: dict[tuple[int, int], int] = {}
         self.withdrawn: set[tuple[int, int]] = set()
 
-    @rule(tasks=st.integers(0, 4), members=st.integers(1, 3), cap=st.integers(1, 4), open_ended=st.booleans())
-    def open_stream(self, tasks: int, members: int, cap: int, open_ended: bool) -> None:
+    @rule(
+        tasks=st.integers(0, 4),
+        members=st.integers(1, 3),
+        cap=st.integers(1, 4),
+        share=st.sampled_from([0.25, 0.5, 1.0]),
+        open_ended=st.booleans(),
+    )
+    def open_stream(self, tasks: int, members: int, cap: int, share: float, open_ended: bool) -> None:
         if len(self.streams) == 3:
             return
         index = len(self.streams)
@@ -137,6 +143,7 @@ class SharedSlots(RuleBasedStateMachine):
             Scheduler(
                 given,
                 cap=cap,
+                share=share,
                 slots=self.slots,
                 rollouts_per_task=members,
                 open_ended=open_ended,
@@ -161,7 +168,15 @@ class SharedSlots(RuleBasedStateMachine):
     @rule()
     def admit(self) -> None:
         for which, stream in enumerate(self.streams):
+            before, used = len(stream.running), self.slots.used
             self.running += [(which, job) for job in stream.admit()]
+            # A cap that has shrunk ends nothing; it admits nothing either, until there is room.
+            assert len(stream.running) <= max(before, 1, int(self.slots.cap * stream._share))
+            assert self.slots.used <= max(used, self.slots.cap)
+
+    @rule(cap=st.integers(1, 6))
+    def resize(self, cap: int) -> None:
+        self.slots.cap = cap
 
     @rule()
     def update(self) -> None:
@@ -184,7 +199,7 @@ class SharedSlots(RuleBasedStateMachine):
     @invariant()
     def permits_are_those_of_running_rollouts(self) -> None:
         assert self.slots.used == len(self.running) == sum(len(stream.running) for stream in self.streams)
-        assert self.slots.used <= self.CAP
+        assert self.slots.most_used >= self.slots.used
         assert all(len(stream.running) <= stream.cap for stream in self.streams)
 
     def teardown(self) -> None:

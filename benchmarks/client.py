@@ -1,0 +1,182 @@
+"""The client's own cost: user and system CPU per turn, against a server that costs nothing to wait for.
+
+    python -m benchmarks.client [--mode mito] [--repeats 3] [--shape 64x8 ...]
+
+In the same run, in turn: our engine, and the floor, which is a bare loop of aiohttp and msgspec that encodes, sends
+and decodes the same bodies without any of our logic. Completions of 32 tokens, replies of 400 characters, Qwen3's
+format. Read the ratio: absolute times move from machine to machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import gc
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import aiohttp
+import msgspec
+from transformers import AutoTokenizer
+
+from benchmarks.kit.fake_server import MODEL, Script
+from envs.echo import filler
+from rollout import Engine, EngineConfig, Env, Message, Step, user
+from rollout.records import Rollout
+from rollout.transport import MessagePrompt, Request, TokenPrompt
+from transports.embedded import MODEL_DIR
+from transports.vllm_wire import CHAT, GENERATE, chat_body, generate_body
+
+#: Rollouts by turns, all at once, and the CPU per turn to reach, ms. The reference client took 10.6, 7.3, 19.8, 11.4.
+SHAPES = {(64, 8): 0.5, (16, 32): 0.5, (4, 128): 0.7, (512, 4): 0.5}
+COMPLETION_TOKENS = 32
+REPLY = filler(400)
+OPENING = "Begin."
+
+
+class Replies(Env):
+    """The same reply again and again."""
+
+    turns = 8
+
+    async def reset(self, task: Any) -> list[Message]:
+        self.turn = 0
+        return [user(OPENING)]
+
+    async def step(self, message: Message) -> Step:
+        self.turn += 1
+        return Step(messages=[user(REPLY)], done=self.turn == self.turns)
+
+
+def make_script() -> Script:
+    """What the server answers: an ordinary sentence of 32 tokens, its stop token included."""
+    tokenizer = AutoTokenizer.from_pretrained(str(MODEL_DIR))
+    ids = tokenizer.encode(filler(400))[: COMPLETION_TOKENS - 1]
+    opening = [{"role": "user", "content": OPENING}]
+    prompt = tokenizer.apply_chat_template(opening, add_generation_prompt=True, return_dict=False)
+    stop = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    return Script(prompt_ids=list(prompt), completion_ids=[*ids, stop], text=tokenizer.decode(ids))
+
+
+@contextlib.contextmanager
+def fake_server(script: Script) -> Iterator[str]:
+    """The server in its own process."""
+    command = [sys.executable, "-m", "benchmarks.kit.fake_server"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(msgspec.json.encode(script).decode() + "\n")
+        process.stdin.flush()
+        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+        process.stdin.close()
+
+
+async def engine_cpu_s(url: str, rollouts: int, turns: int, mode: str) -> tuple[float, Rollout]:
+    """CPU of a whole run but for its start, and one of its rollouts."""
+
+    class Sized(Replies):
+        pass
+
+    Sized.turns = turns
+    config = EngineConfig(
+        transport="vllm",
+        base_url=url,
+        tokenizer=str(MODEL_DIR),
+        mode=mode,  # type: ignore[arg-type]  # argparse has checked it
+        concurrency=rollouts,
+        max_tokens=COMPLETION_TOKENS,
+    )
+    async with Engine(config, Sized) as engine:
+        # Connections are opened, and code is met for the first time, before the clock starts.
+        async for _ in engine.stream([{"n": n} for n in range(min(16, rollouts))]):
+            pass
+        gc.collect()
+        started, last = time.process_time(), None
+        async for group in engine.stream([{"n": n} for n in range(rollouts)]):
+            (last,) = group.rollouts
+        cpu_s = time.process_time() - started
+    assert last is not None
+    assert last.ok, last.failure
+    assert len(last.turns) == turns
+    return cpu_s, last
+
+
+class _Answer(msgspec.Struct):
+    """What a bare loop reads: the ids and their logprobs."""
+
+    choices: list[Any]
+
+
+def bodies_of(rollout: Rollout) -> list[tuple[str, dict[str, Any]]]:
+    """The paths and bodies of a rollout's requests, as our transport makes them."""
+    bodies = []
+    tree = rollout.trajectory
+    for number, turn in enumerate(rollout.turns):
+        ids, _ = tree.turn_ids(turn.node)
+        token_in = turn.route == "token_in"
+        messages = rollout.messages[: 1 + 2 * number]
+        request = Request(
+            prompt=TokenPrompt(ids) if token_in else MessagePrompt(messages=messages),
+            request_id="r",
+            session_id="s",
+            max_tokens=COMPLETION_TOKENS,
+        )
+        bodies.append((GENERATE, generate_body(request, MODEL)) if token_in else (CHAT, chat_body(request, MODEL)))
+    return bodies
+
+
+async def floor_cpu_s(url: str, rollouts: int, bodies: Sequence[tuple[str, dict[str, Any]]]) -> float:
+    """CPU of the same requests without any of our logic."""
+    encode, decoder = msgspec.json.encode, msgspec.json.Decoder(_Answer)
+    headers = {"content-type": "application/json"}
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=rollouts)) as session:
+
+        async def play(bodies: Sequence[tuple[str, dict[str, Any]]]) -> None:
+            for path, body in bodies:
+                async with session.post(url + path, data=encode(body), headers=headers) as answer:
+                    decoder.decode(await answer.read())
+
+        await asyncio.gather(*(play(bodies[:2]) for _ in range(min(16, rollouts))))
+        gc.collect()
+        started = time.process_time()
+        await asyncio.gather(*(play(bodies) for _ in range(rollouts)))
+        return time.process_time() - started
+
+
+def measure(url: str, rollouts: int, turns: int, mode: str, repeats: int) -> tuple[float, float, list[float]]:
+    """(ms per turn of ours, of the floor: medians; their ratios, pair by pair)."""
+    ours, floors = [], []
+    for _ in range(repeats):
+        cpu_s, played = asyncio.run(engine_cpu_s(url, rollouts, turns, mode))
+        ours.append(1e3 * cpu_s / (rollouts * turns))
+        floors.append(1e3 * asyncio.run(floor_cpu_s(url, rollouts, bodies_of(played))) / (rollouts * turns))
+    ratios = [a / b for a, b in zip(ours, floors, strict=True)]
+    return statistics.median(ours), statistics.median(floors), ratios
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mode", choices=["tito", "mito"], default="tito")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--shape", action="append", help="rollouts x turns, such as 64x8")
+    options = parser.parse_args(argv)
+    shapes = [tuple(map(int, shape.split("x"))) for shape in options.shape or ()] or list(SHAPES)
+    print("| rollouts x turns | client, ms/turn | bare loop, ms/turn | ratio | reach |")
+    print("|---|---|---|---|---|")
+    with fake_server(make_script()) as url:
+        for rollouts, turns in shapes:
+            ours, floor, ratios = measure(url, rollouts, turns, options.mode, options.repeats)
+            reach = SHAPES.get((rollouts, turns))
+            spread = f"{statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f})"
+            goal = f"{reach:g} ms, ratio 4" if reach else ""
+            print(f"| {rollouts} x {turns} | {ours:.2f} | {floor:.2f} | {spread} | {goal} |", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""A server that does nothing but answer well-formed bodies, as fast as it can, in vLLM's dialect.
+
+    python -m benchmarks.kit.fake_server
+
+Reads one JSON line, `Script`, from standard input, answers its port on standard output, and ends with its parent.
+Every completion is the same; the first prompt's ids are too. Nothing is decoded that need not be.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import Any
+
+import httptools
+import msgspec
+
+MODEL = "fake"
+
+
+class Script(msgspec.Struct):
+    """What it answers."""
+
+    prompt_ids: list[int]
+    """Of every message-in prompt: right for the first turn, and as many ids as any for later ones."""
+    completion_ids: list[int]
+    text: str
+
+
+class Answers:
+    """The bodies, made once."""
+
+    def __init__(self, script: Script) -> None:
+        usage = {"prompt_tokens": 100, "completion_tokens": len(script.completion_ids)}
+        whole, first = script.completion_ids, script.completion_ids[:1]
+        self.models = _ok({"data": [{"id": MODEL, "owned_by": "vllm", "max_model_len": 1_000_000}]})
+        self.version = _ok({"version": "0.0-fake"})
+        self.openapi = _ok({"paths": {"/inference/v1/generate": {}, "/v1/chat/completions": {}}})
+        self.well = _ok({})
+        self.generate, self.generate_one = (_ok(_generated(ids, usage)) for ids in (whole, first))
+        self.chat, self.chat_one = (_ok(_chatted(ids, script, usage)) for ids in (whole, first))
+
+    def of(self, path: bytes, body: bytes) -> bytes:
+        """The answer to a request. A probe asks for one token or two, and the first is its stop token."""
+        short = b'"max_tokens":1,' in body or b'"max_tokens":2,' in body or b'"max_tokens":1}' in body
+        if path == b"/inference/v1/generate":
+            return self.generate_one if short or b'"max_tokens":2}' in body else self.generate
+        if path == b"/v1/chat/completions":
+            return self.chat_one if short else self.chat
+        if path == b"/v1/models":
+            return self.models
+        if path == b"/version":
+            return self.version
+        return self.openapi if path == b"/openapi.json" else self.well
+
+
+class Connection(asyncio.Protocol):
+    """One connection: httptools parses, the answer goes out when the body is whole."""
+
+    def __init__(self, answers: Answers) -> None:
+        self._answers = answers
+        self._parser = httptools.HttpRequestParser(self)
+        self._path = b""
+        self._parts: list[bytes] = []
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._parser.feed_data(data)
+
+    def on_url(self, url: bytes) -> None:
+        self._path = url
+
+    def on_body(self, body: bytes) -> None:
+        self._parts.append(body)
+
+    def on_message_complete(self) -> None:
+        parts, self._parts = self._parts, []
+        # What tells a probe from a turn is at neither end alone: the ids are in between.
+        body = b"".join(parts) if sum(map(len, parts)) < 2_000 else parts[-1][-1_000:]
+        self._transport.write(self._answers.of(self._path, body))
+
+
+def _generated(ids: list[int], usage: dict[str, int]) -> dict[str, Any]:
+    content: list[dict[str, Any]] = [
+        {"token": f"token_id:{i}", "logprob": -0.5, "bytes": None, "token_id": i} for i in ids
+    ]
+    choice = {"index": 0, "token_ids": ids, "finish_reason": "stop", "logprobs": {"content": content}}
+    return {"request_id": "r", "choices": [choice], "usage": usage}
+
+
+def _chatted(ids: list[int], script: Script, usage: dict[str, int]) -> dict[str, Any]:
+    content = [{"token": "x", "logprob": -0.5, "bytes": None, "top_logprobs": []} for _ in ids]
+    message = {"role": "assistant", "content": script.text}
+    choice = {
+        "index": 0,
+        "message": message,
+        "token_ids": ids,
+        "finish_reason": "stop",
+        "logprobs": {"content": content},
+    }
+    return {"id": "r", "choices": [choice], "usage": usage, "prompt_token_ids": script.prompt_ids}
+
+
+def _ok(body: dict[str, Any]) -> bytes:
+    content = msgspec.json.encode(body)
+    head = f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"
+    return head.encode() + content
+
+
+async def _main() -> None:
+    loop = asyncio.get_running_loop()
+    line = await loop.run_in_executor(None, sys.stdin.readline)
+    answers = Answers(msgspec.json.decode(line, type=Script))
+    server = await loop.create_server(lambda: Connection(answers), "127.0.0.1", 0, backlog=4096)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await loop.run_in_executor(None, sys.stdin.read)  # until the parent closes it
+    server.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(_main())
