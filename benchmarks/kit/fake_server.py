@@ -92,7 +92,7 @@ def _generated(ids: list[int], usage: dict[str, int]) -> dict[str, Any]:
 
 
 def _chatted(ids: list[int], script: Script, usage: dict[str, int]) -> dict[str, Any]:
-    content = [{"token": "x", "logprob": -0.5, "bytes": None, "top_logprobs": []} for _ in ids]
+    content: list[dict[str, Any]] = [{"token": "x", "logprob": -0.5, "bytes": None, "top_logprobs": []} for _ in ids]
     message = {"role": "assistant", "content": script.text}
     choice = {
         "index": 0,
