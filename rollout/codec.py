@@ -84,7 +84,7 @@ class Lane:
     def decode(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(ids)))
 
-    def parse(self, prompt_ids: list[int], completion_ids: list[int], context: Context) -> Message:
+    def parse(self, prompt_ids: Sequence[int], completion_ids: list[int], context: Context) -> Message:
         """The assistant's message. What the model sampled never raises: the plain reading serves then."""
         if self.renderer is not None:
             try:
@@ -112,7 +112,7 @@ class Codec:
         """A whole prompt's ids, the generation prompt included."""
         raise NotImplementedError
 
-    async def parse(self, prompt_ids: list[int], completion_ids: list[int], context: Context) -> Message | None:
+    async def parse(self, prompt_ids: Sequence[int], completion_ids: list[int], context: Context) -> Message | None:
         """The assistant's message; None where only the server can read it."""
         raise NotImplementedError
 
@@ -133,16 +133,15 @@ class LocalCodec(Codec):
         self.description = description
 
     async def extend(self, previous: Previous, tail: Sequence[Message], context: Context) -> Bridged | Declined:
-        size = len(previous.prompt_ids) + len(previous.completion_ids)
-        long = size > LONG_IDS or sum(len(message.text) for message in tail) > LONG_CHARS
+        long = len(previous.completion_ids) > LONG_IDS or sum(len(message.text) for message in tail) > LONG_CHARS
         return await self._run(lambda lane: lane.extend(previous, tail, context), long=long)
 
     async def render(self, messages: Sequence[Message], context: Context) -> list[int]:
         long = sum(len(message.text) for message in messages) > LONG_CHARS
         return await self._run(lambda lane: lane.render(messages, context), long=long)
 
-    async def parse(self, prompt_ids: list[int], completion_ids: list[int], context: Context) -> Message:
-        long = len(prompt_ids) + len(completion_ids) > LONG_IDS
+    async def parse(self, prompt_ids: Sequence[int], completion_ids: list[int], context: Context) -> Message:
+        long = len(completion_ids) > LONG_IDS
         return await self._run(lambda lane: lane.parse(prompt_ids, completion_ids, context), long=long)
 
     async def decode(self, ids: Sequence[int]) -> str:
@@ -199,7 +198,7 @@ class ServerCodec(Codec):
     async def render(self, messages: Sequence[Message], context: Context) -> list[int]:
         return await self._tokenize(stand_in.Conversation(messages), context)
 
-    async def parse(self, prompt_ids: list[int], completion_ids: list[int], context: Context) -> Message | None:
+    async def parse(self, prompt_ids: Sequence[int], completion_ids: list[int], context: Context) -> Message | None:
         stopped = bool(completion_ids) and completion_ids[-1] in self.stop_token_ids
         try:
             text = await self._transport.detokenize(completion_ids[: len(completion_ids) - stopped])

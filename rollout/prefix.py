@@ -45,6 +45,8 @@ class Fallback(msgspec.Struct, frozen=True, kw_only=True):
     detail: str = ""
     previous: int | None = None
     """The sampled node whose messages this prompt starts with, if any: what a break is measured against."""
+    depth: int = 0
+    """How many messages that node's branch covers."""
 
 
 class Planner:
@@ -79,13 +81,13 @@ class Planner:
             return self._no_node(prompt, root, matched)
         tail = prompt.messages[depth:]
         if tree.nodes[node].multimodal or any(message.is_multimodal for message in tail):
-            return Fallback(reason=FallbackReason.MULTIMODAL, previous=node)
+            return Fallback(reason=FallbackReason.MULTIMODAL, previous=node, depth=depth)
         if not tree.nodes[node].ids_known:
-            return Fallback(reason=FallbackReason.IDS_MISSING, previous=node)
+            return Fallback(reason=FallbackReason.IDS_MISSING, previous=node, depth=depth)
         if prompt_node is None and (fault := tail_fault(tail)):
             rewritten = any(m.role == "assistant" for m in tail) and tree.has_children(node)
             reason = FallbackReason.HISTORY_REWRITTEN if rewritten else FallbackReason.TAIL_NOT_EXTENDABLE
-            return Fallback(reason=reason, detail=fault, previous=node)
+            return Fallback(reason=reason, detail=fault, previous=node, depth=depth)
         return Extend(node=node, tail=tail, depth=depth)
 
     def committed(self, node: int, prompt: Prompt, answer: Message, answer_digest: bytes) -> None:

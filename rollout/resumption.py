@@ -19,9 +19,9 @@ def rest_of(request: Request, parts: Sequence[Reply]) -> Request | None:
     """
     last = parts[-1]
     if isinstance(request.prompt, TokenPrompt):
-        prompt_ids = list(request.prompt.ids)
+        prompt = request.prompt
     elif last.prompt_ids is not None:
-        prompt_ids = last.prompt_ids
+        prompt = TokenPrompt(last.prompt_ids)
     else:
         return None
     if last.completion_ids is None:
@@ -33,7 +33,7 @@ def rest_of(request: Request, parts: Sequence[Reply]) -> Request | None:
     sampling = dict(request.sampling)
     if isinstance(least := sampling.get("min_tokens"), int):
         sampling["min_tokens"] = max(0, least - sampled)  # a server refuses one above max_tokens
-    prompt = TokenPrompt([*prompt_ids, *last.completion_ids])
+    prompt = prompt.extended(last.completion_ids)
     return msgspec.structs.replace(request, prompt=prompt, max_tokens=left, sampling=sampling)
 
 

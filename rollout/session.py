@@ -72,9 +72,9 @@ class _Outgoing(msgspec.Struct, kw_only=True):
 
     plan: Extend | Fallback
     route: Route
-    ids: list[int] | None
-    """The prompt's ids on token-in."""
-    bridge_ids: list[int]
+    prompt: TokenPrompt | None = None
+    """On token-in."""
+    bridge_ids: Sequence[int] = ()
     """On token-in from turn 2 on: what the bridge appended."""
     bridge: str | None = None
     previous: int | None = None
@@ -93,6 +93,9 @@ class Session:
         self._group_id = group_id
         self._planner = Planner(self.trajectory, model.config.match)
         self._context: tuple[bytes, Context] | None = None
+        self._last_ids: tuple[int, TokenPrompt] | None = None
+        """The last turn's node, and the prompt that it answered: the next one mostly starts with it."""
+        self._last_messages: MessagePrompt | None = None
         self._logged: set[FallbackReason] = set()
         self._numbers = itertools.count(1)
         """Request ids differ even where two turns of one session are under way at once."""
@@ -160,29 +163,36 @@ class Session:
     async def _prepare(self, prompt: Prompt, context: Context) -> _Outgoing:
         """Decides the route. Raises FallbackRefused."""
         plan = self._plan(prompt)
+        if isinstance(plan, Extend) and not plan.tail:
+            sent = TokenPrompt(self.trajectory.ids(plan.node))
+            return _Outgoing(plan=plan, route=Route.TOKEN_IN, prompt=sent)
         if isinstance(plan, Extend):
-            prompt_ids, completion_ids = self.trajectory.turn_ids(plan.node)
-            if not plan.tail:
-                ids = [*prompt_ids, *completion_ids]
-                return _Outgoing(plan=plan, route=Route.TOKEN_IN, ids=ids, bridge_ids=[])
+            answered, completion_ids = self._turn_of(plan.node)
             assert self._model.codec is not None, "_plan extends only where there is a codec"
             previous = Previous(
-                prompt_ids=prompt_ids, completion_ids=completion_ids, message=self._answered(plan, prompt)
+                prompt_ids=answered.ids, completion_ids=completion_ids, message=self._answered(plan, prompt)
             )
             bridged = await self._model.codec.extend(previous, plan.tail, context)
             if not isinstance(bridged, Declined):
-                ids = [*prompt_ids, *completion_ids, *bridged.ids]
                 return _Outgoing(
                     plan=plan,
                     route=Route.TOKEN_IN,
-                    ids=ids,
+                    prompt=answered.extended([*completion_ids, *bridged.ids]),
                     bridge_ids=bridged.ids,
                     bridge=bridged.bridge,
                     previous=plan.node,
                 )
-            plan = Fallback(reason=FallbackReason.BRIDGE_DECLINED, detail=bridged.reason, previous=plan.node)
+            reason = FallbackReason.BRIDGE_DECLINED
+            plan = Fallback(reason=reason, detail=bridged.reason, previous=plan.node, depth=plan.depth)
         self._note(plan)
         return await self._fall_back(plan, prompt, context)
+
+    def _turn_of(self, node: int) -> tuple[TokenPrompt, list[int]]:
+        """The prompt and the completion of the turn that a sampled node ends."""
+        if self._last_ids is not None and self._last_ids[0] == node:
+            return self._last_ids[1], self.trajectory.nodes[node].ids.tolist()
+        prompt_ids, completion_ids = self.trajectory.turn_ids(node)
+        return TokenPrompt(prompt_ids), completion_ids
 
     def _answered(self, plan: Extend, prompt: Prompt) -> Message | None:
         """The assistant's message before the tail. The caller's, where its calls are those that the tail answers."""
@@ -194,13 +204,14 @@ class Session:
         if plan == Fallback(reason=FallbackReason.FIRST_TURN):
             return plan
         previous = plan.node if isinstance(plan, Extend) and plan.tail else getattr(plan, "previous", None)
+        depth = plan.depth
         if self._model.config.mode == "mito":
-            return Fallback(reason=FallbackReason.DISABLED, previous=previous)
+            return Fallback(reason=FallbackReason.DISABLED, previous=previous, depth=depth)
         if self._model.info.token_route is None:
-            return Fallback(reason=FallbackReason.NO_TOKEN_ROUTE, previous=previous)
+            return Fallback(reason=FallbackReason.NO_TOKEN_ROUTE, previous=previous, depth=depth)
         if isinstance(plan, Extend) and self._model.codec is None:
             detail = "no local tokenizer and no /tokenize: name one by --tokenizer"
-            return Fallback(reason=FallbackReason.BRIDGE_DECLINED, detail=detail, previous=previous)
+            return Fallback(reason=FallbackReason.BRIDGE_DECLINED, detail=detail, previous=previous, depth=depth)
         return plan
 
     def _note(self, fallback: Fallback) -> None:
@@ -214,43 +225,44 @@ class Session:
             _log.warning("fallback", session=self._id, reason=fallback.reason.value, detail=fallback.detail)
 
     async def _fall_back(self, plan: Fallback, prompt: Prompt, context: Context) -> _Outgoing:
-        ids, route = None, Route.MESSAGE_IN
+        sent, route = None, Route.MESSAGE_IN
         info, codec = self._model.info, self._model.codec
         local_first = plan.reason is FallbackReason.FIRST_TURN and self._model.config.mode == "tito"
         if local_first and not info.reports_prompt_ids and info.token_route is not None and codec is not None:
             # The server would not tell the first prompt's ids, so we make them and send them.
-            ids, route = await codec.render(prompt.messages, context), Route.TOKEN_IN
-        return _Outgoing(plan=plan, route=route, ids=ids, bridge_ids=[], previous=plan.previous)
+            sent, route = TokenPrompt(await codec.render(prompt.messages, context)), Route.TOKEN_IN
+        return _Outgoing(plan=plan, route=route, prompt=sent, previous=plan.previous)
 
     async def _request(self, prompt: Prompt, outgoing: _Outgoing, context: Context) -> Request:
         """The request, with `max_tokens` cut to what fits. Raises ContextFull."""
         config = self._model.config
-        if outgoing.ids is not None:
-            body: TokenPrompt | MessagePrompt = TokenPrompt(outgoing.ids)
-        else:
-            body = MessagePrompt(messages=prompt.messages, tools=context.tools, template_args=context.template_args)
+        body: TokenPrompt | MessagePrompt | None = outgoing.prompt
+        if body is None:
+            args = context.template_args
+            body = MessagePrompt(prompt.messages, context.tools, args, before=self._last_messages)
+            self._last_messages = body
         return Request(
             prompt=body,
             request_id=f"{self._id}-{next(self._numbers)}",
             session_id=self._id,
             group_id=self._group_id,
-            max_tokens=await self._room(prompt, outgoing, context),
+            max_tokens=await self._room(body, context),
             sampling=config.sampling,
             stop_token_ids=self._model.stop_token_ids,
             priority=config.priority,
             echo_prompt=config.verify,
         )
 
-    async def _room(self, prompt: Prompt, outgoing: _Outgoing, context: Context) -> int | None:
+    async def _room(self, prompt: TokenPrompt | MessagePrompt, context: Context) -> int | None:
         """How many tokens may be sampled. Raises ContextFull where none fit."""
         limit, wanted = self._model.max_model_len, self._model.config.max_tokens
         if limit is None:
             return wanted
-        if outgoing.ids is not None:
-            length = len(outgoing.ids)
+        if isinstance(prompt, TokenPrompt):
+            length = len(prompt.ids)
         else:
             # A token is at least a byte, so a short prompt need not be rendered to know that it fits.
-            length = _most_tokens(prompt.messages, context)
+            length = _most_tokens(prompt)
             if length + (wanted or 1) > limit:
                 if self._model.codec is None:
                     return wanted
@@ -269,7 +281,7 @@ class Session:
         if codec is not None and reply.completion_ids is not None:
             if isinstance(codec, ServerCodec) and reply.finish_reason == "stop" and reply.completion_ids:
                 codec.saw_stop(reply.completion_ids[-1])
-            prompt_ids = outgoing.ids if outgoing.ids is not None else reply.prompt_ids or []
+            prompt_ids = outgoing.prompt.ids if outgoing.prompt is not None else reply.prompt_ids or []
             message = await codec.parse(prompt_ids, reply.completion_ids, context)
         message = message or reply.message
         if message is None:
@@ -278,13 +290,13 @@ class Session:
 
     def _commit(self, prompt: Prompt, outgoing: _Outgoing, reply: Reply, message: Message) -> Turn:
         """Puts the turn into the tree. The first change to it: nothing before can leave it half made."""
-        tree, plan = self.trajectory, outgoing.plan
-        prompt_ids = reply.prompt_ids if reply.prompt_ids is not None else outgoing.ids
-        broken = None
-        if outgoing.previous is not None and prompt_ids is not None and tree.nodes[outgoing.previous].ids_known:
-            before = tree.ids(outgoing.previous)
-            broken = prompt_ids[: len(before)] != before.tolist()
-        if isinstance(plan, Extend) and (reply.prompt_ids is None or reply.prompt_ids == outgoing.ids):
+        tree, plan, sent = self.trajectory, outgoing.plan, outgoing.prompt
+        if reply.prompt_ids is None or (sent is not None and sent.ids == ids_array(reply.prompt_ids)):
+            received = sent
+        else:
+            received = TokenPrompt(reply.prompt_ids)
+        broken, start = self._broken(outgoing, received)
+        if isinstance(plan, Extend) and received is sent:
             digests = prompt.digests[plan.depth :]
             end = (
                 tree.add_tail(plan.node, plan.tail, digests, ids_array(outgoing.bridge_ids)) if plan.tail else plan.node
@@ -292,18 +304,36 @@ class Session:
         else:
             root = tree.find_root(prompt.root.tools_key, prompt.root.args_key)
             root = tree.add_root(prompt.root) if root is None else root
-            end = tree.add_prompt(root, prompt.messages, prompt.digests, prompt_ids)
+            ids = received.ids if received is not None else None
+            end = tree.add_prompt(root, prompt.messages, prompt.digests, ids, start)
         message_digest = digest(message, self._model.config.match)
         node = tree.add_sampled(
             end, message, message_digest, reply.completion_ids, reply.logprobs, reply.weight_versions
         )
         self._planner.committed(node, prompt, message, message_digest)
+        self._last_ids = (node, received) if received is not None else None
         if self._model.config.verify:
-            check_turn(tree, node, outgoing.ids, reply, outgoing.previous if outgoing.route is Route.TOKEN_IN else None)
-        return self._turn(outgoing, reply, node, prompt_ids, broken)
+            check_turn(tree, node, sent, reply, outgoing.previous if outgoing.route is Route.TOKEN_IN else None)
+        return self._turn(outgoing, reply, node, received, broken)
+
+    def _broken(
+        self, outgoing: _Outgoing, received: TokenPrompt | None
+    ) -> tuple[bool | None, tuple[int, int, int] | None]:
+        """Whether the server's prompt departs from what was sampled before; where it does not, up to where it goes.
+
+        (None where that cannot be known, (node, messages, ids) of the turn before)
+        """
+        previous, plan = outgoing.previous, outgoing.plan
+        if previous is None or received is None or not self.trajectory.nodes[previous].ids_known:
+            return None, None
+        if received is outgoing.prompt and isinstance(plan, Extend):
+            return False, None  # the prompt was made from those very ids; `verify` compares them all the same
+        before = self.trajectory.ids(previous)
+        broken = received.ids[: len(before)] != before
+        return broken, None if broken else (previous, plan.depth, len(before))
 
     def _turn(
-        self, outgoing: _Outgoing, reply: Reply, node: int, prompt_ids: list[int] | None, broken: bool | None
+        self, outgoing: _Outgoing, reply: Reply, node: int, received: TokenPrompt | None, broken: bool | None
     ) -> Turn:
         plan = outgoing.plan
         fallback = plan if isinstance(plan, Fallback) and outgoing.route is Route.MESSAGE_IN else None
@@ -313,7 +343,7 @@ class Session:
             fallback_detail=fallback.detail if fallback else "",
             bridge=outgoing.bridge,
             node=node,
-            prompt_tokens=len(prompt_ids) if prompt_ids is not None else reply.prompt_tokens or 0,
+            prompt_tokens=len(received.ids) if received is not None else reply.prompt_tokens or 0,
             completion_tokens=len(reply.completion_ids or ()),
             cached_tokens=reply.cached_tokens,
             finish_reason=reply.finish_reason,
@@ -322,7 +352,7 @@ class Session:
         )
 
 
-def _most_tokens(messages: Sequence[Message], context: Context) -> int:
+def _most_tokens(prompt: MessagePrompt) -> int:
     """A bound on a prompt's tokens that needs no tokenizer: its bytes, and much for the template's own text."""
-    size = sum(len(msgspec.json.encode(message.as_openai())) + 32 for message in messages)
-    return size + 2_048 * bool(context.tools) + len(msgspec.json.encode(list(context.tools))) + 256
+    size = len(memoryview(prompt.json())) + 32 * len(prompt.messages)
+    return size + (2_048 + len(msgspec.json.encode(list(prompt.tools))) if prompt.tools else 0) + 256

@@ -28,7 +28,8 @@ import tomli_w
 
 from rollout.errors import ConfigError, UsageError
 from rollout.records import FailureKind, Rollout
-from rollout.trajectory import IDS, LOGPROBS, Logprobs, TokenIds
+from rollout.trajectory import LOGPROBS, Logprobs, TokenIds
+from rollout.transport import IDS
 
 CONFIG, ROLLOUTS, SUMMARY, EVENTS = "config.toml", "rollouts.jsonl", "summary.json", "events.log"
 

@@ -21,10 +21,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from rollout.messages import Message
-from rollout.transport import WeightSpan
+from rollout.transport import IDS, WeightSpan
 
-#: Ids are stored as 32-bit integers, logprobs as doubles: 4 and 8 bytes a token.
-IDS = "i"
+#: Logprobs are stored as doubles: 8 bytes a token, beside 4 for an id.
 LOGPROBS = "d"
 
 
@@ -42,7 +41,7 @@ else:
 
 def ids_array(ids: Sequence[int] = ()) -> TokenIds:
     """Token ids in their stored form."""
-    return array(IDS, ids)
+    return ids if isinstance(ids, array) else array(IDS, ids)
 
 
 class Root(msgspec.Struct, kw_only=True):
@@ -202,27 +201,35 @@ class Trajectory:
         return node
 
     def add_prompt(
-        self, root: int, messages: Sequence[Message], digests: Sequence[bytes], prompt_ids: Sequence[int] | None
+        self,
+        root: int,
+        messages: Sequence[Message],
+        digests: Sequence[bytes],
+        prompt_ids: Sequence[int] | None,
+        start: tuple[int, int, int] | None = None,
     ) -> int:
         """Lays a whole prompt, as the server reported it, over the tree; returns the node that ends it.
 
-        Where the ids differ from what is there, a new branch forks, in the middle of a delta if need be.
+        Where the ids differ from what is there, a new branch forks, in the middle of a delta if need be. `start` is
+        a node up to which they are known to be the same, with how many messages and ids that is: where no other
+        branch could hold as many, the search begins there.
         """
         if prompt_ids is None:
             return self._lay(-1 - root, messages, digests, ids_array(), known=False)
         ids = ids_array(prompt_ids)
-        node, depth, matched, partial = self._deepest_overlap(root, digests, ids)
+        start = start if start is not None and not self.ambiguous else (-1 - root, 0, 0)
+        node, depth, matched, partial = self._deepest_overlap(start, digests, ids)
         if partial is not None:
             child, shared = partial
             node, matched = self._split(child, shared), matched + shared
         return self._lay(node, messages[depth:], digests[depth:], ids[matched:], known=True)
 
     def _deepest_overlap(
-        self, root: int, digests: Sequence[bytes], ids: TokenIds
+        self, start: tuple[int, int, int], digests: Sequence[bytes], ids: TokenIds
     ) -> tuple[int, int, int, tuple[int, int] | None]:
         """The place from which a prompt departs: (node, messages above, ids above, (child, ids shared with it))."""
-        best: tuple[int, int, int, tuple[int, int] | None] = (-1 - root, 0, 0, None)
-        stack = [(-1 - root, 0, 0)]
+        best: tuple[int, int, int, tuple[int, int] | None] = (*start, None)
+        stack = [start]
         while stack:
             node, depth, offset = stack.pop()
             for child in self._direct_children(node, digests[depth] if depth < len(digests) else None):

@@ -7,31 +7,98 @@ and message-in, never tokenizes, never parses tool calls. Entry points of the gr
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
+from operator import is_
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import msgspec
 
 from rollout.messages import Message
 
+#: How ids are held, here and in a trajectory: 32-bit integers.
+IDS = "i"
+
 #: Why a completion ended, in every dialect. "length" includes the context's end; "abort" is a
 #: request that the server gave up (a pause in abort mode, a preemption, an abort by name).
 FinishReason = Literal["stop", "length", "abort"]
 
 
-class TokenPrompt(msgspec.Struct, frozen=True):
-    """Token-in: the prompt's ids, whole."""
+class TokenPrompt:
+    """Token-in: the prompt's ids, whole. Never changed once made.
 
-    ids: Sequence[int]
+    A conversation's next prompt starts with this one, so it is made from it, and what was encoded for the wire is
+    encoded once: a turn costs what is new in it, and a copy.
+    """
+
+    __slots__ = ("_before", "_json", "ids")
+
+    def __init__(self, ids: Sequence[int]) -> None:
+        self.ids = ids if isinstance(ids, array) else array(IDS, ids)
+        """int32."""
+        self._json: bytes | None = None
+        self._before: tuple[bytes | None, int] = None, 0
+        """The JSON of the first so many ids, where a prompt before this one was encoded."""
+
+    def __repr__(self) -> str:
+        return f"<TokenPrompt of {len(self.ids)} ids>"
+
+    def extended(self, new: Sequence[int]) -> TokenPrompt:
+        """These ids and then the new ones."""
+        prompt = TokenPrompt(self.ids + array(IDS, new))
+        prompt._before = (self._json, len(self.ids)) if self._json is not None else self._before
+        return prompt
+
+    def json(self) -> msgspec.Raw:
+        """The ids as JSON's array, to be put into a body as it is."""
+        if self._json is None:
+            known, length = self._before
+            self._json = _appended(known, msgspec.json.encode(self.ids[length:].tolist()))
+            self._before = None, 0
+        return msgspec.Raw(self._json)
 
 
-class MessagePrompt(msgspec.Struct, frozen=True, kw_only=True):
-    """Message-in: the server's chat template makes the prompt."""
+class MessagePrompt:
+    """Message-in: the server's chat template makes the prompt. Never changed once made."""
 
-    messages: Sequence[Message]
-    tools: Sequence[Mapping[str, Any]] = ()
-    template_args: Mapping[str, Any] = {}
-    """Chat-template arguments (`chat_template_kwargs` on the wire)."""
+    __slots__ = ("_before", "_json", "messages", "template_args", "tools")
+
+    def __init__(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] = (),
+        template_args: Mapping[str, Any] | None = None,
+        *,
+        before: MessagePrompt | None = None,
+    ) -> None:
+        """`template_args` are chat-template arguments (`chat_template_kwargs` on the wire).
+
+        `before` is an earlier prompt: where this one starts with the very same messages, they are not encoded again.
+        """
+        self.messages, self.tools, self.template_args = messages, tools, template_args or {}
+        self._json: bytes | None = None
+        self._before: tuple[bytes | None, int] = None, 0
+        count = len(before.messages) if before is not None else 0
+        if before is not None and count <= len(messages) and all(map(is_, before.messages, messages)):
+            self._before = before._json, count if before._json is not None else 0
+
+    def __repr__(self) -> str:
+        return f"<MessagePrompt of {len(self.messages)} messages>"
+
+    def json(self) -> msgspec.Raw:
+        """The messages in OpenAI's form as JSON's array, to be put into a body as it is."""
+        if self._json is None:
+            known, count = self._before
+            self._json = _appended(known, msgspec.json.encode([one.as_openai() for one in self.messages[count:]]))
+            self._before = None, 0
+        return msgspec.Raw(self._json)
+
+
+def _appended(known: bytes | None, new: bytes) -> bytes:
+    """Two JSON arrays as one."""
+    if known is None or known == b"[]":
+        return new
+    return known if new == b"[]" else known[:-1] + b"," + new[1:]
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):

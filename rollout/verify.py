@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 from rollout.errors import MalformedReply, RolloutError
-from rollout.trajectory import Trajectory
-from rollout.transport import Reply
+from rollout.trajectory import Trajectory, ids_array
+from rollout.transport import Reply, TokenPrompt
 
 
 class InvariantBroken(RolloutError):
@@ -30,23 +30,24 @@ def check_reply(reply: Reply) -> None:
         raise MalformedReply(f"weight versions ({spans}) do not cover the {len(reply.completion_ids)} sampled tokens")
 
 
-def check_turn(tree: Trajectory, node: int, sent_ids: list[int] | None, reply: Reply, previous: int | None) -> None:
+def check_turn(tree: Trajectory, node: int, sent: TokenPrompt | None, reply: Reply, previous: int | None) -> None:
     """Invariants 1 and 4, for the turn just committed at `node`. Raises InvariantBroken.
 
-    `sent_ids` is the prompt on token-in; `previous` the sampled node that it extends.
+    `sent` is the prompt on token-in; `previous` the sampled node that it extends.
     """
-    if sent_ids is not None and reply.prompt_ids is not None and reply.prompt_ids != sent_ids:
-        at = next((i for i, (a, b) in enumerate(zip(sent_ids, reply.prompt_ids, strict=False)) if a != b), None)
-        place = f"at position {at}" if at is not None else f"in length: {len(sent_ids)} and {len(reply.prompt_ids)}"
+    received = ids_array(reply.prompt_ids) if reply.prompt_ids is not None else None
+    if sent is not None and received is not None and received != sent.ids:
+        at = next((i for i, (a, b) in enumerate(zip(sent.ids, received, strict=False)) if a != b), None)
+        place = f"at position {at}" if at is not None else f"in length: {len(sent.ids)} and {len(received)}"
         raise InvariantBroken(f"the server's prompt differs from the one that was sent, {place}")
-    if previous is not None and sent_ids is not None:
-        before = tree.ids(previous).tolist()
-        if sent_ids[: len(before)] != before:
+    if previous is not None and sent is not None:
+        before = tree.ids(previous)
+        if sent.ids[: len(before)] != before:
             raise InvariantBroken("the prompt does not start with the prompt and completion of the turn before")
-    prompt_ids = reply.prompt_ids if reply.prompt_ids is not None else sent_ids
+    prompt_ids = received if received is not None or sent is None else sent.ids
     if prompt_ids is None or reply.completion_ids is None:
         return
-    if tree.ids(node).tolist() != [*prompt_ids, *reply.completion_ids]:
+    if tree.ids(node) != prompt_ids + ids_array(reply.completion_ids):
         raise InvariantBroken("the branch's ids differ from the prompt and completion of its last turn")
 
 

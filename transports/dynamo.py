@@ -80,10 +80,10 @@ def chat_body(request: Request, model: str) -> dict[str, Any]:
     if isinstance(prompt, TokenPrompt):
         # The frontend demands a message; with token_data it does not render it. Tools are in the ids already.
         body["messages"] = [user(".").as_openai()]
-        nvext["token_data"] = prompt.ids
+        nvext["token_data"] = prompt.json()
         body.pop("tools", None)
     else:
-        body["messages"] = [message.as_openai() for message in prompt.messages]
+        body["messages"] = prompt.json()
         if prompt.tools:
             body["tools"] = list(prompt.tools)
         if prompt.template_args:

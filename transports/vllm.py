@@ -57,7 +57,7 @@ class VllmTransport(ServedTransport):
         info = self._info or await self.connect()
         body: dict[str, Any] = {
             "model": info.model,
-            "messages": [message.as_openai() for message in prompt.messages],
+            "messages": prompt.json(),
             "add_generation_prompt": add_generation_prompt,
         }
         if prompt.tools:

@@ -105,7 +105,7 @@ def chat_body(request: Request, model: str) -> dict[str, Any]:
     assert isinstance(prompt, MessagePrompt)
     body = _common(request, model)
     body |= {
-        "messages": [message.as_openai() for message in prompt.messages],
+        "messages": prompt.json(),
         "logprobs": True,
         "return_token_ids": True,
     }
@@ -129,7 +129,7 @@ def generate_body(request: Request, model: str) -> dict[str, Any]:
     if stops := merged(sampling.get("stop_token_ids"), request.stop_token_ids):
         sampling["stop_token_ids"] = stops
     body = {key: value for key, value in request.sampling.items() if key in _GENERATE_ROOT}
-    body |= {"model": model, "token_ids": prompt.ids, "sampling_params": sampling, "request_id": request.request_id}
+    body |= {"model": model, "token_ids": prompt.json(), "sampling_params": sampling, "request_id": request.request_id}
     return _with_routing(body, request)
 
 
@@ -137,7 +137,7 @@ def completions_body(request: Request, model: str) -> dict[str, Any]:
     """The body of a token-in request by the completions route."""
     prompt = request.prompt
     assert isinstance(prompt, TokenPrompt)
-    return {**_common(request, model), "prompt": prompt.ids, "logprobs": 0, "return_token_ids": True}
+    return {**_common(request, model), "prompt": prompt.json(), "logprobs": 0, "return_token_ids": True}
 
 
 def chat_tokens_body(request: Request, model: str) -> dict[str, Any]:
@@ -145,7 +145,7 @@ def chat_tokens_body(request: Request, model: str) -> dict[str, Any]:
     prompt = request.prompt
     assert isinstance(prompt, TokenPrompt)
     body = _common(request, model)
-    placeholder = {"messages": [user(".").as_openai()], "tokens": prompt.ids}
+    placeholder = {"messages": [user(".").as_openai()], "tokens": prompt.json()}
     return {**body, **placeholder, "logprobs": True, "return_token_ids": True}
 
 

@@ -98,7 +98,7 @@ class LaneCodec(Codec):
     async def render(self, messages: Sequence[Message], context: Context) -> list[int]:
         return self._lane.render(messages, context)
 
-    async def parse(self, prompt_ids: list[int], completion_ids: list[int], context: Context) -> Message:
+    async def parse(self, prompt_ids: Sequence[int], completion_ids: list[int], context: Context) -> Message:
         return self._lane.parse(prompt_ids, completion_ids, context)
 
 

@@ -281,7 +281,7 @@ def picture(runs: Sequence[Path], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, (curve, samples, alien) = plt.subplots(1, 3, figsize=(12, 3.6), dpi=110, width_ratios=(2, 1, 1))
+    figure, (curve, samples, alien, apart) = plt.subplots(1, 4, figsize=(14, 3.6), dpi=100, width_ratios=(2, 1, 1, 1))
     for run in runs:
         lines = (run / "steps.jsonl").read_bytes().splitlines()
         steps = [msgspec.json.decode(line, type=StepReport) for line in lines]
@@ -290,11 +290,13 @@ def picture(runs: Sequence[Path], path: Path) -> None:
         curve.plot(at, rewards, label=run.name)
         samples.plot(at, [s.samples_per_rollout for s in steps])
         alien.plot(at, [100 * s.never_sampled / s.trained_tokens for s in steps])
+        apart.plot(at, [s.disagreement for s in steps])
     curve.set(xlabel="step", ylabel="mean reward (5 steps)", title="GRPO on guess_number, embedded model, CPU")
     curve.legend()
     samples.set(xlabel="step", title="training samples per rollout", ylim=(0, None))
-    alien.set(xlabel="step", title="tokens never sampled, %", ylim=(-1, None))
-    for axes in (curve, samples, alien):
+    alien.set(xlabel="step", title="tokens never sampled, %", ylim=(0, max(1, alien.get_ylim()[1])))
+    apart.set(xlabel="step", title="logprobs apart, at most", yscale="log")
+    for axes in (curve, samples, alien, apart):
         axes.grid(alpha=0.3)
     figure.tight_layout()
     figure.savefig(path)

@@ -11,7 +11,7 @@ from rollout import Engine, EngineConfig
 from rollout.errors import ConfigError, ConnectionFailed, NoServerLeft, ServerBusy, ServerError
 from rollout.fleet import MAX_DEATHS, Fleet, Member
 from rollout.records import FailureKind, Rollout
-from rollout.transport import Request, ServerInfo, ServerLoad, TokenPrompt
+from rollout.transport import Reply, Request, ServerInfo, ServerLoad, TokenPrompt
 from rollout.weights import InFlight
 from tests.rollout.test_engine import Short, collect
 from transports.scripted import Entry, Fault, Held, ScriptedTransport, Stalled, reply
@@ -65,17 +65,35 @@ def sessions(server: ScriptedTransport) -> set[str]:
     return {request.session_id for request in server.requests}
 
 
+class Gated(Server):
+    """Answers nothing until the gate opens."""
+
+    def __init__(self, gate: anyio.Event) -> None:
+        super().__init__()
+        self.gate = gate
+        self.arrived: list[Request] = []
+
+    async def generate(self, request: Request) -> Reply:
+        self.arrived.append(request)
+        await self.gate.wait()
+        return await super().generate(request)
+
+
 async def test_trajectories_are_spread_by_group_and_stay() -> None:
-    """Each trajectory has one server, a group's members the same, and both servers work."""
-    one, two = Server(), Server()
-    running = engine(one, two, concurrency=8)
-    async with running:
-        await collect(running, 8, rollouts_per_task=2)
-        assert [state.trajectories for state in running.stats().servers] == [0, 0]
-    assert not sessions(one) & sessions(two)
-    groups = [{request.group_id for request in server.requests} for server in (one, two)]
-    assert all(len(group) >= 3 for group in groups)
-    assert not groups[0] & groups[1]
+    """Of four groups in flight each server has two whole ones; a trajectory stays where it began."""
+    gate = anyio.Event()
+    servers = Gated(gate), Gated(gate)
+    running = engine(*servers, concurrency=8)
+    async with running, anyio.create_task_group() as tasks:
+        tasks.start_soon(lambda: collect(running, 4, rollouts_per_task=2))
+        await until(lambda: sum(len(server.arrived) for server in servers) == 8)
+        groups = [{request.group_id for request in server.arrived} for server in servers]
+        assert [len(group) for group in groups] == [2, 2]
+        assert not groups[0] & groups[1]
+        gate.set()
+    assert [state.trajectories for state in running.stats().servers] == [0, 0]
+    assert not sessions(servers[0]) & sessions(servers[1])
+    assert all(len(server.requests) == 8 for server in servers)
 
 
 async def test_a_dead_servers_rollouts_go_on_at_another() -> None:

@@ -54,7 +54,7 @@ async def test_an_aborted_turn_goes_on_from_its_tokens() -> None:
     message = await talk.turn([user("x")])
     assert message.text == "abcd"
     assert isinstance(transport.requests[1].prompt, TokenPrompt)
-    assert transport.requests[1].prompt.ids == [*render_bytes([user("x")]), *encode_bytes("ab")]
+    assert transport.requests[1].prompt.ids.tolist() == [*render_bytes([user("x")]), *encode_bytes("ab")]
     assert transport.requests[1].max_tokens == 7
     assert transport.requests[1].sampling == {"min_tokens": 1}
     assert talk.turns[0].finish_reason == "stop"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -38,7 +39,7 @@ class ByteCodec(Codec):
     async def render(self, messages: Any, context: Context) -> list[int]:
         return render_bytes(messages)
 
-    async def parse(self, prompt_ids: list[int], completion_ids: list[int], context: Context) -> Message:
+    async def parse(self, prompt_ids: Sequence[int], completion_ids: list[int], context: Context) -> Message:
         return Message("assistant", bytes(i for i in completion_ids if i < 256).decode())
 
 
@@ -70,7 +71,7 @@ async def test_turn_two_goes_token_in() -> None:
     assert isinstance(first, MessagePrompt)
     assert isinstance(second, TokenPrompt)
     sampled = [*encode_bytes("b"), STOP]
-    assert second.ids == [*render_bytes([user("a")]), *sampled, *render_bytes([user("c")])]
+    assert second.ids.tolist() == [*render_bytes([user("a")]), *sampled, *render_bytes([user("c")])]
     assert [turn.route for turn in talk.turns] == [Route.MESSAGE_IN, Route.TOKEN_IN]
     assert [turn.fallback for turn in talk.turns] == [FallbackReason.FIRST_TURN, None]
     assert [turn.prefix_break for turn in talk.turns] == [None, False]
@@ -206,7 +207,7 @@ async def test_the_same_prompt_again_extends_the_prompt() -> None:
     await talk.turn([user("a")])
     await talk.turn([user("a")])
     assert isinstance(transport.requests[1].prompt, TokenPrompt)
-    assert transport.requests[1].prompt.ids == render_bytes([user("a")])
+    assert transport.requests[1].prompt.ids.tolist() == render_bytes([user("a")])
     assert len(samples_of_tree(talk.trajectory)) == 2
 
 
@@ -235,7 +236,7 @@ async def test_the_server_bridge_learns_stop_tokens_and_extends() -> None:
     assert talk.turns[1].bridge == "server"
     prompt = transport.requests[1].prompt
     assert isinstance(prompt, TokenPrompt)
-    assert prompt.ids == [*render_bytes([user("a")]), *encode_bytes("b"), STOP, *render_bytes([user("c")])]
+    assert prompt.ids.tolist() == [*render_bytes([user("a")]), *encode_bytes("b"), STOP, *render_bytes([user("c")])]
 
 
 async def test_changed_tools_start_a_new_root() -> None:

@@ -22,10 +22,15 @@ def request(prompt: Any = None, **fields: Any) -> Request:
     return Request(prompt=prompt or TokenPrompt([1, 2]), **{**base, **fields})
 
 
+def on_wire(body: dict[str, Any]) -> Any:
+    """A body as the server reads it."""
+    return msgspec.json.decode(msgspec.json.encode(body))
+
+
 def test_a_token_in_body_is_what_the_frontend_takes() -> None:
     """Ids in nvext, one placeholder message, no tools, parameters at the root, priority as a hint."""
     sampling = {"top_k": 5, "tools": TOOLS, "stop_token_ids": [7], "own_field": 1}
-    body = chat_body(request(sampling=sampling, priority=3, cache_salt="v1"), "m")
+    body = on_wire(chat_body(request(sampling=sampling, priority=3, cache_salt="v1"), "m"))
     assert body == {
         "model": "m",
         "stream": False,
@@ -49,7 +54,7 @@ def test_a_token_in_body_is_what_the_frontend_takes() -> None:
 def test_the_callers_extra_fields_come_first_without_repeats() -> None:
     """The caller's order is kept and ours is appended; the caller's nvext is not changed."""
     own = {"extra_fields": ["timing", "engine_data"], "agent_hints": {"x": 1}}
-    body = chat_body(request(sampling={"nvext": own}, priority=1, echo_prompt=True), "m")
+    body = on_wire(chat_body(request(sampling={"nvext": own}, priority=1, echo_prompt=True), "m"))
     assert body["nvext"]["extra_fields"] == ["timing", "engine_data", "completion_token_ids", "prompt_token_ids"]
     assert body["nvext"]["agent_hints"] == {"x": 1, "priority": 1}
     assert own == {"extra_fields": ["timing", "engine_data"], "agent_hints": {"x": 1}}
@@ -58,7 +63,7 @@ def test_the_callers_extra_fields_come_first_without_repeats() -> None:
 def test_a_message_in_body_has_tools_and_template_arguments() -> None:
     """Messages, tools and chat-template arguments go to the server's template; prompt ids are asked for."""
     prompt = MessagePrompt(messages=[user("hi")], tools=TOOLS, template_args={"enable_thinking": False})
-    body = chat_body(request(prompt), "m")
+    body = on_wire(chat_body(request(prompt), "m"))
     assert body["messages"] == [{"role": "user", "content": "hi"}]
     assert body["tools"] == TOOLS
     assert body["chat_template_kwargs"] == {"enable_thinking": False}
