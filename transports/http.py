@@ -1,8 +1,7 @@
-"""One HTTP client for every dialect: httpx's interface over aiohttp's connection pool.
+"""One HTTP client for every dialect: deadlines, retries, and what an answer means. `pool` carries the bytes.
 
-httpx's own pool scans all its connections on every request (7.6 ms of CPU at 800 connections); aiohttp's
-does not (0.25 ms). Bodies are bytes that msgspec made; answers are bytes that msgspec reads. Everything that
-can go wrong becomes a `TransportError` here, with its cause, and nowhere else.
+Bodies are bytes that msgspec made; answers are bytes that msgspec reads. Everything that can go wrong becomes a
+`TransportError` here, with its cause, and nowhere else.
 
 Proxies and cookies from the environment are not used: a model server is reached directly, and keeps no state
 in cookies. The API key goes into one header and nowhere else.
@@ -34,15 +33,12 @@ from rollout.errors import (
     ServerBusy,
     TransportError,
 )
+from transports.pool import AiohttpPool, HttpxPool, Pool, Unreachable
 
 #: Answers that may differ next time. Other 4xx would be the same again.
 RETRY_STATUSES = frozenset({408, 409, 425, 429})
 BACKOFF_FIRST_S = 0.5
 BACKOFF_MAX_S = 30.0
-
-#: Idle connections are closed before the server does so, under a request: vLLM does after 5 s
-#: (VLLM_HTTP_TIMEOUT_KEEP_ALIVE), and a trainer's step is often longer.
-IDLE_CONNECTION_S = 4.0
 
 #: How vLLM says that a prompt does not fit (seen on 0.31 and 0.32, completions and chat).
 _TOO_LONG = ("maximum model length", "maximum context length", "longer than the maximum", "context length of")
@@ -76,7 +72,7 @@ class HttpClient:
         sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
         chance: random.Random | None = None,
     ) -> None:
-        """`transport` takes the pool's place (a server in process); `sleep` and `chance` are the backoff's."""
+        """`transport` takes the connections' place (a server in process); `sleep` and `chance` are the backoff's."""
         self.base_url = normalize_url(base_url)
         self.retries: Counter[str] = Counter()
         """Retries by cause: a status, or an exception's name."""
@@ -89,7 +85,7 @@ class HttpClient:
         if api_key:
             self._headers["authorization"] = f"Bearer {api_key}"
         self._given = transport
-        self._client: httpx.AsyncClient | None = None
+        self._pool: Pool | None = None
 
     def __repr__(self) -> str:
         return f"<HttpClient {self.base_url} {sum(self.retries.values())} retries>"
@@ -105,9 +101,9 @@ class HttpClient:
         return await self._with_retries("POST", path, msgspec.json.encode(body), headers or {}, retries)
 
     async def aclose(self) -> None:
-        if self._client is not None:
-            client, self._client = self._client, None
-            await client.aclose()
+        if self._pool is not None:
+            pool, self._pool = self._pool, None
+            await pool.aclose()
 
     async def _with_retries(
         self, method: str, path: str, content: bytes | None, headers: Mapping[str, str], retries: int | None
@@ -124,9 +120,10 @@ class HttpClient:
                 fault = None if status < 400 else error_of(status, body, path)
             except TimeoutError as error:
                 raise RequestTimeout(f"{self.base_url}{path}: no answer within {self._timeout_s:g} s") from error
-            except httpx.HTTPError as error:
-                retry_after, fault = None, ConnectionFailed(f"{self.base_url}{path}: {_reason(error)}")
-                fault.__cause__ = error
+            except Unreachable as error:
+                cause = error.__cause__ or error
+                retry_after, fault = None, ConnectionFailed(f"{self.base_url}{path}: {_reason(cause)}")
+                fault.__cause__ = cause
             if fault is None:
                 return Answer(status, body, time.perf_counter() - started)
             wait = self._wait_s(attempt, retry_after)
@@ -138,22 +135,18 @@ class HttpClient:
     async def _once(
         self, method: str, path: str, content: bytes | None, headers: Mapping[str, str]
     ) -> tuple[int, bytes, str | None]:
-        client = self._client or self._open()
-        response = await client.request(method, self.base_url + path, content=content, headers=dict(headers))
-        status, body = response.status_code, response.content
-        return hidden_status(body) or status if status < 400 else status, body, response.headers.get("retry-after")
+        pool = self._pool or self._open()
+        status, body, retry_after = await pool.send(method, self.base_url + path, content, headers)
+        return hidden_status(body) or status if status < 400 else status, body, retry_after
 
-    def _open(self) -> httpx.AsyncClient:
-        # Opened at first use: the pool belongs to the event loop that runs then.
-        max_connections, connect_s = self._limits
-        self._client = httpx.AsyncClient(
-            transport=self._given or aiohttp_transport(max_connections),
-            headers=self._headers,
-            # The whole request's deadline is ours; httpx's would be one per read.
-            timeout=httpx.Timeout(None, connect=connect_s),
-            trust_env=False,
-        )
-        return self._client
+    def _open(self) -> Pool:
+        # Opened at first use: connections belong to the event loop that runs then.
+        if self._given is not None:
+            self._pool = HttpxPool(self._headers, self._given)
+        else:
+            max_connections, connect_s = self._limits
+            self._pool = AiohttpPool(self._headers, max_connections=max_connections, connect_timeout_s=connect_s)
+        return self._pool
 
     def _wait_s(self, attempt: int, retry_after: str | None) -> float:
         """Full jitter over an exponential ceiling; at least what the server asked for."""
@@ -167,21 +160,6 @@ class HttpClient:
         (_log.warning if first else _log.debug)(
             "retry", path=path, cause=cause, error=str(fault), wait_s=round(wait_s, 2)
         )
-
-
-def aiohttp_transport(max_connections: int) -> httpx.AsyncBaseTransport:
-    """aiohttp's pool under httpx: `max_connections` to one server, no cookies."""
-    import aiohttp  # imported here: a run on the embedded model needs none of it
-    from httpx_aiohttp import AiohttpTransport
-
-    def session() -> aiohttp.ClientSession:
-        connector = aiohttp.TCPConnector(
-            limit=max_connections, keepalive_timeout=IDLE_CONNECTION_S, ssl=transport.ssl_context
-        )
-        return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
-
-    transport = AiohttpTransport(client=session)
-    return transport
 
 
 def normalize_url(url: str) -> str:
@@ -266,6 +244,6 @@ def _retryable(status: int) -> bool:
     return status in RETRY_STATUSES or status >= 500
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     text = str(error) or type(error).__name__
     return f"the connection failed: {text}"
