@@ -6,6 +6,7 @@ them ends it. Whatever happens, `close` is called once, and what was sampled bef
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -175,7 +176,7 @@ class Episode:
         started = time.perf_counter()
         limit_s = limit_s or self._config.step_timeout_s
         try:
-            with anyio.fail_after(limit_s):
+            with anyio.fail_after(limit_s) if limit_s else contextlib.nullcontext():
                 if inspect.iscoroutinefunction(function):
                     return await function(*args)
                 result = await anyio.to_thread.run_sync(

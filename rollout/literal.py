@@ -53,6 +53,7 @@ class LiteralTokenizer:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
+        self.unk_token_id: int | None = tokenizer.unk_token_id  # here, since transformers looks it up anew each time
         self._encoded: dict[str, list[int]] = {}
         self._ids: dict[str, Any] = {}
         self._added: dict[str, int] = {}

@@ -115,8 +115,8 @@ class HttpClient:
         while True:
             attempt += 1
             try:
-                with anyio.fail_after(max(0.0, deadline - time.perf_counter())):
-                    status, body, retry_after = await self._once(method, path, content, headers)
+                left_s = max(1e-3, deadline - time.perf_counter())
+                status, body, retry_after = await self._once(method, path, content, headers, left_s)
                 fault = None if status < 400 else error_of(status, body, path)
             except TimeoutError as error:
                 raise RequestTimeout(f"{self.base_url}{path}: no answer within {self._timeout_s:g} s") from error
@@ -133,10 +133,10 @@ class HttpClient:
             await self._sleep(wait)
 
     async def _once(
-        self, method: str, path: str, content: bytes | None, headers: Mapping[str, str]
+        self, method: str, path: str, content: bytes | None, headers: Mapping[str, str], timeout_s: float
     ) -> tuple[int, bytes, str | None]:
         pool = self._pool or self._open()
-        status, body, retry_after = await pool.send(method, self.base_url + path, content, headers)
+        status, body, retry_after = await pool.send(method, self.base_url + path, content, headers, timeout_s)
         return hidden_status(body) or status if status < 400 else status, body, retry_after
 
     def _open(self) -> Pool:

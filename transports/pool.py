@@ -1,4 +1,4 @@
-"""What carries one request's bytes and brings back one answer's: over aiohttp's connections, or into a server in process.
+"""What carries one request's bytes and brings back one answer's: aiohttp's connections, or a server in process.
 
 aiohttp is called by itself. httpx's own pool scans all its connections on every request (7.6 ms of CPU at 800
 connections), and httpx over aiohttp's takes 0.3 ms a request, of which aiohttp's part is 0.1.
@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
+import anyio
 import httpx
-
-if TYPE_CHECKING:
-    import aiohttp
 
 #: Idle connections are closed before the server does so, under a request: vLLM does after 5 s
 #: (VLLM_HTTP_TIMEOUT_KEEP_ALIVE), and a trainer's step is often longer.
@@ -38,8 +36,10 @@ class Unreachable(Exception):
 class Pool(Protocol):
     """Connections to one server."""
 
-    async def send(self, method: str, url: str, content: bytes | None, headers: Mapping[str, str]) -> Received:
-        """Raises Unreachable."""
+    async def send(
+        self, method: str, url: str, content: bytes | None, headers: Mapping[str, str], timeout_s: float
+    ) -> Received:
+        """Raises Unreachable, and TimeoutError where the answer is not there in time."""
         ...
 
     async def aclose(self) -> None: ...
@@ -57,27 +57,32 @@ class AiohttpPool:
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=headers,
-            # The whole request's deadline is the client's.
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s),
         )
-        self._faults = (aiohttp.ClientError, OSError, TimeoutError)
+        self._connect_s = connect_timeout_s
+        self._make_timeout = aiohttp.ClientTimeout
+        self._client_error = aiohttp.ClientError
         self._parse_url = URL
         self._urls: dict[str, URL] = {}
 
     def __repr__(self) -> str:
         return f"<AiohttpPool {len(self._urls)} urls>"
 
-    async def send(self, method: str, url: str, content: bytes | None, headers: Mapping[str, str]) -> Received:
+    async def send(
+        self, method: str, url: str, content: bytes | None, headers: Mapping[str, str], timeout_s: float
+    ) -> Received:
         """See `Pool`."""
         if (target := self._urls.get(url)) is None:
             target = self._urls[url] = self._parse_url(url)
         data = io.BytesIO(content) if content is not None and len(content) >= _LARGE_BYTES else content
+        timeout = self._make_timeout(total=timeout_s, sock_connect=self._connect_s)
         try:
             async with self._session.request(
-                method, target, data=data, headers=headers, allow_redirects=False
+                method, target, data=data, headers=headers, allow_redirects=False, timeout=timeout
             ) as response:
                 return Received(response.status, await response.read(), response.headers.get("retry-after"))
-        except self._faults as error:
+        except (self._client_error, OSError) as error:
+            if isinstance(error, TimeoutError) and not isinstance(error, self._client_error):
+                raise  # the whole request's; a connection's is one of aiohttp's errors
             raise Unreachable from error
 
     async def aclose(self) -> None:
@@ -91,10 +96,13 @@ class HttpxPool:
     def __init__(self, headers: Mapping[str, str], transport: httpx.AsyncBaseTransport) -> None:
         self._client = httpx.AsyncClient(transport=transport, headers=headers, timeout=None, trust_env=False)
 
-    async def send(self, method: str, url: str, content: bytes | None, headers: Mapping[str, str]) -> Received:
+    async def send(
+        self, method: str, url: str, content: bytes | None, headers: Mapping[str, str], timeout_s: float
+    ) -> Received:
         """See `Pool`."""
         try:
-            response = await self._client.request(method, url, content=content, headers=dict(headers))
+            with anyio.fail_after(timeout_s):
+                response = await self._client.request(method, url, content=content, headers=dict(headers))
         except httpx.HTTPError as error:
             raise Unreachable from error
         return Received(response.status_code, response.content, response.headers.get("retry-after"))
