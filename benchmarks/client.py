@@ -60,7 +60,12 @@ def make_script() -> Script:
     opening = [{"role": "user", "content": OPENING}]
     prompt = tokenizer.apply_chat_template(opening, add_generation_prompt=True, return_dict=False)
     stop = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    return Script(prompt_ids=list(prompt), completion_ids=[*ids, stop], text=tokenizer.decode(ids))
+    text = tokenizer.decode(ids)
+    turn = [{"role": "assistant", "content": text}, {"role": "user", "content": REPLY}]
+    later = tokenizer.apply_chat_template([*opening, *turn], add_generation_prompt=True, return_dict=False)
+    # The reply's own text and the next generation prompt: what comes behind the stop token of the turn.
+    behind = later[len(later) - later[::-1].index(stop, later[::-1].index(stop) + 1) :]
+    return Script(prompt_ids=list(prompt), completion_ids=[*ids, stop], added_ids=[*ids, stop, *behind], text=text)
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
     python -m benchmarks.kit.fake_server
 
 Reads one JSON line, `Script`, from standard input, answers its port on standard output, and ends with its parent.
-Every completion is the same; the first prompt's ids are too. Nothing is decoded that need not be.
+Every completion is the same, and so is what a turn adds to a prompt. Nothing is decoded that need not be.
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ import httptools
 import msgspec
 
 MODEL = "fake"
+GENERATE = b"/inference/v1/generate"
 
 
 class Script(msgspec.Struct):
     """What it answers."""
 
     prompt_ids: list[int]
-    """Of every message-in prompt: right for the first turn, and as many ids as any for later ones."""
+    """Of the first message-in prompt."""
+    added_ids: list[int]
+    """What a completion and the reply to it add to a prompt: the ids that token-in would send."""
     completion_ids: list[int]
     text: str
 
@@ -38,20 +41,30 @@ class Answers:
         self.openapi = _ok({"paths": {"/inference/v1/generate": {}, "/v1/chat/completions": {}}})
         self.well = _ok({})
         self.generate, self.generate_one = (_ok(_generated(ids, usage)) for ids in (whole, first))
-        self.chat, self.chat_one = (_ok(_chatted(ids, script, usage)) for ids in (whole, first))
+        self._script, self._usage = script, usage
+        self._chats: dict[tuple[int, bool], bytes] = {}
 
     def of(self, path: bytes, body: bytes) -> bytes:
         """The answer to a request. A probe asks for one token or two, and the first is its stop token."""
         short = b'"max_tokens":1,' in body or b'"max_tokens":2,' in body or b'"max_tokens":1}' in body
-        if path == b"/inference/v1/generate":
+        if path == GENERATE:
             return self.generate_one if short or b'"max_tokens":2}' in body else self.generate
         if path == b"/v1/chat/completions":
-            return self.chat_one if short else self.chat
+            return self._chat(body.count(b'"role"') // 2, short)
         if path == b"/v1/models":
             return self.models
         if path == b"/version":
             return self.version
         return self.openapi if path == b"/openapi.json" else self.well
+
+    def _chat(self, turn: int, short: bool) -> bytes:
+        """The answer to a conversation of so many turns, made at its first time."""
+        if (made := self._chats.get((turn, short))) is None:
+            script = self._script
+            ids = script.completion_ids[:1] if short else script.completion_ids
+            prompt = script.prompt_ids + turn * script.added_ids
+            made = self._chats[turn, short] = _ok(_chatted(ids, script.text, prompt, self._usage))
+        return made
 
 
 class Connection(asyncio.Protocol):
@@ -79,7 +92,8 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         parts, self._parts = self._parts, []
         # What tells a probe from a turn is at neither end alone: the ids are in between.
-        body = b"".join(parts) if sum(map(len, parts)) < 2_000 else parts[-1][-1_000:]
+        whole = self._path != GENERATE or sum(map(len, parts)) < 2_000
+        body = b"".join(parts) if whole else parts[-1][-1_000:]
         self._transport.write(self._answers.of(self._path, body))
 
 
@@ -91,9 +105,9 @@ def _generated(ids: list[int], usage: dict[str, int]) -> dict[str, Any]:
     return {"request_id": "r", "choices": [choice], "usage": usage}
 
 
-def _chatted(ids: list[int], script: Script, usage: dict[str, int]) -> dict[str, Any]:
+def _chatted(ids: list[int], text: str, prompt_ids: list[int], usage: dict[str, int]) -> dict[str, Any]:
     content: list[dict[str, Any]] = [{"token": "x", "logprob": -0.5, "bytes": None, "top_logprobs": []} for _ in ids]
-    message = {"role": "assistant", "content": script.text}
+    message = {"role": "assistant", "content": text}
     choice = {
         "index": 0,
         "message": message,
@@ -101,7 +115,7 @@ def _chatted(ids: list[int], script: Script, usage: dict[str, int]) -> dict[str,
         "finish_reason": "stop",
         "logprobs": {"content": content},
     }
-    return {"id": "r", "choices": [choice], "usage": usage, "prompt_token_ids": script.prompt_ids}
+    return {"id": "r", "choices": [choice], "usage": usage, "prompt_token_ids": prompt_ids}
 
 
 def _ok(body: dict[str, Any]) -> bytes:
