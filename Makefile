@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SEEDS := 3
 
-.PHONY: rollout test check format lint types fidelity live bench install clean
+.PHONY: rollout test check format lint types fidelity live bench bench-smoke install clean
 
 rollout: $(INSTALLED)  ## play 64 rollouts of a bundled environment on the embedded model
 	$(BIN)/rollout run guess_number -n 16 -r 4
@@ -33,6 +33,9 @@ fidelity: $(INSTALLED)  ## is every prompt what was sampled plus what the enviro
 
 bench: $(INSTALLED)  ## token-in against message-in on the embedded model
 	$(BIN)/python -m benchmarks.modes
+
+bench-smoke: $(INSTALLED)  ## what a turn costs the client, in bare loops of aiohttp and msgspec; much more than recorded fails
+	$(BIN)/python -m benchmarks.client --check --repeats 3 --shape 64x8 --shape 16x32 --shape 4x128
 
 install: $(INSTALLED)
 

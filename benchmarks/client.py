@@ -1,10 +1,11 @@
 """The client's own cost: user and system CPU per turn, against a server that costs nothing to wait for.
 
-    python -m benchmarks.client [--mode mito] [--repeats 3] [--shape 64x8 ...]
+    python -m benchmarks.client [--mode tito --mode mito] [--repeats 3] [--shape 64x8 ...] [--check | --record]
 
 In the same run, in turn: our engine, and the floor, which is a bare loop of aiohttp and msgspec that encodes, sends
 and decodes the same bodies without any of our logic. Completions of 32 tokens, replies of 400 characters, Qwen3's
-format. Read the ratio: absolute times move from machine to machine.
+format. Read the ratio: absolute times move from machine to machine. `--check` fails where a ratio is worse by more
+than half than the one that `--record` wrote into `ratios.json`.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ import argparse
 import asyncio
 import contextlib
 import gc
+import itertools
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -35,6 +38,9 @@ from transports.vllm_wire import CHAT, GENERATE, chat_body, generate_body
 #: Rollouts by turns, all at once, and the CPU per turn to reach, ms. The reference client took 10.6, 7.3, 19.8, 11.4.
 SHAPES = {(64, 8): 0.5, (16, 32): 0.5, (4, 128): 0.7, (512, 4): 0.5}
 COMPLETION_TOKENS = 32
+#: What ratios were when somebody last looked, by mode and shape; and how much worse is too much.
+RATIOS = Path(__file__).with_name("ratios.json")
+TOO_MUCH = 1.5
 REPLY = filler(400)
 OPENING = "Begin."
 
@@ -164,22 +170,41 @@ def measure(url: str, rollouts: int, turns: int, mode: str, repeats: int) -> tup
     return statistics.median(ours), statistics.median(floors), ratios
 
 
+def worse(found: Mapping[str, float], recorded: Mapping[str, float]) -> list[str]:
+    """What is worse than it was by more than half; and what was never recorded."""
+    return [
+        f"{name}: {ratio:.1f} bare loops, recorded {recorded.get(name, 'none')}"
+        for name, ratio in found.items()
+        if name not in recorded or ratio > TOO_MUCH * recorded[name]
+    ]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mode", choices=["tito", "mito"], default="tito")
+    parser.add_argument("--mode", choices=["tito", "mito"], action="append")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--shape", action="append", help="rollouts x turns, such as 64x8")
+    parser.add_argument("--check", action="store_true", help="fail where a ratio is much worse than recorded")
+    parser.add_argument("--record", action="store_true", help="write the ratios for later checks")
     options = parser.parse_args(argv)
     shapes = [tuple(map(int, shape.split("x"))) for shape in options.shape or ()] or list(SHAPES)
-    print("| rollouts x turns | client, ms/turn | bare loop, ms/turn | ratio | reach |")
-    print("|---|---|---|---|---|")
+    found: dict[str, float] = {}
+    print("| mode | rollouts x turns | client, ms/turn | bare loop, ms/turn | ratio | reach |")
+    print("|---|---|---|---|---|---|")
     with fake_server(make_script()) as url:
-        for rollouts, turns in shapes:
-            ours, floor, ratios = measure(url, rollouts, turns, options.mode, options.repeats)
+        for mode, (rollouts, turns) in itertools.product(options.mode or ["tito", "mito"], shapes):
+            ours, floor, ratios = measure(url, rollouts, turns, mode, options.repeats)
             reach = SHAPES.get((rollouts, turns))
-            spread = f"{statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f})"
+            ratio = found[f"{mode} {rollouts}x{turns}"] = round(statistics.median(ratios), 2)
+            spread = f"{ratio:.1f} ({min(ratios):.1f} to {max(ratios):.1f})"
             goal = f"{reach:g} ms, ratio 4" if reach else ""
-            print(f"| {rollouts} x {turns} | {ours:.2f} | {floor:.2f} | {spread} | {goal} |", flush=True)
+            print(f"| {mode} | {rollouts} x {turns} | {ours:.2f} | {floor:.2f} | {spread} | {goal} |", flush=True)
+    recorded = msgspec.json.decode(RATIOS.read_bytes(), type=dict[str, float]) if RATIOS.exists() else {}
+    if options.record:
+        RATIOS.write_bytes(msgspec.json.format(msgspec.json.encode(recorded | found), indent=2) + b"\n")
+    if options.check and (faults := worse(found, recorded)):
+        print("\n".join(["worse than recorded by more than half:", *faults]), file=sys.stderr)
+        return 1
     return 0
 
 

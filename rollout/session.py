@@ -149,8 +149,9 @@ class Session:
             check_reply(reply)
             version = weights.sampled(sent, aborted=reply.finish_reason == "abort")
             parts.append(with_version(reply, version))
-            rest = rest_of(request, parts) if self._model.info.token_route is not None else None
-            if reply.finish_reason != "abort" or rest is None or len(parts) > MAX_RESUMPTIONS:
+            if reply.finish_reason != "abort" or self._model.info.token_route is None or len(parts) > MAX_RESUMPTIONS:
+                return joined(parts)
+            if (rest := rest_of(request, parts)) is None:
                 return joined(parts)
             request = msgspec.structs.replace(rest, request_id=f"{self._id}-{next(self._numbers)}")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rollout.bridge import Bridge, Bridged, Context, Declined, Previous, RendererBridge, TemplateBridge
+from rollout.bridge import PROMPT_END, Bridge, Bridged, Context, Declined, Previous, RendererBridge, TemplateBridge
 from rollout.codec import make_context
 from rollout.messages import Message, system, tool, user
 from rollout.parsing import number_calls
@@ -26,6 +26,25 @@ def bridges(tokenizer: Any) -> dict[str, Any]:
         "renderer": RendererBridge(tokenizer, "qwen3", "all"),
         "template": TemplateBridge(tokenizer, stops),
     }
+
+
+@pytest.mark.parametrize("reads_all", [False, True])
+def test_a_family_that_reads_the_whole_prompt_gets_it(tokenizer: Any, reads_all: bool) -> None:
+    """Asked once for each shape of tail: the end of a prompt, or all of it from then on."""
+    lengths: list[int] = []
+
+    class Reader(RendererBridge):
+        def _bridge(self, prompt_ids: Sequence[int], *args: Any) -> list[int]:
+            lengths.append(len(prompt_ids))
+            return [len(prompt_ids)] if reads_all else [1]
+
+    reader, context = Reader(tokenizer, "qwen3", "all"), make_context([], {})
+    for length in (1_000, 2_000):
+        turn = Previous(prompt_ids=[1] * length, completion_ids=[2], message=Message("assistant", "x"))
+        found = reader.extend(turn, [user("one")], context)
+        assert isinstance(found, Bridged)
+        assert found.ids == ([length] if reads_all else [1])
+    assert lengths == [1_000, PROMPT_END, 2_000 if reads_all else PROMPT_END]
 
 
 @pytest.fixture(params=["renderer", "template"])

@@ -1,0 +1,52 @@
+"""What renderers read of a prompt is its end: shown that alone, every family does as it does with all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from benchmarks.kit.families import make_family
+from rollout.bridge import PROMPT_END, RendererBridge
+from rollout.codec import families, make_context
+from rollout.messages import Function, Message, ToolCall, user
+from rollout.stand_in import NotExtendable
+
+TOOLS = [{"type": "function", "function": {"name": "add", "description": "", "parameters": {"type": "object"}}}]
+CALL = ToolCall(id="call00001", function=Function("add", '{"a": 1}'))
+RESULT = Message("tool", "2", tool_call_id="call00001", name="add")
+
+
+def bridged(bridge: RendererBridge, prompt: Sequence[int], sampled: list[int], tail: list[Message]) -> list[int] | str:
+    try:
+        return bridge._bridge(prompt, sampled, tail, make_context(TOOLS, {}))
+    except NotExtendable as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("name", families())
+def test_the_end_of_a_prompt_is_enough(name: str) -> None:
+    """After text, reasoning, a call, and a turn cut off, with users' and tools' tails."""
+    family = make_family(name)
+    bridge = family.lane().renderer
+    assert bridge is not None
+    history = [user("Begin.")]
+    for number in range(60):
+        history += [Message("assistant", f"Answer {number}."), user(f"And {number}, with some words more?")]
+    prompt = family.render(history, TOOLS)
+    assert len(prompt) > 4 * PROMPT_END
+    for message, tail in (
+        (Message("assistant", "Fine."), [user("Go on.")]),
+        (Message("assistant", "Fine.", reasoning_content="Let me think."), [user("Go on."), user("Now.")]),
+        (Message("assistant", tool_calls=(CALL,)), [RESULT]),
+        (Message("assistant", "I add.", reasoning_content="Sum.", tool_calls=(CALL,)), [RESULT, user("Thanks.")]),
+    ):
+        whole = family.sampled(history, message, TOOLS)
+        for sampled in (whole, whole[: len(whole) // 2]):
+            end = prompt[-PROMPT_END:]
+            assert bridged(bridge, end, sampled, tail) == bridged(bridge, prompt, sampled, tail)
+            renderer = bridge._renderer({})
+            found, expected = (
+                renderer.parse_response(sampled, tools=TOOLS, prompt_ids=ids).__dict__ for ids in (end, prompt)
+            )
+            assert found == expected
