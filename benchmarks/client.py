@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import gc
 import itertools
 import statistics
 import subprocess
@@ -30,6 +29,7 @@ from transformers import AutoTokenizer
 from benchmarks.kit.fake_server import MODEL, Script
 from envs.echo import filler
 from rollout import Engine, EngineConfig, Env, Message, Step, user
+from rollout.lag import spared_collector
 from rollout.records import Rollout
 from rollout.transport import MessagePrompt, Request, TokenPrompt
 from transports.embedded import MODEL_DIR
@@ -87,8 +87,8 @@ def fake_server(script: Script) -> Iterator[str]:
         process.stdin.close()
 
 
-async def engine_cpu_s(url: str, rollouts: int, turns: int, mode: str) -> tuple[float, Rollout]:
-    """CPU of a whole run but for its start, and one of its rollouts."""
+async def engine_cpu_s(url: str, rollouts: int, turns: int, mode: str) -> tuple[float, Rollout, float]:
+    """CPU of a whole run but for its start; one of its rollouts; how late the event loop was (p99), seconds."""
 
     class Sized(Replies):
         pass
@@ -106,15 +106,15 @@ async def engine_cpu_s(url: str, rollouts: int, turns: int, mode: str) -> tuple[
         # Connections are opened, and code is met for the first time, before the clock starts.
         async for _ in engine.stream([{"n": n} for n in range(min(16, rollouts))]):
             pass
-        gc.collect()
-        started, last = time.process_time(), None
-        async for group in engine.stream([{"n": n} for n in range(rollouts)]):
-            (last,) = group.rollouts
-        cpu_s = time.process_time() - started
+        with spared_collector():
+            started, last = time.process_time(), None
+            async for group in engine.stream([{"n": n} for n in range(rollouts)]):
+                (last,) = group.rollouts
+        cpu_s, lag_s = time.process_time() - started, engine.stats().loop_lag_p99_s
     assert last is not None
     assert last.ok, last.failure
     assert len(last.turns) == turns
-    return cpu_s, last
+    return cpu_s, last, lag_s
 
 
 class _Answer(msgspec.Struct):
@@ -153,21 +153,22 @@ async def floor_cpu_s(url: str, rollouts: int, bodies: Sequence[tuple[str, dict[
                     decoder.decode(await answer.read())
 
         await asyncio.gather(*(play(bodies[:2]) for _ in range(min(16, rollouts))))
-        gc.collect()
-        started = time.process_time()
-        await asyncio.gather(*(play(bodies) for _ in range(rollouts)))
+        with spared_collector():
+            started = time.process_time()
+            await asyncio.gather(*(play(bodies) for _ in range(rollouts)))
         return time.process_time() - started
 
 
-def measure(url: str, rollouts: int, turns: int, mode: str, repeats: int) -> tuple[float, float, list[float]]:
-    """(ms per turn of ours, of the floor: medians; their ratios, pair by pair)."""
-    ours, floors = [], []
+def measure(url: str, rollouts: int, turns: int, mode: str, repeats: int) -> tuple[float, float, list[float], float]:
+    """(ms per turn of ours, of the floor: medians; their ratios, pair by pair; the loop's lag, ms)."""
+    ours, floors, lags = [], [], []
     for _ in range(repeats):
-        cpu_s, played = asyncio.run(engine_cpu_s(url, rollouts, turns, mode))
+        cpu_s, played, lag_s = asyncio.run(engine_cpu_s(url, rollouts, turns, mode))
+        lags.append(1e3 * lag_s)
         ours.append(1e3 * cpu_s / (rollouts * turns))
         floors.append(1e3 * asyncio.run(floor_cpu_s(url, rollouts, bodies_of(played))) / (rollouts * turns))
     ratios = [a / b for a, b in zip(ours, floors, strict=True)]
-    return statistics.median(ours), statistics.median(floors), ratios
+    return statistics.median(ours), statistics.median(floors), ratios, statistics.median(lags)
 
 
 def worse(found: Mapping[str, float], recorded: Mapping[str, float]) -> list[str]:
@@ -189,16 +190,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     shapes = [tuple(map(int, shape.split("x"))) for shape in options.shape or ()] or list(SHAPES)
     found: dict[str, float] = {}
-    print("| mode | rollouts x turns | client, ms/turn | bare loop, ms/turn | ratio | reach |")
-    print("|---|---|---|---|---|---|")
+    print("| mode | rollouts x turns | client, ms/turn | bare loop, ms/turn | ratio | reach | loop lag p99, ms |")
+    print("|---|---|---|---|---|---|---|")
     with fake_server(make_script()) as url:
         for mode, (rollouts, turns) in itertools.product(options.mode or ["tito", "mito"], shapes):
-            ours, floor, ratios = measure(url, rollouts, turns, mode, options.repeats)
+            ours, floor, ratios, lag = measure(url, rollouts, turns, mode, options.repeats)
             reach = SHAPES.get((rollouts, turns))
             ratio = found[f"{mode} {rollouts}x{turns}"] = round(statistics.median(ratios), 2)
             spread = f"{ratio:.1f} ({min(ratios):.1f} to {max(ratios):.1f})"
             goal = f"{reach:g} ms, ratio 4" if reach else ""
-            print(f"| {mode} | {rollouts} x {turns} | {ours:.2f} | {floor:.2f} | {spread} | {goal} |", flush=True)
+            print(
+                f"| {mode} | {rollouts} x {turns} | {ours:.2f} | {floor:.2f} | {spread} | {goal} | {lag:.0f} |",
+                flush=True,
+            )
     recorded = msgspec.json.decode(RATIOS.read_bytes(), type=dict[str, float]) if RATIOS.exists() else {}
     if options.record:
         RATIOS.write_bytes(msgspec.json.format(msgspec.json.encode(recorded | found), indent=2) + b"\n")

@@ -107,6 +107,7 @@ class Episode:
         return rollout
 
     async def _play(self) -> StopReason:
+        await self._session.turnstile.enter()  # thousands that start at once would each start a thread
         env = await self._call("__init__", self._make_env)
         try:
             opening = await self._call("reset", env.reset, self.rollout.task)

@@ -21,7 +21,7 @@ NOISE_KEYS = frozenset({"refusal", "annotations", "audio", "thinking_blocks", "i
 _FIELDS = frozenset({"role", "content", "reasoning_content", "reasoning", "tool_calls", "tool_call_id", "name"})
 
 
-class Function(msgspec.Struct, frozen=True):
+class Function(msgspec.Struct, frozen=True, gc=False):
     """The function that a tool call names."""
 
     name: str
@@ -29,7 +29,7 @@ class Function(msgspec.Struct, frozen=True):
     """JSON text exactly as the model wrote it; `ToolCall.parsed_arguments` reads it."""
 
 
-class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
+class ToolCall(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One well-formed call of a tool, in OpenAI's shape."""
 
     function: Function
@@ -51,7 +51,7 @@ class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
         return value
 
 
-class MalformedToolCall(msgspec.Struct, frozen=True):
+class MalformedToolCall(msgspec.Struct, frozen=True, gc=False):
     """A tool call that the model tried and got wrong. Its text also stays in the message's content."""
 
     raw: str
@@ -60,7 +60,7 @@ class MalformedToolCall(msgspec.Struct, frozen=True):
     """Why it could not be read: invalid_json, unclosed_block, missing_name, malformed_structure."""
 
 
-class Message(msgspec.Struct, frozen=True, omit_defaults=True):
+class Message(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """One message of a conversation. Immutable: the tree and the environment share it."""
 
     role: str

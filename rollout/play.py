@@ -17,6 +17,7 @@ from rollout import progress, store
 from rollout.engine import Engine
 from rollout.env import Task
 from rollout.errors import NoServerLeft, ServerError, UsageError
+from rollout.lag import spared_collector
 from rollout.logs import EventLog
 from rollout.records import FailureKind, Rollout
 from rollout.registry import env_factory
@@ -71,7 +72,8 @@ class Run:
             skip = await anyio.to_thread.run_sync(self._skipped, folder.path) if self._resume else set()
             wall, cpu = time.perf_counter(), time.process_time()
             try:
-                await self._stream(engine, tasks, skip)
+                with spared_collector():
+                    await self._stream(engine, tasks, skip)
             finally:
                 wall_s = time.perf_counter() - wall
                 run_dir = str(folder.path)

@@ -88,7 +88,7 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     """The turn that failed, from 1; None where it failed outside one."""
 
 
-class Turn(msgspec.Struct, kw_only=True, omit_defaults=True):
+class Turn(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     """One request and its answer."""
 
     route: Route

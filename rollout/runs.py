@@ -9,6 +9,7 @@ from typing import Protocol
 
 import anyio
 import anyio.abc
+import anyio.lowlevel
 import msgspec
 
 from rollout.env import Task
@@ -16,6 +17,9 @@ from rollout.episode import Episode, Job
 from rollout.errors import ConfigError, RolloutError
 from rollout.records import Failure, FailureKind, Group, Rollout
 from rollout.scheduler import Scheduler
+
+#: Between so many starts the loop looks at its timers and sockets: starting one takes 60 µs.
+STARTED_AT_ONCE = 64
 
 OnRollout = Callable[[Rollout], Awaitable[None]]
 
@@ -110,8 +114,10 @@ class StreamRun:
                 async with anyio.create_task_group() as players:
                     self._tasks = players
                     while not self.scheduler.done:
-                        for job in self.scheduler.admit():
+                        for number, job in enumerate(self.scheduler.admit(), start=1):
                             players.start_soon(self._play_one, job)
+                            if number % STARTED_AT_ONCE == 0:  # shielded: what was admitted is started
+                                await anyio.lowlevel.cancel_shielded_checkpoint()
                         if self.scheduler.done:
                             break
                         await self._wake.wait()

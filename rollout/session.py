@@ -29,6 +29,7 @@ from rollout.records import EXPECTED_FALLBACKS, FallbackReason, Route, Turn
 from rollout.resumption import MAX_RESUMPTIONS, joined, rest_of, with_version
 from rollout.trajectory import Trajectory, ids_array
 from rollout.transport import MessagePrompt, Reply, Request, ServerInfo, Sticky, TokenPrompt, Transport
+from rollout.turnstile import Turnstile
 from rollout.verify import check_reply, check_turn
 from rollout.weights import Weights
 
@@ -57,6 +58,8 @@ class ServedModel(msgspec.Struct, kw_only=True):
     """None where there is neither a tokenizer nor /tokenize: every turn goes message-in."""
     config: EngineConfig
     weights: Weights = msgspec.field(default_factory=Weights)
+    turnstile: Turnstile = msgspec.field(default_factory=Turnstile)
+    """Before each piece of an episode's work: its start, each prompt, and each answer."""
 
     @property
     def max_model_len(self) -> int | None:
@@ -88,6 +91,7 @@ class Session:
         """`group_id` keeps the group's sessions on one server, where there are several."""
         self.trajectory = Trajectory()
         self.turns: list[Turn] = []
+        self.turnstile = model.turnstile
         self._model = model
         self._id = session_id
         self._group_id = group_id
@@ -120,6 +124,7 @@ class Session:
         Raises ContextFull, FallbackRefused, TransportError (MalformedReply included), or
         InvariantBroken under `verify`.
         """
+        await self.turnstile.enter()
         started = time.perf_counter()
         conversation = [Message.of(message) for message in messages]
         args = self._model.config.template_args if template_args is None else template_args
@@ -129,6 +134,7 @@ class Session:
         request = await self._request(prompt, outgoing, context)
         rendered = time.perf_counter()
         reply = await self._generate(request)
+        await self.turnstile.enter()
         answered = time.perf_counter()
         message = await self._read(reply, outgoing, conversation, context)
         turn = self._commit(prompt, outgoing, reply, message)

@@ -53,7 +53,7 @@ class Root(msgspec.Struct, kw_only=True):
     args_key: bytes = b""
 
 
-class Node(msgspec.Struct, kw_only=True, omit_defaults=True):
+class Node(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     """One message with its own ids; or, without a message, ids that two forks share."""
 
     parent: int

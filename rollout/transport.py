@@ -127,7 +127,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """Ask for the prompt's ids on token-in too, so that they can be checked (`--verify`)."""
 
 
-class WeightSpan(msgspec.Struct, frozen=True, array_like=True):
+class WeightSpan(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The weight version under which completion tokens [start, end) were sampled."""
 
     version: str

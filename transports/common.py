@@ -51,7 +51,7 @@ class ModelList(msgspec.Struct):
     data: list[ModelCard] = []
 
 
-class TokenLogprob(msgspec.Struct):
+class TokenLogprob(msgspec.Struct, gc=False):
     """One entry of `logprobs.content`. The generate route adds `token_id` on vLLM 0.32 and later."""
 
     logprob: float | None = None
@@ -77,7 +77,7 @@ class Usage(msgspec.Struct):
         return self.prompt_tokens_details.cached_tokens if self.prompt_tokens_details else None
 
 
-class Span(msgspec.Struct):
+class Span(msgspec.Struct, gc=False):
     """One entry of `weight_versions`."""
 
     version: str | int

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import time
 
 import anyio
 import pytest
 
-from rollout.lag import SAID_S, Lag
+from rollout.lag import SAID_S, Lag, spared_collector
 
 
 def test_percentile_and_maximum() -> None:
@@ -33,3 +34,18 @@ async def test_a_blocked_loop_shows() -> None:
             time.sleep(SAID_S + 0.2)  # noqa: ASYNC251  # what is measured
         group.cancel_scope.cancel()
     assert lag.p99_s >= SAID_S
+
+
+def test_the_collector_leaves_out_what_was_there() -> None:
+    """While rollouts are played, not afterwards, and also where playing raises."""
+    frozen: list[int] = []
+
+    def play() -> None:
+        with spared_collector():
+            frozen.append(gc.get_freeze_count())
+            raise ValueError("played")
+
+    with pytest.raises(ValueError, match="played"):
+        play()
+    assert frozen[0] > 0
+    assert gc.get_freeze_count() == 0
