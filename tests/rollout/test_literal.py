@@ -67,3 +67,36 @@ def test_any_mixture_is_its_own_text(tokenizer: Any, pieces: list[str]) -> None:
     ids = literal.encode((hidden or [user(text)])[0].text, add_special_tokens=False)
     assert tokenizer.decode(ids) == text
     assert not set(ids) & set(tokenizer.added_tokens_decoder)
+
+
+@pytest.fixture(scope="module")
+def literal(tokenizer: Any) -> LiteralTokenizer:
+    return LiteralTokenizer(tokenizer)
+
+
+@given(text=st.text(st.characters(exclude_categories=["Co", "Cs"]), max_size=60), times=st.sampled_from([1, 2, 200]))
+def test_ids_and_texts_are_the_tokenizers_own(literal: LiteralTokenizer, tokenizer: Any, text: str, times: int) -> None:
+    """However they are got: short texts from memory, long ones by another way; twice, and whoever changed an answer."""
+    expected = tokenizer.encode(text * times, add_special_tokens=False)
+    literal.encode(text * times, add_special_tokens=False).append(-1)
+    assert literal.encode(text * times, add_special_tokens=False) == expected
+    assert literal.decode(expected) == tokenizer.decode(expected)
+
+
+def test_a_tokenizer_with_a_way_of_its_own_keeps_it(tokenizer: Any) -> None:
+    """A class that does more than the tokenizer under it is not passed by."""
+
+    class Marked:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(tokenizer, name)
+
+        def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+            return [7, *tokenizer.encode(text, add_special_tokens=add_special_tokens)]
+
+        def decode(self, ids: list[int], skip_special_tokens: bool = False) -> str:
+            return "> " + str(tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))
+
+    marked = LiteralTokenizer(Marked())
+    for text in ("a", "a long text " * 500):
+        assert marked.encode(text, add_special_tokens=False)[0] == 7
+    assert marked.decode([]) == "> "
