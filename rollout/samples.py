@@ -86,10 +86,21 @@ def group_samples(group: Group, advantage: Advantage | None = grpo) -> list[Trai
 
 def samples_of_tree(tree: Trajectory) -> list[TrainingSample]:
     """The samples of a tree, in the order in which their branches were first sampled."""
-    continued = {above for leaf in tree.leaves for above in tree.path(leaf)[:-1]}
+    continued = _above(tree)
     trained: set[int] = set()
     ends = [leaf for leaf in tree.leaves if leaf not in continued and tree.nodes[leaf].ids_known]
     return [_sample(tree, tree.path(end), trained) for end in ends]
+
+
+def _above(tree: Trajectory) -> set[int]:
+    """The nodes that some leaf is below."""
+    found: set[int] = set()
+    for leaf in tree.leaves:
+        node = tree.nodes[leaf].parent
+        while node >= 0 and node not in found:  # what is above a node that is there, is there
+            found.add(node)
+            node = tree.nodes[node].parent
+    return found
 
 
 def _sample(tree: Trajectory, path: list[int], trained: set[int]) -> TrainingSample:
