@@ -70,7 +70,8 @@ async def probe(config: EngineConfig) -> Probe:
 
 async def _play(transport: Transport, info: ServerInfo, codec: Codec | None, config: EngineConfig) -> str:
     """Plays two turns, verified token for token."""
-    settings = msgspec.structs.replace(config, verify=True, max_tokens=16)
+    # Greedy, so that the same server is told the same of twice.
+    settings = msgspec.structs.replace(config, verify=True, max_tokens=16, sampling={"temperature": 0.0})
     session = Session(ServedModel(transport=transport, info=info, codec=codec, config=settings), "probe-live")
     conversation = [user("Hello. Who are you?")]
     try:
