@@ -32,7 +32,7 @@ fidelity: $(INSTALLED)  ## is every prompt what was sampled plus what the enviro
 	$(BIN)/python -m benchmarks.fidelity --markdown --seeds $(SEEDS)
 
 bench: $(INSTALLED)  ## token-in against message-in on the embedded model
-	$(BIN)/python -m benchmarks.modes
+	$(BIN)/rollout bench --turns 4,16 -c 16 -o runs/bench
 
 bench-smoke: $(INSTALLED)  ## what a turn costs the client, in bare loops of aiohttp and msgspec; much more than recorded fails
 	$(BIN)/python -m benchmarks.client --check --repeats 3 --shape 64x8 --shape 16x32 --shape 4x128

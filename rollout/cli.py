@@ -171,6 +171,66 @@ def probe(
 
 
 @app.command()
+def bench(
+    model: Model = None,
+    base_url: BaseUrls = None,
+    transport: TransportName = None,
+    tokenizer: Tokenizer = None,
+    renderer: Renderer = None,
+    api_key_env: KeyEnv = None,
+    turns: Annotated[str, typer.Option(help="Turns of a conversation; several with commas.")] = "8",
+    concurrency: Annotated[str, typer.Option("-c", "--concurrency", help="Rollouts at once; several with commas.")] = (
+        "16"
+    ),
+    rollouts: Annotated[int | None, typer.Option("-n", "--rollouts", help="Of each run [the concurrency].")] = None,
+    env_chars: Annotated[int, typer.Option(help="Characters of each message of the environment.")] = 400,
+    max_tokens: Annotated[int, typer.Option(help="Tokens of every completion.")] = 32,
+    repeats: Annotated[int, typer.Option(help="Runs of each mode.")] = 3,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of results.json and results.md.")] = Path(
+        "runs/bench"
+    ),
+    json: Json = False,
+) -> None:
+    """Compare token-in with message-in on the same conversations."""
+
+    def go() -> int:
+        import anyio
+
+        from rollout.bench import BenchSettings, faults, markdown, said
+        from rollout.bench import bench as compare
+        from rollout.config import EngineConfig
+        from rollout.logs import EventLog
+        from rollout.settings import counts_of
+
+        config = EngineConfig(
+            base_url=base_url or None,
+            model=model,
+            transport=transport or "auto",
+            tokenizer=tokenizer,
+            renderer=renderer or "auto",
+            api_key_env=api_key_env or _default_key_env(),
+        )
+        settings = BenchSettings(
+            config=config,
+            turns=counts_of(turns, "--turns"),
+            concurrency=counts_of(concurrency, "--concurrency"),
+            rollouts=rollouts,
+            env_chars=env_chars,
+            max_tokens=max_tokens,
+            repeats=repeats,
+        )
+        with EventLog():
+            results = anyio.run(compare, settings, output, lambda run: print(said(run), file=sys.stderr, flush=True))
+        if json:
+            _print_json(msgspec.to_builtins(results))
+        else:
+            typer.echo(markdown(results), nl=False)
+        return 1 if faults(results.runs) else 0
+
+    _guarded(go)
+
+
+@app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="The run's folder.")],
     format: Annotated[str, typer.Option(help="jsonl, parquet or safetensors.")] = "jsonl",

@@ -115,6 +115,14 @@ def concurrency_of(text: str | None) -> int | str | None:
         raise ConfigError(f"-c takes a number or auto, not {text!r}") from None
 
 
+def counts_of(text: str, option: str) -> list[int]:
+    """Numbers with commas between them. Raises ConfigError."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"{option} takes numbers with commas, such as 8,32, not {text!r}") from None
+
+
 def _json_or_text(text: str) -> Any:
     try:
         return msgspec.json.decode(text)

@@ -357,3 +357,16 @@ def test_help_needs_no_heavy_imports() -> None:
     code = "import sys, rollout.cli; print([m for m in ('transformers', 'numpy', 'torch') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_bench_compares_the_modes(tmp_path: Path) -> None:
+    """Both modes' runs as JSON, the same on disk; wrong numbers are named and exit with 2."""
+    size = ["--turns", "2", "-c", "2", "--repeats", "1", "--max-tokens", "4", "--env-chars", "20"]
+    result = invoke("bench", *size, "-o", str(tmp_path), "--json")
+    assert result.exit_code == 0
+    found = json.loads(result.stdout)
+    assert [run["mode"] for run in found["runs"]] == ["tito", "mito"]
+    assert found == json.loads((tmp_path / "results.json").read_text())
+    wrong = invoke("bench", "--turns", "two")
+    assert wrong.exit_code == 2
+    assert "--turns takes numbers" in wrong.stderr
