@@ -328,7 +328,8 @@ class Engine:
 
     def episode(self, job: Job, *, evaluation: bool) -> Episode:
         """One rollout, ready to be played."""
-        session = Session(self._entered(), f"{job.id}-{uuid.uuid4().hex[:8]}", group_id=job.task_id)
+        session_id = f"{job.id}-{uuid.uuid4().hex[:8]}"
+        session = Session(self._entered(), session_id, group_id=job.task_id, group_size=job.group_size)
         return Episode(
             job,
             self._make_env,

@@ -46,6 +46,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     task_id: str
     task: Mapping[str, Any]
     member: int
+    group_size: int = 1
+    """Members that are to be played."""
     submitted_at: int = 0
     """How often the weights had been updated when it was submitted."""
 

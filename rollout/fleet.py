@@ -200,7 +200,7 @@ class Fleet:
 
     async def _place(self, request: Request) -> int:
         while True:
-            at = self._placement.place(request.session_id, request.group_id)
+            at = self._placement.place(request.session_id, request.group_id, request.group_size)
             if at is not None:
                 return at
             await self._returned.wait()

@@ -182,8 +182,10 @@ class Scheduler:
                 continue
             name, updates = task_id(index, task), self._updates()
             self._open[index] = _OpenGroup(task_id=name, task=task, size=len(members))
+            size = len(members)
             self._queue.extend(
-                Job(task_index=index, task_id=name, task=task, member=m, submitted_at=updates) for m in members
+                Job(task_index=index, task_id=name, task=task, member=m, group_size=size, submitted_at=updates)
+                for m in members
             )
         return True
 

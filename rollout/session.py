@@ -87,14 +87,14 @@ class _Outgoing(msgspec.Struct, kw_only=True):
 class Session:
     """One trajectory's conversation with the model."""
 
-    def __init__(self, model: ServedModel, session_id: str, group_id: str = "") -> None:
-        """`group_id` keeps the group's sessions on one server, where there are several."""
+    def __init__(self, model: ServedModel, session_id: str, group_id: str = "", group_size: int = 1) -> None:
+        """`group_id` keeps the group's sessions, `group_size` of them, on one server where there are several."""
         self.trajectory = Trajectory()
         self.turns: list[Turn] = []
         self.turnstile = model.turnstile
         self._model = model
         self._id = session_id
-        self._group_id = group_id
+        self._group_id, self._group_size = group_id, group_size
         self._planner = Planner(self.trajectory, model.config.match)
         self._context: tuple[bytes, Context] | None = None
         self._last_ids: tuple[int, TokenPrompt] | None = None
@@ -253,6 +253,7 @@ class Session:
             request_id=f"{self._id}-{next(self._numbers)}",
             session_id=self._id,
             group_id=self._group_id,
+            group_size=self._group_size,
             max_tokens=await self._room(body, context),
             sampling=config.sampling,
             stop_token_ids=self._model.stop_token_ids,

@@ -110,6 +110,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """One per trajectory: what a router keeps on one server."""
     group_id: str = ""
     """One per group, whose members are kept together where there are several servers."""
+    group_size: int = 1
+    """Members that the group has: a server that has the first will have the others."""
     max_tokens: int | None = None
     """Completion length at most; None leaves it to the server."""
     sampling: Mapping[str, Any] = {}
