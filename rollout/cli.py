@@ -178,17 +178,26 @@ def bench(
     tokenizer: Tokenizer = None,
     renderer: Renderer = None,
     api_key_env: KeyEnv = None,
-    turns: Annotated[str, typer.Option(help="Turns of a conversation; several with commas.")] = "8",
-    concurrency: Annotated[str, typer.Option("-c", "--concurrency", help="Rollouts at once; several with commas.")] = (
-        "16"
-    ),
+    turns: Annotated[
+        str | None,
+        typer.Option(help="Turns of a conversation; several with commas [8,32,128; 4,16 on the embedded model]."),
+    ] = None,
+    concurrency: Annotated[
+        str | None,
+        typer.Option(
+            "-c", "--concurrency", help="Rollouts at once; several with commas [16,64,256; 16 on the embedded model]."
+        ),
+    ] = None,
+    replay: Annotated[
+        Path | None, typer.Option(help="A run's folder: play its environment's side again, with its lengths.")
+    ] = None,
     rollouts: Annotated[int | None, typer.Option("-n", "--rollouts", help="Of each run [the concurrency].")] = None,
     env_chars: Annotated[int, typer.Option(help="Characters of each message of the environment.")] = 400,
     max_tokens: Annotated[int, typer.Option(help="Tokens of every completion.")] = 32,
     repeats: Annotated[int, typer.Option(help="Runs of each mode.")] = 3,
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of results.json and results.md.")] = Path(
-        "runs/bench"
-    ),
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Folder of results.json, results.md, report.html.")
+    ] = Path("runs/bench"),
     json: Json = False,
 ) -> None:
     """Compare token-in with message-in on the same conversations."""
@@ -196,11 +205,10 @@ def bench(
     def go() -> int:
         import anyio
 
-        from rollout.bench import BenchSettings, faults, markdown, said
         from rollout.bench import bench as compare
+        from rollout.bench import faults, markdown, said, settings_of
         from rollout.config import EngineConfig
         from rollout.logs import EventLog
-        from rollout.settings import counts_of
 
         config = EngineConfig(
             base_url=base_url or None,
@@ -210,10 +218,11 @@ def bench(
             renderer=renderer or "auto",
             api_key_env=api_key_env or _default_key_env(),
         )
-        settings = BenchSettings(
-            config=config,
-            turns=counts_of(turns, "--turns"),
-            concurrency=counts_of(concurrency, "--concurrency"),
+        settings = settings_of(
+            config,
+            turns=turns,
+            concurrency=concurrency,
+            replay=str(replay) if replay else None,
             rollouts=rollouts,
             env_chars=env_chars,
             max_tokens=max_tokens,

@@ -27,6 +27,7 @@ from rollout.env import Env, Task
 from rollout.episode import Episode, Job
 from rollout.errors import ConfigError, NoServerLeft
 from rollout.fleet import Fleet
+from rollout.histogram import Histogram
 from rollout.lag import Lag
 from rollout.pace import START, Pace, keep_pace
 from rollout.records import Failure, FailureKind, Group, Rollout
@@ -34,7 +35,7 @@ from rollout.runs import OnRollout, StreamRun, Submission, Submissions
 from rollout.scheduler import Scheduler, Slots
 from rollout.session import ServedModel, Session
 from rollout.stats import Stats
-from rollout.transport import ServerInfo, Transport, Watched
+from rollout.transport import Metered, ServerInfo, Transport, Watched
 from rollout.weights import InFlight, WeightControl, Weights
 
 #: A whole group's rewards, one for each finished member in their order; a plain function runs in a thread.
@@ -322,9 +323,19 @@ class Engine:
         stats.loop_lag_p99_s, stats.loop_lag_max_s = self._lag.p99_s, self._lag.max_s
         transport = self._model.transport if self._model is not None else None
         stats.servers = transport.states if isinstance(transport, Fleet) else []
+        if isinstance(transport, Metered):
+            stats.sent_bytes, stats.received_bytes = transport.traffic.sent, transport.traffic.received
         stats.queued = sum(run.scheduler.queued for run in self._runs)
         stats.weight_version, stats.weight_updates = self._weights.version, self._weights.updates
         return stats
+
+    async def first_tokens(self) -> Histogram | None:
+        """The servers' own times to first token, of every request that they ever answered; None where they keep none.
+
+        Raises TransportError.
+        """
+        transport = self._entered().transport
+        return await transport.first_tokens() if isinstance(transport, Metered) else None
 
     def episode(self, job: Job, *, evaluation: bool) -> Episode:
         """One rollout, ready to be played."""

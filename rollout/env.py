@@ -61,6 +61,10 @@ class Env:
     tools: ClassVar[Sequence[Mapping[str, Any]]] = ()
     """Tools that the model may call, as OpenAI function specifications. May be set per object too."""
 
+    max_tokens: int | None = None
+    """Length of the next completion at most, where the environment knows it better than the run; `reset` and `step`
+    may change it."""
+
     def tasks(self, n: int, seed: int) -> Iterable[Task]:
         """`n` tasks; the same ones for the same seed. By default only a number and the seed."""
         return ({"index": index, "seed": seed} for index in range(n))

@@ -133,7 +133,7 @@ class Episode:
                 raise _Stopped
             self._refuse_stale()
             try:
-                answer = await self._session.turn(self._messages, tools=list(env.tools))
+                answer = await self._session.turn(self._messages, tools=list(env.tools), max_tokens=env.max_tokens)
             except (ContextFull, PromptTooLong):
                 return StopReason.CONTEXT_LENGTH
             self._on_turn(self._session.turns[-1])

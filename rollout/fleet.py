@@ -24,8 +24,19 @@ from rollout.errors import (
     ServerError,
     TransportError,
 )
+from rollout.histogram import Histogram, added
 from rollout.placement import Placement
-from rollout.transport import MessagePrompt, Reply, Request, ServerInfo, ServerLoad, Transport, Watched
+from rollout.transport import (
+    MessagePrompt,
+    Metered,
+    Reply,
+    Request,
+    ServerInfo,
+    ServerLoad,
+    Traffic,
+    Transport,
+    Watched,
+)
 from rollout.weights import InFlight, WeightControl
 
 #: Seconds between two looks at each server.
@@ -208,6 +219,18 @@ class Fleet:
     def release(self, session_id: str) -> None:
         """See `rollout.transport.Sticky`."""
         self._placement.release(session_id)
+
+    @property
+    def traffic(self) -> Traffic:
+        """See `rollout.transport.Metered`."""
+        parts = [member.transport.traffic for member in self._members if isinstance(member.transport, Metered)]
+        return Traffic(sum(part.sent for part in parts), sum(part.received for part in parts))
+
+    async def first_tokens(self) -> Histogram | None:
+        """See `rollout.transport.Metered`. Of the servers that are up."""
+        up = [member.transport for member, is_up in zip(self._members, self._placement.up, strict=True) if is_up]
+        parts = [await transport.first_tokens() for transport in up if isinstance(transport, Metered)]
+        return added([part for part in parts if part is not None])
 
     async def tokenize(self, prompt: MessagePrompt, *, add_generation_prompt: bool) -> list[int]:
         """See `rollout.transport.Transport`."""

@@ -118,8 +118,11 @@ class Session:
         *,
         tools: Sequence[Mapping[str, Any]] = (),
         template_args: Mapping[str, Any] | None = None,
+        max_tokens: int | None = None,
     ) -> Message:
         """Has the model answer a conversation; returns the assistant's message.
+
+        `max_tokens` is this completion's own, in place of the configuration's.
 
         Raises ContextFull, FallbackRefused, TransportError (MalformedReply included), or
         InvariantBroken under `verify`.
@@ -131,7 +134,7 @@ class Session:
         prompt = self._planner.prompt(conversation, tools, args)
         context = self._make_context(prompt)
         outgoing = await self._prepare(prompt, context)
-        request = await self._request(prompt, outgoing, context)
+        request = await self._request(prompt, outgoing, context, max_tokens)
         rendered = time.perf_counter()
         reply = await self._generate(request)
         await self.turnstile.enter()
@@ -240,7 +243,7 @@ class Session:
             sent, route = TokenPrompt(await codec.render(prompt.messages, context)), Route.TOKEN_IN
         return _Outgoing(plan=plan, route=route, prompt=sent, previous=plan.previous)
 
-    async def _request(self, prompt: Prompt, outgoing: _Outgoing, context: Context) -> Request:
+    async def _request(self, prompt: Prompt, outgoing: _Outgoing, context: Context, max_tokens: int | None) -> Request:
         """The request, with `max_tokens` cut to what fits. Raises ContextFull."""
         config = self._model.config
         body: TokenPrompt | MessagePrompt | None = outgoing.prompt
@@ -248,22 +251,23 @@ class Session:
             args = context.template_args
             body = MessagePrompt(prompt.messages, context.tools, args, before=self._last_messages)
             self._last_messages = body
+        room = await self._room(body, context, max_tokens or config.max_tokens)
         return Request(
             prompt=body,
             request_id=f"{self._id}-{next(self._numbers)}",
             session_id=self._id,
             group_id=self._group_id,
             group_size=self._group_size,
-            max_tokens=await self._room(body, context),
-            sampling=config.sampling,
+            max_tokens=room,
+            sampling=_sampling(config, room),
             stop_token_ids=self._model.stop_token_ids,
             priority=config.priority,
             echo_prompt=config.verify,
         )
 
-    async def _room(self, prompt: TokenPrompt | MessagePrompt, context: Context) -> int | None:
+    async def _room(self, prompt: TokenPrompt | MessagePrompt, context: Context, wanted: int | None) -> int | None:
         """How many tokens may be sampled. Raises ContextFull where none fit."""
-        limit, wanted = self._model.max_model_len, self._model.config.max_tokens
+        limit = self._model.max_model_len
         if limit is None:
             return wanted
         if isinstance(prompt, TokenPrompt):
@@ -358,6 +362,15 @@ class Session:
             weight_versions=reply.weight_versions,
             prefix_break=broken,
         )
+
+
+def _sampling(config: EngineConfig, room: int | None) -> Mapping[str, Any]:
+    """The caller's parameters. Servers refuse a minimum above the maximum: it is cut where the maximum was."""
+    least = config.sampling.get("min_tokens")
+    if room is None or not isinstance(least, int) or least <= room:
+        return config.sampling
+    asked = config.max_tokens is None or least <= config.max_tokens
+    return {**config.sampling, "min_tokens": room} if asked else config.sampling
 
 
 def _most_tokens(prompt: MessagePrompt) -> int:

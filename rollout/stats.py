@@ -35,6 +35,9 @@ class Stats(msgspec.Struct, kw_only=True):
     """Groups that the stream's `keep` did not keep."""
     faults: int = 0
     """Rollouts and attempts that failed of the transport."""
+    sent_bytes: int = 0
+    """Of requests' bodies, retries included; a proxy in front may add to them."""
+    received_bytes: int = 0
     loop_lag_p99_s: float = 0.0
     """How late the event loop was, in the last 100 s."""
     loop_lag_max_s: float = 0.0

@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import msgspec
 
+from rollout.histogram import Histogram
 from rollout.messages import Message
 
 #: How ids are held, here and in a trajectory: 32-bit integers.
@@ -204,6 +205,13 @@ class ServerLoad(msgspec.Struct, kw_only=True):
     """Requests that it ever put back into its queue for want of cache."""
 
 
+class Traffic(msgspec.Struct):
+    """Bytes of bodies, as they went over the connection; headers are not counted."""
+
+    sent: int = 0
+    received: int = 0
+
+
 class TransportConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What a factory gets to build a transport."""
 
@@ -266,6 +274,23 @@ class Watched(Protocol):
 
     async def load(self) -> ServerLoad:
         """What its metrics say. Raises TransportError."""
+        ...
+
+
+@runtime_checkable
+class Metered(Protocol):
+    """A transport that says what went over the wire, and what its server measured."""
+
+    @property
+    def traffic(self) -> Traffic:
+        """All bodies so far, retries included."""
+        ...
+
+    async def first_tokens(self) -> Histogram | None:
+        """The server's own times to first token, of every request that it ever answered; None where it keeps none.
+
+        Raises TransportError.
+        """
         ...
 
 

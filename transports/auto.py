@@ -7,7 +7,17 @@ from collections.abc import Sequence
 import anyio
 
 from rollout.errors import ConfigError, ServerError, TransportError
-from rollout.transport import MessagePrompt, Reply, Request, ServerInfo, ServerLoad, Transport, TransportConfig
+from rollout.histogram import Histogram
+from rollout.transport import (
+    MessagePrompt,
+    Reply,
+    Request,
+    ServerInfo,
+    ServerLoad,
+    Traffic,
+    Transport,
+    TransportConfig,
+)
 from rollout.weights import InFlight, WeightControl
 from transports.common import PROBE_RETRIES, client_of, list_models
 from transports.dynamo import DynamoTransport
@@ -53,6 +63,15 @@ class AutoTransport:
     async def load(self) -> ServerLoad:
         """See `rollout.transport.Watched`."""
         return await (await self._served()).load()
+
+    async def first_tokens(self) -> Histogram | None:
+        """See `rollout.transport.Metered`."""
+        return await (await self._served()).first_tokens()
+
+    @property
+    def traffic(self) -> Traffic:
+        """See `rollout.transport.Metered`."""
+        return self._client.traffic
 
     async def pause(self, mode: InFlight = "keep") -> None:
         """See `rollout.weights.WeightControl`. Raises ConfigError for a dialect that has none."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from rollout.errors import (
     ServerError,
     TransportError,
 )
+from rollout.histogram import Histogram
 from rollout.messages import Message
 from rollout.transport import (
     FinishReason,
@@ -29,10 +29,12 @@ from rollout.transport import (
     ServerInfo,
     ServerLoad,
     TokenPrompt,
+    Traffic,
     TransportConfig,
     WeightSpan,
 )
 from transports.http import Answer, HttpClient, decode
+from transports.metrics import read_first_tokens, read_load
 
 
 class ModelCard(msgspec.Struct):
@@ -128,7 +130,19 @@ class ServedTransport:
 
     async def load(self) -> ServerLoad:
         """See `rollout.transport.Watched`."""
-        return read_load((await self.client.get("/metrics", retries=0)).body.decode("utf-8", "replace"))
+        return read_load(await self._metrics())
+
+    async def first_tokens(self) -> Histogram | None:
+        """See `rollout.transport.Metered`."""
+        return read_first_tokens(await self._metrics())
+
+    @property
+    def traffic(self) -> Traffic:
+        """See `rollout.transport.Metered`."""
+        return self.client.traffic
+
+    async def _metrics(self) -> str:
+        return (await self.client.get("/metrics", retries=0)).body.decode("utf-8", "replace")
 
     async def aclose(self) -> None:
         """See `rollout.transport.Transport`."""
@@ -187,30 +201,6 @@ def choose_model(cards: Sequence[ModelCard], wanted: str | None, url: str) -> Mo
     if found is None:
         raise ConfigError(f"{url} does not serve {wanted!r}; it serves: {names}")
     return found
-
-
-def read_load(metrics: str) -> ServerLoad:
-    """A server's load from its metrics in Prometheus' text form, by vLLM's names or Dynamo's (`wire.md`)."""
-    values: dict[str, list[float]] = {}
-    for line in metrics.splitlines():
-        if line.startswith(("vllm:", "dynamo_frontend_")):
-            name = line.partition("{")[0].partition(" ")[0]
-            with contextlib.suppress(ValueError):
-                values.setdefault(name, []).append(float(line.rpartition(" ")[2]))
-
-    def total(*names: str) -> int | None:
-        found = [sum(values[name]) for name in names if name in values]
-        return int(found[0]) if found else None
-
-    inflight, waiting = total("dynamo_frontend_inflight_requests"), total("dynamo_frontend_queued_requests")
-    if waiting is not None and inflight is not None:
-        return ServerLoad(running=max(0, inflight - waiting), waiting=waiting)
-    return ServerLoad(
-        running=total("vllm:num_requests_running"),
-        waiting=total("vllm:num_requests_waiting"),
-        cache_usage=max(values.get("vllm:kv_cache_usage_perc", ()), default=None),
-        preemptions=total("vllm:num_preemptions_total"),
-    )
 
 
 def merged(first: Any, then: Iterable[Any]) -> list[Any]:

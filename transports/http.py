@@ -33,6 +33,7 @@ from rollout.errors import (
     ServerBusy,
     TransportError,
 )
+from rollout.transport import Traffic
 from transports.pool import AiohttpPool, HttpxPool, Pool, Unreachable
 
 #: Answers that may differ next time. Other 4xx would be the same again.
@@ -76,6 +77,7 @@ class HttpClient:
         self.base_url = normalize_url(base_url)
         self.retries: Counter[str] = Counter()
         """Retries by cause: a status, or an exception's name."""
+        self.traffic = Traffic()
         self._timeout_s = timeout_s
         self._attempts = retries + 1
         self._sleep = sleep
@@ -136,7 +138,9 @@ class HttpClient:
         self, method: str, path: str, content: bytes | None, headers: Mapping[str, str], timeout_s: float
     ) -> tuple[int, bytes, str | None]:
         pool = self._pool or self._open()
+        self.traffic.sent += len(content or b"")
         status, body, retry_after = await pool.send(method, self.base_url + path, content, headers, timeout_s)
+        self.traffic.received += len(body)
         return hidden_status(body) or status if status < 400 else status, body, retry_after
 
     def _open(self) -> Pool:

@@ -68,6 +68,23 @@ async def test_a_finished_episode_holds_everything() -> None:
     assert rollout.id == "0-x-2"
 
 
+async def test_an_environment_may_say_how_long_the_next_completion_is() -> None:
+    """It is asked before each turn."""
+    env = Chat()
+    lengths = iter([5, None])
+
+    def step(message: Message) -> Step:
+        env.max_tokens = next(lengths, None)
+        return Chat.step(env, message)
+
+    env.step, env.max_tokens = step, 3  # type: ignore[method-assign]  # a hook
+    playing = episode(env, max_tokens=64)
+    await playing.play()
+    transport = playing._session._model.transport
+    assert isinstance(transport, ScriptedTransport)
+    assert [request.max_tokens for request in transport.requests] == [3, 5, 64]
+
+
 async def test_an_environment_can_rewrite_its_conversation() -> None:
     """A conversation in a step takes the place of the one so far: a retry extends, a summary starts anew."""
     steps = iter(

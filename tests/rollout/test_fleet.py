@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import anyio
@@ -10,8 +11,9 @@ import pytest
 from rollout import Engine, EngineConfig
 from rollout.errors import ConfigError, ConnectionFailed, NoServerLeft, ServerBusy, ServerError
 from rollout.fleet import MAX_DEATHS, Fleet, Member
+from rollout.histogram import Histogram
 from rollout.records import FailureKind, Rollout
-from rollout.transport import Reply, Request, ServerInfo, ServerLoad, TokenPrompt
+from rollout.transport import Reply, Request, ServerInfo, ServerLoad, TokenPrompt, Traffic
 from rollout.weights import InFlight
 from tests.rollout.test_engine import Short, collect
 from transports.scripted import Entry, Fault, Held, ScriptedTransport, Stalled, reply
@@ -292,3 +294,23 @@ async def test_load_is_all_servers_together() -> None:
     one.load_now = ServerLoad(running=3, waiting=1, cache_usage=0.25, preemptions=2)
     two.load_now = ServerLoad(running=4, cache_usage=0.5)
     assert await fleet(one, two).load() == ServerLoad(running=7, waiting=1, cache_usage=0.5, preemptions=2)
+
+
+class Counted(Server):
+    """Says what went over the wire, and what its server measured."""
+
+    traffic = Traffic(sent=10, received=3)
+
+    async def first_tokens(self) -> Histogram | None:
+        return Histogram((0.5, math.inf), (1.0, 2.0))
+
+
+async def test_traffic_and_first_tokens_are_all_servers_together() -> None:
+    """A server that counts nothing adds nothing."""
+    served = fleet(Counted(), Counted(), Server())
+    assert served.traffic == Traffic(sent=20, received=6)
+    assert await served.first_tokens() == Histogram((0.5, math.inf), (2.0, 4.0))
+    running = Engine(EngineConfig(renderer="server"), Short, transport=served)
+    async with running:
+        assert running.stats().sent_bytes == 20
+        assert await running.first_tokens() == Histogram((0.5, math.inf), (2.0, 4.0))

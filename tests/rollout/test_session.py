@@ -211,6 +211,17 @@ async def test_the_same_prompt_again_extends_the_prompt() -> None:
     assert len(samples_of_tree(talk.trajectory)) == 2
 
 
+async def test_a_turn_may_have_a_length_of_its_own() -> None:
+    """A minimum that the run asked for is cut with it; one that never made sense goes out as it is, to be refused."""
+    talk, transport = session(*[reply("b")] * 3, max_tokens=7, sampling={"min_tokens": 7})
+    await talk.turn([user("a")])
+    await talk.turn([user("a")], max_tokens=3)
+    assert [(sent.max_tokens, sent.sampling["min_tokens"]) for sent in transport.requests] == [(7, 7), (3, 3)]
+    talk, transport = session(reply("b"), max_tokens=7, sampling={"min_tokens": 9})
+    await talk.turn([user("a")])
+    assert transport.requests[0].sampling["min_tokens"] == 9
+
+
 @pytest.mark.parametrize("local", [True, False])
 async def test_a_turn_that_does_not_fit_is_not_sent(local: bool) -> None:
     """`max_tokens` is cut to what fits, and where nothing fits nothing is sent."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -25,6 +26,7 @@ from transports.embedded.jobs import (
     EngineClosedError,
     EngineStats,
     FinishReason,
+    FirstTokens,
     Job,
     PauseMode,
     Running,
@@ -58,6 +60,7 @@ class Engine:
         self._generator = np.random.default_rng()
         self._arrivals = itertools.count()
         self._counts = {"prompt": 0, "completion": 0, "steps": 0}
+        self._first_tokens = FirstTokens()
         self._finished = {"stop": 0, "length": 0, "abort": 0}
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -175,6 +178,8 @@ class Engine:
             completion_tokens=self._counts["completion"],
             steps=self._counts["steps"],
             finished=dict(self._finished),
+            first_token_s=self._first_tokens.cumulative(),
+            first_token_sum_s=self._first_tokens.sum_s,
             paused=self._paused is not None,
             weight_version=self._version,
         )
@@ -292,6 +297,8 @@ class Engine:
     def _take(self, sequence: Running, tokens: Sampled, row: int) -> None:
         """Adds one sampled token to its sequence and ends the sequence where it is the last."""
         params, ids = sequence.job.params, sequence.state.completion_ids
+        if not ids:
+            self._first_tokens.add(time.monotonic() - sequence.arrived_at)
         if not ids and len(sequence.job.prompt_ids) >= 2 * BLOCK_TOKENS:
             self._keep_blocks(sequence)  # now, for the prompt's neighbours in its group
         token = tokens.ids[row]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Literal
 
 from transports.embedded.cache import KeyValues
@@ -12,6 +15,10 @@ from transports.embedded.sampling import SamplerState, SamplingParams
 
 FinishReason = Literal["stop", "length", "abort"]
 PauseMode = Literal["abort", "wait", "keep"]
+
+
+#: Upper bounds of the buckets of times to first token: eight a decade, from 0.1 ms to 800 s.
+FIRST_TOKEN_BOUNDS = tuple(float(f"{a}e{b}") for b in range(-4, 3) for a in (1, 1.5, 2, 3, 4, 5, 6, 8))
 
 
 class EngineClosedError(RuntimeError):
@@ -71,8 +78,28 @@ class EngineStats:
     steps: int
     finished: dict[str, int]
     """Requests by finish reason."""
+    first_token_s: tuple[float, ...]
+    """For each of FIRST_TOKEN_BOUNDS and one above them all: requests whose first token took no longer."""
+    first_token_sum_s: float
     paused: bool
     weight_version: str
+
+
+class FirstTokens:
+    """How long requests waited for their first token."""
+
+    def __init__(self) -> None:
+        self.sum_s = 0.0
+        self._counts = [0] * (len(FIRST_TOKEN_BOUNDS) + 1)
+
+    def add(self, seconds: float) -> None:
+        """Counts one request."""
+        self.sum_s += seconds
+        self._counts[bisect_left(FIRST_TOKEN_BOUNDS, seconds)] += 1
+
+    def cumulative(self) -> tuple[float, ...]:
+        """Requests that took no longer than each bound; all of them in the end."""
+        return tuple(accumulate(self._counts))
 
 
 @dataclass(eq=False)
@@ -86,6 +113,7 @@ class Running:
     epoch: int
     """Weights' epoch in which the first token was computed; the cache takes no mixture of weights."""
     arrival: int
+    arrived_at: float = field(default_factory=time.monotonic)
     cached: int = 0
     logprobs: list[float] = field(default_factory=list)
     ranks: list[int] = field(default_factory=list)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
-from transports.embedded.jobs import EngineStats
+from transports.embedded.jobs import FIRST_TOKEN_BOUNDS, EngineStats
 
 
 def metrics_text(stats: EngineStats, model: str, dialect: Literal["vllm", "dynamo"]) -> str:
@@ -31,9 +32,26 @@ def metrics_text(stats: EngineStats, model: str, dialect: Literal["vllm", "dynam
         for reason, count in stats.finished.items():
             labels = f'{label[:-1]},finished_reason="{reason}"}}'
             rows.append(("counter", "vllm:request_success_total", labels, count))
+    rows += _histogram(
+        f"{'dynamo_frontend_' if dialect == 'dynamo' else 'vllm:'}time_to_first_token_seconds", label, stats
+    )
     lines: list[str] = []
+    said = set[str]()
     for kind, name, labels, value in rows:
-        if not any(line.startswith(f"# TYPE {name} ") for line in lines):
-            lines.append(f"# TYPE {name} {kind}")
+        family = re.sub("_(bucket|sum|count)$", "", name) if kind == "histogram" else name
+        if family not in said:
+            said.add(family)
+            lines.append(f"# TYPE {family} {kind}")
         lines.append(f"{name}{labels} {float(value)}")
     return "\n".join(lines) + "\n"
+
+
+def _histogram(name: str, label: str, stats: EngineStats) -> list[tuple[str, str, str, float]]:
+    bounds = [*map(str, FIRST_TOKEN_BOUNDS), "+Inf"]
+    rows = [
+        ("histogram", f"{name}_bucket", f'{label[:-1]},le="{bound}"}}', count)
+        for bound, count in zip(bounds, stats.first_token_s, strict=True)
+    ]
+    rows.append(("histogram", f"{name}_sum", label, stats.first_token_sum_s))
+    rows.append(("histogram", f"{name}_count", label, stats.first_token_s[-1]))
+    return rows

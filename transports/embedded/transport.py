@@ -10,7 +10,8 @@ import httpx
 from starlette.applications import Starlette
 
 from rollout.errors import ConfigError
-from rollout.transport import MessagePrompt, Reply, Request, ServerInfo, ServerLoad, TransportConfig
+from rollout.histogram import Histogram
+from rollout.transport import MessagePrompt, Reply, Request, ServerInfo, ServerLoad, Traffic, TransportConfig
 from rollout.weights import InFlight
 from transports.dynamo import DynamoTransport
 from transports.embedded import MODEL_DIR
@@ -66,6 +67,15 @@ class EmbeddedTransport:
     async def load(self) -> ServerLoad:
         """See `rollout.transport.Watched`."""
         return await (await self._opened()).load()
+
+    async def first_tokens(self) -> Histogram | None:
+        """See `rollout.transport.Metered`."""
+        return await (await self._opened()).first_tokens()
+
+    @property
+    def traffic(self) -> Traffic:
+        """See `rollout.transport.Metered`. Nothing goes over a wire here; the bodies are made and read all the same."""
+        return self._inner.traffic if self._inner is not None else Traffic()
 
     async def pause(self, mode: InFlight = "keep") -> None:
         """Stops decoding: `keep` freezes what runs, `wait` lets it end, `abort` ends it."""
