@@ -93,12 +93,14 @@ def from_renderer(parsed: Any, ids: Sequence[int], decode: Any) -> Message:
     calls: list[ToolCall] = []
     malformed: list[MalformedToolCall] = []
     for call in parsed.tool_calls:
-        # UNKNOWN_TOOL is well-formed: whether a tool exists is the environment's to say.
-        if call.status.value in ("ok", "unknown_tool") and call.name:
+        # UNKNOWN_TOOL is well-formed: whether a tool exists is the environment's to say. A name that is a number
+        # passes the parser too, and every server refuses a conversation with one in it.
+        if call.status.value in ("ok", "unknown_tool") and isinstance(call.name, str) and call.name:
             calls.append(ToolCall(function=Function(call.name, _arguments_text(call.arguments)), id=call.id))
         else:
             raw = decode(ids[slice(*call.token_span)]) if call.token_span else call.raw
-            malformed.append(MalformedToolCall(raw, call.status.value))
+            reason = "missing_name" if call.status.value in ("ok", "unknown_tool") else call.status.value
+            malformed.append(MalformedToolCall(raw, reason))
     # The raw text also stays in the content: a prompt rendered from messages must show what was said.
     content = "\n".join(filter(None, [parsed.content, *(call.raw for call in malformed)]))
     return Message(

@@ -149,13 +149,13 @@ def _picture(panels: dict[str, list[BenchRun]], axis: str, x_of: Any) -> str:
             for at, (title, runs) in enumerate(panels.items()):
                 axes = grid[row][at]
                 _draw(axes, runs, column, x_of)
-                axes.set_ylim(bottom=0)
                 if row == 0:
                     axes.set_title(title)
                 if at == 0:
                     axes.set_ylabel(column.name)
                 if row == len(columns) - 1:
                     axes.set_xlabel(axis)
+            grid[row][0].set_ylim(bottom=0)  # shared by the row: once all of it is drawn
         grid[0][0].legend(frameon=False)
         written = io.StringIO()
         figure.savefig(written, format="svg", metadata={"Date": None})

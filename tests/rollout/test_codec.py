@@ -165,3 +165,15 @@ async def test_template_arguments_reach_the_server_bridge() -> None:
     assert isinstance(found, Bridged)
     assert {bool(prompt.tools) for prompt in asked} == {True}
     assert all(prompt.template_args == {"enable_thinking": False} for prompt in asked)
+
+
+@pytest.mark.parametrize("renderer", ["qwen3", "template"])
+async def test_a_call_whose_name_is_no_text_is_malformed(tokenizer: Any, renderer: str) -> None:
+    """Seen on a real vLLM: the model wrote a number there, and the server refused the next message-in prompt."""
+    codec = load_codec(str(MODEL_DIR), renderer=renderer)
+    raw = '<tool_call>\n{"name": 2, "arguments": {"a": 1}}\n</tool_call>'
+    ids = tokenizer.encode(f"<think>\n\n</think>\n\n{raw}<|im_end|>", add_special_tokens=False)
+    message = await codec.parse(tokenizer.encode("<|im_start|>assistant\n"), ids, PLAIN)
+    assert not message.tool_calls
+    assert [call.reason for call in message.malformed_tool_calls] == ["missing_name"]
+    assert '"name": 2' in message.text
