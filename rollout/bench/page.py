@@ -32,7 +32,7 @@ PLOTTED: tuple[Column, ...] = (
 NAMES = {"tito": "token-in", "mito": "message-in"}
 COLORS = {"tito": "#0b6e4f", "mito": "#c8553d"}
 
-NO_PLOTS = "Plots need matplotlib: pip install 'rollout-engine[plot]', then run the benchmark again."
+NO_PLOTS = "Plots need matplotlib: 'pip install matplotlib', then run the benchmark again."
 
 _PAGE = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string("""<!doctype html>
 <html lang="en">
