@@ -9,7 +9,7 @@ from collections import defaultdict
 from rollout.histogram import Histogram
 from rollout.transport import ServerLoad
 
-#: Time to first token, as vLLM's engine and Dynamo's frontend keep it (their names as their sources have them).
+#: Time to first token, as vLLM's engine and Dynamo's frontend keep it (seen on vLLM 0.32 and on the frontend before a mocker, unstreamed).
 FIRST_TOKEN = ("vllm:time_to_first_token_seconds", "dynamo_frontend_time_to_first_token_seconds")
 
 _BOUND = re.compile(r'\ble="([^"]+)"')
