@@ -9,7 +9,8 @@ from collections import defaultdict
 from rollout.histogram import Histogram
 from rollout.transport import ServerLoad
 
-#: Time to first token, as vLLM's engine and Dynamo's frontend keep it (seen on vLLM 0.32 and on the frontend before a mocker, unstreamed).
+#: Time to first token, as vLLM's engine and Dynamo's frontend keep it (seen on vLLM 0.32 and on a frontend
+#: before a mocker, for answers that are not streamed).
 FIRST_TOKEN = ("vllm:time_to_first_token_seconds", "dynamo_frontend_time_to_first_token_seconds")
 
 _BOUND = re.compile(r'\ble="([^"]+)"')
