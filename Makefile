@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SEEDS := 3
 
-.PHONY: rollout test check format lint types fidelity live bench bench-smoke install clean
+.PHONY: rollout test check format lint types fidelity live bench results bench-smoke install clean
 
 rollout: $(INSTALLED)  ## play 64 rollouts of a bundled environment on the embedded model
 	$(BIN)/rollout run guess_number -n 16 -r 4
@@ -33,6 +33,10 @@ fidelity: $(INSTALLED)  ## is every prompt what was sampled plus what the enviro
 
 bench: $(INSTALLED)  ## token-in against message-in on the embedded model
 	$(BIN)/rollout bench --turns 4,16 -c 16 -o runs/bench
+
+results: $(INSTALLED)  ## the same on real servers, which it starts: writes benchmarks/RESULTS.md in three quarters of an hour
+	$(BIN)/python -m tests.live.install vllm dynamo
+	$(BIN)/python -m benchmarks.results
 
 bench-smoke: $(INSTALLED)  ## what a turn costs the client, in bare loops of aiohttp and msgspec; much more than recorded fails
 	$(BIN)/python -m benchmarks.client --check --repeats 3 --shape 64x8 --shape 16x32 --shape 4x128

@@ -15,19 +15,23 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 import anyio.to_thread
+import msgspec
 
 from rollout.bench.measure import BenchRun, measure, work_of
 from rollout.bench.page import page
-from rollout.bench.replay import read_scripts
+from rollout.bench.replay import Script, read_scripts
 from rollout.bench.report import PAGE, Results, faults, markdown, said, told, write, write_files
-from rollout.bench.settings import BenchSettings, schedule, settings_of
+from rollout.bench.settings import MODES, BenchSettings, Cell, schedule, settings_of
 
 __all__ = ["BenchRun", "BenchSettings", "Results", "bench", "faults", "markdown", "said", "settings_of"]
+
+#: What is played before the clock starts.
+WARM_UP = Cell(turns=2, concurrency=8)
 
 
 async def bench(settings: BenchSettings, folder: Path, say: Callable[[BenchRun], None]) -> Results:
@@ -38,6 +42,7 @@ async def bench(settings: BenchSettings, folder: Path, say: Callable[[BenchRun],
     settings.check()
     scripts = await anyio.to_thread.run_sync(read_scripts, settings.replay) if settings.replay else []
     results = Results(server="", settings=told(settings), machine=machine())
+    await _warm_up(settings, scripts)
     try:
         for cell, repeat, mode in schedule(settings):
             run, results.server = await measure(settings, work_of(settings, cell, repeat, scripts), cell, repeat, mode)
@@ -48,6 +53,14 @@ async def bench(settings: BenchSettings, folder: Path, say: Callable[[BenchRun],
         if results.runs:
             write_files(folder, {PAGE: page(results).encode()})
     return results
+
+
+async def _warm_up(settings: BenchSettings, scripts: Sequence[Script]) -> None:
+    """A short run of each mode that does not count: a server that has just started is slow at first."""
+    short = msgspec.structs.replace(settings, rollouts=1 if scripts else WARM_UP.concurrency)
+    cell = WARM_UP if not scripts else Cell(None, 1)
+    for mode in MODES:
+        await measure(short, work_of(short, cell, 0, scripts), cell, 0, mode)
 
 
 def machine() -> dict[str, str]:

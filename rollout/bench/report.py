@@ -129,10 +129,10 @@ def ratio_table(results: Results) -> tuple[list[str], list[list[str]]]:
 
 def markdown(results: Results) -> str:
     """The tables for people."""
-    lines = [f"# Token-in against message-in: {results.server}", "", *_lines(*table(results)), ""]
-    lines += ["Token-in over message-in, median of the pairs (least to most):", "", *_lines(*ratio_table(results))]
-    lines += [f"\n**{fault}**" for fault in faults(results.runs)]
-    return "\n".join(lines) + "\n"
+    text = [f"# Token-in against message-in: {results.server}", "", *lines(*table(results)), ""]
+    text += ["Token-in over message-in, median of the pairs (least to most):", "", *lines(*ratio_table(results))]
+    text += [f"\n**{fault}**" for fault in faults(results.runs)]
+    return "\n".join(text) + "\n"
 
 
 def said(run: BenchRun) -> str:
@@ -183,5 +183,6 @@ def _shown(runs: Sequence[BenchRun], column: Column) -> str:
     return "-" if value is None else format(value, column.form)
 
 
-def _lines(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def lines(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table in Markdown."""
     return [f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows)]

@@ -27,6 +27,8 @@ _ON_CPU = {
 #: Offline, and quiet: the servers load local folders only.
 _ENV = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
+_KV_ROUTER = ("--router-mode", "kv")
+
 
 class Server:
     """A running server: its address, its processes, its log."""
@@ -125,12 +127,18 @@ def embedded_server(model_dir: Path, log_dir: Path, *, name: str = "tiny") -> It
 
 @contextlib.contextmanager
 def dynamo_mocker(
-    model_dir: Path, log_dir: Path, *, name: str = "tiny", speedup_ratio: float = 0.0, extra_args: Sequence[str] = ()
+    model_dir: Path,
+    log_dir: Path,
+    *,
+    name: str = "tiny",
+    speedup_ratio: float = 0.0,
+    extra_args: Sequence[str] = (),
+    frontend_args: Sequence[str] = _KV_ROUTER,
 ) -> Iterator[Server]:
     """The Dynamo frontend with a mocker behind it: random ids, a real prefix cache's accounting."""
     worker = ["-m", "dynamo.mocker", "--model-path", str(model_dir), "--model-name", name]
     worker += ["--speedup-ratio", str(speedup_ratio), *extra_args]
-    with _dynamo(worker, name, log_dir, {}, deadline_s=120) as running:
+    with _dynamo(worker, name, log_dir, {}, deadline_s=120, frontend_args=frontend_args) as running:
         yield running
 
 
@@ -147,7 +155,12 @@ def dynamo_vllm(
 
 @contextlib.contextmanager
 def _dynamo(
-    worker: Sequence[str], name: str, log_dir: Path, env: Mapping[str, str], deadline_s: float
+    worker: Sequence[str],
+    name: str,
+    log_dir: Path,
+    env: Mapping[str, str],
+    deadline_s: float,
+    frontend_args: Sequence[str] = _KV_ROUTER,
 ) -> Iterator[Server]:
     """A frontend and a worker that find each other by a folder."""
     port = free_port()
@@ -158,8 +171,8 @@ def _dynamo(
         _running(Server(f"http://127.0.0.1:{port}", log_dir / f"dynamo-{port}.log")) as running,
     ):
         found = {"DYN_FILE_KV": discovery}
-        listen = ["--http-host", "127.0.0.1", "--http-port", str(port), "--router-mode", "kv"]
-        running.spawn([python, "-m", "dynamo.frontend", *listen, *planes], found)
+        listen = ["--http-host", "127.0.0.1", "--http-port", str(port)]
+        running.spawn([python, "-m", "dynamo.frontend", *listen, *frontend_args, *planes], found)
         running.spawn([python, *worker, *planes], {**found, **env})
         running.wait(lambda url: _answers(url, name), deadline_s)
         yield running
