@@ -43,6 +43,9 @@ Renderer = Annotated[str | None, typer.Option(help="A family of `renderers`, tem
 KeyEnv = Annotated[
     str | None, typer.Option("--api-key-env", help=f"Variable that holds the API key [{DEFAULT_KEY_ENV}].")
 ]
+Processes = Annotated[
+    int | None, typer.Option("--processes", help="Processes that play, where one core is not enough [1].")
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, and nothing else there.")]
 
 
@@ -60,6 +63,7 @@ def run(
     concurrency: Annotated[
         str | None, typer.Option("-c", "--concurrency", help="Rollouts at once [64], or auto: as the servers keep up.")
     ] = None,
+    processes: Processes = None,
     env_args: Annotated[
         list[str] | None, typer.Option("-a", "--env-arg", help="KEY=VALUE for the environment.")
     ] = None,
@@ -188,6 +192,7 @@ def bench(
             "-c", "--concurrency", help="Rollouts at once; several with commas [16,64,256; 16 on the embedded model]."
         ),
     ] = None,
+    processes: Processes = None,
     replay: Annotated[
         Path | None, typer.Option(help="A run's folder: play its environment's side again, with its lengths.")
     ] = None,
@@ -217,6 +222,7 @@ def bench(
             tokenizer=tokenizer,
             renderer=renderer or "auto",
             api_key_env=api_key_env or _default_key_env(),
+            processes=1 if processes is None else processes,
         )
         settings = settings_of(
             config,

@@ -52,13 +52,17 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     max_turns: int | None = None
     concurrency: int | Literal["auto"] = 64
     """Rollouts in flight at most. `auto` follows the servers' own metrics: see `rollout.pace`."""
+    processes: int = 1
+    """How many processes play, each with an event loop of its own, where one core is not enough. Above 1 the engine
+    starts them: see `rollout.crew`."""
     max_staleness: int | None = None
     """Weight updates that a rollout may live through, counted from its submission to when its group is taken; what
     is older is ended as a failure of kind `stale`. None is no limit."""
     stale_policy: Literal["drop", "cancel"] = "drop"
     """When it is ended: before its next turn (`drop`), or by the update itself, in the middle of one (`cancel`)."""
     rollout_retries: int = 0
-    """How often a rollout that failed of its environment, the transport or a deadline is played again, whole."""
+    """How often a rollout that failed of its environment, the transport, its process or a deadline is played again,
+    whole."""
     cache_salt: str | None = None
     priority: int | None = None
     request_timeout_s: float = 600.0

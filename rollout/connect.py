@@ -23,7 +23,7 @@ def check_config(config: EngineConfig) -> None:
     """Raises ConfigError for settings that contradict each other or cannot be."""
     if config.mode == "mito" and config.require_token_in:
         raise ConfigError("mode mito sends messages, and require_token_in forbids it: drop one of them")
-    for name in ("concurrency", "max_tokens", "max_turns", "max_model_len"):
+    for name in ("concurrency", "processes", "max_tokens", "max_turns", "max_model_len"):
         value = getattr(config, name)
         if isinstance(value, int) and value < 1:
             raise ConfigError(f"{name} must be 1 or more, not {value}")

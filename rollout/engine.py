@@ -8,8 +8,8 @@ async with Engine(EngineConfig(), GuessNumber) as engine:
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Container, Iterable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -22,27 +22,28 @@ import msgspec
 
 from rollout.codec import Codec
 from rollout.config import EngineConfig
-from rollout.connect import check_config, make_codec, open_transport
+from rollout.connect import check_config
+from rollout.crew import Crew, Standing
+from rollout.crew.launch import Launch, launch_process
 from rollout.env import Env, Task
-from rollout.episode import Episode, Job
-from rollout.errors import ConfigError, NoServerLeft
+from rollout.episode import Job
+from rollout.errors import ConfigError, RolloutError
 from rollout.fleet import Fleet
 from rollout.histogram import Histogram
-from rollout.lag import Lag
 from rollout.pace import START, Pace, keep_pace
+from rollout.player import Player
 from rollout.records import Failure, FailureKind, Group, Rollout
-from rollout.runs import OnRollout, StreamRun, Submission, Submissions
+from rollout.runs import OnRollout, Playable, StreamRun, Submission, Submissions
 from rollout.scheduler import Scheduler, Slots
-from rollout.session import ServedModel, Session
 from rollout.stats import Stats
 from rollout.transport import Metered, ServerInfo, Transport, Watched
-from rollout.weights import InFlight, WeightControl, Weights
+from rollout.weights import InFlight, WeightControl
 
 #: A whole group's rewards, one for each finished member in their order; a plain function runs in a thread.
 GroupReward = Callable[[Group], Sequence[float] | Awaitable[Sequence[float]]]
 
 #: Failures that another attempt may not meet: `rollout_retries` is for these.
-_RETRIED = frozenset({FailureKind.ENVIRONMENT, FailureKind.TRANSPORT, FailureKind.TIMEOUT})
+_RETRIED = frozenset({FailureKind.ENVIRONMENT, FailureKind.TRANSPORT, FailureKind.PROCESS, FailureKind.TIMEOUT})
 
 
 def differing_rewards(group: Group) -> bool:
@@ -54,27 +55,35 @@ class Engine:
     """Plays rollouts of one environment against one served model."""
 
     def __init__(
-        self, config: EngineConfig, make_env: Callable[[], Env], *, transport: Transport | None = None
+        self,
+        config: EngineConfig,
+        make_env: Callable[[], Env],
+        *,
+        transport: Transport | None = None,
+        launch: Launch = launch_process,
     ) -> None:
-        """`transport` takes the place of the one that the configuration names."""
+        """`transport` takes the place of the one that the configuration names.
+
+        `launch` starts a process, where there are to be several: a cluster has another way than this machine.
+        """
         self.config = config
         self._make_env = make_env
-        self._given = transport
+        self._given = transport is not None
+        self._launch = launch
         self._stack = AsyncExitStack()
-        self._model: ServedModel | None = None
+        self._player = Player(config, make_env, transport=transport, on_gone=self._ended)
+        self._crew: Crew | None = None
         self._tasks: anyio.abc.TaskGroup | None = None
         self._runs: list[StreamRun] = []
         self._submissions: Submissions | None = None
         self._slots = Slots(config.most_at_once)
-        self._weights = Weights()
+        self._weights = self._player.weights
         self._weights_lock = anyio.Lock()
         self.untaken: list[Group] = []
         """Groups of streams that were given up which had finished members: nothing that finished is lost."""
-        self._threads = anyio.CapacityLimiter(max(40, config.most_at_once))
         self._stats = Stats()
-        self._lag = Lag()
-        self._watching: list[anyio.CancelScope] = []
-        self._gone: NoServerLeft | None = None
+        self._pacing = anyio.CancelScope()
+        self._gone: RolloutError | None = None
         self._stopping = False
 
     def __repr__(self) -> str:
@@ -83,44 +92,34 @@ class Engine:
     async def __aenter__(self) -> Self:
         """Connects and loads the tokenizer. Raises ServerError, ConfigError."""
         check_config(self.config)
+        if self.config.processes > 1 and self._given:
+            raise ConfigError("processes open transports of their own: name one by the configuration")
         async with AsyncExitStack() as stack:
-            transport = self._given or open_transport(self.config)
-            stack.push_async_callback(_close_shielded, transport)
-            info = await transport.connect()
-            codec = await make_codec(self.config, transport, info)
+            await stack.enter_async_context(self._player)
+            transport = self._player.model.transport
             if self.config.concurrency == "auto" and not isinstance(transport, Watched):
                 raise ConfigError("concurrency auto needs a server with metrics: give a number")
-            self._weights.version = info.weight_version
-            self._model = ServedModel(
-                transport=transport, info=info, codec=codec, config=self.config, weights=self._weights
-            )
+            if self.config.processes > 1:
+                crew = Crew(self.config, self._make_env, self._standing, on_gone=self._ended, launch=self._launch)
+                self._crew = await stack.enter_async_context(crew)
             self._tasks = await stack.enter_async_context(anyio.create_task_group())
-            self._watch(transport)
+            if self.config.concurrency == "auto" and isinstance(transport, Watched):
+                self._tasks.start_soon(self._keep_pace, transport)
             self._stack = stack.pop_all()
         return self
 
-    def _watch(self, transport: Transport) -> None:
-        """Starts what goes on beside the rollouts."""
-        self._beside(self._lag.watch)
-        if isinstance(transport, Fleet):
-            self._beside(transport.watch, self._no_server_left)
-        if self.config.concurrency == "auto" and isinstance(transport, Watched):
+    async def _keep_pace(self, transport: Watched) -> None:
+        with self._pacing:
             pace = Pace(START * max(1, len(self.config.base_urls)), self.config.most_at_once)
-            self._beside(keep_pace, pace, self._slots, transport, lambda: self._stats.faults, self.slot_freed)
+            await keep_pace(pace, self._slots, transport, lambda: self._stats.faults, self.slot_freed)
 
-    def _beside(self, watch: Callable[..., Awaitable[None]], *args: object) -> None:
-        """Starts something endless, that `aclose` ends."""
-        scope = anyio.CancelScope()
-        self._watching.append(scope)
+    def _standing(self) -> Standing:
+        """What the processes must know."""
+        transport = self._player.model.transport
+        return self._weights.standing, transport.standing if isinstance(transport, Fleet) else None
 
-        async def until_closed() -> None:
-            with scope:
-                await watch(*args)
-
-        assert self._tasks is not None
-        self._tasks.start_soon(until_closed)
-
-    def _no_server_left(self, error: NoServerLeft) -> None:
+    def _ended(self, error: RolloutError) -> None:
+        """No server is left, or no process."""
         self._gone = error
         for run in self._runs:
             run.error = run.error or error
@@ -128,8 +127,7 @@ class Engine:
 
     async def __aexit__(self, *exc_info: object) -> None:
         self.cancel()
-        for scope in self._watching:
-            scope.cancel()
+        self._pacing.cancel()
         await self._stack.aclose()
         for run in self._runs:
             run.close()
@@ -137,12 +135,12 @@ class Engine:
     @property
     def server(self) -> ServerInfo:
         """What the server says of itself."""
-        return self._entered().info
+        return self._player.model.info
 
     @property
     def codec(self) -> Codec | None:
         """The bridges in use; None where there is neither a tokenizer nor /tokenize."""
-        return self._entered().codec
+        return self._player.model.codec
 
     async def stream(
         self,
@@ -231,10 +229,12 @@ class Engine:
     async def pause(self, in_flight: InFlight = "keep") -> None:
         """Has the server stop sampling until `resume`. Raises ConfigError where it cannot be told to."""
         await self._control().pause(in_flight)
+        await self._tell()
 
     async def resume(self) -> None:
         """Goes on after `pause`."""
         await self._control().resume()
+        await self._tell()
 
     async def update_weights(
         self, version: str | int, path: str | Path | None = None, *, in_flight: InFlight = "keep"
@@ -246,23 +246,41 @@ class Engine:
         TransportError then, and ConfigError for a server whose weights cannot be changed.
         """
         control = self._control()
-        async with self._weights_lock:
+        async with self._weights_lock, self._updating():
+            try:
+                await control.pause(in_flight)
+                await control.update_weights(str(version), str(path) if path is not None else None)
+                self._weights.updated(str(version), in_flight)
+                self._cancel_stale()
+                await self._tell()
+            finally:
+                # Shielded: a trainer that is interrupted must not leave the server paused.
+                with anyio.CancelScope(shield=True):
+                    await control.resume()
+
+    @contextlib.asynccontextmanager
+    async def _updating(self) -> AsyncGenerator[None]:
+        """Holds back new requests, in every process."""
+        try:
             with self._weights.updating():
-                try:
-                    await control.pause(in_flight)
-                    await control.update_weights(str(version), str(path) if path is not None else None)
-                    self._weights.updated(str(version), in_flight)
-                    self._cancel_stale()
-                finally:
-                    # Shielded: a trainer that is interrupted must not leave the server paused.
-                    with anyio.CancelScope(shield=True):
-                        await control.resume()
+                await self._tell()
+                yield
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._tell()
+
+    async def _tell(self) -> None:
+        """Has the processes stand as this one does."""
+        if self._crew is not None:
+            await self._crew.tell()
 
     def _control(self) -> WeightControl:
-        transport = self._entered().transport
-        if not isinstance(transport, WeightControl):
-            raise ConfigError(f"{self._entered().info.dialect}: this server's weights cannot be changed from here")
-        return transport
+        model = self._player.model
+        if self._crew is not None and not isinstance(model.transport, Fleet):
+            raise ConfigError("each process has an embedded model of its own: serve one by `rollout serve`")
+        if not isinstance(model.transport, WeightControl):
+            raise ConfigError(f"{model.info.dialect}: this server's weights cannot be changed from here")
+        return model.transport
 
     def _cancel_stale(self) -> None:
         """Ends what the update made too stale, in the middle of its turn, where that is the policy."""
@@ -286,7 +304,7 @@ class Engine:
             if inspect.iscoroutinefunction(reward):
                 found = await reward(group)
             else:
-                found = await anyio.to_thread.run_sync(reward, group, limiter=self._threads)
+                found = await anyio.to_thread.run_sync(reward, group, limiter=self._player.threads)
         members = group.finished
         if len(found) != len(members):
             raise ConfigError(f"the group reward gave {len(found)} rewards for {len(members)} finished rollouts")
@@ -306,6 +324,7 @@ class Engine:
     def stop_admitting(self) -> None:
         """No new rollouts; running ones end after their current turn, as cancelled."""
         self._stopping = True
+        (self._crew or self._player).stop()
         for run in self._runs:
             run.stop()
 
@@ -320,13 +339,15 @@ class Engine:
         stats = msgspec.structs.replace(self._stats)
         stats.running, stats.most_running = self._slots.used, self._slots.most_used
         stats.concurrency = self._slots.cap
-        stats.loop_lag_p99_s, stats.loop_lag_max_s = self._lag.p99_s, self._lag.max_s
-        transport = self._model.transport if self._model is not None else None
+        transport = self._player.transport
         stats.servers = transport.states if isinstance(transport, Fleet) else []
-        if isinstance(transport, Metered):
-            stats.sent_bytes, stats.received_bytes = transport.traffic.sent, transport.traffic.received
         stats.queued = sum(run.scheduler.queued for run in self._runs)
         stats.weight_version, stats.weight_updates = self._weights.version, self._weights.updates
+        stats.add(self._player.played())
+        if self._crew is not None:
+            stats.processes, stats.process_deaths = self.config.processes, self._crew.deaths
+            for played in self._crew.played():
+                stats.add(played)
         return stats
 
     async def first_tokens(self) -> Histogram | None:
@@ -334,24 +355,12 @@ class Engine:
 
         Raises TransportError.
         """
-        transport = self._entered().transport
+        transport = self._player.model.transport
         return await transport.first_tokens() if isinstance(transport, Metered) else None
 
-    def episode(self, job: Job, *, evaluation: bool) -> Episode:
+    def episode(self, job: Job, *, evaluation: bool) -> Playable:
         """One rollout, ready to be played."""
-        session_id = f"{job.id}-{uuid.uuid4().hex[:8]}"
-        session = Session(self._entered(), session_id, group_id=job.task_id, group_size=job.group_size)
-        return Episode(
-            job,
-            self._make_env,
-            session,
-            self.config,
-            threads=self._threads,
-            stopping=lambda: self._stopping,
-            staleness=lambda: self._weights.updates - job.submitted_at,
-            max_staleness=None if evaluation else self.config.max_staleness,
-            on_turn=self._stats.add_turn,
-        )
+        return (self._crew or self._player).episode(job, evaluation=evaluation)
 
     def count_end(self, rollout: Rollout) -> None:
         """Counts a rollout that ended."""
@@ -367,17 +376,7 @@ class Engine:
         return wanted
 
     def _playable(self) -> None:
-        """Raises NoServerLeft once the engine has ended so."""
-        self._entered()
+        """Raises what ended the engine, such as NoServerLeft, once it has."""
+        _ = self._player.model
         if self._gone is not None:
             raise self._gone
-
-    def _entered(self) -> ServedModel:
-        if self._model is None:
-            raise RuntimeError("enter the engine first: async with Engine(...) as engine")
-        return self._model
-
-
-async def _close_shielded(transport: Transport) -> None:
-    with anyio.CancelScope(shield=True):
-        await transport.aclose()

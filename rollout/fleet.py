@@ -62,8 +62,18 @@ class ServerState(msgspec.Struct, kw_only=True):
 
     url: str
     up: bool
-    trajectories: int
     deaths: int
+    trajectories: int = 0
+
+
+class FleetStanding(msgspec.Struct, frozen=True, kw_only=True):
+    """What fleets of the same servers, in several processes, must agree on."""
+
+    pushed: tuple[str, str | None] | None = None
+    """The version and the folder that the servers were last told to load."""
+    paused: bool = False
+    out: list[int] = []
+    """Servers that are not to be used, by index: one may have missed the last weights."""
 
 
 class Member:
@@ -150,11 +160,25 @@ class Fleet:
     @property
     def states(self) -> list[ServerState]:
         """The servers as they stand."""
-        up, loads = self._placement.up, self._placement.loads
-        return [
-            ServerState(url=member.url, up=up[at], trajectories=loads[at], deaths=member.deaths)
-            for at, member in enumerate(self._members)
-        ]
+        up = self._placement.up
+        return [ServerState(url=member.url, up=up[at], deaths=member.deaths) for at, member in enumerate(self._members)]
+
+    @property
+    def loads(self) -> list[int]:
+        """Trajectories on each server."""
+        return list(self._placement.loads)
+
+    @property
+    def standing(self) -> FleetStanding:
+        """What another fleet of the same servers must know of this one."""
+        out = [at for at, up in enumerate(self._placement.up) if not up]
+        return FleetStanding(pushed=self._pushed, paused=self._paused, out=out)
+
+    def follow(self, standing: FleetStanding) -> None:
+        """Stands as another fleet of the same servers does. A server that is out there comes back here by itself."""
+        self._pushed, self._paused = standing.pushed, standing.paused
+        for at in standing.out:
+            self._take_out(at, "it was taken out by the engine")
 
     async def connect(self) -> ServerInfo:
         """Connects to all; one that is not there is out, until it is. Raises ServerError where none is there.

@@ -70,14 +70,15 @@ class Run:
             folder = self._folder = self._open(engine.server.model)
             self._log.open(folder.path / store.EVENTS)
             skip = await anyio.to_thread.run_sync(self._skipped, folder.path) if self._resume else set()
-            wall, cpu = time.perf_counter(), time.process_time()
+            wall, before = time.perf_counter(), engine.stats()
             try:
                 with spared_collector():
                     await self._stream(engine, tasks, skip)
             finally:
                 wall_s = time.perf_counter() - wall
                 run_dir = str(folder.path)
-                cpu_s, stats = time.process_time() - cpu, engine.stats()
+                stats = engine.stats()
+                cpu_s = stats.cpu_s - before.cpu_s
                 result = self._summary.as_json(wall_s=wall_s, client_cpu_s=cpu_s, run_dir=run_dir, stats=stats)
                 folder.close()
                 with contextlib.suppress(OSError):  # a full disk is said by what it stopped

@@ -68,6 +68,8 @@ class FailureKind(StrEnum):
     INVARIANT = "invariant"
     """`--verify` found a broken invariant."""
     TIMEOUT = "timeout"
+    PROCESS = "process"
+    """The process that played it ended under it (`EngineConfig.processes`)."""
     STALE = "stale"
     """The weights were updated more often since it was submitted than `max_staleness` allows."""
     STRAGGLER = "straggler"

@@ -45,6 +45,8 @@ def find_transport(name: str) -> Callable[[TransportConfig], Transport]:
 
 def find_env(spec: str) -> type[Env]:
     """An environment's class: `name`, `package.module:Name`, or `path/to/file.py:Name`. Raises ConfigError."""
+    if (known := _FOUND.get(spec)) is not None:
+        return known
     if ":" in spec:
         module_name, _, class_name = spec.rpartition(":")
         module = _module_of_file(module_name) if module_name.endswith(".py") else _module(module_name)
@@ -57,7 +59,12 @@ def find_env(spec: str) -> type[Env]:
     if not _is_env(env):
         raise ConfigError(f"{spec} is not an environment: it must be a subclass of rollout.Env")
     found: type[Env] = env
+    _FOUND[spec] = found
     return found
+
+
+#: Environments' classes that were found: a file is run once.
+_FOUND: dict[str, type[Env]] = {}
 
 
 def env_names() -> list[str]:
@@ -78,6 +85,16 @@ def arguments_of(env: type[Env]) -> list[Argument]:
     return found
 
 
+class NamedEnv(msgspec.Struct, frozen=True):
+    """Makes environments of one name. Another process can be told it: the class is looked up where it is called."""
+
+    spec: str
+    arguments: Mapping[str, Any]
+
+    def __call__(self) -> Env:
+        return find_env(self.spec)(**self.arguments)
+
+
 def env_factory(spec: str, given: Mapping[str, Any]) -> Callable[[], Env]:
     """Makes environments with these arguments, which may be text. Raises ConfigError, naming what is wrong."""
     env = find_env(spec)
@@ -93,7 +110,7 @@ def env_factory(spec: str, given: Mapping[str, Any]) -> Callable[[], Env]:
         values[name] = _coerce(spec, name, value, hints.get(name, str))
     if missing := [name for name, argument in arguments.items() if argument.required and name not in values]:
         raise ConfigError(f"environment {spec} needs -a {missing[0]}=VALUE")
-    return lambda: env(**values)
+    return NamedEnv(spec, values)
 
 
 def load_entry(group: str, name: str) -> Any:

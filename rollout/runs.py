@@ -13,7 +13,7 @@ import anyio.lowlevel
 import msgspec
 
 from rollout.env import Task
-from rollout.episode import Episode, Job
+from rollout.episode import Job
 from rollout.errors import ConfigError, RolloutError
 from rollout.records import Failure, FailureKind, Group, Rollout
 from rollout.scheduler import Scheduler
@@ -24,10 +24,20 @@ STARTED_AT_ONCE = 64
 OnRollout = Callable[[Rollout], Awaitable[None]]
 
 
+class Playable(Protocol):
+    """A rollout that is ready to be played: an `Episode`, here or in another process."""
+
+    rollout: Rollout
+
+    async def play(self) -> Rollout:
+        """Plays to the end. Raises only when it is cancelled from outside; `rollout` then holds what was played."""
+        ...
+
+
 class Players(Protocol):
     """What a stream needs of its engine."""
 
-    def episode(self, job: Job, *, evaluation: bool) -> Episode: ...
+    def episode(self, job: Job, *, evaluation: bool) -> Playable: ...
 
     def count_end(self, rollout: Rollout) -> None: ...
 

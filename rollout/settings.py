@@ -39,6 +39,7 @@ RESUMABLE = frozenset(
         "base_url",
         "api_key_env",
         "concurrency",
+        "processes",
         "server_wait_s",
         "score_timeout_s",
         "straggler_timeout_s",

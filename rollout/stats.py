@@ -2,23 +2,59 @@
 
 from __future__ import annotations
 
+import resource
+import sys
+import time
+
 import msgspec
 
 from rollout.fleet import ServerState
 from rollout.records import FailureKind, Rollout, Route, Turn
 
 
-class Stats(msgspec.Struct, kw_only=True):
-    """Where an engine stands. Counts are over its whole life."""
+class Played(msgspec.Struct, kw_only=True):
+    """What one process has played, over its whole life."""
+
+    turns: int = 0
+    token_in_turns: int = 0
+    message_in_turns: int = 0
+    completion_tokens: int = 0
+    sent_bytes: int = 0
+    """Of requests' bodies, retries included; a proxy in front may add to them."""
+    received_bytes: int = 0
+    cpu_s: float = 0.0
+    """User and system, of the whole process."""
+    peak_rss_mb: float = 0.0
+    """Memory of the process at its most."""
+    loop_lag_p99_s: float = 0.0
+    """How late the event loop was, in the last 100 s."""
+    loop_lag_max_s: float = 0.0
+    trajectories: list[int] = []
+    """Those under way on each server; empty for the embedded model."""
+
+    def add_turn(self, turn: Turn) -> None:
+        """Counts a finished turn."""
+        self.turns += 1
+        self.completion_tokens += turn.completion_tokens
+        if turn.route is Route.TOKEN_IN:
+            self.token_in_turns += 1
+        else:
+            self.message_in_turns += 1
+
+    def measure(self) -> None:
+        """Looks at what this process has used."""
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        self.peak_rss_mb = peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes there, kilobytes elsewhere
+        self.cpu_s = time.process_time()
+
+
+class Stats(Played, kw_only=True):
+    """Where an engine stands. Counts are over its whole life, and over all its processes."""
 
     running: int = 0
     queued: int = 0
     finished: int = 0
     failed: int = 0
-    turns: int = 0
-    token_in_turns: int = 0
-    message_in_turns: int = 0
-    completion_tokens: int = 0
     concurrency: int = 0
     """The cap as it is now."""
     most_running: int = 0
@@ -35,23 +71,21 @@ class Stats(msgspec.Struct, kw_only=True):
     """Groups that the stream's `keep` did not keep."""
     faults: int = 0
     """Rollouts and attempts that failed of the transport."""
-    sent_bytes: int = 0
-    """Of requests' bodies, retries included; a proxy in front may add to them."""
-    received_bytes: int = 0
-    loop_lag_p99_s: float = 0.0
-    """How late the event loop was, in the last 100 s."""
-    loop_lag_max_s: float = 0.0
     servers: list[ServerState] = []
     """Each server; empty for the embedded model."""
+    processes: int = 1
+    """Those that play: the engine's own, or those that it started."""
+    process_deaths: int = 0
+    """How often one of them ended that should not have."""
 
-    def add_turn(self, turn: Turn) -> None:
-        """Counts a finished turn."""
-        self.turns += 1
-        self.completion_tokens += turn.completion_tokens
-        if turn.route is Route.TOKEN_IN:
-            self.token_in_turns += 1
-        else:
-            self.message_in_turns += 1
+    def add(self, played: Played) -> None:
+        """Adds what one process has played. Of the lags the worst counts."""
+        for name in _SUMMED:
+            setattr(self, name, getattr(self, name) + getattr(played, name))
+        self.loop_lag_p99_s = max(self.loop_lag_p99_s, played.loop_lag_p99_s)
+        self.loop_lag_max_s = max(self.loop_lag_max_s, played.loop_lag_max_s)
+        for server, count in zip(self.servers, played.trajectories, strict=False):
+            server.trajectories += count
 
     def add_end(self, rollout: Rollout) -> None:
         """Counts a rollout that ended."""
@@ -63,3 +97,7 @@ class Stats(msgspec.Struct, kw_only=True):
         self.stale += kind is FailureKind.STALE
         self.stragglers += kind is FailureKind.STRAGGLER
         self.faults += kind is FailureKind.TRANSPORT
+
+
+_NOT_SUMMED = ("loop_lag_p99_s", "loop_lag_max_s", "trajectories")
+_SUMMED = tuple(name for name in Played.__struct_fields__ if name not in _NOT_SUMMED)

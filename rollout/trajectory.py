@@ -35,8 +35,12 @@ else:
     class TokenIds(array):
         """int32 ids."""
 
+        __slots__ = ()
+
     class Logprobs(array):
         """float64 natural logs."""
+
+        __slots__ = ()
 
 
 def ids_array(ids: Sequence[int] = ()) -> TokenIds:

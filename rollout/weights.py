@@ -38,6 +38,15 @@ class Sent(msgspec.Struct, frozen=True):
     updates: int
 
 
+class WeightsStanding(msgspec.Struct, frozen=True, kw_only=True):
+    """What the processes of one engine must agree on. See `Weights`."""
+
+    version: str | None
+    updates: int
+    last_kept: int
+    updating: bool
+
+
 class Weights(msgspec.Struct):
     """What is known of the weights in use."""
 
@@ -63,6 +72,25 @@ class Weights(msgspec.Struct):
         try:
             yield
         finally:
+            self._settled.set()
+            self._settled = None
+
+    @property
+    def standing(self) -> WeightsStanding:
+        """What another process that samples from them must know."""
+        return WeightsStanding(
+            version=self.version,
+            updates=self.updates,
+            last_kept=self.last_kept,
+            updating=self._settled is not None,
+        )
+
+    def follow(self, standing: WeightsStanding) -> None:
+        """Takes over what another process knows of them."""
+        self.version, self.updates, self.last_kept = standing.version, standing.updates, standing.last_kept
+        if standing.updating and self._settled is None:
+            self._settled = anyio.Event()
+        elif not standing.updating and self._settled is not None:
             self._settled.set()
             self._settled = None
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import resource
 import secrets
-import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -57,13 +55,13 @@ class BenchRun(msgspec.Struct, kw_only=True):
     other_lengths: int = 0
     """Completions that were not as long as they should be: the two modes then did not do the same work."""
     client_cpu_ms_per_turn: float = 0.0
-    """User and system, of this process; the model's own where it is embedded."""
+    """User and system, of all the client's processes; the model's own where it is embedded."""
     sent_bytes: int = 0
     """Of requests' bodies."""
     received_bytes: int = 0
     loop_lag_p99_s: float = 0.0
     peak_rss_mb: float = 0.0
-    """Of this process until then."""
+    """Of the client's processes until then."""
 
     @property
     def cached_share(self) -> float | None:
@@ -110,22 +108,22 @@ async def measure(settings: BenchSettings, work: Work, cell: Cell, repeat: int, 
     )
     played: list[Rollout] = []
     async with Engine(config, work.make_env) as engine:
-        first_before, traffic = await _first_tokens(engine), engine.stats()
+        first_before = await _first_tokens(engine)
         with spared_collector():
-            wall, cpu = time.perf_counter(), time.process_time()
+            wall, before = time.perf_counter(), engine.stats()
             async for group in engine.stream(work.tasks):
                 played += group.rollouts
-            wall_s, cpu_s = time.perf_counter() - wall, time.process_time() - cpu
-        stats, first_after = engine.stats(), await _first_tokens(engine)
+            wall_s, stats = time.perf_counter() - wall, engine.stats()
+        first_after = await _first_tokens(engine)
         server = f"{engine.server.model} ({engine.server.dialect})"
-    run = BenchRun(mode=mode, cell=cell, repeat=repeat, wall_s=wall_s, peak_rss_mb=_peak_rss_mb())
+    run = BenchRun(mode=mode, cell=cell, repeat=repeat, wall_s=wall_s, peak_rss_mb=stats.peak_rss_mb)
     run.loop_lag_p99_s = stats.loop_lag_p99_s
-    run.sent_bytes = stats.sent_bytes - traffic.sent_bytes
-    run.received_bytes = stats.received_bytes - traffic.received_bytes
+    run.sent_bytes = stats.sent_bytes - before.sent_bytes
+    run.received_bytes = stats.received_bytes - before.received_bytes
     if first_before is not None and first_after is not None:
         waited = first_after.since(first_before)
         run.first_token_p50_s, run.first_token_p95_s, run.first_token_p99_s = map(waited.quantile, (0.5, 0.95, 0.99))
-    _count(run, played, work.lengths, cpu_s)
+    _count(run, played, work.lengths, stats.cpu_s - before.cpu_s)
     return run, server
 
 
@@ -164,8 +162,3 @@ def quantile(values: Sequence[float], share: float) -> float:
     """The least value that is not below `share` of them."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
-
-
-def _peak_rss_mb() -> float:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes there, kilobytes elsewhere

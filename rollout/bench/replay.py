@@ -7,6 +7,7 @@ of tools go out as a user's message, since the calls that they answered are not 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -97,4 +98,4 @@ def as_said(messages: Sequence[Message]) -> list[Message]:
 
 def replayed(scripts: Sequence[Script]) -> Callable[[], Env]:
     """The environments of a replay."""
-    return lambda: Replay(scripts)
+    return partial(Replay, scripts)

@@ -32,6 +32,8 @@ KEYS = {
     *("cached_tokens", "samples", "wall_s", "client_cpu_s", "turns_per_s", "run_dir"),
     "concurrency",
     "most_running",
+    "processes",
+    "process_deaths",
     "retried",
     "loop_lag_p99_s",
     "loop_lag_max_s",

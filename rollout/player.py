@@ -1,0 +1,133 @@
+"""Plays rollouts in this process: the served model, the environments, the threads they may block.
+
+What an engine has one of, and each of its processes, where it has several (`rollout.crew`).
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from typing import Self
+
+import anyio
+import anyio.abc
+import msgspec
+
+from rollout.config import EngineConfig
+from rollout.connect import make_codec, open_transport
+from rollout.env import Env
+from rollout.episode import Episode, Job
+from rollout.errors import NoServerLeft
+from rollout.fleet import Fleet
+from rollout.lag import Lag
+from rollout.session import ServedModel, Session
+from rollout.stats import Played
+from rollout.transport import Metered, Transport
+from rollout.weights import Weights
+
+
+class Player:
+    """The served model and what is played on it. Owns the connections, and what watches the servers and the loop."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        make_env: Callable[[], Env],
+        *,
+        transport: Transport | None = None,
+        on_gone: Callable[[NoServerLeft], None] = lambda error: None,
+    ) -> None:
+        """`transport` takes the place of the one that the configuration names."""
+        self.config = config
+        self.weights = Weights()
+        self._make_env = make_env
+        self._given = transport
+        self._on_gone = on_gone
+        self._model: ServedModel | None = None
+        self._threads = anyio.CapacityLimiter(max(40, config.most_at_once))
+        self._counted = Played()
+        self._lag = Lag()
+        self._stopping = False
+        self._stack = AsyncExitStack()
+        self._watchers: anyio.abc.TaskGroup | None = None
+
+    def __repr__(self) -> str:
+        return f"<Player {self._model.info.model if self._model else 'not connected'}, {self._counted.turns} turns>"
+
+    async def __aenter__(self) -> Self:
+        """Connects and loads the tokenizer. Raises ServerError, ConfigError."""
+        async with AsyncExitStack() as stack:
+            transport = self._given or open_transport(self.config)
+            stack.push_async_callback(_close_shielded, transport)
+            info = await transport.connect()
+            codec = await make_codec(self.config, transport, info)
+            self.weights.version = info.weight_version
+            self._model = ServedModel(
+                transport=transport, info=info, codec=codec, config=self.config, weights=self.weights
+            )
+            self._watchers = await stack.enter_async_context(anyio.create_task_group())
+            self._watchers.start_soon(self._lag.watch)
+            if isinstance(transport, Fleet):
+                self._watchers.start_soon(transport.watch, self._on_gone)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        if self._watchers is not None:
+            self._watchers.cancel_scope.cancel()
+        await self._stack.aclose()
+
+    @property
+    def model(self) -> ServedModel:
+        """The served model; there once this was entered."""
+        if self._model is None:
+            raise RuntimeError("enter the engine first: async with Engine(...) as engine")
+        return self._model
+
+    @property
+    def transport(self) -> Transport | None:
+        """What carries the prompts; None before this was entered."""
+        return self._model.transport if self._model is not None else None
+
+    @property
+    def threads(self) -> anyio.CapacityLimiter:
+        """For what blocks."""
+        return self._threads
+
+    def episode(self, job: Job, *, evaluation: bool) -> Episode:
+        """One rollout, ready to be played."""
+        session_id = f"{job.id}-{uuid.uuid4().hex[:8]}"
+        session = Session(self.model, session_id, group_id=job.task_id, group_size=job.group_size)
+        return Episode(
+            job,
+            self._make_env,
+            session,
+            self.config,
+            threads=self._threads,
+            stopping=lambda: self._stopping,
+            staleness=lambda: self.weights.updates - job.submitted_at,
+            max_staleness=None if evaluation else self.config.max_staleness,
+            on_turn=self._counted.add_turn,
+        )
+
+    def stop(self) -> None:
+        """Running rollouts end after their current turn, as cancelled."""
+        self._stopping = True
+
+    def played(self) -> Played:
+        """What was played, and what it took."""
+        played = msgspec.structs.replace(self._counted)
+        played.measure()
+        played.loop_lag_p99_s, played.loop_lag_max_s = self._lag.p99_s, self._lag.max_s
+        transport = self.transport
+        if isinstance(transport, Metered):
+            played.sent_bytes, played.received_bytes = transport.traffic.sent, transport.traffic.received
+        if isinstance(transport, Fleet):
+            played.trajectories = transport.loads
+        return played
+
+
+async def _close_shielded(transport: Transport) -> None:
+    with anyio.CancelScope(shield=True):
+        await transport.aclose()

@@ -1,0 +1,102 @@
+"""What an engine and its processes say to each other loses nothing."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rollout import EngineConfig
+from rollout.crew import wire
+from rollout.episode import Job
+from rollout.messages import Message, user
+from rollout.records import Rollout, StopReason
+from rollout.stats import Played
+from rollout.store import encode_rollout
+from rollout.trajectory import LOGPROBS, Node
+from rollout.transport import IDS, WeightSpan
+
+_IDS = st.lists(st.integers(0, 2**31 - 1), max_size=20)
+
+
+@st.composite
+def rollouts(draw: st.DrawFn) -> Rollout:
+    """A rollout whose conversation is partly on the tree."""
+    nodes, messages = [], list[Message]()
+    for at in range(draw(st.integers(0, 4))):
+        ids = draw(_IDS)
+        logprobs = [draw(st.floats(max_value=0.0, allow_nan=False, allow_infinity=False)) for _ in ids]
+        message = Message("assistant", draw(st.text(max_size=8)) or None)
+        spans = (WeightSpan("7", 0, len(ids)),) if ids else ()
+        nodes.append(
+            Node(
+                parent=at - 1,
+                message=draw(st.sampled_from([message, None])),
+                ids=array(IDS, ids),
+                sampled=True,
+                logprobs=array(LOGPROBS, logprobs),
+                weight_versions=spans,
+                digest=bytes(16),
+            )
+        )
+        messages.append(nodes[-1].message or message)
+    messages += [user(draw(st.text(max_size=8)))]
+    return Rollout(
+        id="0-a-0",
+        task_id="0-a",
+        task_index=0,
+        member=0,
+        task={"n": 1},
+        messages=messages,
+        nodes=nodes,
+        leaves=list(range(len(nodes))),
+        stop=StopReason.DONE,
+        metrics={"a": 0.5},
+    )
+
+
+@given(rollouts())
+def test_a_rollout_comes_back_as_it_was(rollout: Rollout) -> None:
+    """Ids, logprobs, versions, messages, task: the line on disk is the same, byte for byte."""
+    before = encode_rollout(rollout)
+    frame = wire.encode(wire.ended(3, rollout, Played(turns=4)))
+    event = wire.decode_event(frame)
+    assert isinstance(event, wire.Ended)
+    assert (event.number, event.played.turns) == (3, 4)
+    assert encode_rollout(wire.restored(event, {"n": 1})) == before
+
+
+def test_a_logprob_that_is_no_number_stays_none() -> None:
+    """NaN, which a server may give, crosses as it is."""
+    rollout = Rollout(id="a", task_id="a", task_index=0, member=0)
+    rollout.nodes = [Node(parent=-1, ids=array(IDS, [1]), sampled=True, logprobs=array(LOGPROBS, [math.nan]))]
+    event = wire.decode_event(wire.encode(wire.ended(1, rollout, Played())))
+    assert isinstance(event, wire.Ended)
+    assert math.isnan(event.rollout.nodes[0].logprobs[0])
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        EngineConfig(),
+        EngineConfig(base_url="http://a", concurrency="auto", sampling={"temperature": 0.5, "stop": ["a"]}),
+        EngineConfig(base_url=["http://a", "http://b"], headers={"x": "y"}, template_args={"enable_thinking": False}),
+    ],
+)
+def test_a_configuration_comes_as_it_was(config: EngineConfig) -> None:
+    """One server or several, numbers or auto: a process is told the very settings."""
+    command = wire.decode_command(wire.encode(wire.Setup(config, b"env")))
+    assert isinstance(command, wire.Setup)
+    assert command.config == config
+
+
+@pytest.mark.parametrize("task", [{"n": object()}, {"n": {1, 2}, "m": lambda: 1}])
+def test_a_task_that_is_no_data_is_refused(task: Any) -> None:
+    """What another process could not read is an error where it is sent."""
+    job = Job(task_index=0, task_id="0", task=task, member=0)
+    with pytest.raises((NotImplementedError, TypeError)):
+        wire.encode(wire.Play(1, job, False))
