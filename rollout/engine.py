@@ -82,7 +82,7 @@ class Engine:
         self.untaken: list[Group] = []
         """Groups of streams that were given up which had finished members: nothing that finished is lost."""
         self._stats = Stats()
-        self._pacing = anyio.CancelScope()
+        self._pacing: anyio.CancelScope | None = None
         self._gone: RolloutError | None = None
         self._stopping = False
 
@@ -104,12 +104,13 @@ class Engine:
                 self._crew = await stack.enter_async_context(crew)
             self._tasks = await stack.enter_async_context(anyio.create_task_group())
             if self.config.concurrency == "auto" and isinstance(transport, Watched):
-                self._tasks.start_soon(self._keep_pace, transport)
+                self._pacing = anyio.CancelScope()
+                self._tasks.start_soon(self._keep_pace, transport, self._pacing)
             self._stack = stack.pop_all()
         return self
 
-    async def _keep_pace(self, transport: Watched) -> None:
-        with self._pacing:
+    async def _keep_pace(self, transport: Watched, scope: anyio.CancelScope) -> None:
+        with scope:
             pace = Pace(START * max(1, len(self.config.base_urls)), self.config.most_at_once)
             await keep_pace(pace, self._slots, transport, lambda: self._stats.faults, self.slot_freed)
 
@@ -127,7 +128,8 @@ class Engine:
 
     async def __aexit__(self, *exc_info: object) -> None:
         self.cancel()
-        self._pacing.cancel()
+        if self._pacing is not None:
+            self._pacing.cancel()
         await self._stack.aclose()
         for run in self._runs:
             run.close()
