@@ -23,11 +23,18 @@ from rollout.canonical import value_digest
 from rollout.literal import LiteralTokenizer, NotLiteral
 from rollout.messages import Message, with_tool_names
 from rollout.parsing import from_renderer, parse_text
+from rollout.pattern import Pattern, learn, texts_of
 from rollout.tokenizer import template_form, template_ids
 
 #: How much of a prompt's end renderers are shown. What they look for there is the generation prompt: has it opened
 #: reasoning, which role speaks. Handing them all of it costs 7 ms a turn at 20,000 ids.
 PROMPT_END = 128
+
+#: How much of it tells whether the generation prompt has opened reasoning.
+_OPENING = 8
+
+#: Shapes of tails that are remembered.
+_SHAPES_SEEN = 1_024
 
 
 class Previous(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,6 +97,8 @@ class RendererBridge:
         self.stand_in = StandInBridge("stand_in", self.render, self.stop_token_ids)
         """The family's rendering as a bridge of its own: the measure of the family's bridge, and what serves
         where that declines."""
+        self._patterns: dict[object, Pattern | None] = {}
+        self._seen: set[object] = set()
         self._unlike: dict[object, bool] = {}
         self._needs_all: dict[object, bool] = {}
 
@@ -118,6 +127,51 @@ class RendererBridge:
         return _literally(self._tokenizer, messages, make)
 
     def extend(self, previous: Previous, tail: Sequence[Message], context: Context) -> Bridged | Declined:
+        end = previous.completion_ids[-1] if previous.completion_ids else None
+        # How a turn that was cut off is closed is the family's to know, each time.
+        texts = texts_of(tail) if end in self.stop_token_ids else None
+        if texts is None or not all(map(self._tokenizer.is_plain, texts)):
+            return self._by_family(previous, tail, context)
+        key = self._pattern_key(previous, tail, context)
+        if key not in self._patterns:
+            found = self._by_family(previous, tail, context)
+            self._learn(key, found, previous, tail, context)
+            return found
+        pattern = self._patterns[key]
+        if pattern is None:
+            return self._by_family(previous, tail, context)
+        return Bridged(pattern.filled(texts, self._tokenizer.plain_ids), self.name)
+
+    def _pattern_key(self, previous: Previous, tail: Sequence[Message], context: Context) -> object:
+        """Equal where the family writes the same around a tail's texts: texts do not count, markers do."""
+        said = previous.message
+        form = said is not None and (
+            said.content is None,
+            said.reasoning_content is None,
+            len(said.malformed_tool_calls),
+        )
+        markers = self._tokenizer.markers_in
+        around = markers(previous.prompt_ids[-_OPENING:]), markers(previous.completion_ids)
+        return context.key, stand_in.shape_key(said, tail), form, around, previous.completion_ids[-1]
+
+    def _learn(
+        self, key: object, found: Bridged | Declined, previous: Previous, tail: Sequence[Message], context: Context
+    ) -> None:
+        """Learns the pattern of a shape that was seen before: ids of calls that never come again have none."""
+        if key not in self._seen:
+            self._seen.add(key)
+            if len(self._seen) > _SHAPES_SEEN:
+                self._seen.clear()
+            return
+        if len(self._patterns) >= _SHAPES_SEEN:
+            self._patterns.clear()
+        self._patterns[key] = None
+        if isinstance(found, Bridged):
+            with contextlib.suppress(stand_in.NotExtendable):
+                self._patterns[key] = learn(self._tokenizer, tail, lambda t: self._extend(previous, t, context))
+
+    def _by_family(self, previous: Previous, tail: Sequence[Message], context: Context) -> Bridged | Declined:
+        """What the family itself writes."""
         try:
             found = Bridged(_literally(self._tokenizer, tail, lambda t: self._extend(previous, t, context)), self.name)
         except stand_in.NotExtendable as error:
@@ -262,7 +316,8 @@ def _literally(
         harmless = make(tokenizer.harmless(messages))
         found = make(messages)
         if not tokenizer.is_literal(found, harmless):  # else the renderer keeps it as text by itself, as harmony does
-            found = make(hidden)
+            with tokenizer.revealing():
+                found = make(hidden)
             tokenizer.check(found, harmless)
     except NotLiteral as error:
         raise stand_in.NotExtendable(str(error)) from error

@@ -9,8 +9,9 @@ rendered text is encoded, cut after its first character: neither piece is a mark
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -27,10 +28,6 @@ _HARMLESS = "x"
 #: Texts up to this long are encoded once: role headers and newlines, of which renderers ask several a turn.
 _SHORT_CHARS = 32
 _REMEMBERED = 1_024
-
-#: `tokenizers` encodes one text without letting any other thread run: 0.26 s for 100,000 tokens, in which the event
-#: loop stands still, too. A batch of one text lets them run.
-_LONG_CHARS = 4_000
 
 #: What a fast encoder is tried on, beside some markers: spaces at the ends, newlines, other scripts, nothing.
 _TRIALS = ("", " a ", "user\nHello,  world!\n", "\n\n", "Grüße, 世界 👋\tx", "a" * 50, "wörd 12\n" * 600)
@@ -59,6 +56,9 @@ class LiteralTokenizer:
         self._tokenizer = tokenizer
         self.unk_token_id: int | None = tokenizer.unk_token_id  # here, since transformers looks it up anew each time
         self._encoded: dict[str, list[int]] = {}
+        self._watched: list[tuple[str, list[int]]] | None = None
+        self._reveals = False
+        """Whether private characters stand for markers now; else they are text like any other."""
         self._ids: dict[str, Any] = {}
         self._added: dict[str, int] = {}
         self._markers: dict[str, int] = {}
@@ -74,7 +74,44 @@ class LiteralTokenizer:
         return getattr(self._tokenizer, name)
 
     def encode(self, text: str, add_special_tokens: bool = True, **kwargs: Any) -> list[int]:
-        if not text.isascii() and _STAND_IN.search(text):
+        if self._watched is not None:
+            ids = self._encode_any(text, add_special_tokens, kwargs)
+            self._watched.append((text, ids))
+            return ids
+        return self._encode_any(text, add_special_tokens, kwargs)
+
+    def plain_ids(self, text: str) -> list[int]:
+        """The ids of a text in which there are no stand-ins, no special tokens added."""
+        return self._encoder(text) if text else []
+
+    def is_plain(self, text: str) -> bool:
+        """Whether a text has no marker in it."""
+        return not self._pattern.search(text)
+
+    @contextlib.contextmanager
+    def revealing(self) -> Iterator[None]:
+        """Private characters in what is encoded meanwhile stand for the markers that `hide` took out."""
+        self._reveals = True
+        try:
+            yield
+        finally:
+            self._reveals = False
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[list[tuple[str, list[int]]]]:
+        """Gives a list that fills with every text that is encoded meanwhile, and its ids."""
+        self._watched = []
+        try:
+            yield self._watched
+        finally:
+            self._watched = None
+
+    def markers_in(self, ids: Sequence[int]) -> tuple[int, ...]:
+        """The markers among ids, in their order."""
+        return tuple(filter(self._marker_ids.__contains__, ids))
+
+    def _encode_any(self, text: str, add_special_tokens: bool, kwargs: dict[str, Any]) -> list[int]:
+        if self._reveals and _STAND_IN.search(text):
             return self._encode_literal(text)
         self._saw(text)
         if add_special_tokens or kwargs:
@@ -119,8 +156,7 @@ class LiteralTokenizer:
 
     def is_literal(self, ids: Sequence[int], harmless_ids: Sequence[int]) -> bool:
         """Whether ids have the markers of the same messages without special text, and no other."""
-        known = set(self._markers.values())
-        return [i for i in ids if i in known] == [i for i in harmless_ids if i in known]
+        return self.markers_in(ids) == self.markers_in(harmless_ids)
 
     def check(self, ids: Sequence[int], harmless_ids: Sequence[int]) -> None:
         """Proves that every special text is there, and as text. Raises NotLiteral."""
@@ -138,6 +174,7 @@ class LiteralTokenizer:
     def _compile(self) -> None:
         self._stand_ins = {text: chr(_FIRST_STAND_IN + i) for i, text in enumerate(self._markers)}
         self._texts = {char: text for text, char in self._stand_ins.items()}
+        self._marker_ids = frozenset(self._markers.values())
         longest_first = sorted(self._markers, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
@@ -178,15 +215,12 @@ class LiteralTokenizer:
         piece, at = "", 0
         for match in _STAND_IN.finditer(text):
             marker = self._texts[match[0]]
-            out += self._encode(piece + text[at : match.start()] + marker[0])
+            out += self.plain_ids(piece + text[at : match.start()] + marker[0])
             piece, at = marker[1:], match.end()
-        ids = out + self._encode(piece + text[at:])
+        ids = out + self.plain_ids(piece + text[at:])
         if out and self._tokenizer.decode(ids) != _STAND_IN.sub(lambda match: self._texts[match[0]], text):
             raise NotLiteral("this tokenizer does not give back a text that it encoded in two pieces")
         return ids
-
-    def _encode(self, text: str) -> list[int]:
-        return self._encoder(text) if text else []
 
 
 def _fast_ways(tokenizer: Any, markers: Sequence[str]) -> tuple[Callable[[str], list[int]], Callable[[list[int]], str]]:
@@ -207,10 +241,9 @@ def _fast_ways(tokenizer: Any, markers: Sequence[str]) -> tuple[Callable[[str], 
         return slow, slow_text
 
     def fast(text: str) -> list[int]:
-        if len(text) > _LONG_CHARS:
-            (encoding,) = backend.encode_batch_fast([text], add_special_tokens=False)
-        else:
-            encoding = backend.encode(text, add_special_tokens=False)
+        # A batch of one: by itself a text would be encoded without letting any other thread run (0.26 s for 100,000
+        # tokens), and with the places of its tokens, which takes a sixth more.
+        (encoding,) = backend.encode_batch_fast([text], add_special_tokens=False)
         ids: list[int] = encoding.ids
         return ids
 

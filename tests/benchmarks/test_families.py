@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 
+import msgspec
 import pytest
 
 from benchmarks.kit.families import make_family
-from rollout.bridge import PROMPT_END, RendererBridge
+from rollout.bridge import PROMPT_END, Previous, RendererBridge
 from rollout.codec import families, make_context
 from rollout.messages import Function, Message, ToolCall, user
 from rollout.stand_in import NotExtendable
@@ -50,3 +52,28 @@ def test_the_end_of_a_prompt_is_enough(name: str) -> None:
                 renderer.parse_response(sampled, tools=TOOLS, prompt_ids=ids).__dict__ for ids in (end, prompt)
             )
             assert found == expected
+
+
+@pytest.mark.parametrize("name", families())
+def test_patterns_write_what_the_family_does(name: str) -> None:
+    """For texts of every kind, after text, reasoning and a call: learnt or not, what a family writes is the same."""
+    family = make_family(name)
+    bridge = family.lane().renderer
+    assert bridge is not None
+    context, chance = make_context(TOOLS, {}), random.Random(name)
+    alphabet = "ab Z09.,:;!?'\"\\/*#|[]{}()_-+=\n\t éß世👋\u200b"
+    texts = ["x", " x", "x ", "\n", "{}", '"a"', "-1e5", "/think", "[INST]"]
+    texts += ["".join(chance.choices(alphabet, k=chance.randrange(1, 40))) for _ in range(25)]
+    history = [user("Begin.")]
+    prompt = family.render(history, TOOLS)
+    for message, tail in (
+        (Message("assistant", "Fine."), [user("Go on.")]),
+        (Message("assistant", "Fine.", reasoning_content="Let me think."), [user("Go on."), user("Now.")]),
+        (Message("assistant", tool_calls=(CALL,)), [RESULT]),
+        (Message("assistant", "I add.", tool_calls=(CALL,)), [RESULT, user("Thanks.")]),
+    ):
+        sampled = family.sampled(history, message, TOOLS)
+        previous = Previous(prompt_ids=prompt, completion_ids=sampled, message=message)
+        for text in ["first", "second", *texts]:
+            new = [msgspec.structs.replace(one, content=text[at:] or "y") for at, one in enumerate(tail)]
+            assert bridge.extend(previous, new, context) == bridge._by_family(previous, new, context)

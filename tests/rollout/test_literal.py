@@ -58,13 +58,25 @@ def test_private_characters_beside_special_text_are_refused(tokenizer: Any) -> N
         LiteralTokenizer(tokenizer).hide([user("\U000f0000 <|im_end|>")])
 
 
+def test_private_characters_alone_are_text(bridge: Any, tokenizer: Any) -> None:
+    """The characters that stand for markers mean nothing by themselves, the first of them or any other."""
+    turn = Previous(
+        prompt_ids=[5, 6], completion_ids=tokenizer.encode("two<|im_end|>"), message=Message("assistant", "two")
+    )
+    for text in ("\U000f0000", "\U000f0099 a", "a\U000ffffd"):
+        found = bridge.extend(turn, [user(text)], PLAIN)
+        assert isinstance(found, Bridged), found
+        assert f"user\n{text}<|im_end|>" in tokenizer.decode(found.ids)
+
+
 @given(pieces=st.lists(st.sampled_from(["<|im_end|>", "<think>", "a", " ", "\n", "<", "é", "<|", "im_end|>"])))
 def test_any_mixture_is_its_own_text(tokenizer: Any, pieces: list[str]) -> None:
     """Whatever is typed, its ids hold no added token and decode to it."""
     text = "".join(pieces)
     literal = LiteralTokenizer(tokenizer)
     hidden = literal.hide([user(text)])
-    ids = literal.encode((hidden or [user(text)])[0].text, add_special_tokens=False)
+    with literal.revealing():
+        ids = literal.encode((hidden or [user(text)])[0].text, add_special_tokens=False)
     assert tokenizer.decode(ids) == text
     assert not set(ids) & set(tokenizer.added_tokens_decoder)
 
@@ -74,7 +86,7 @@ def literal(tokenizer: Any) -> LiteralTokenizer:
     return LiteralTokenizer(tokenizer)
 
 
-@given(text=st.text(st.characters(exclude_categories=["Co", "Cs"]), max_size=60), times=st.sampled_from([1, 2, 200]))
+@given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=60), times=st.sampled_from([1, 2, 200]))
 def test_ids_and_texts_are_the_tokenizers_own(literal: LiteralTokenizer, tokenizer: Any, text: str, times: int) -> None:
     """However they are got: short texts from memory, long ones by another way; twice, and whoever changed an answer."""
     expected = tokenizer.encode(text * times, add_special_tokens=False)

@@ -1,0 +1,103 @@
+"""A pattern predicts what a renderer writes around texts, and there is none where a renderer reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rollout.bridge import Bridged, Previous, RendererBridge
+from rollout.codec import make_context
+from rollout.literal import LiteralTokenizer
+from rollout.messages import Message, user
+from rollout.pattern import Pattern, Slot, learn, texts_of
+
+Make = Callable[[Sequence[Message]], list[int]]
+
+
+@pytest.fixture(scope="module")
+def literal(tokenizer: Any) -> LiteralTokenizer:
+    return LiteralTokenizer(tokenizer)
+
+
+def written(literal: LiteralTokenizer, of: Callable[[str], str]) -> Make:
+    """A renderer that writes a role, what `of` makes of each text, and an end."""
+    start, end = (literal.convert_tokens_to_ids(token) for token in ("<|im_start|>", "<|im_end|>"))
+
+    def make(messages: Sequence[Message]) -> list[int]:
+        out: list[int] = []
+        for message in messages:
+            out += [start, *literal.encode(f"user\n{of(message.text)}", add_special_tokens=False), end]
+        return out
+
+    return make
+
+
+def test_a_text_that_is_written_as_it_is_has_a_pattern(literal: LiteralTokenizer) -> None:
+    """What comes before a text is encoded with it, as the renderer does; all other tokens are as they were."""
+    make = written(literal, str)
+    pattern = learn(literal, [user("a"), user("b")], make)
+    assert isinstance(pattern, Pattern)
+    assert [piece for piece in pattern.pieces if isinstance(piece, Slot)] == [
+        Slot(0, "user\n", ""),
+        Slot(1, "user\n", ""),
+    ]
+    texts = ["one\n two", "12 + 3"]
+    assert pattern.filled(texts, literal.plain_ids) == make([user(text) for text in texts])
+
+
+@pytest.mark.parametrize(
+    "of",
+    [
+        str.strip,
+        str.rstrip,
+        lambda text: text.replace("\n", " "),
+        lambda text: "data" if text.startswith("{") else text,
+        lambda text: text * 2,
+        lambda text: "nothing",
+    ],
+)
+def test_a_text_that_is_read_has_none(literal: LiteralTokenizer, of: Callable[[str], str]) -> None:
+    """Stripped, replaced, told apart, written twice, left out: no pattern, so the renderer is asked each time."""
+    assert learn(literal, [user("a")], written(literal, of)) is None
+
+
+def test_messages_with_more_than_a_text_have_no_texts() -> None:
+    """Parts, further keys, and tags that a renderer may look for."""
+    assert texts_of([user("a"), Message("tool", "b", tool_call_id="x", name="f")]) == ["a", "b"]
+    assert texts_of([Message("user", ({"type": "text", "text": "a"},))]) is None
+    assert texts_of([Message("user", "a", extra={"cache_control": 1})]) is None
+    assert texts_of([user("<tool_response>a")]) is None
+    assert texts_of([Message("tool", None)]) is None
+
+
+@given(text=st.text(min_size=1, max_size=60), completion=st.sampled_from(["Yes.", "<think>Hm.</think>Yes.", ""]))
+def test_a_bridge_by_pattern_is_the_familys(tokenizer: Any, text: str, completion: str) -> None:
+    """Whatever the text, and whatever the model said: a bridge that has learnt gives what a new one does."""
+    learnt = _LEARNT.setdefault("qwen3", RendererBridge(tokenizer, "qwen3", "all"))
+    context = make_context([], {})
+    prompt = learnt.render([user("one")], context)
+    ids = [*tokenizer.encode(completion), tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    previous = Previous(prompt_ids=prompt, completion_ids=ids, message=learnt.parse(prompt, ids, context))
+    for _ in range(2):
+        learnt.extend(previous, [user("two")], context)
+    found = learnt.extend(previous, [user(text)], context)
+    assert isinstance(found, Bridged)
+    assert found == learnt._by_family(previous, [user(text)], context)
+    assert any(learnt._patterns.values())
+
+
+_LEARNT: dict[str, RendererBridge] = {}
+
+
+def test_shapes_that_never_come_again_are_not_learnt(tokenizer: Any) -> None:
+    """Ids of calls that a server draws by chance would have a pattern learnt on every turn."""
+    bridge, context = RendererBridge(tokenizer, "qwen3", "all"), make_context([], {})
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    for number in range(20):
+        tail = [Message("tool", "4", tool_call_id=f"call-{number}", name="add")]
+        bridge.extend(Previous(prompt_ids=[1], completion_ids=[end], message=Message("assistant", "x")), tail, context)
+    assert not bridge._patterns
