@@ -23,7 +23,7 @@ from rollout.canonical import value_digest
 from rollout.literal import LiteralTokenizer, NotLiteral
 from rollout.messages import Message, with_tool_names
 from rollout.parsing import from_renderer, parse_text
-from rollout.pattern import Pattern, learn, texts_of
+from rollout.pattern import Pattern, Reading, as_text, learn, learn_reading, texts_of
 from rollout.tokenizer import template_form, template_ids
 
 #: How much of a prompt's end renderers are shown. What they look for there is the generation prompt: has it opened
@@ -94,11 +94,13 @@ class RendererBridge:
         self._retention = thinking_retention
         self._renderers: dict[bytes, Any] = {}
         self.stop_token_ids = list(dict.fromkeys([*self._renderer({}).get_stop_token_ids(), *stop_token_ids]))
+        self._stops = frozenset(self.stop_token_ids)
         self.stand_in = StandInBridge("stand_in", self.render, self.stop_token_ids)
         """The family's rendering as a bridge of its own: the measure of the family's bridge, and what serves
         where that declines."""
         self._patterns: dict[object, Pattern | None] = {}
         self._seen: set[object] = set()
+        self._readings: dict[object, Reading | None] = {}
         self._unlike: dict[object, bool] = {}
         self._needs_all: dict[object, bool] = {}
 
@@ -129,7 +131,7 @@ class RendererBridge:
     def extend(self, previous: Previous, tail: Sequence[Message], context: Context) -> Bridged | Declined:
         end = previous.completion_ids[-1] if previous.completion_ids else None
         # How a turn that was cut off is closed is the family's to know, each time.
-        texts = texts_of(tail) if end in self.stop_token_ids else None
+        texts = texts_of(tail) if end in self._stops else None
         if texts is None or not all(map(self._tokenizer.is_plain, texts)):
             return self._by_family(previous, tail, context)
         key = self._pattern_key(previous, tail, context)
@@ -229,11 +231,34 @@ class RendererBridge:
         return ids[len(sent) :]
 
     def parse(self, prompt_ids: Sequence[int], completion_ids: list[int], context: Context) -> Message:
+        end = completion_ids[-1] if completion_ids else None
+        if end is not None and end in self._stops and self._tokenizer.markers_in(completion_ids) == (end,):
+            reading = self._reading(prompt_ids, end, context)
+            if reading is not None:
+                message = as_text(self._tokenizer.decode(completion_ids[:-1]), reading)
+                if message is not None:
+                    return message
+        return self._parse(prompt_ids, completion_ids, context)
+
+    def _reading(self, prompt_ids: Sequence[int], end: int, context: Context) -> Reading | None:
+        """How the family reads plain text that ends in `end`, behind a prompt that ends as this one."""
+        key = (context.key, self._tokenizer.markers_in(prompt_ids[-_OPENING:]), end)
+        if key not in self._readings:
+            if len(self._readings) >= _SHAPES_SEEN:
+                self._readings.clear()
+            self._readings[key] = learn_reading(
+                self._tokenizer.plain_ids,
+                self._tokenizer.decode,
+                lambda ids: self._parse(prompt_ids, [*ids, end], context),
+            )
+        return self._readings[key]
+
+    def _parse(self, prompt_ids: Sequence[int], completion_ids: list[int], context: Context) -> Message:
+        """As the family reads it."""
         parsed = self._renderer(context.template_args).parse_response(
             completion_ids, tools=list(context.tools) or None, prompt_ids=list(prompt_ids[-PROMPT_END:])
         )
-        stops = set(self.stop_token_ids)
-        end = next((i for i, token in enumerate(completion_ids) if token in stops), len(completion_ids))
+        end = next((i for i, token in enumerate(completion_ids) if token in self._stops), len(completion_ids))
         return from_renderer(parsed, completion_ids[:end], self._tokenizer.decode)
 
 

@@ -153,8 +153,9 @@ class Session:
         while True:
             await weights.settled()
             sent = weights.now()
-            salted = msgspec.structs.replace(request, cache_salt=weights.salt(self._model.config.cache_salt))
-            reply = await self._model.transport.generate(salted)
+            if (salt := weights.salt(self._model.config.cache_salt)) != request.cache_salt:
+                request = msgspec.structs.replace(request, cache_salt=salt)
+            reply = await self._model.transport.generate(request)
             check_reply(reply)
             version = weights.sampled(sent, aborted=reply.finish_reason == "abort")
             parts.append(with_version(reply, version))
@@ -298,7 +299,9 @@ class Session:
         message = message or reply.message
         if message is None:
             raise MalformedReply("the server answered neither ids that can be read here nor a message")
-        return number_calls(message, sum(len(earlier.tool_calls) for earlier in conversation))
+        if message.tool_calls:
+            message = number_calls(message, sum(len(earlier.tool_calls) for earlier in conversation))
+        return message
 
     def _commit(self, prompt: Prompt, outgoing: _Outgoing, reply: Reply, message: Message) -> Turn:
         """Puts the turn into the tree. The first change to it: nothing before can leave it half made."""

@@ -237,7 +237,7 @@ def paired(ids: list[int], logprobs: Sequence[float | None] | None) -> list[floa
         raise MalformedReply(f"the server answered {len(ids)} ids but no logprobs")
     if len(logprobs) != len(ids):
         raise MalformedReply(f"the server answered {len(ids)} ids but {len(logprobs)} logprobs")
-    if any(value is None for value in logprobs):
+    if None in logprobs:
         raise MalformedReply("the server answered null in the place of a logprob")
     return list(logprobs)  # type: ignore[arg-type]  # no None is left
 

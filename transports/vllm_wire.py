@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -18,6 +18,7 @@ from rollout.transport import MessagePrompt, Reply, Request, TokenPrompt
 from transports.common import (
     ChatLogprobs,
     Span,
+    TokenLogprob,
     Usage,
     content_logprobs,
     finish_reason,
@@ -194,12 +195,8 @@ def read_generate(answer: Answer) -> Reply:
     if ids is None:
         raise MalformedReply(f"{GENERATE}: the answer has no token_ids")
     logprobs = choice.logprobs.content if choice.logprobs else None
-    for sampled, entry in zip(ids, logprobs or (), strict=False):
-        named = entry.token_id
-        if named is None and entry.token is not None and entry.token.startswith("token_id:"):
-            named = int(entry.token.removeprefix("token_id:"))
-        if named is not None and named != sampled:
-            raise MalformedReply(f"{GENERATE}: a logprob is of token {named} where {sampled} was sampled")
+    if logprobs and [entry.token_id for entry in logprobs] != ids:
+        _check_named(ids, logprobs)
     usage = value.usage or Usage()
     return Reply(
         completion_ids=ids,
@@ -210,6 +207,16 @@ def read_generate(answer: Answer) -> Reply:
         weight_versions=weight_spans(choice.weight_versions or value.weight_versions),
         request_s=answer.elapsed_s,
     )
+
+
+def _check_named(ids: Sequence[int], logprobs: Sequence[TokenLogprob]) -> None:
+    """Older servers name the token in its text, or not at all. Raises MalformedReply where it is another."""
+    for sampled, entry in zip(ids, logprobs, strict=False):
+        named = entry.token_id
+        if named is None and entry.token is not None and entry.token.startswith("token_id:"):
+            named = int(entry.token.removeprefix("token_id:"))
+        if named is not None and named != sampled:
+            raise MalformedReply(f"{GENERATE}: a logprob is of token {named} where {sampled} was sampled")
 
 
 def read_completions(answer: Answer) -> Reply:
