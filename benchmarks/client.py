@@ -19,8 +19,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiohttp
 import msgspec
@@ -48,7 +49,8 @@ OPENING = "Begin."
 class Replies(Env):
     """The same reply again and again."""
 
-    turns = 8
+    def __init__(self, turns: int) -> None:
+        self._turns = turns
 
     async def reset(self, task: Any) -> list[Message]:
         self.turn = 0
@@ -56,11 +58,14 @@ class Replies(Env):
 
     async def step(self, message: Message) -> Step:
         self.turn += 1
-        return Step(messages=[user(REPLY)], done=self.turn == self.turns)
+        return Step(messages=[user(REPLY)], done=self.turn == self._turns)
 
 
-def make_script() -> Script:
-    """What the server answers: an ordinary sentence of 32 tokens, its stop token included."""
+def make_script(context: int = 0) -> Script:
+    """What the server answers: an ordinary sentence of 32 tokens, its stop token included.
+
+    `context` is how many tokens the server says that the first prompt has, where that is more than it has.
+    """
     tokenizer = AutoTokenizer.from_pretrained(str(MODEL_DIR))
     ids = tokenizer.encode(filler(400))[: COMPLETION_TOKENS - 1]
     opening = [{"role": "user", "content": OPENING}]
@@ -71,7 +76,8 @@ def make_script() -> Script:
     later = tokenizer.apply_chat_template([*opening, *turn], add_generation_prompt=True, return_dict=False)
     # The reply's own text and the next generation prompt: what comes behind the stop token of the turn.
     behind = later[len(later) - later[::-1].index(stop, later[::-1].index(stop) + 1) :]
-    return Script(prompt_ids=list(prompt), completion_ids=[*ids, stop], added_ids=[*ids, stop, *behind], text=text)
+    prompt = [*([5] * max(0, context - len(prompt))), *prompt]
+    return Script(prompt_ids=prompt, completion_ids=[*ids, stop], added_ids=[*ids, stop, *behind], text=text)
 
 
 @contextlib.contextmanager
@@ -87,34 +93,47 @@ def fake_server(script: Script) -> Iterator[str]:
         process.stdin.close()
 
 
-async def engine_cpu_s(url: str, rollouts: int, turns: int, mode: str) -> tuple[float, Rollout, float]:
-    """CPU of a whole run but for its start; one of its rollouts; how late the event loop was (p99), seconds."""
+class Cost(NamedTuple):
+    """What a run took."""
 
-    class Sized(Replies):
-        pass
+    cpu_s: float
+    """Of all the client's processes, but for their start."""
+    wall_s: float
+    rollout: Rollout
+    """One of those that were played."""
+    lag_p99_s: float
+    """How late the event loop was."""
+    peak_rss_mb: float
 
-    Sized.turns = turns
-    config = EngineConfig(
+
+def engine_config(url: str, rollouts: int, mode: str, processes: int = 1) -> EngineConfig:
+    """All rollouts at once."""
+    return EngineConfig(
         transport="vllm",
         base_url=url,
         tokenizer=str(MODEL_DIR),
         mode=mode,  # type: ignore[arg-type]  # argparse has checked it
         concurrency=rollouts,
         max_tokens=COMPLETION_TOKENS,
+        processes=processes,
     )
-    async with Engine(config, Sized) as engine:
+
+
+async def engine_cost(config: EngineConfig, rollouts: int, turns: int) -> Cost:
+    """Plays conversations of the same replies."""
+    async with Engine(config, partial(Replies, turns)) as engine:
         # Connections are opened, and code is met for the first time, before the clock starts.
-        async for _ in engine.stream([{"n": n} for n in range(min(16, rollouts))]):
+        async for _ in engine.stream([{"n": n} for n in range(min(16 * config.processes, rollouts))]):
             pass
         with spared_collector():
-            started, last = time.process_time(), None
+            before, wall, last = engine.stats().cpu_s, time.perf_counter(), None
             async for group in engine.stream([{"n": n} for n in range(rollouts)]):
                 (last,) = group.rollouts
-        cpu_s, lag_s = time.process_time() - started, engine.stats().loop_lag_p99_s
+                assert last.ok, last.failure
+                assert len(last.turns) == turns
+            wall_s, stats = time.perf_counter() - wall, engine.stats()
     assert last is not None
-    assert last.ok, last.failure
-    assert len(last.turns) == turns
-    return cpu_s, last, lag_s
+    return Cost(stats.cpu_s - before, wall_s, last, stats.loop_lag_p99_s, stats.peak_rss_mb)
 
 
 class _Answer(msgspec.Struct):
@@ -163,10 +182,10 @@ def measure(url: str, rollouts: int, turns: int, mode: str, repeats: int) -> tup
     """(ms per turn of ours, of the floor: medians; their ratios, pair by pair; the loop's lag, ms)."""
     ours, floors, lags = [], [], []
     for _ in range(repeats):
-        cpu_s, played, lag_s = asyncio.run(engine_cpu_s(url, rollouts, turns, mode))
-        lags.append(1e3 * lag_s)
-        ours.append(1e3 * cpu_s / (rollouts * turns))
-        floors.append(1e3 * asyncio.run(floor_cpu_s(url, rollouts, bodies_of(played))) / (rollouts * turns))
+        cost = asyncio.run(engine_cost(engine_config(url, rollouts, mode), rollouts, turns))
+        lags.append(1e3 * cost.lag_p99_s)
+        ours.append(1e3 * cost.cpu_s / (rollouts * turns))
+        floors.append(1e3 * asyncio.run(floor_cpu_s(url, rollouts, bodies_of(cost.rollout))) / (rollouts * turns))
     ratios = [a / b for a, b in zip(ours, floors, strict=True)]
     return statistics.median(ours), statistics.median(floors), ratios, statistics.median(lags)
 
