@@ -157,7 +157,9 @@ def test_an_engine_must_be_entered() -> None:
 
 async def test_stragglers_are_ended_and_their_group_delivered() -> None:
     """Once half of a group has ended the rest have so long: then they are failures of their own kind, counted."""
-    running, _ = engine(*[reply("x")] * 4, Stalled(), Stalled(), concurrency=2, straggler_timeout_s=0.01)
+    # One turn each, so that two rollouts end whichever of them is asked first.
+    two = [reply("x")] * 2
+    running, _ = engine(*two, Stalled(), Stalled(), concurrency=2, straggler_timeout_s=0.01, max_turns=1)
     async with running:
         (group,) = await collect(running, 1, rollouts_per_task=4)
         assert [len(group.rollouts), len(group.finished)] == [4, 2]
