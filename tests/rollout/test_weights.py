@@ -12,12 +12,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from envs.guess_number import GuessNumber
-from rollout import Engine, EngineConfig, Group
+from rollout import Engine, EngineConfig, Group, Message
 from rollout.batch import version_number
 from rollout.errors import ConfigError, TransportError
 from rollout.records import FailureKind
 from rollout.weights import InFlight, Weights
-from tests.rollout.test_engine import collect
+from tests.rollout.test_engine import Short, collect
 from tests.rollout.test_engine import engine as scripted_engine
 from tests.rollout.test_fleet import Server
 from tests.rollout.test_fleet import engine as fleet_engine
@@ -148,10 +148,20 @@ def test_tokens_of_a_silent_server_carry_the_version_that_sampled_them() -> None
 async def test_nothing_is_sent_while_weights_change() -> None:
     """A turn that begins during an update waits, and goes out under the new version and its cache salt."""
     running, transport = scripted_engine(concurrency=1)
+    opened = anyio.Event()
+
+    class Telling(Short):
+        async def reset(self, task: Any) -> list[Message]:
+            opened.set()
+            return await super().reset(task)
+
+    running._player._make_env = Telling
     async with running, anyio.create_task_group() as group:
         with running._weights.updating():
             group.start_soon(collect, running, 1)
-            await anyio.wait_all_tasks_blocked()
+            await opened.wait()
+            for _ in range(50):  # from here to the request nothing leaves the loop
+                await anyio.lowlevel.checkpoint()
             assert transport.requests == []
             running._weights.updated("7", "wait")
         await transport.wait_for(1)
