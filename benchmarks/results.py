@@ -1,7 +1,7 @@
 """Token-in against message-in on real servers: starts each, runs `rollout bench` on it, writes RESULTS.md.
 
     python -m tests.live.install vllm dynamo      # once: the servers, each in an environment of its own
-    python -m benchmarks.results [NAME ...]       # all of them take three quarters of an hour on two cores
+    python -m benchmarks.results [NAME ...]       # all of them take half an hour on two cores
 
 What is measured lies in `runs/results/NAME`; RESULTS.md is written from what lies there, so one server can be measured
 again by itself. `--only-write` measures nothing.
@@ -74,7 +74,7 @@ BENCHES = (
         "Dynamo 1.6.1, one mocker at speed 1",
         "The frontend is the real one, with its tokenizer, template and router; the mocker behind it models a GPU's "
         "prefill and decode times, its batching and its prefix cache, and answers random ids.",
-        [["--turns", "8,32", "-c", "16,64,256"], ["--turns", "128", "-c", "16"]],
+        [["--turns", "8", "-c", "16,64,256"], ["--turns", "32", "-c", "16,64"], ["--turns", "128", "-c", "16"]],
         "mocker: python -m dynamo.frontend --router-mode kv; python -m dynamo.mocker --speedup-ratio 1.0",
         router=("--router-mode", "kv"),
     ),
