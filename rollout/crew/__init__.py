@@ -221,7 +221,10 @@ class Crew:
                     hand.worker = worker
                     return
                 hand.take(event)
-            raise RolloutError(f"a process ended before it was ready: {await worker.ended()}")
+            raise RolloutError(
+                f"a process ended before it was ready: {await worker.ended()}; a script that starts processes must do "
+                'so under `if __name__ == "__main__":`, since each of them imports it'
+            )
         finally:
             if hand.worker is not worker:
                 worker.channel.close()

@@ -1,4 +1,4 @@
-"""What real servers say of their load, and concurrency that follows it."""
+"""What real servers say of their load, concurrency that follows it, a thousand at once, and several processes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from rollout.pace import START
 from rollout.transport import TransportConfig
 from tests.live.servers import Server
-from tests.live.test_run import run
+from tests.live.test_run import ECHO, TOKENIZER, assert_token_exact, run
 from transports.auto import AutoTransport
 
 pytestmark = pytest.mark.live
@@ -37,3 +37,21 @@ def test_concurrency_grows_as_vllm_keeps_up(vllm: Server, tmp_path: Path) -> Non
     assert result["failures"] == 0
     assert result["rollouts"] == 160
     assert result["most_running"] > START
+
+
+def test_a_thousand_at_once_on_dynamo(dynamo: Server, tmp_path: Path) -> None:
+    """A thousand rollouts in flight on one frontend: each is played, token-in from its second turn, and verified."""
+    size = ["-n", "1000", "-c", "1000", "-a", "turns=3", "--max-tokens", "8", "--verify"]
+    result = run("echo", *size, "--base-url", dynamo.url, *TOKENIZER, cwd=tmp_path)
+    assert (result["rollouts"], result["failures"], result["most_running"]) == (1000, 0, 1000)
+    assert (result["token_in_turns"], result["prefix_breaks"]) == (2000, 0)
+    assert result["fallbacks"] == {"first_turn": 1000}
+
+
+@pytest.mark.parametrize("kind", ["vllm", "dynamo"])
+def test_processes_are_token_exact(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """Two processes on one server do what one does: no break, no fallback, one sample a rollout."""
+    server: Server = request.getfixturevalue(kind)
+    result = run(*ECHO, "--base-url", server.url, *TOKENIZER, "--processes", "2", cwd=tmp_path)
+    assert_token_exact(result)
+    assert (result["processes"], result["process_deaths"]) == (2, 0)

@@ -33,6 +33,7 @@ def run(*args: str, cwd: Path) -> dict[str, Any]:
 
 
 def assert_token_exact(result: dict[str, Any]) -> None:
+    """Of `ECHO`: every later turn extended, whatever the server."""
     assert result["rollouts"] == 64
     assert result["turns"] == 512
     assert result["failures"] == 0

@@ -115,3 +115,37 @@ def test_a_wrong_number_is_named(tmp_path: Path) -> None:
     done = subprocess.run([ROLLOUT, *args], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == "rollout: processes must be 1 or more, not 0"
+
+
+TRAINER = """
+import asyncio
+
+from rollout import Engine, EngineConfig, Env, Step, user
+
+
+class Once(Env):
+    def reset(self, task):
+        return [user("Hello.")]
+
+    def step(self, message):
+        return Step(done=True, reward=1.0)
+
+
+async def main():
+    async with Engine(EngineConfig(max_tokens=4, processes=2), Once) as engine:
+        async for group in engine.stream([{"n": n} for n in range(4)]):
+            print(group.rewards)
+"""
+
+
+def test_a_trainers_script_may_define_the_environment(tmp_path: Path) -> None:
+    """An environment of the script itself is found by the processes; a script without a guard is told of it."""
+    (tmp_path / "guarded.py").write_text(f'{TRAINER}\n\nif __name__ == "__main__":\n    asyncio.run(main())\n')
+    (tmp_path / "unguarded.py").write_text(f"{TRAINER}\n\nasyncio.run(main())\n")
+    done, failed = (
+        subprocess.run([sys.executable, name], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+        for name in ("guarded.py", "unguarded.py")
+    )
+    assert done.stdout.splitlines() == ["[1.0]"] * 4, done.stderr
+    assert failed.returncode == 1
+    assert "__main__" in failed.stderr.splitlines()[-1]
