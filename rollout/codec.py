@@ -125,9 +125,9 @@ class LocalCodec(Codec):
     """Bridges over a local tokenizer."""
 
     def __init__(self, make_lane: Callable[[], Lane], description: str) -> None:
-        self._make_lane = make_lane
         self._here = make_lane()
-        self._there: Lane | None = None
+        # Made now: copying a tokenizer lets no other thread run, and would stop a loop that plays for a second.
+        self._there = make_lane()
         self._there_limit = anyio.CapacityLimiter(1)
         self.stop_token_ids = self._here.stop_token_ids
         self.description = description
@@ -150,12 +150,7 @@ class LocalCodec(Codec):
     async def _run(self, work: Callable[[Lane], T], *, long: bool) -> T:
         if not long:
             return work(self._here)
-        return await anyio.to_thread.run_sync(lambda: work(self._lane_there()), limiter=self._there_limit)
-
-    def _lane_there(self) -> Lane:
-        if self._there is None:
-            self._there = self._make_lane()
-        return self._there
+        return await anyio.to_thread.run_sync(lambda: work(self._there), limiter=self._there_limit)
 
 
 class ServerCodec(Codec):

@@ -65,6 +65,8 @@ class _Hand:
         self.playing: dict[int, _Awaited] = {}
         self.told: dict[int, anyio.Event] = {}
         self.strikes = 0
+        self.left_out = False
+        """Whether it is not started again."""
         self.played = Played()
         self.earlier = list[Played]()
         """Of its earlier lives."""
@@ -97,7 +99,8 @@ class _Hand:
         if self.worker is not None:
             self.worker.channel.close()
         self.worker = None
-        self.earlier.append(msgspec.structs.replace(self.played, trajectories=[]))
+        # What it used is used no more; what it played stays played.
+        self.earlier.append(msgspec.structs.replace(self.played, trajectories=[], peak_rss_mb=0.0, loop_lag_p99_s=0.0))
         self.played = Played()
         for awaited in self.playing.values():
             awaited.lost = why
@@ -236,10 +239,10 @@ class Crew:
         while hand.worker is not None:
             while (frame := await hand.worker.channel.receive()) is not None:
                 hand.take(wire.decode_event(frame))
-            how = await hand.worker.ended()
+            self._placement.up[at] = False
+            how = await _end_of(hand.worker)
             _log.warning("process_ended", how=how, rollouts=len(hand.playing))
             self.deaths += 1
-            self._placement.up[at] = False
             hand.strikes += 1
             hand.lose(f"the process that played it ended: {how}")
             await self._restart(hand)
@@ -247,7 +250,8 @@ class Crew:
                 self._placement.up[at] = True
                 returned, self._returned = self._returned, anyio.Event()
                 returned.set()
-        if not any(hand.worker for hand in self._hands):
+        hand.left_out = True
+        if all(hand.left_out for hand in self._hands):
             self._on_gone(RolloutError("every process ended, again and again, before it had played a rollout"))
 
     async def _restart(self, hand: _Hand) -> None:
@@ -269,12 +273,9 @@ class Crew:
         with anyio.CancelScope(shield=True):
             for worker in workers:
                 worker.channel.close()
-            with anyio.move_on_after(GRACE_S):
+            async with anyio.create_task_group() as ending:
                 for worker in workers:
-                    await worker.ended()
-            for worker in workers:
-                worker.kill()
-                await worker.ended()
+                    ending.start_soon(_end_of, worker)
 
 
 class RemoteEpisode:
@@ -332,6 +333,14 @@ class RemoteEpisode:
 
     def _fail(self, kind: FailureKind, message: str, error: str = "") -> None:
         self.rollout.failure = Failure(kind=kind, message=message, error=error)
+
+
+async def _end_of(worker: Worker) -> str:
+    """Waits until a process whose channel is closed has ended, or ends it; says how it ended."""
+    with anyio.move_on_after(GRACE_S):
+        return await worker.ended()
+    worker.kill()
+    return await worker.ended()
 
 
 def _pickled(make_env: Callable[[], Env]) -> bytes:

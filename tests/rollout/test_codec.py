@@ -10,7 +10,7 @@ import pytest
 
 from rollout import tokenizer as tokenizers
 from rollout.bridge import Bridged, Declined, Previous
-from rollout.codec import LONG_CHARS, ServerCodec, choose_family, load_codec, make_context
+from rollout.codec import LONG_CHARS, Lane, ServerCodec, choose_family, load_codec, make_context
 from rollout.errors import ConfigError
 from rollout.messages import Function, Message, ToolCall, user
 from transports.embedded import MODEL_DIR
@@ -64,19 +64,20 @@ async def test_long_work_leaves_the_loop(monkeypatch: pytest.MonkeyPatch) -> Non
     """A long tail is bridged in another thread, a short one here, and both give the same ids."""
     codec = load_codec(str(MODEL_DIR))
     threads: list[int] = []
-    make_lane = codec._make_lane
 
-    def spying() -> Any:
-        threads.append(threading.get_ident())
-        return make_lane()
+    class Spying(Lane):
+        def extend(self, *args: Any) -> Bridged | Declined:
+            threads.append(threading.get_ident())
+            return super().extend(*args)
 
-    monkeypatch.setattr(codec, "_make_lane", spying)
+    for lane in (codec._here, codec._there):
+        lane.__class__ = Spying
     turn = Previous(prompt_ids=[1], completion_ids=codec.stop_token_ids[:1], message=None)
     assert isinstance(await codec.extend(turn, [user("x")], PLAIN), Bridged)
-    assert not threads
+    assert threads == [threading.get_ident()]
     assert isinstance(await codec.extend(turn, [user("x" * (LONG_CHARS + 1))], PLAIN), Bridged)
-    assert threads
-    assert threads[0] != threading.get_ident()
+    assert len(threads) == 2
+    assert threads[1] != threading.get_ident()
 
 
 async def test_concurrent_use_of_one_codec_is_safe() -> None:

@@ -31,6 +31,11 @@ class Server(ScriptedTransport):
         self.pushed: list[tuple[str, str | None]] = []
         self.refuses: ConnectionFailed | ConfigError | None = None
         self.paused = False
+        self.checks = 0
+
+    async def check(self) -> None:
+        self.checks += 1
+        await super().check()
 
     async def pause(self, mode: InFlight = "keep") -> None:
         self.paused = True
@@ -179,6 +184,44 @@ async def test_a_server_that_cannot_load_is_taken_out() -> None:
     with pytest.raises(ConnectionFailed):
         await served.update_weights("2", "folder")
     assert served.states[1].up
+
+
+async def test_fleets_in_several_processes_agree() -> None:
+    """A server that missed the last weights is used in no process, and in each only once it has been given them."""
+    servers = Server(), Server()
+    here, there = fleet(*servers), fleet(*servers)
+    await here.connect()
+    await there.connect()
+    servers[1].refuses = ConnectionFailed("gone")
+    await here.update_weights("2", "folder")
+    there.follow(here.standing)
+    assert [state.up for state in there.states] == [True, False]
+    servers[1].refuses = None
+    async with anyio.create_task_group() as group:
+        group.start_soon(there.watch, lambda error: None)
+        await until(lambda: there.states[1].up)
+        group.cancel_scope.cancel()
+    assert servers[1].pushed == [("2", "folder")]
+
+
+async def test_a_pause_elsewhere_keeps_servers_out_here() -> None:
+    """Between pause and resume no server may come back in any process: it would sample while the others rest."""
+    servers = Server(), Server()
+    here, there = fleet(*servers), fleet(*servers)
+    await here.connect()
+    await there.connect()
+    await here.pause()
+    there.follow(here.standing)
+    there._take_out(1, "it died")
+    async with anyio.create_task_group() as group:
+        group.start_soon(there.watch, lambda error: None)
+        checked = servers[1].checks
+        await until(lambda: servers[1].checks > checked + 2)
+        assert not there.states[1].up
+        await here.resume()
+        there.follow(here.standing)
+        await until(lambda: there.states[1].up)
+        group.cancel_scope.cancel()
 
 
 async def test_with_no_server_left_the_run_waits_and_then_ends() -> None:

@@ -209,3 +209,27 @@ async def test_a_group_that_waited_too_long_is_stale() -> None:
     assert late.rollouts[0].failure is not None
     assert late.rollouts[0].failure.message == "2 weight updates before its group was taken, 1 allowed"
     assert running.stats().stale == 1
+
+
+async def test_weights_are_followed_from_another_process() -> None:
+    """What is sent waits while the other's update lasts, and goes out under what the other knows then."""
+    theirs, ours = Weights(), Weights()
+    sent: list[str | None] = []
+
+    async def send() -> None:
+        await ours.settled()
+        sent.append(ours.now().version)
+
+    async with anyio.create_task_group() as group:
+        with theirs.updating():
+            ours.follow(theirs.standing)
+            group.start_soon(send)
+            for _ in range(5):
+                await anyio.lowlevel.checkpoint()
+            theirs.updated("7", "keep")
+            ours.follow(theirs.standing)
+            await anyio.lowlevel.checkpoint()
+            assert sent == []
+        ours.follow(theirs.standing)
+    assert sent == ["7"]
+    assert (ours.updates, ours.last_kept, ours.salt(None)) == (1, 1, "7")
