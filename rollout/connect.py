@@ -12,7 +12,8 @@ import structlog
 from rollout.codec import Codec, ServerCodec, load_codec
 from rollout.config import EngineConfig
 from rollout.errors import ConfigError
-from rollout.fleet import Fleet, Member
+from rollout.fleet import Fleet
+from rollout.member import Member
 from rollout.registry import find_transport
 from rollout.transport import ServerInfo, Transport, TransportConfig
 

@@ -55,6 +55,17 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     def id(self) -> str:
         return f"{self.task_id}-{self.member}"
 
+    def rollout(self) -> Rollout:
+        """The rollout that it becomes, before anything is played."""
+        return Rollout(
+            id=self.id,
+            task_id=self.task_id,
+            task_index=self.task_index,
+            member=self.member,
+            task=self.task,
+            submitted_at=self.submitted_at,
+        )
+
 
 class Episode:
     """Plays one job. `stopping` asks it to end after its current turn."""
@@ -81,10 +92,7 @@ class Episode:
         self._staleness = staleness
         self._max_staleness = max_staleness
         self._on_turn = on_turn
-        self.rollout = Rollout(
-            id=job.id, task_id=job.task_id, task_index=job.task_index, member=job.member, task=job.task
-        )
-        self.rollout.submitted_at = job.submitted_at
+        self.rollout = job.rollout()
         self._messages: list[Message] = []
 
     def __repr__(self) -> str:

@@ -5,6 +5,8 @@ its own, and only the playing of a rollout is elsewhere. A group's members go to
 server. A process that dies costs the rollouts that it was playing, which fail as `process`, and is started again.
 
     wire     what is said, both ways
+    hand     one process as it is seen here
+    remote   one rollout that a process plays
     launch   how processes are started here, and what carries their frames
     worker   the process's side
 """
@@ -19,95 +21,28 @@ from typing import Self
 
 import anyio
 import anyio.abc
-import msgspec
 import structlog
 
 from rollout import errors
 from rollout.config import EngineConfig
 from rollout.crew import wire
+from rollout.crew.hand import Hand
 from rollout.crew.launch import Launch, Worker, launch_process
+from rollout.crew.remote import GRACE_S, RemoteEpisode
 from rollout.env import Env
-from rollout.episode import CLOSE_GRACE_S, Job
+from rollout.episode import Job
 from rollout.errors import ConfigError, RolloutError
 from rollout.fleet import FleetStanding
 from rollout.placement import Placement
-from rollout.records import Failure, FailureKind, Rollout
 from rollout.stats import Played
 from rollout.weights import WeightsStanding
 
 #: A process that dies so often in a row without having ended one rollout is not started again.
 STRIKES = 3
 
-#: How long a cancelled rollout may take to come back, and a process to end: its environments are closed meanwhile.
-GRACE_S = CLOSE_GRACE_S + 5.0
-
 Standing = tuple[WeightsStanding, FleetStanding | None]
 
 _log = structlog.get_logger(__name__)
-
-
-class _Awaited:
-    """A rollout that a process plays."""
-
-    def __init__(self) -> None:
-        self.over = anyio.Event()
-        self.ended: wire.Ended | None = None
-        self.lost: str | None = None
-        """Why it will not come."""
-
-
-class _Hand:
-    """One process as its crew sees it, through all its lives."""
-
-    def __init__(self) -> None:
-        self.worker: Worker | None = None
-        """None while it is being started."""
-        self.playing: dict[int, _Awaited] = {}
-        self.told: dict[int, anyio.Event] = {}
-        self.strikes = 0
-        self.left_out = False
-        """Whether it is not started again."""
-        self.played = Played()
-        self.earlier = list[Played]()
-        """Of its earlier lives."""
-
-    def send(self, command: wire.Command) -> None:
-        """To a process that is gone it is lost, and so is what it was playing: `lose` says that."""
-        self.send_frame(wire.encode(command))
-
-    def send_frame(self, frame: bytes) -> None:
-        if self.worker is not None:
-            self.worker.channel.send(frame)
-
-    def take(self, event: wire.Event) -> None:
-        """Takes what the process said."""
-        match event:
-            case wire.Ended():
-                self.strikes, self.played = 0, event.played
-                if (awaited := self.playing.get(event.number)) is not None:
-                    awaited.ended = event
-                    awaited.over.set()
-            case wire.Beat():
-                self.played = event.played
-            case wire.Followed() if event.number in self.told:
-                self.told.pop(event.number).set()
-            case wire.Logged():
-                getattr(_log, event.level, _log.warning)(event.event, **event.fields)
-
-    def lose(self, why: str) -> None:
-        """The process has ended: nothing more comes of it."""
-        if self.worker is not None:
-            self.worker.channel.close()
-        self.worker = None
-        # What it used is used no more; what it played stays played.
-        self.earlier.append(msgspec.structs.replace(self.played, trajectories=[], peak_rss_mb=0.0, loop_lag_p99_s=0.0))
-        self.played = Played()
-        for awaited in self.playing.values():
-            awaited.lost = why
-            awaited.over.set()
-        for event in self.told.values():
-            event.set()
-        self.told.clear()
 
 
 class Crew:
@@ -128,7 +63,7 @@ class Crew:
         self._standing = standing
         self._on_gone = on_gone
         self._launch = launch
-        self._hands = [_Hand() for _ in range(config.processes)]
+        self._hands = [Hand() for _ in range(config.processes)]
         self._placement = Placement(config.processes)
         self._returned = anyio.Event()
         self._numbers = itertools.count(1)
@@ -147,7 +82,7 @@ class Crew:
         self._setup = wire.encode(wire.Setup(self._config, _pickled(self._make_env)))
         failed: list[RolloutError] = []
 
-        async def start(hand: _Hand) -> None:
+        async def start(hand: Hand) -> None:
             try:
                 await self._start(hand)
             except RolloutError as error:
@@ -197,20 +132,21 @@ class Crew:
         """What each process has played, those that died included."""
         return [part for hand in self._hands for part in (hand.played, *hand.earlier)]
 
-    async def hand_for(self, session: str, job: Job) -> _Hand:
-        """The process of a rollout: its group's, or the least busy."""
+    async def hand_for(self, session: str, job: Job) -> Hand:
+        """See `rollout.crew.remote.Hands`. Waits while every process is being started again."""
         while (at := self._placement.place(session, job.task_id, job.group_size)) is None:
             await self._returned.wait()
         return self._hands[at]
 
     def release(self, session: str) -> None:
-        """The rollout has ended, however it did."""
+        """See `rollout.crew.remote.Hands`."""
         self._placement.release(session)
 
     def next_number(self) -> int:
+        """See `rollout.crew.remote.Hands`."""
         return next(self._numbers)
 
-    async def _start(self, hand: _Hand) -> None:
+    async def _start(self, hand: Hand) -> None:
         """Raises RolloutError where the process cannot begin."""
         worker = await self._launch()
         try:
@@ -254,7 +190,7 @@ class Crew:
         if all(hand.left_out for hand in self._hands):
             self._on_gone(RolloutError("every process ended, again and again, before it had played a rollout"))
 
-    async def _restart(self, hand: _Hand) -> None:
+    async def _restart(self, hand: Hand) -> None:
         while hand.worker is None and hand.strikes < STRIKES:
             try:
                 await self._start(hand)
@@ -276,63 +212,6 @@ class Crew:
             async with anyio.create_task_group() as ending:
                 for worker in workers:
                     ending.start_soon(_end_of, worker)
-
-
-class RemoteEpisode:
-    """A rollout that is played by a process. Stands in `rollout.episode.Episode`'s place."""
-
-    def __init__(self, crew: Crew, job: Job, evaluation: bool) -> None:
-        self._crew = crew
-        self._job = job
-        self._evaluation = evaluation
-        self.rollout = Rollout(
-            id=job.id, task_id=job.task_id, task_index=job.task_index, member=job.member, task=job.task
-        )
-        self.rollout.submitted_at = job.submitted_at
-
-    def __repr__(self) -> str:
-        return f"<RemoteEpisode {self.rollout.id}>"
-
-    async def play(self) -> Rollout:
-        """Plays to the end. Raises only when it is cancelled from outside; `rollout` then holds what was played."""
-        number = self._crew.next_number()
-        session = str(number)
-        try:
-            frame = wire.encode(wire.Play(number, self._job, self._evaluation))
-        except (NotImplementedError, TypeError, ValueError) as error:
-            message = f"its task cannot be sent to a process: {error}"
-            self._fail(FailureKind.ENVIRONMENT, message, type(error).__name__)
-            return self.rollout
-        try:
-            await self._play(number, await self._crew.hand_for(session, self._job), frame)
-        except BaseException:
-            if self.rollout.failure is None and self.rollout.stop is None:
-                self._fail(FailureKind.CANCELLED, "cancelled")
-            raise
-        finally:
-            self._crew.release(session)
-        return self.rollout
-
-    async def _play(self, number: int, hand: _Hand, frame: bytes) -> None:
-        awaited = hand.playing[number] = _Awaited()
-        hand.send_frame(frame)
-        try:
-            await awaited.over.wait()
-        except BaseException:
-            hand.send(wire.Cancel(number))
-            with anyio.move_on_after(GRACE_S, shield=True):
-                await awaited.over.wait()
-            raise
-        finally:
-            del hand.playing[number]
-            if awaited.ended is not None:
-                earlier, self.rollout = self.rollout, wire.restored(awaited.ended, self._job.task)
-                self.rollout.earlier_failures = earlier.earlier_failures
-            elif awaited.lost is not None:
-                self._fail(FailureKind.PROCESS, awaited.lost)
-
-    def _fail(self, kind: FailureKind, message: str, error: str = "") -> None:
-        self.rollout.failure = Failure(kind=kind, message=message, error=error)
 
 
 async def _end_of(worker: Worker) -> str:

@@ -10,8 +10,9 @@ import pytest
 
 from rollout import Engine, EngineConfig
 from rollout.errors import ConfigError, ConnectionFailed, NoServerLeft, ServerBusy, ServerError
-from rollout.fleet import MAX_DEATHS, Fleet, Member
+from rollout.fleet import MAX_DEATHS, Fleet
 from rollout.histogram import Histogram
+from rollout.member import Member
 from rollout.records import FailureKind, Rollout
 from rollout.transport import Reply, Request, ServerInfo, ServerLoad, TokenPrompt, Traffic
 from rollout.weights import InFlight

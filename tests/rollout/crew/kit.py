@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import anyio
 
 from rollout import Env, Message, Step, user
+from rollout.crew import wire
 from rollout.crew.launch import Channel, Worker
 from rollout.crew.worker import serve
 
@@ -89,6 +90,20 @@ async def launch_stillborn() -> Worker:
         channel.close()
 
     return await _launched(end)
+
+
+async def launch_fainting() -> Worker:
+    """A process that ends with its first rollout."""
+
+    async def faint(channel: Channel) -> None:
+        await channel.receive()
+        channel.send(wire.encode(wire.Ready()))
+        while (frame := await channel.receive()) is not None:
+            if isinstance(wire.decode_command(frame), wire.Play):
+                break
+        channel.close()
+
+    return await _launched(faint)
 
 
 async def _launched(serve: Callable[[Channel], Coroutine[Any, Any, None]]) -> Worker:

@@ -9,12 +9,13 @@ from typing import Any
 import anyio
 import pytest
 
-from rollout import Engine, EngineConfig, Group
+from rollout import Engine, EngineConfig, Group, Rollout
+from rollout.crew import STRIKES
 from rollout.errors import ConfigError, NoServerLeft, RolloutError
 from rollout.records import FailureKind
 from rollout.store import encode_rollout
 from tests.local_server import serving
-from tests.rollout.crew.kit import Asking, Dying, Endless, launch_stillborn, launch_task
+from tests.rollout.crew.kit import Asking, Dying, Endless, launch_fainting, launch_stillborn, launch_task
 from transports.embedded.app import create_app
 from transports.scripted import ScriptedTransport
 
@@ -223,3 +224,19 @@ async def test_processes_that_never_begin_are_an_error() -> None:
     with pytest.raises(RolloutError, match="ended before it was ready"):
         async with Engine(EngineConfig(processes=2), Asking, launch=launch_stillborn):
             pass
+
+
+async def test_processes_that_always_die_end_the_run() -> None:
+    """Where no process ever ends a rollout they are not started for ever: the stream says so, each loss is recorded."""
+    lost: list[Rollout] = []
+
+    async def keep(rollout: Rollout) -> None:
+        lost.append(rollout)
+
+    async with Engine(EngineConfig(processes=2, concurrency=1), Asking, launch=launch_fainting) as running:
+        with pytest.raises(RolloutError, match="every process ended"):
+            async for _ in running.stream(tasks(50), on_rollout=keep):
+                pass
+        assert running.stats().process_deaths == 2 * STRIKES
+    kinds = [rollout.failure.kind for rollout in lost if rollout.failure]
+    assert kinds.count(FailureKind.PROCESS) == 2 * STRIKES
