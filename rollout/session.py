@@ -100,6 +100,8 @@ class Session:
         self._last_ids: tuple[int, TokenPrompt] | None = None
         """The last turn's node, and the prompt that it answered: the next one mostly starts with it."""
         self._last_messages: MessagePrompt | None = None
+        self._measured: tuple[MessagePrompt, int] | None = None
+        """A prompt of messages, and how many tokens the server said that it had."""
         self._logged: set[FallbackReason] = set()
         self._numbers = itertools.count(1)
         """Request ids differ even where two turns of one session are under way at once."""
@@ -141,6 +143,8 @@ class Session:
         answered = time.perf_counter()
         message = await self._read(reply, outgoing, conversation, context)
         turn = self._commit(prompt, outgoing, reply, message)
+        if isinstance(request.prompt, MessagePrompt) and turn.prompt_tokens:
+            self._measured = request.prompt, turn.prompt_tokens
         turn.request_s = reply.request_s or answered - rendered
         turn.queue_s = max(0.0, answered - rendered - turn.request_s)
         turn.render_s = time.perf_counter() - answered + rendered - started
@@ -275,7 +279,7 @@ class Session:
             length = len(prompt.ids)
         else:
             # A token is at least a byte, so a short prompt need not be rendered to know that it fits.
-            length = _most_tokens(prompt)
+            length = _most_tokens(prompt, self._measured)
             if length + (wanted or 1) > limit:
                 if self._model.codec is None:
                     return wanted
@@ -376,7 +380,13 @@ def _sampling(config: EngineConfig, room: int | None) -> Mapping[str, Any]:
     return {**config.sampling, "min_tokens": room} if asked else config.sampling
 
 
-def _most_tokens(prompt: MessagePrompt) -> int:
-    """A bound on a prompt's tokens that needs no tokenizer: its bytes, and much for the template's own text."""
-    size = len(memoryview(prompt.json())) + 32 * len(prompt.messages)
+def _most_tokens(prompt: MessagePrompt, measured: tuple[MessagePrompt, int] | None) -> int:
+    """A bound on a prompt's tokens that needs no tokenizer: its bytes, and much for the template's own text.
+
+    Behind a prompt that the server has measured it is that and the bytes of what is new.
+    """
+    if measured is not None and (added := prompt.added_to(measured[0])) is not None:
+        messages, size = added
+        return measured[1] + size + 32 * messages + 256
+    size = prompt.size + 32 * len(prompt.messages)
     return size + (2_048 + len(msgspec.json.encode(list(prompt.tools))) if prompt.tools else 0) + 256

@@ -86,6 +86,19 @@ class MessagePrompt:
     def __repr__(self) -> str:
         return f"<MessagePrompt of {len(self.messages)} messages>"
 
+    @property
+    def size(self) -> int:
+        """Bytes of `json`."""
+        return len(memoryview(self.json()))
+
+    def added_to(self, earlier: MessagePrompt) -> tuple[int, int] | None:
+        """(messages, bytes) that this prompt has behind an earlier one's; None where it does not start with that."""
+        count = len(earlier.messages)
+        same = count <= len(self.messages) and all(map(is_, earlier.messages, self.messages))
+        if not same or earlier.tools != self.tools or earlier.template_args != self.template_args:
+            return None
+        return len(self.messages) - count, self.size - earlier.size
+
     def json(self) -> msgspec.Raw:
         """The messages in OpenAI's form as JSON's array, to be put into a body as it is."""
         if self._json is None:

@@ -235,6 +235,30 @@ async def test_a_turn_that_does_not_fit_is_not_sent(local: bool) -> None:
     assert len(transport.requests) == 1
 
 
+async def test_a_long_message_in_conversation_is_not_rendered_here_to_be_measured() -> None:
+    """What the server said of the last prompt bounds the next: only one near the limit is rendered for its length."""
+    rendered: list[int] = []
+
+    class Counting(ByteCodec):
+        async def render(self, messages: Any, context: Context) -> list[int]:
+            rendered.append(len(messages))
+            return await super().render(messages, context)
+
+    turns = 30
+    texts = [f"u{number}" for number in range(turns)]
+    whole = [message for text in texts for message in (user(text), Message("assistant", "b"))]
+    limit = 2 * len(render_bytes(whole)) + 400
+    options: dict[str, Any] = {"codec": Counting(), "mode": "mito", "max_tokens": 8}
+    talk, transport = session(*[reply("b")] * turns, info={"max_model_len": limit}, **options)
+    await play(talk, *texts)
+    assert rendered == []
+    assert {request.max_tokens for request in transport.requests} == {8}
+    # Another conversation of that length is measured by nobody yet.
+    talk, _ = session(reply("b"), info={"max_model_len": limit}, **options)
+    await talk.turn([*whole, user("last")])
+    assert rendered == [len(whole) + 1]
+
+
 async def test_the_server_bridge_learns_stop_tokens_and_extends() -> None:
     """Without a tokenizer the server's own /tokenize makes the bridge, once a turn has ended by its stop token."""
     transport = ScriptedTransport([reply("b"), reply("d")])
