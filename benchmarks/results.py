@@ -66,7 +66,7 @@ BENCHES = (
         "Every token is about as likely as any other, so hardly a completion comes back as the ids that were sampled: "
         "the worst case for message-in.",
         [["--turns", "8", "-c", "16,64"]],
-        "vllm: as above, --model DIR of `tests.live.random_model`",
+        "vllm: the same, with --model DIR: a folder that tests/live/random_model.py writes",
         random_weights=True,
     ),
     Bench(
