@@ -169,7 +169,8 @@ class RendererBridge:
             self._patterns.clear()
         self._patterns[key] = None
         if isinstance(found, Bridged):
-            with contextlib.suppress(stand_in.NotExtendable):
+            # A family that declines or raises on a probe has no pattern; what it wrote for this turn stands.
+            with contextlib.suppress(Exception):
                 self._patterns[key] = learn(self._tokenizer, tail, lambda t: self._extend(previous, t, context))
 
     def _by_family(self, previous: Previous, tail: Sequence[Message], context: Context) -> Bridged | Declined:
@@ -246,11 +247,13 @@ class RendererBridge:
         if key not in self._readings:
             if len(self._readings) >= _SHAPES_SEEN:
                 self._readings.clear()
-            self._readings[key] = learn_reading(
-                self._tokenizer.plain_ids,
-                self._tokenizer.decode,
-                lambda ids: self._parse(prompt_ids, [*ids, end], context),
-            )
+            self._readings[key] = None
+            with contextlib.suppress(Exception):  # as above
+                self._readings[key] = learn_reading(
+                    self._tokenizer.plain_ids,
+                    self._tokenizer.decode,
+                    lambda ids: self._parse(prompt_ids, [*ids, end], context),
+                )
         return self._readings[key]
 
     def _parse(self, prompt_ids: Sequence[int], completion_ids: list[int], context: Context) -> Message:

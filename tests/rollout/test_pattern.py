@@ -101,3 +101,27 @@ def test_shapes_that_never_come_again_are_not_learnt(tokenizer: Any) -> None:
         tail = [Message("tool", "4", tool_call_id=f"call-{number}", name="add")]
         bridge.extend(Previous(prompt_ids=[1], completion_ids=[end], message=Message("assistant", "x")), tail, context)
     assert not bridge._patterns
+
+
+def test_a_family_that_raises_on_a_probe_is_asked_each_time(tokenizer: Any) -> None:
+    """What it writes and reads for the turns that were played stands, whatever it makes of others."""
+
+    class Moody(RendererBridge):
+        def _extend(self, previous: Previous, tail: Sequence[Message], context: Any) -> list[int]:
+            if tail[0].text != "played":
+                raise RuntimeError("a probe")
+            return super()._extend(previous, tail, context)
+
+        def _parse(self, prompt_ids: Sequence[int], completion_ids: list[int], context: Any) -> Message:
+            if len(completion_ids) != len(ids):
+                raise RuntimeError("a probe")
+            return super()._parse(prompt_ids, completion_ids, context)
+
+    bridge, context = Moody(tokenizer, "qwen3", "all"), make_context([], {})
+    ids = [*tokenizer.encode("Yes, I do think so, and more."), tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    prompt = bridge.render([user("one")], context)
+    for _ in range(3):
+        message = bridge.parse(prompt, ids, context)
+        assert message == Message("assistant", "Yes, I do think so, and more.")
+        previous = Previous(prompt_ids=prompt, completion_ids=ids, message=message)
+        assert isinstance(bridge.extend(previous, [user("played")], context), Bridged)
