@@ -91,6 +91,8 @@ class Lag:
     def __init__(self) -> None:
         self.max_s = 0.0
         self._last: deque[float] = deque(maxlen=KEPT)
+        self._p99_s: float | None = None
+        """Known until the next look: a crew's processes say it with every rollout that ends."""
 
     def __repr__(self) -> str:
         return f"<Lag p99 {self.p99_s * 1e3:.1f} ms, max {self.max_s * 1e3:.1f} ms>"
@@ -98,8 +100,10 @@ class Lag:
     @property
     def p99_s(self) -> float:
         """The 99th percentile of the last looks; 0 before the first."""
-        ordered = sorted(self._last)
-        return ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))] if ordered else 0.0
+        if self._p99_s is None:
+            ordered = sorted(self._last)
+            self._p99_s = ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))] if ordered else 0.0
+        return self._p99_s
 
     def add(self, late_s: float) -> None:
         """Takes one delay."""
@@ -109,6 +113,7 @@ class Lag:
             )
         self.max_s = max(self.max_s, late_s)
         self._last.append(late_s)
+        self._p99_s = None
 
     async def watch(self) -> None:
         """Looks at the clock again and again. Never returns."""

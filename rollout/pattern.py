@@ -28,7 +28,6 @@ _PROBES = ("plain", "  x ", "\n\na\n", "a\nb\n\n- c", "12 345", '{"a": 1}', "[1,
 #: Renderers look for tags in what is said (`<tool_response>`, `<think>`).
 _READ_BY_RENDERERS = "<"
 
-
 #: A completion with one of these may be more than text to some parser: tags, JSON, calls in brackets or code.
 _READ_BY_PARSERS = re.compile(r"[<>{}\[\]|`]|\bto=|^\s*assistant")
 
@@ -80,9 +79,9 @@ def learn(
     pattern = _pattern(ids, encoded, words)
     if pattern is None:
         return None
-    for at, probe in enumerate(_PROBES):
+    for at in range(len(_PROBES)):
         # Texts that differ from message to message, so that a slot in another's place is found out.
-        texts = [_PROBES[(at + number) % len(_PROBES)] if number else probe for number in range(len(messages))]
+        texts = [_PROBES[(at + number) % len(_PROBES)] for number in range(len(messages))]
         if pattern.filled(texts, tokenizer.plain_ids) != make(_with_texts(messages, texts)):
             return None
     return pattern

@@ -7,7 +7,7 @@ be a pair of sockets, or a connection to another host.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -137,8 +137,6 @@ def _dec_hook(kind: Any, value: Any) -> Any:
         return TokenIds(IDS, value)
     if kind is Logprobs:
         return Logprobs(LOGPROBS, value)
-    if isinstance(value, Sequence):  # of a configuration: base_url, headers
-        return value
     raise NotImplementedError(str(kind))
 
 
