@@ -1,0 +1,52 @@
+"""The client's cost: what fails a check, and what is only noise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from benchmarks import client
+from benchmarks.client import Row, is_worse
+
+
+def _row(ours: list[float], floors: list[float]) -> Row:
+    row = Row("http://127.0.0.1", "tito", 4, 128)
+    row.ours, row.floors, row.lags = ours, floors, [0.0] * len(ours)
+    return row
+
+
+def test_a_row_is_judged_by_the_least_of_its_repeats() -> None:
+    row = _row([0.6, 1.9, 0.7], [0.4, 0.2, 0.2])
+    assert row.ratio == 3.0
+    assert "| 3.0 | 1.5 to 9.5 |" in row.markdown()
+    assert not is_worse(row, {"tito 4x128": 2.5})
+    assert is_worse(row, {"tito 4x128": 1.9})
+    assert is_worse(row, {})
+
+
+@pytest.mark.parametrize(("ours", "code", "looks"), [([3.0, 1.0], 0, 2), ([3.0], 1, 1 + client.SECOND_LOOKS)])
+def test_a_row_that_looks_worse_is_measured_again_before_it_counts(
+    ours: list[float],
+    code: int,
+    looks: int,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    seen: list[int] = []
+
+    async def measure(row: Row, repeats: int) -> None:
+        row.ours.append(ours[min(len(seen), len(ours) - 1)])
+        row.floors.append(1.0)
+        row.lags.append(0.0)
+        seen.append(repeats)
+
+    ratios = tmp_path / "ratios.json"
+    ratios.write_bytes(msgspec.json.encode({"tito 4x128": 1.0}))
+    monkeypatch.setattr(client, "RATIOS", ratios)
+    monkeypatch.setattr(Row, "measure", measure)
+    assert client.main(["--check", "--mode", "tito", "--shape", "4x128", "--repeats", "2"]) == code
+    assert seen == [2] * looks
+    assert ("tito 4x128: 3.0 bare loops, recorded 1.0" in capsys.readouterr().err) == bool(code)
