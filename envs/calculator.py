@@ -35,6 +35,7 @@ def _specification(name: str, description: str) -> dict[str, Any]:
 class Calculator(Env):
     """Answer an arithmetic word question with the tools add, subtract and multiply; reward 1 when right."""
 
+    blocks = False
     tools: ClassVar[Sequence[Mapping[str, Any]]] = (
         _specification("add", "a plus b"),
         _specification("subtract", "a minus b"),

@@ -30,6 +30,8 @@ def filler(chars: int, start: int = 0) -> str:
 class Echo(Env):
     """Answer "turn k: " and filler, whatever the model says; reward 1 when all turns were played."""
 
+    blocks = False
+
     def __init__(self, turns: int = 8, chars: int = 400) -> None:
         if turns < 1 or chars < 0:
             raise ValueError(f"echo needs turns >= 1 and chars >= 0, not turns={turns} chars={chars}")

@@ -15,6 +15,8 @@ _INTEGER = re.compile(r"-?\d+")
 class GuessNumber(Env):
     """Find a hidden number from "higher" and "lower" before the guesses run out; reward 1 when found."""
 
+    blocks = False
+
     def __init__(self, low: int = 1, high: int = 64, guesses: int = 7) -> None:
         if low > high or guesses < 1:
             raise ValueError(f"guess_number needs low <= high and guesses >= 1, not {low}..{high} in {guesses}")

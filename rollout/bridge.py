@@ -23,7 +23,7 @@ from rollout.canonical import value_digest
 from rollout.literal import LiteralTokenizer, NotLiteral
 from rollout.messages import Message, with_tool_names
 from rollout.parsing import from_renderer, parse_text
-from rollout.pattern import Pattern, Reading, as_text, learn, learn_reading, texts_of
+from rollout.pattern import Pattern, Reading, as_text, learn, learn_reading, said_otherwise, texts_of
 from rollout.tokenizer import template_form, template_ids
 
 #: How much of a prompt's end renderers are shown. What they look for there is the generation prompt: has it opened
@@ -129,9 +129,7 @@ class RendererBridge:
         return _literally(self._tokenizer, messages, make)
 
     def extend(self, previous: Previous, tail: Sequence[Message], context: Context) -> Bridged | Declined:
-        end = previous.completion_ids[-1] if previous.completion_ids else None
-        # How a turn that was cut off is closed is the family's to know, each time.
-        texts = texts_of(tail) if end in self._stops else None
+        texts = texts_of(tail) if previous.completion_ids else None
         if texts is None or not all(map(self._tokenizer.is_plain, texts)):
             return self._by_family(previous, tail, context)
         key = self._pattern_key(previous, tail, context)
@@ -145,16 +143,21 @@ class RendererBridge:
         return Bridged(pattern.filled(texts, self._tokenizer.plain_ids), self.name)
 
     def _pattern_key(self, previous: Previous, tail: Sequence[Message], context: Context) -> object:
-        """Equal where the family writes the same around a tail's texts: texts do not count, markers do."""
-        said = previous.message
+        """Equal where the family writes the same around a tail's texts: texts do not count, markers do.
+
+        So does how the turn ended, by which stop token or cut off, and whether it began with a marker: an opener of
+        reasoning is one at the start only.
+        """
+        said, sampled = previous.message, previous.completion_ids
         form = said is not None and (
             said.content is None,
             said.reasoning_content is None,
             len(said.malformed_tool_calls),
         )
         markers = self._tokenizer.markers_in
-        around = markers(previous.prompt_ids[-_OPENING:]), markers(previous.completion_ids)
-        return context.key, stand_in.shape_key(said, tail), form, around, previous.completion_ids[-1]
+        around = markers(previous.prompt_ids[-_OPENING:]), markers(sampled[:1]), markers(sampled)
+        end = sampled[-1] if sampled[-1] in self._stops else None
+        return context.key, stand_in.shape_key(said, tail), form, around, end
 
     def _learn(
         self, key: object, found: Bridged | Declined, previous: Previous, tail: Sequence[Message], context: Context
@@ -171,7 +174,11 @@ class RendererBridge:
         if isinstance(found, Bridged):
             # A family that declines or raises on a probe has no pattern; what it wrote for this turn stands.
             with contextlib.suppress(Exception):
-                self._patterns[key] = learn(self._tokenizer, tail, lambda t: self._extend(previous, t, context))
+                pattern = learn(self._tokenizer, tail, lambda t: self._extend(previous, t, context))
+                said = said_otherwise(self._tokenizer, previous.completion_ids, self._stops)
+                others = (msgspec.structs.replace(previous, completion_ids=ids) for ids in said)
+                if all(self._extend(other, tail, context) == found.ids for other in others):
+                    self._patterns[key] = pattern
 
     def _by_family(self, previous: Previous, tail: Sequence[Message], context: Context) -> Bridged | Declined:
         """What the family itself writes."""

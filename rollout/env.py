@@ -20,7 +20,7 @@ A whole environment:
             return Step(done=True, reward=float(str(self.number * 2) in message.text))
 
 One object plays one rollout. `reset`, `step`, `score` and `close` may each be `async def`; where
-they are plain functions the engine calls them in a worker thread, so they may block.
+they are plain functions the engine calls them in a worker thread, so they may block (see `Env.blocks`).
 """
 
 from __future__ import annotations
@@ -60,6 +60,10 @@ class Env:
 
     tools: ClassVar[Sequence[Mapping[str, Any]]] = ()
     """Tools that the model may call, as OpenAI function specifications. May be set per object too."""
+
+    blocks: bool = True
+    """Whether plain methods may block: they then run in threads. Where this is False they are called on the event loop,
+    which spares 0.1 ms of CPU a call: for an environment that only computes for a moment. No deadline interrupts it."""
 
     max_tokens: int | None = None
     """Length of the next completion at most, where the environment knows it better than the run; `reset` and `step`

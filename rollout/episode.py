@@ -94,6 +94,7 @@ class Episode:
         self._on_turn = on_turn
         self.rollout = job.rollout()
         self._messages: list[Message] = []
+        self._blocks = True
 
     def __repr__(self) -> str:
         return f"<Episode {self.rollout.id} {len(self._session.turns)} turns>"
@@ -119,6 +120,7 @@ class Episode:
     async def _play(self) -> StopReason:
         await self._session.turnstile.enter()  # thousands that start at once would each start a thread
         env = await self._call("__init__", self._make_env)
+        self._blocks = env.blocks
         try:
             opening = await self._call("reset", env.reset, self.rollout.task)
             self._append(opening, "reset")
@@ -186,16 +188,19 @@ class Episode:
         self._messages.extend(with_tool_names([*last, *new])[len(last) :])
 
     async def _call(self, name: str, function: Callable[..., Any], *args: Any, limit_s: float | None = None) -> Any:
-        """Calls the environment: async functions here, others in a thread, since they may block."""
+        """Calls the environment: async functions here, others in a thread where they may block."""
         started = time.perf_counter()
         limit_s = limit_s or self._config.step_timeout_s
         try:
             with anyio.fail_after(limit_s) if limit_s else contextlib.nullcontext():
                 if inspect.iscoroutinefunction(function):
                     return await function(*args)
-                result = await anyio.to_thread.run_sync(
-                    lambda: function(*args), limiter=self._threads, abandon_on_cancel=True
-                )
+                if self._blocks:
+                    result = await anyio.to_thread.run_sync(
+                        lambda: function(*args), limiter=self._threads, abandon_on_cancel=True
+                    )
+                else:
+                    result = function(*args)
                 return await result if inspect.isawaitable(result) else result
         except TimeoutError as error:
             message = f"{name} took longer than {limit_s:g} s" if limit_s else str(error)

@@ -5,14 +5,15 @@ And how it reads a completion without any marker, which is mostly its text, as i
 A hand-written renderer makes the same tokens around every user message of a conversation, at several times the cost of
 encoding the message. Which texts it encodes is seen by its tokenizer, which is ours. So it is watched with stand-in
 texts, and what it wrote is a pattern if it predicts what the renderer writes for other texts: with spaces around them,
-of several lines, of digits, of JSON. A renderer that strips a text, or reads it, has none, and neither has a
+of several lines, of digits, of JSON; and if it writes the same whatever the model said between its markers: how a turn
+that was cut off is closed depends on those. A renderer that strips a text, or reads it, has none, and neither has a
 conversation with `<` in it: there the renderer is asked each time.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import msgspec
 
@@ -24,6 +25,10 @@ _WORD = "Quartz{}muffin"
 
 #: What a pattern must predict. Renderers strip, split lines, and read JSON.
 _PROBES = ("plain", "  x ", "\n\na\n", "a\nb\n\n- c", "12 345", '{"a": 1}', "[1, 2]", "null", "3.5", "Grüße 👋")
+
+#: What a model may have said without a pattern's knowing: the same, nothing, space, and markers that it spelled out in
+#: ordinary tokens, here at the place where they are cut.
+_SAID = (*((text,) for text in (*_PROBES, "", " ", "\n\n")), ("<", "think>"), ("</", "think>"), ("<", "tool_call>"))
 
 #: Renderers look for tags in what is said (`<tool_response>`, `<think>`).
 _READ_BY_RENDERERS = "<"
@@ -85,6 +90,24 @@ def learn(
         if pattern.filled(texts, tokenizer.plain_ids) != make(_with_texts(messages, texts)):
             return None
     return pattern
+
+
+def said_otherwise(
+    tokenizer: LiteralTokenizer, completion_ids: Sequence[int], stops: Collection[int]
+) -> Iterator[list[int]]:
+    """The completion with other words between its markers: what a renderer writes behind it may not depend on them.
+
+    Where it starts with a marker it still does, and where it ends with a stop token, too.
+    """
+    marks = [index for index in completion_ids if index in stops or tokenizer.markers_in([index])]
+    starts = bool(marks) and completion_ids[0] == marks[0]
+    ends = completion_ids[-1] in stops
+    for pieces in _SAID:
+        words = [index for piece in pieces for index in tokenizer.plain_ids(piece)]
+        said = [] if starts else words or tokenizer.plain_ids("x")
+        for at, mark in enumerate(marks, 1):
+            said = [*said, mark, *(() if ends and at == len(marks) else words)]
+        yield said
 
 
 def as_text(text: str, reading: Reading) -> Message | None:

@@ -35,6 +35,8 @@ class Script(msgspec.Struct, frozen=True):
 class Replay(Env):
     """Plays scripts by the task's `index`."""
 
+    blocks = False
+
     def __init__(self, scripts: Sequence[Script]) -> None:
         self._scripts = scripts
         self._turn = 0

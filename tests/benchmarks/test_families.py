@@ -56,7 +56,7 @@ def test_the_end_of_a_prompt_is_enough(name: str) -> None:
 
 @pytest.mark.parametrize("name", families())
 def test_patterns_write_what_the_family_does(name: str) -> None:
-    """For texts of every kind, after text, reasoning and a call: learnt or not, what a family writes is the same."""
+    """For texts of every kind, after text, reasoning and a call, ended or cut off: learnt or not, it is the same."""
     family = make_family(name)
     bridge = family.lane().renderer
     assert bridge is not None
@@ -72,11 +72,14 @@ def test_patterns_write_what_the_family_does(name: str) -> None:
         (Message("assistant", tool_calls=(CALL,)), [RESULT]),
         (Message("assistant", "I add.", tool_calls=(CALL,)), [RESULT, user("Thanks.")]),
     ):
-        sampled = family.sampled(history, message, TOOLS)
-        previous = Previous(prompt_ids=prompt, completion_ids=sampled, message=message)
-        for text in ["first", "second", *texts]:
-            new = [msgspec.structs.replace(one, content=text[at:] or "y") for at, one in enumerate(tail)]
-            assert bridge.extend(previous, new, context) == bridge._by_family(previous, new, context)
+        whole = family.sampled(history, message, TOOLS)
+        x = family.tokenizer.encode("x", add_special_tokens=False)
+        cuts = [whole[:end] for end in range(1, len(whole))]
+        for sampled in (whole, [*x, *whole], *cuts, *([*x, *cut] for cut in cuts)):
+            previous = Previous(prompt_ids=prompt, completion_ids=sampled, message=message)
+            for text in ["first", "second", *(texts if sampled is whole else chance.sample(texts, 2))]:
+                new = [msgspec.structs.replace(one, content=text[at:] or "y") for at, one in enumerate(tail)]
+                assert bridge.extend(previous, new, context) == bridge._by_family(previous, new, context)
 
 
 @pytest.mark.parametrize("name", families())

@@ -106,6 +106,18 @@ async def test_blocking_environments_run_in_threads() -> None:
     assert threading.get_ident() not in env.threads
 
 
+async def test_an_environment_that_never_blocks_needs_no_thread() -> None:
+    """It says so, and is called where the event loop runs, its awaitable answers included."""
+
+    async def later() -> Step:
+        return Step(done=True, reward=2.0)
+
+    env = Chat(blocks=False, step=lambda message: later())
+    rollout = await play(env)
+    assert env.threads == {threading.get_ident()}
+    assert rollout.reward == 2.0
+
+
 async def test_async_environments_work_too() -> None:
     """Hooks that are coroutines are awaited."""
 

@@ -74,20 +74,44 @@ def test_messages_with_more_than_a_text_have_no_texts() -> None:
     assert texts_of([Message("tool", None)]) is None
 
 
-@given(text=st.text(min_size=1, max_size=60), completion=st.sampled_from(["Yes.", "<think>Hm.</think>Yes.", ""]))
-def test_a_bridge_by_pattern_is_the_familys(tokenizer: Any, text: str, completion: str) -> None:
-    """Whatever the text, and whatever the model said: a bridge that has learnt gives what a new one does."""
+@given(
+    text=st.text(min_size=1, max_size=60),
+    completion=st.lists(st.sampled_from(["Yes.", "<think>", "</think>", "<tool_call>", "\n", " <"]), max_size=4),
+    ended=st.booleans(),
+)
+def test_a_bridge_by_pattern_is_the_familys(tokenizer: Any, text: str, completion: list[str], ended: bool) -> None:
+    """Whatever the text, and whatever the model said, ended or cut off: a bridge that has learnt gives what a new one
+    does."""
     learnt = _LEARNT.setdefault("qwen3", RendererBridge(tokenizer, "qwen3", "all"))
     context = make_context([], {})
     prompt = learnt.render([user("one")], context)
-    ids = [*tokenizer.encode(completion), tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    end = [tokenizer.convert_tokens_to_ids("<|im_end|>")] if ended else []
+    ids = [*(index for piece in completion for index in tokenizer.encode(piece)), *end]
     previous = Previous(prompt_ids=prompt, completion_ids=ids, message=learnt.parse(prompt, ids, context))
     for _ in range(2):
         learnt.extend(previous, [user("two")], context)
     found = learnt.extend(previous, [user(text)], context)
-    assert isinstance(found, Bridged)
     assert found == learnt._by_family(previous, [user(text)], context)
-    assert any(learnt._patterns.values())
+
+
+@pytest.mark.parametrize(
+    ("said", "is_learnt"),
+    [
+        ("I go on and", True),
+        ("<think>I go on and", True),
+        ("\n<think>I go on and", False),  # its reasoning is closed first; behind other words it would not be
+        ("<think>Hm.</think>I go on and", True),
+        ("", False),
+    ],
+)
+def test_how_a_turn_that_was_cut_off_is_closed_is_learnt(tokenizer: Any, said: str, is_learnt: bool) -> None:
+    """Where the words between the markers do not count."""
+    bridge, context = RendererBridge(tokenizer, "qwen3", "all"), make_context([], {})
+    prompt = bridge.render([user("one")], context)
+    previous = Previous(prompt_ids=prompt, completion_ids=tokenizer.encode(said), message=Message("assistant", "x"))
+    for _ in range(3):
+        assert isinstance(bridge.extend(previous, [user("two")], context), Bridged)
+    assert any(bridge._patterns.values()) is is_learnt
 
 
 _LEARNT: dict[str, RendererBridge] = {}
