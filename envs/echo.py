@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from rollout.env import Env, MessageLike, Step, Task
 from rollout.messages import Message, user
@@ -16,6 +17,11 @@ _WORDS = _TEXT.split()
 
 def filler(chars: int, start: int = 0) -> str:
     """Exactly `chars` characters of plain words, the same ones for the same `start`."""
+    return _filler(chars, start % len(_WORDS))
+
+
+@lru_cache(1_024)
+def _filler(chars: int, start: int) -> str:
     words: list[str] = []
     length = 0
     while length <= chars:  # the joined text has one space less than `length` counts

@@ -176,7 +176,8 @@ class RendererBridge:
             with contextlib.suppress(Exception):
                 pattern = learn(self._tokenizer, tail, lambda t: self._extend(previous, t, context))
                 said = said_otherwise(self._tokenizer, previous.completion_ids, self._stops)
-                others = (msgspec.structs.replace(previous, completion_ids=ids) for ids in said)
+                longer = [*previous.prompt_ids, *previous.prompt_ids]  # some family may read all of a prompt
+                others = (msgspec.structs.replace(previous, prompt_ids=longer, completion_ids=ids) for ids in said)
                 if all(self._extend(other, tail, context) == found.ids for other in others):
                     self._patterns[key] = pattern
 

@@ -59,8 +59,9 @@ class Planner:
         """Messages whose canonical form was computed: grows with the new messages only."""
         self._messages: list[Message] = []
         self._digests: list[bytes] = []
-        self._node: int | None = None
-        self._root_key: tuple[bytes, bytes] = (b"", b"")
+        self._last_root: int | None = None
+        self._places: list[int] = []
+        """Where each of those messages leads in the tree, below that root."""
 
     def prompt(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], template_args: Mapping[str, Any]
@@ -90,10 +91,13 @@ class Planner:
             return Fallback(reason=reason, detail=fault, previous=node, depth=depth)
         return Extend(node=node, tail=tail, depth=depth)
 
-    def committed(self, node: int, prompt: Prompt, answer: Message, answer_digest: bytes) -> None:
-        """Remembers the conversation that now ends at `node`."""
-        self._node, self._root_key = node, (prompt.root.tools_key, prompt.root.args_key)
-        self._messages, self._digests = [*prompt.messages, answer], [*prompt.digests, answer_digest]
+    def committed(self, prompt: Prompt, answer: Message, answer_digest: bytes) -> None:
+        """Remembers the conversation, which is in the tree now."""
+        root = self._tree.find_root(prompt.root.tools_key, prompt.root.args_key)
+        assert root is not None, "a turn's root is in the tree before the turn is"
+        digests = [*prompt.digests, answer_digest]
+        self._places = self._places_of(root, digests)
+        self._last_root, self._messages, self._digests = root, [*prompt.messages, answer], digests
 
     def _shared(self, messages: Sequence[Message]) -> int:
         """How many leading messages are the very objects of the last conversation."""
@@ -128,26 +132,33 @@ class Planner:
 
     def _longest(self, root: int, prompt: Prompt) -> tuple[int | None, int, int | None, int]:
         """(deepest sampled node, its depth, node where this very prompt ends if sent before, messages matched)."""
-        tree, digests = self._tree, prompt.digests
-        found: tuple[int | None, int] = (None, 0)
-        frontier, depth = [-1 - root], 0
-        key = (prompt.root.tools_key, prompt.root.args_key)
-        continued = self._node is not None and digests[: len(self._digests)] == self._digests and key == self._root_key
-        if continued and self._node is not None and not tree.ambiguous:
-            found, frontier, depth = (self._node, len(self._digests)), [self._node], len(self._digests)
+        tree, places = self._tree, self._places_of(root, prompt.digests)
         prompt_node = None
-        while frontier and depth < len(digests):
-            frontier = [child for node in frontier for child in tree.children(node, digests[depth])]
-            depth += bool(frontier)
-            sampled = next((node for node in frontier if tree.nodes[node].sampled), None)
+        if len(places) == len(prompt.digests) and places:
+            ends = (
+                n for n in reversed(tree.nodes_at(places[-1])) if tree.nodes[n].prompt_end and tree.nodes[n].ids_known
+            )
+            prompt_node = next(ends, None)
+        for depth in range(len(places), 0, -1):
+            nodes = tree.nodes_at(places[depth - 1])
+            sampled = next((node for node in reversed(nodes) if tree.nodes[node].sampled), None)
             # A message-in reply without ids still says which turn came before.
-            unknown = next((node for node in frontier if node in tree.leaves[-1:]), None)
+            unknown = next((node for node in nodes if node in tree.leaves[-1:]), None)
             if (best := sampled if sampled is not None else unknown) is not None:
-                found = (best, depth)
-            if depth == len(digests):
-                ends = (n for n in frontier if tree.nodes[n].prompt_end and tree.nodes[n].ids_known)
-                prompt_node = next(ends, None)
-        return *found, prompt_node, depth
+                return best, depth, prompt_node, len(places)
+        return None, 0, prompt_node, len(places)
+
+    def _places_of(self, root: int, digests: Sequence[bytes]) -> list[int]:
+        """The places in the tree that a conversation goes through: one per message that was sent or said before."""
+        goes_on = self._last_root == root and digests[: len(self._digests)] == self._digests
+        places = list(self._places) if goes_on else []
+        place = places[-1] if places else -1 - root
+        for message in digests[len(places) :]:
+            behind = self._tree.place_behind(place, message)
+            if behind is None:
+                break
+            places.append(place := behind)
+        return places
 
 
 def tail_fault(tail: Sequence[Message]) -> str:

@@ -314,7 +314,7 @@ class Session:
             received = sent
         else:
             received = TokenPrompt(reply.prompt_ids)
-        broken, start = self._broken(outgoing, received)
+        broken = self._is_broken(outgoing, received)
         if isinstance(plan, Extend) and received is sent:
             digests = prompt.digests[plan.depth :]
             end = (
@@ -324,32 +324,28 @@ class Session:
             root = tree.find_root(prompt.root.tools_key, prompt.root.args_key)
             root = tree.add_root(prompt.root) if root is None else root
             ids = received.ids if received is not None else None
-            end = tree.add_prompt(root, prompt.messages, prompt.digests, ids, start)
+            end = tree.add_prompt(root, prompt.messages, prompt.digests, ids)
         message_digest = digest(message, self._model.config.match)
         node = tree.add_sampled(
             end, message, message_digest, reply.completion_ids, reply.logprobs, reply.weight_versions
         )
-        self._planner.committed(node, prompt, message, message_digest)
+        self._planner.committed(prompt, message, message_digest)
         self._last_ids = (node, received) if received is not None else None
         if self._model.config.verify:
             check_turn(tree, node, sent, reply, outgoing.previous if outgoing.route is Route.TOKEN_IN else None)
         return self._turn(outgoing, reply, node, received, broken)
 
-    def _broken(
-        self, outgoing: _Outgoing, received: TokenPrompt | None
-    ) -> tuple[bool | None, tuple[int, int, int] | None]:
-        """Whether the server's prompt departs from what was sampled before; where it does not, up to where it goes.
-
-        (None where that cannot be known, (node, messages, ids) of the turn before)
-        """
-        previous, plan = outgoing.previous, outgoing.plan
+    def _is_broken(self, outgoing: _Outgoing, received: TokenPrompt | None) -> bool | None:
+        """Whether the server's prompt departs from what was sampled before; None where that cannot be known."""
+        previous = outgoing.previous
         if previous is None or received is None or not self.trajectory.nodes[previous].ids_known:
-            return None, None
-        if received is outgoing.prompt and isinstance(plan, Extend):
-            return False, None  # the prompt was made from those very ids; `verify` compares them all the same
-        before = self.trajectory.ids(previous)
-        broken = received.ids[: len(before)] != before
-        return broken, None if broken else (previous, plan.depth, len(before))
+            return None
+        if received is outgoing.prompt and isinstance(outgoing.plan, Extend):
+            return False  # the prompt was made from those very ids; `verify` compares them all the same
+        answered, completion_ids = self._turn_of(previous)
+        length = len(answered.ids)
+        sampled = received.ids[length : length + len(completion_ids)]
+        return received.ids[:length] != answered.ids or sampled.tolist() != completion_ids
 
     def _turn(
         self, outgoing: _Outgoing, reply: Reply, node: int, received: TokenPrompt | None, broken: bool | None

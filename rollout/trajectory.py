@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -89,8 +89,12 @@ class Trajectory:
         self.leaves: list[int] = []
         """Sampled nodes, in the order in which their turns were committed."""
         self._children: dict[int, dict[bytes, list[int]]] = {}
-        self.ambiguous = False
-        """Whether one sequence of messages may lead to several nodes (after a fork or a retry)."""
+        # Conversations, whatever their ids: a place is a sequence of messages below a root, -1 - r for none.
+        self._places: dict[tuple[int, bytes], int] = {}
+        """The place behind a place and a message's digest."""
+        self._nodes_at: list[list[int]] = []
+        self._place_of: dict[int, int] = {}
+        self._laid: _Laid | None = None
 
     @classmethod
     def from_parts(cls, roots: Sequence[Root], nodes: Sequence[Node], leaves: Sequence[int]) -> Trajectory:
@@ -98,9 +102,12 @@ class Trajectory:
         tree = cls()
         tree.roots, tree.nodes, tree.leaves = list(roots), list(nodes), list(leaves)
         for index, node in enumerate(nodes):
-            siblings = tree._children.setdefault(node.parent, {}).setdefault(node.digest, [])
-            tree.ambiguous = tree.ambiguous or bool(siblings) or node.message is None
-            siblings.append(index)
+            tree._children.setdefault(node.parent, {}).setdefault(node.digest, []).append(index)
+            above = [index]  # a split node was added after those below it
+            while (parent := nodes[above[-1]].parent) >= 0 and parent not in tree._place_of:
+                above.append(parent)
+            for each in reversed(above):
+                tree._put_in_place(each)
         return tree
 
     def __repr__(self) -> str:
@@ -110,14 +117,13 @@ class Trajectory:
     def token_count(self) -> int:
         return sum(len(node.ids) for node in self.nodes)
 
-    def children(self, node: int, digest: bytes) -> Iterator[int]:
-        """The children of a node (or root, as -1 - r) for a message, newest first; split nodes are seen through."""
-        below = self._children.get(node)
-        if below is None:
-            return
-        yield from reversed(below.get(digest, ()))
-        for split in reversed(below.get(b"", ())):
-            yield from self.children(split, digest)
+    def place_behind(self, place: int, digest: bytes) -> int | None:
+        """Where a message leads from a place, which is a sequence of messages below a root (-1 - r: none yet)."""
+        return self._places.get((place, digest))
+
+    def nodes_at(self, place: int) -> Sequence[int]:
+        """The nodes that end in a place's last message: several after a retry, or where ids differ. Oldest first."""
+        return self._nodes_at[place]
 
     def has_children(self, node: int) -> bool:
         return bool(self._children.get(node))
@@ -210,23 +216,37 @@ class Trajectory:
         messages: Sequence[Message],
         digests: Sequence[bytes],
         prompt_ids: Sequence[int] | None,
-        start: tuple[int, int, int] | None = None,
     ) -> int:
         """Lays a whole prompt, as the server reported it, over the tree; returns the node that ends it.
 
-        Where the ids differ from what is there, a new branch forks, in the middle of a delta if need be. `start` is
-        a node up to which they are known to be the same, with how many messages and ids that is: where no other
-        branch could hold as many, the search begins there.
+        Where the ids differ from what is there, a new branch forks, in the middle of a delta if need be.
         """
         if prompt_ids is None:
             return self._lay(-1 - root, messages, digests, ids_array(), known=False)
         ids = ids_array(prompt_ids)
-        start = start if start is not None and not self.ambiguous else (-1 - root, 0, 0)
+        start = self._start(root, digests, ids)
         node, depth, matched, partial = self._deepest_overlap(start, digests, ids)
         if partial is not None:
             child, shared = partial
             node, matched = self._split(child, shared), matched + shared
-        return self._lay(node, messages[depth:], digests[depth:], ids[matched:], known=True)
+        end = self._lay(node, messages[depth:], digests[depth:], ids[matched:], known=True)
+        alone = matched < len(ids) and len(self._nodes_at[self._place_of[end]]) == 1
+        self._laid = _Laid(root, end, digests, ids, len(self.nodes)) if alone else None
+        return end
+
+    def _start(self, root: int, digests: Sequence[bytes], ids: TokenIds) -> tuple[int, int, int]:
+        """Where the search for a prompt's place begins: (node, messages above, ids above).
+
+        At the end of the last prompt that was laid, where this one goes on from it and nothing but its answer came
+        since. That prompt had ids that no branch had, and no other branch has its messages, so none holds as much of
+        this one: a conversation that goes on costs what is new, however often it forked before.
+        """
+        last = self._laid
+        if last is not None and last.root == root and len(self.nodes) <= last.nodes + 1:
+            depth, length = len(last.digests), len(last.ids)
+            if depth < len(digests) and digests[:depth] == last.digests and ids[:length] == last.ids:
+                return last.end, depth, length
+        return -1 - root, 0, 0
 
     def _deepest_overlap(
         self, start: tuple[int, int, int], digests: Sequence[bytes], ids: TokenIds
@@ -272,7 +292,6 @@ class Trajectory:
         lower.weight_versions = _clip(lower.weight_versions, at, at + len(lower.ids))
         lower.parent = split
         self._children.setdefault(split, {}).setdefault(lower.digest, []).append(child)
-        self.ambiguous = True
         return split
 
     def _lay(
@@ -306,10 +325,31 @@ class Trajectory:
         node.multimodal = own_media or (parent is not None and parent.multimodal)
         node.ids_known = node.ids_known and (parent is None or parent.ids_known)
         self.nodes.append(node)
-        siblings = self._children.setdefault(node.parent, {}).setdefault(node.digest, [])
-        self.ambiguous = self.ambiguous or bool(siblings)
-        siblings.append(index)
+        self._children.setdefault(node.parent, {}).setdefault(node.digest, []).append(index)
+        self._put_in_place(index)
         return index
+
+    def _put_in_place(self, index: int) -> None:
+        node = self.nodes[index]
+        place = self._place_of[node.parent] if node.parent >= 0 else node.parent
+        if node.message is not None:
+            place = self._places.setdefault((place, node.digest), len(self._nodes_at))
+            if place == len(self._nodes_at):
+                self._nodes_at.append([])
+            self._nodes_at[place].append(index)
+        self._place_of[index] = place
+
+
+class _Laid(NamedTuple):
+    """The last prompt that was laid whole, if it had ids and messages that were not in the tree."""
+
+    root: int
+    end: int
+    """The node that ends it."""
+    digests: Sequence[bytes]
+    ids: TokenIds
+    nodes: int
+    """How many nodes there were then."""
 
 
 def _overlap(found: tuple[int, int, int, tuple[int, int] | None]) -> tuple[int, int]:

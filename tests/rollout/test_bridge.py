@@ -41,10 +41,28 @@ def test_a_family_that_reads_the_whole_prompt_gets_it(tokenizer: Any, reads_all:
     reader, context = Reader(tokenizer, "qwen3", "all"), make_context([], {})
     for length in (1_000, 2_000):
         turn = Previous(prompt_ids=[1] * length, completion_ids=[2], message=Message("assistant", "x"))
-        found = reader.extend(turn, [user("one")], context)
+        found = reader.extend(turn, [user("<one>")], context)  # which has no pattern
         assert isinstance(found, Bridged)
         assert found.ids == ([length] if reads_all else [1])
     assert lengths == [1_000, PROMPT_END, 2_000 if reads_all else PROMPT_END]
+
+
+def test_a_family_that_reads_the_whole_prompt_has_no_pattern(tokenizer: Any) -> None:
+    """What it writes behind one prompt says nothing of another, however short they are."""
+
+    class Counter(RendererBridge):
+        def _bridge(
+            self, prompt_ids: Sequence[int], completion_ids: list[int], tail: Any, context: Context
+        ) -> list[int]:
+            text: list[int] = self._tokenizer.encode(tail[0].text, add_special_tokens=False)
+            return [len(prompt_ids), *text]
+
+    counter, context = Counter(tokenizer, "qwen3", "all"), make_context([], {})
+    for length in (50, 51, 52, 53, 500, 501, 502, 503):
+        turn = Previous(prompt_ids=[1] * length, completion_ids=[2], message=Message("assistant", "x"))
+        found = counter.extend(turn, [user("one")], context)
+        assert isinstance(found, Bridged)
+        assert found.ids[0] == length
 
 
 @pytest.fixture(params=["renderer", "template"])

@@ -42,8 +42,8 @@ class Played:
             made = [hash(bytes(key)) % 1000 for key in prompt.digests]
             end = self.tree.add_prompt(root, messages, prompt.digests, made if ids else None)
         answer = Message("assistant", text)
-        node = self.tree.add_sampled(end, answer, digest(answer), [7] if ids else None, [-1.0] if ids else None)
-        self.planner.committed(node, prompt, answer, digest(answer))
+        self.tree.add_sampled(end, answer, digest(answer), [7] if ids else None, [-1.0] if ids else None)
+        self.planner.committed(prompt, answer, digest(answer))
         return answer
 
 

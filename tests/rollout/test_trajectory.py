@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rollout.canonical import digest
 from rollout.messages import Message, user
 from rollout.samples import samples_of_tree
-from rollout.trajectory import Root, Trajectory, ids_array
+from rollout.trajectory import Root, TokenIds, Trajectory, ids_array
 from rollout.verify import check_trajectory
 
 
@@ -82,6 +84,30 @@ def test_message_in_memory_is_linear() -> None:
     check_trajectory(tree, 300)
 
 
+def test_a_conversation_that_breaks_on_every_turn_costs_what_is_new() -> None:
+    """Each prompt's place is found in as many steps at turn 100 as at turn 3."""
+
+    class Counting(Trajectory):
+        steps = 0
+
+        def _direct_children(self, node: int, digest: bytes | None) -> Iterator[int]:
+            self.steps += 1
+            return super()._direct_children(node, digest)
+
+    tree = Counting()
+    root = tree.add_root(Root())
+    history: list[Message] = []
+    ids: list[int] = []
+    steps: list[int] = []
+    for turn in range(100):
+        history, ids, before = [*history, user(f"u{turn}")], [*ids, 100 + turn, 1], tree.steps
+        end = prompt(tree, root, history, ids)
+        steps.append(tree.steps - before)
+        answer(tree, end, f"a{turn}", [5, 6, 7])
+        history, ids = [*history, assistant(f"a{turn}")], [*ids, 5, 8]  # the server writes it in other ids
+    assert len(set(steps[2:])) == 1, steps
+
+
 TURNS = st.lists(
     st.tuples(
         st.integers(0, 5),  # which earlier conversation to go on from
@@ -95,13 +121,21 @@ TURNS = st.lists(
 )
 
 
+class Searched(Trajectory):
+    """A tree that looks for each prompt's place from the root."""
+
+    def _start(self, root: int, digests: Sequence[bytes], ids: TokenIds) -> tuple[int, int, int]:
+        return -1 - root, 0, 0
+
+
 @given(TURNS)
 def test_every_branch_is_what_was_sent_and_sampled(
     turns: list[tuple[int, int, list[int], list[int], list[int], bool]],
 ) -> None:
     """Whatever forks, each turn's branch stays its prompt and completion, and each sampled token trains once."""
-    tree = Trajectory()
+    tree, searched = Trajectory(), Searched()
     root = tree.add_root(Root())
+    searched.add_root(Root())
     ends: list[tuple[int | None, list[Message], list[int]]] = [(None, [], [])]
     expected: dict[int, list[int]] = {}
     for number, (pick, text, changed, new, sampled, token_in) in enumerate(turns):
@@ -110,10 +144,14 @@ def test_every_branch_is_what_was_sent_and_sampled(
         if token_in and node is not None:
             sent = [*ids, *new]
             end = tree.add_tail(node, tail, [digest(tail[0])], ids_array(new))
+            searched.add_tail(node, tail, [digest(tail[0])], ids_array(new))
         else:
             sent = [*ids[: max(0, len(ids) - len(changed))], *changed, *new]
             end = prompt(tree, root, [*history, *tail], sent)
+            prompt(searched, root, [*history, *tail], sent)
         leaf = answer(tree, end, str(number % 3), sampled)
+        answer(searched, end, str(number % 3), sampled)
+        assert tree.nodes == searched.nodes, "a search that begins at the last prompt finds what a whole one does"
         expected[leaf] = [*sent, *sampled]
         ends.append((leaf, [*history, *tail, assistant(str(number % 3))], expected[leaf]))
         assert {at: tree.ids(at).tolist() for at in expected} == expected
