@@ -12,7 +12,6 @@ conversation with `<` in it: there the renderer is asked each time.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 
 import msgspec
@@ -33,8 +32,8 @@ _SAID = (*((text,) for text in (*_PROBES, "", " ", "\n\n")), ("<", "think>"), ("
 #: Renderers look for tags in what is said (`<tool_response>`, `<think>`).
 _READ_BY_RENDERERS = "<"
 
-#: A completion with one of these may be more than text to some parser: tags, JSON, calls in brackets or code.
-_READ_BY_PARSERS = re.compile(r"[<>{}\[\]|`]|\bto=|^\s*assistant")
+#: A completion with one of these may be more than text to some parser: tags, JSON, calls in brackets or code, a header.
+_READ_BY_PARSERS = ("<", ">", "{", "}", "[", "]", "|", "`", "to=")
 
 Reading = Callable[[str], str]
 
@@ -112,14 +111,14 @@ def said_otherwise(
 
 def as_text(text: str, reading: Reading) -> Message | None:
     """The message of a completion's text; None for a text that a parser may find more in."""
-    return None if _READ_BY_PARSERS.search(text) else Message("assistant", reading(text) or None)
+    return None if _may_be_more(text) else Message("assistant", reading(text) or None)
 
 
 def learn_reading(
     encode: Callable[[str], list[int]], decode: Callable[[list[int]], str], parse: Callable[[list[int]], Message]
 ) -> Reading | None:
     """How `parse` reads the ids of plain text: as it is, or stripped. None where it does anything else."""
-    texts = [text for text in (*_PROBES, "", " ", "\n\n") if not _READ_BY_PARSERS.search(text)]
+    texts = [text for text in (*_PROBES, "", " ", "\n\n") if not _may_be_more(text)]
     ids = [encode(text) for text in texts]
     said = [parse(each) for each in ids]
     for reading in _READINGS:
@@ -129,6 +128,11 @@ def learn_reading(
 
 
 _READINGS: tuple[Reading, ...] = (str, str.strip, str.lstrip, str.rstrip)
+
+
+def _may_be_more(text: str) -> bool:
+    # One look for each is ten times as fast as a regular expression for all.
+    return any(map(text.__contains__, _READ_BY_PARSERS)) or text.lstrip().startswith("assistant")
 
 
 def _with_texts(messages: Sequence[Message], texts: Sequence[str]) -> list[Message]:

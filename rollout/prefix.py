@@ -64,12 +64,16 @@ class Planner:
         """Where each of those messages leads in the tree, below that root."""
 
     def prompt(
-        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], template_args: Mapping[str, Any]
+        self, messages: Sequence[object], tools: Sequence[Mapping[str, Any]], template_args: Mapping[str, Any]
     ) -> Prompt:
-        """Reads a conversation. Messages that are the same objects as last time are not read again."""
+        """Reads a conversation, in any form. Messages that are the same objects as last time are not read again.
+
+        Raises MessageError.
+        """
         known = self._shared(messages)
-        digests = [*self._digests[:known], *map(self._digest, messages[known:])]
-        return Prompt(messages=messages, digests=digests, root=self._root(tools, template_args))
+        conversation = [*self._messages[:known], *map(Message.of, messages[known:])]
+        digests = [*self._digests[:known], *map(self._digest, conversation[known:])]
+        return Prompt(messages=conversation, digests=digests, root=self._root(tools, template_args))
 
     def plan(self, prompt: Prompt) -> Extend | Fallback:
         """What this prompt can extend. The longest prefix wins, over all branches."""
@@ -99,7 +103,7 @@ class Planner:
         self._places = self._places_of(root, digests)
         self._last_root, self._messages, self._digests = root, [*prompt.messages, answer], digests
 
-    def _shared(self, messages: Sequence[Message]) -> int:
+    def _shared(self, messages: Sequence[object]) -> int:
         """How many leading messages are the very objects of the last conversation."""
         last = self._messages
         if len(messages) >= len(last) and all(map(is_, last, messages)):

@@ -131,9 +131,8 @@ class Session:
         """
         await self.turnstile.enter()
         started = time.perf_counter()
-        conversation = [Message.of(message) for message in messages]
         args = self._model.config.template_args if template_args is None else template_args
-        prompt = self._planner.prompt(conversation, tools, args)
+        prompt = self._planner.prompt(messages, tools, args)
         context = self._make_context(prompt)
         outgoing = await self._prepare(prompt, context)
         request = await self._request(prompt, outgoing, context, max_tokens)
@@ -141,7 +140,7 @@ class Session:
         reply = await self._generate(request)
         await self.turnstile.enter()
         answered = time.perf_counter()
-        message = await self._read(reply, outgoing, conversation, context)
+        message = await self._read(reply, outgoing, prompt.messages, context)
         turn = self._commit(prompt, outgoing, reply, message)
         if isinstance(request.prompt, MessagePrompt) and turn.prompt_tokens:
             self._measured = request.prompt, turn.prompt_tokens
