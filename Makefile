@@ -34,7 +34,7 @@ fidelity: $(INSTALLED)  ## is every prompt what was sampled plus what the enviro
 bench: $(INSTALLED)  ## token-in against message-in on the embedded model
 	$(BIN)/rollout bench --turns 4,16 -c 16 -o runs/bench
 
-results: $(INSTALLED)  ## the same on real servers, which it starts: writes benchmarks/RESULTS.md in half an hour
+results: $(INSTALLED)  ## the same on real servers, which it starts: writes benchmarks/RESULTS.md in three quarters of an hour
 	$(BIN)/python -m tests.live.install vllm dynamo
 	$(BIN)/python -m benchmarks.results
 

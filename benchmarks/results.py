@@ -1,7 +1,7 @@
 """Token-in against message-in on real servers: starts each, runs `rollout bench` on it, writes RESULTS.md.
 
     python -m tests.live.install vllm dynamo      # once: the servers, each in an environment of its own
-    python -m benchmarks.results [NAME ...]       # all of them take half an hour on two cores
+    python -m benchmarks.results [NAME ...]       # all of them take three quarters of an hour on two cores
 
 What is measured lies in `runs/results/NAME`; RESULTS.md is written from what lies there, so one server can be measured
 again by itself. `--only-write` measures nothing.
@@ -74,7 +74,11 @@ BENCHES = (
         "Dynamo 1.6.1, one mocker at speed 1",
         "The frontend is the real one, with its tokenizer, template and router; the mocker behind it models a GPU's "
         "prefill and decode times, its batching and its prefix cache, and answers random ids.",
-        [["--turns", "8", "-c", "16,64,256"], ["--turns", "32", "-c", "16,64"], ["--turns", "128", "-c", "16"]],
+        [
+            ["--turns", "8,32", "-c", "16,64,256"],
+            ["--turns", "128", "-c", "16"],
+            ["--turns", "128", "-c", "64", "--repeats", "1"],
+        ],
         "mocker: python -m dynamo.frontend --router-mode kv; python -m dynamo.mocker --speedup-ratio 1.0",
         router=("--router-mode", "kv"),
     ),
@@ -179,8 +183,8 @@ HEAD = """# Token-in against message-in, measured
 
 Made by `python -m benchmarks.results`, which starts each server and runs `rollout bench` on it: the same conversations
 in both modes, in turn, each run with a cache salt of its own; messages of the environment of 400 characters and
-completions of exactly 32 tokens. Tables have medians over three runs of each mode; ratios are of pairs that ran one
-after the other. Client and server shared the machine's two cores, so read the ratios, not the speeds.
+completions of exactly 32 tokens. Tables have medians over three runs of each mode (one where the command says
+`--repeats 1`); ratios are of pairs that ran one after the other. Client and server shared the machine's two cores, so read the ratios, not the speeds.
 
 {machine}
 
