@@ -184,7 +184,8 @@ HEAD = """# Token-in against message-in, measured
 Made by `python -m benchmarks.results`, which starts each server and runs `rollout bench` on it: the same conversations
 in both modes, in turn, each run with a cache salt of its own; messages of the environment of 400 characters and
 completions of exactly 32 tokens. Tables have medians over three runs of each mode (one where the command says
-`--repeats 1`); ratios are of pairs that ran one after the other. Client and server shared the machine's two cores, so read the ratios, not the speeds.
+`--repeats 1`); ratios are of pairs that ran one after the other. Client and server shared the machine's two cores, so
+read the ratios, not the speeds.
 
 {machine}
 

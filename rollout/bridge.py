@@ -86,6 +86,10 @@ class RendererBridge:
 
     name = "renderer"
 
+    learnt_after = 16
+    """How often a shape is seen before its pattern is learnt, which asks the family 30 times: shapes that hardly come
+    again, with ids of calls or odd markers in them, are not worth that."""
+
     def __init__(
         self, tokenizer: Any, family: str, thinking_retention: str, stop_token_ids: Collection[int] = ()
     ) -> None:
@@ -99,7 +103,7 @@ class RendererBridge:
         """The family's rendering as a bridge of its own: the measure of the family's bridge, and what serves
         where that declines."""
         self._patterns: dict[object, Pattern | None] = {}
-        self._seen: set[object] = set()
+        self._seen: dict[object, int] = {}
         self._readings: dict[object, Reading | None] = {}
         self._unlike: dict[object, bool] = {}
         self._needs_all: dict[object, bool] = {}
@@ -162,11 +166,11 @@ class RendererBridge:
     def _learn(
         self, key: object, found: Bridged | Declined, previous: Previous, tail: Sequence[Message], context: Context
     ) -> None:
-        """Learns the pattern of a shape that was seen before: ids of calls that never come again have none."""
-        if key not in self._seen:
-            self._seen.add(key)
-            if len(self._seen) > _SHAPES_SEEN:
-                self._seen.clear()
+        """Learns the pattern of a shape that comes often."""
+        self._seen[key] = seen = self._seen.get(key, 0) + 1
+        if len(self._seen) > _SHAPES_SEEN:
+            self._seen.clear()
+        if seen < self.learnt_after:
             return
         if len(self._patterns) >= _SHAPES_SEEN:
             self._patterns.clear()

@@ -60,6 +60,7 @@ def test_patterns_write_what_the_family_does(name: str) -> None:
     family = make_family(name)
     bridge = family.lane().renderer
     assert bridge is not None
+    bridge.learnt_after = 1
     context, chance = make_context(TOOLS, {}), random.Random(name)
     alphabet = "ab Z09.,:;!?'\"\\/*#|[]{}()_-+=\n\t éß世👋\u200b"
     texts = ["x", " x", "x ", "\n", "{}", '"a"', "-1e5", "/think", "[INST]"]

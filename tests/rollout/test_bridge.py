@@ -58,6 +58,7 @@ def test_a_family_that_reads_the_whole_prompt_has_no_pattern(tokenizer: Any) -> 
             return [len(prompt_ids), *text]
 
     counter, context = Counter(tokenizer, "qwen3", "all"), make_context([], {})
+    counter.learnt_after = 2
     for length in (50, 51, 52, 53, 500, 501, 502, 503):
         turn = Previous(prompt_ids=[1] * length, completion_ids=[2], message=Message("assistant", "x"))
         found = counter.extend(turn, [user("one")], context)

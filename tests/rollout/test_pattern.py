@@ -88,8 +88,8 @@ def test_a_bridge_by_pattern_is_the_familys(tokenizer: Any, text: str, completio
     end = [tokenizer.convert_tokens_to_ids("<|im_end|>")] if ended else []
     ids = [*(index for piece in completion for index in tokenizer.encode(piece)), *end]
     previous = Previous(prompt_ids=prompt, completion_ids=ids, message=learnt.parse(prompt, ids, context))
-    for _ in range(2):
-        learnt.extend(previous, [user("two")], context)
+    learnt.learnt_after = 1
+    learnt.extend(previous, [user("two")], context)
     found = learnt.extend(previous, [user(text)], context)
     assert found == learnt._by_family(previous, [user(text)], context)
 
@@ -109,7 +109,8 @@ def test_how_a_turn_that_was_cut_off_is_closed_is_learnt(tokenizer: Any, said: s
     bridge, context = RendererBridge(tokenizer, "qwen3", "all"), make_context([], {})
     prompt = bridge.render([user("one")], context)
     previous = Previous(prompt_ids=prompt, completion_ids=tokenizer.encode(said), message=Message("assistant", "x"))
-    for _ in range(3):
+    for seen in range(1, bridge.learnt_after + 1):
+        assert not bridge._patterns, seen
         assert isinstance(bridge.extend(previous, [user("two")], context), Bridged)
     assert any(bridge._patterns.values()) is is_learnt
 
@@ -142,6 +143,7 @@ def test_a_family_that_raises_on_a_probe_is_asked_each_time(tokenizer: Any) -> N
             return super()._parse(prompt_ids, completion_ids, context)
 
     bridge, context = Moody(tokenizer, "qwen3", "all"), make_context([], {})
+    bridge.learnt_after = 1
     ids = [*tokenizer.encode("Yes, I do think so, and more."), tokenizer.convert_tokens_to_ids("<|im_end|>")]
     prompt = bridge.render([user("one")], context)
     for _ in range(3):
