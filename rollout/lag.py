@@ -108,9 +108,8 @@ class Lag:
     def add(self, late_s: float) -> None:
         """Takes one delay."""
         if late_s > SAID_S >= self.max_s:
-            _log.warning(
-                "loop_blocked", late_s=round(late_s, 2), hint="an async environment or callback blocks; use a plain def"
-            )
+            hint = "an async environment or callback blocks: use a plain def; or other processes take every core"
+            _log.warning("loop_blocked", late_s=round(late_s, 2), hint=hint)
         self.max_s = max(self.max_s, late_s)
         self._last.append(late_s)
         self._p99_s = None
