@@ -108,7 +108,7 @@ class Lag:
     def add(self, late_s: float) -> None:
         """Takes one delay."""
         if late_s > SAID_S >= self.max_s:
-            hint = "an async environment or callback blocks: use a plain def; or other processes take every core"
+            hint = "an environment (async, or blocks = False) or a callback blocks, or other processes take every core"
             _log.warning("loop_blocked", late_s=round(late_s, 2), hint=hint)
         self.max_s = max(self.max_s, late_s)
         self._last.append(late_s)
