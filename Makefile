@@ -11,7 +11,7 @@ rollout: $(INSTALLED)  ## play 64 rollouts of a bundled environment on the embed
 	$(BIN)/rollout run guess_number -n 16 -r 4
 
 test: $(INSTALLED)  ## the tests that need no live server
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto
 
 check: format lint types test  ## format, lint, types, tests
 
