@@ -1,0 +1,266 @@
+"""Whatever comes from outside is made well-formed here, once, or refused in one line that names it.
+
+Environments, agents, tasks, rewards, metrics, exceptions, sampled tool calls and servers hand in Python values. Some
+of them cannot be written: half an emoji in a text, a NaN, a set, a list within itself. Found out when a record is
+written they would end a run, so they are found out when they come in. Behind this door every text can be encoded,
+every number is written and read back, and every id can be sent in a header.
+
+    well_formed("caf\\udce9")                     "caf\\ufffd"
+    plain({"answer": np.int64(7), "tags": ("a",)})   {"answer": 7, "tags": ["a"]}
+    plain({"parts": [{1, 2}]})                       Refused: parts[0] is of type set
+    header("naïve\\n")                               "na%C3%AFve%0A"
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import decimal
+import enum
+import hashlib
+import math
+import numbers
+import uuid
+from collections import deque
+from collections.abc import ItemsView, Iterator, KeysView, Mapping, Sequence, ValuesView
+from pathlib import PurePath
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+
+from rollout.errors import ConfigError
+
+#: Deeper values are refused: JSON's readers and chat templates go down by recursion, and Python allows about 1,000.
+MOST_DEEP = 200
+
+#: Longer integers are refused: Python reads and writes 4,300 digits at most.
+_MOST_BITS = 14_000
+
+#: An exception's text may be a whole page of HTML, or a tensor.
+_MOST_ERROR_CHARS = 2_000
+
+_MOST_HEADER_CHARS = 128
+_MOST_PATH_CHARS = 160
+
+#: What msgspec writes as text, and so do we.
+_WRITTEN_AS_TEXT = (datetime.date, datetime.time, datetime.timedelta, uuid.UUID, decimal.Decimal)
+
+_ROWS = (Sequence, Iterator, deque, KeysView, ValuesView, ItemsView)
+
+
+class Refused(ValueError):
+    """A value that cannot be written. Its text says where it lies, what it is, and why."""
+
+    def __init__(self, why: str, path: str = "") -> None:
+        super().__init__(f"{path or 'it'} {why}")
+        self.why = why
+        """Such as "is of type set"."""
+        self.path = path
+        """Such as `parts[0].text`; "" for the value itself."""
+
+    def within(self, key: object) -> Refused:
+        """The same of the container that holds it under `key`."""
+        here = f"[{key}]" if isinstance(key, int) else well_formed(str(key))[:80]
+        dot = "." if self.path and not self.path.startswith("[") else ""
+        path = f"{here}{dot}{self.path}"
+        return Refused(self.why, path if len(path) <= _MOST_PATH_CHARS else f"{path[: _MOST_PATH_CHARS - 3]}...")
+
+
+def well_formed(text: str) -> str:
+    """The text, with U+FFFD for each lone surrogate, which no encoding takes. A pair of them becomes its character."""
+    if type(text) is not str:
+        text = "".join(text)
+    if text.isascii():
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
+
+
+def plain(value: Any, *, nulled: bool = False) -> Any:
+    """The value as dicts, lists, well-formed texts, finite numbers, booleans and None: what JSON writes and reads back.
+
+    Containers are copied. Arrays and scalars of numpy and torch become lists and numbers; structs, dataclasses and
+    pydantic models become dicts, tuples lists, dates and UUIDs text. Integers may have any size up to 4,200 digits.
+    `nulled` writes None for NaN and the infinities, which JSON does not have. Raises Refused, with the place.
+    """
+    try:
+        return _plain(value, nulled, 0)
+    except Refused:
+        raise
+    except Exception as error:  # a mapping, a model or a tensor of the caller's that raises while it is read
+        raise Refused(f"cannot be read: {type(error).__name__}: {error_text(error)}") from error
+
+
+def number(value: object, source: str) -> float:
+    """A reward or a metric. numpy's and torch's scalars are numbers. Raises Refused for another type, NaN and inf."""
+    try:
+        if isinstance(value, numbers.Real | decimal.Decimal):
+            found = float(value)
+        elif isinstance(item := value.item(), numbers.Real):  # type: ignore[attr-defined]  # a tensor of one element
+            found = float(item)
+        else:
+            raise TypeError
+    except OverflowError:  # an integer beyond what a float holds
+        found = math.inf
+    except Exception:
+        raise Refused(f"gave {type(value).__name__} where a number belongs", source) from None
+    if not math.isfinite(found):
+        raise Refused(f"gave {found} where a finite number belongs", source)
+    return found
+
+
+def named_numbers(values: object, source: str) -> dict[str, float]:
+    """Metrics: names and finite numbers. Raises Refused."""
+    if not isinstance(values, Mapping):
+        raise Refused(f"gave metrics as {type(values).__name__}, not as a mapping of names to numbers", source)
+    try:
+        return {(name := _key(key)): number(value, f"metric {name!r}") for key, value in values.items()}
+    except Refused as refused:
+        raise Refused(refused.why, refused.path or source) from None
+
+
+def task(value: object, index: int) -> dict[str, Any]:
+    """A task as it is played and written. Raises ConfigError, naming the task, the place in it and what lies there."""
+    named = value.get("id") if isinstance(value, Mapping) else None
+    name = f"task {index}" + (f" (id {well_formed(str(named))[:80]!r})" if isinstance(named, str | int) else "")
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{name} is of type {type(value).__name__}; a task is a mapping, such as a dict")
+    try:
+        found: dict[str, Any] = plain(value)
+    except Refused as refused:
+        raise ConfigError(
+            f"{name} cannot be written: {refused}; a task holds text, finite numbers, booleans, None, lists and dicts"
+        ) from refused
+    return found
+
+
+def header(text: str) -> str:
+    """An id as it can be sent in an HTTP header, whatever is in it. Other ids never become the same.
+
+    Letters, digits and `-._~:` stay, so that most ids stay as they are.
+    """
+    safe = quote(text, safe="-._~:", errors="surrogatepass")
+    if len(safe) <= _MOST_HEADER_CHARS:
+        return safe
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
+    return f"{safe[: _MOST_HEADER_CHARS - 1 - len(digest)]}-{digest}"
+
+
+def error_text(error: BaseException) -> str:
+    """What an exception says, in at most 2,000 characters; its type's name where it says nothing or cannot say it.
+
+    A group of exceptions says what the first of them says.
+    """
+    try:
+        text = well_formed(str(error))
+        if isinstance(error, BaseExceptionGroup):
+            first: BaseException = error
+            while isinstance(first, BaseExceptionGroup):
+                first = first.exceptions[0]
+            text = f"{text}: {type(first).__name__}: {error_text(first)}"
+    except BaseException:  # `__str__` is the caller's code, too, and may even exit
+        text = ""
+    text = text or type(error).__name__
+    return text if len(text) <= _MOST_ERROR_CHARS else f"{text[: _MOST_ERROR_CHARS - 3]}..."
+
+
+def _plain(value: Any, nulled: bool, depth: int) -> Any:
+    kind = type(value)
+    if kind is str:
+        return value if value.isascii() else well_formed(value)
+    if value is None or kind is bool:
+        return value
+    if kind is int:
+        return _integer(value)
+    if kind is float:
+        return _float(value, nulled)
+    if depth > MOST_DEEP:
+        raise Refused(f"is nested deeper than {MOST_DEEP} levels, or within itself")
+    if kind is dict:
+        return _object(value.items(), nulled, depth)
+    if kind is list or kind is tuple:
+        return _rows(value, nulled, depth)
+    return _of_other_kind(value, nulled, depth)
+
+
+def _of_other_kind(value: Any, nulled: bool, depth: int) -> Any:
+    """What is no plain data, but stands for it."""
+    if isinstance(value, enum.Enum):
+        return _plain(value.value, nulled, depth + 1)
+    if isinstance(value, str):
+        return well_formed(value)
+    if isinstance(value, numbers.Integral):  # numpy's integers, too
+        return _integer(int(value))
+    if isinstance(value, numbers.Real):
+        return _float(float(value), nulled)
+    if isinstance(value, _WRITTEN_AS_TEXT):
+        return msgspec.to_builtins(value)
+    if isinstance(value, PurePath):
+        return well_formed(str(value))
+    if isinstance(value, Mapping):
+        return _object(value.items(), nulled, depth)
+    if isinstance(value, msgspec.Struct):
+        fields = ((name, getattr(value, name)) for name in value.__struct_fields__)
+        return _object(((name, item) for name, item in fields if item is not msgspec.UNSET), nulled, depth)
+    if not isinstance(value, type | bytes | bytearray | memoryview):
+        if hasattr(value, "model_dump"):  # pydantic, without importing it
+            return _plain(value.model_dump(mode="json"), nulled, depth + 1)
+        if dataclasses.is_dataclass(value):
+            names = [field.name for field in dataclasses.fields(value)]
+            return _object(((name, getattr(value, name)) for name in names), nulled, depth)
+        if callable(to_list := getattr(value, "tolist", None)) and type(found := to_list()) is not type(value):
+            return _plain(found, nulled, depth + 1)  # numpy's and torch's arrays and scalars
+        if isinstance(value, _ROWS):
+            return _rows(value, nulled, depth)
+    raise Refused(f"is of type {type(value).__name__}")
+
+
+def _object(items: Any, nulled: bool, depth: int) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, item in items:
+        name = _key(key)
+        if name in out:
+            raise Refused(f"has two keys that are {name[:80]!r} as text")
+        try:
+            out[name] = _plain(item, nulled, depth + 1)
+        except Refused as refused:
+            raise refused.within(name) from None
+    return out
+
+
+def _rows(items: Any, nulled: bool, depth: int) -> list[Any]:
+    out: list[Any] = []
+    for item in items:
+        try:
+            out.append(_plain(item, nulled, depth + 1))
+        except Refused as refused:
+            raise refused.within(len(out)) from None
+    return out
+
+
+def _key(key: object) -> str:
+    if isinstance(key, str):
+        return well_formed(key.value if isinstance(key, enum.Enum) else key)
+    if key is None or isinstance(key, bool):
+        return {None: "null", True: "true", False: "false"}[key]  # as Python's json does
+    if isinstance(key, int | float):
+        return str(key)
+    raise Refused(f"has a key of type {type(key).__name__}")
+
+
+def _integer(value: int) -> int:
+    if value.bit_length() > _MOST_BITS:
+        raise Refused(f"is an integer of {value.bit_length()} bits: more digits than JSON's readers take")
+    return value
+
+
+def _float(value: float, nulled: bool) -> float | None:
+    if math.isfinite(value):
+        return value
+    if nulled:
+        return None
+    raise Refused(f"is {value}, which JSON does not have")
