@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -15,7 +16,7 @@ from rollout.errors import ConfigError
 from rollout.fleet import Fleet
 from rollout.member import Member
 from rollout.registry import find_transport
-from rollout.transport import ServerInfo, Transport, TransportConfig
+from rollout.transport import ServerInfo, Transport, TransportConfig, opened
 
 _log = structlog.get_logger(__name__)
 
@@ -40,27 +41,27 @@ def check_config(config: EngineConfig) -> None:
         raise ConfigError(f"transport {config.transport!r} needs the server's address: give base_url")
 
 
-def open_transport(config: EngineConfig) -> Transport:
-    """The transport that a configuration names, not yet connected. Raises ConfigError."""
+async def open_transport(config: EngineConfig) -> Transport:
+    """The transport that a configuration names. Raises ConfigError, ServerError."""
     if not config.base_urls:
-        return _open_one("embedded" if config.transport == "auto" else config.transport, config, None)
-    urls = config.base_urls
-    members = [Member(url, _open_one(config.transport, config, url)) for url in urls]
-    return Fleet(members, wait_s=config.server_wait_s)
+        name = "embedded" if config.transport == "auto" else config.transport
+        return await find_transport(name)(transport_config(config, None))
+    open_it = find_transport(config.transport)
+    members = [Member(url, partial(open_it, transport_config(config, url))) for url in config.base_urls]
+    return await opened(Fleet(members, wait_s=config.server_wait_s))
 
 
-def _open_one(name: str, config: EngineConfig, url: str | None) -> Transport:
-    return find_transport(name)(
-        TransportConfig(
-            base_url=url,
-            model=config.model,
-            api_key=api_key(config.api_key_env),
-            timeout_s=config.request_timeout_s,
-            retries=config.http_retries,
-            max_connections=max(64, config.most_at_once),
-            token_route=config.token_route,
-            headers=config.headers,
-        )
+def transport_config(config: EngineConfig, url: str | None) -> TransportConfig:
+    """What one server's transport is opened with. Raises ConfigError."""
+    return TransportConfig(
+        base_url=url,
+        model=config.model,
+        api_key=api_key(config.api_key_env),
+        timeout_s=config.request_timeout_s,
+        retries=config.http_retries,
+        max_connections=max(64, config.most_at_once),
+        token_route=config.token_route,
+        headers=config.headers,
     )
 
 

@@ -27,7 +27,7 @@ from rollout.crew import Crew, Standing
 from rollout.crew.launch import Launch, launch_process
 from rollout.env import Env, Task
 from rollout.episode import Job
-from rollout.errors import ConfigError, RolloutError
+from rollout.errors import ConfigError, RolloutError, TransportError
 from rollout.fleet import Fleet
 from rollout.histogram import Histogram
 from rollout.pace import START, Pace, keep_pace
@@ -36,8 +36,7 @@ from rollout.records import Failure, FailureKind, Group, Rollout
 from rollout.runs import OnRollout, Playable, StreamRun, Submission, Submissions
 from rollout.scheduler import Scheduler, Slots
 from rollout.stats import Stats
-from rollout.transport import Metered, ServerInfo, Transport, Watched
-from rollout.weights import InFlight, WeightControl
+from rollout.transport import InFlight, ServerInfo, Transport
 
 #: A whole group's rewards, one for each finished member in their order; a plain function runs in a thread.
 GroupReward = Callable[[Group], Sequence[float] | Awaitable[Sequence[float]]]
@@ -97,19 +96,19 @@ class Engine:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._player)
             transport = self._player.model.transport
-            if self.config.concurrency == "auto" and not isinstance(transport, Watched):
-                raise ConfigError("concurrency auto needs a server with metrics: give a number")
+            if self.config.concurrency == "auto":
+                await _must_say_its_load(transport)
             if self.config.processes > 1:
                 crew = Crew(self.config, self._make_env, self._standing, on_gone=self._ended, launch=self._launch)
                 self._crew = await stack.enter_async_context(crew)
             self._tasks = await stack.enter_async_context(anyio.create_task_group())
-            if self.config.concurrency == "auto" and isinstance(transport, Watched):
+            if self.config.concurrency == "auto":
                 self._pacing = anyio.CancelScope()
                 self._tasks.start_soon(self._keep_pace, transport, self._pacing)
             self._stack = stack.pop_all()
         return self
 
-    async def _keep_pace(self, transport: Watched, scope: anyio.CancelScope) -> None:
+    async def _keep_pace(self, transport: Transport, scope: anyio.CancelScope) -> None:
         with scope:
             pace = Pace(START * max(1, len(self.config.base_urls)), self.config.most_at_once)
             await keep_pace(pace, self._slots, transport, lambda: self._stats.faults, self.slot_freed)
@@ -276,12 +275,10 @@ class Engine:
         if self._crew is not None:
             await self._crew.tell()
 
-    def _control(self) -> WeightControl:
+    def _control(self) -> Transport:
         model = self._player.model
         if self._crew is not None and not isinstance(model.transport, Fleet):
             raise ConfigError("each process has an embedded model of its own: serve one by `rollout serve`")
-        if not isinstance(model.transport, WeightControl):
-            raise ConfigError(f"{model.info.dialect}: this server's weights cannot be changed from here")
         return model.transport
 
     def _cancel_stale(self) -> None:
@@ -357,8 +354,7 @@ class Engine:
 
         Raises TransportError.
         """
-        transport = self._player.model.transport
-        return await transport.first_tokens() if isinstance(transport, Metered) else None
+        return await self._player.model.transport.first_tokens()
 
     def episode(self, job: Job, *, evaluation: bool) -> Playable:
         """One rollout, ready to be played."""
@@ -382,3 +378,13 @@ class Engine:
         _ = self._player.model
         if self._gone is not None:
             raise self._gone
+
+
+async def _must_say_its_load(transport: Transport) -> None:
+    """Raises ConfigError where there are no metrics that concurrency could follow."""
+    try:
+        await transport.load()
+    except TransportError:
+        pass  # it may say so later; until then nothing grows
+    except ConfigError as error:
+        raise ConfigError("concurrency auto needs a server with metrics: give a number") from error

@@ -50,6 +50,10 @@ class ConnectionFailed(TransportError):
     retryable = True
 
 
+class NotSent(ConnectionFailed):
+    """The request could not leave this machine (no file descriptor, no address found): no word on the server."""
+
+
 class RequestTimeout(TransportError):
     """No answer within the request's deadline."""
 

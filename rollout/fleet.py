@@ -28,17 +28,15 @@ from rollout.histogram import Histogram, added
 from rollout.member import Member
 from rollout.placement import Placement
 from rollout.transport import (
+    InFlight,
     MessagePrompt,
-    Metered,
     Reply,
     Request,
     ServerInfo,
     ServerLoad,
     Traffic,
     Transport,
-    Watched,
 )
-from rollout.weights import InFlight, WeightControl
 
 #: A request that was in flight on so many servers when they died may be what kills them: it is not sent again.
 MAX_DEATHS = 3
@@ -68,7 +66,7 @@ class FleetStanding(msgspec.Struct, frozen=True, kw_only=True):
     """Servers that are not to be used, by index: one may have missed the last weights."""
 
 
-class Fleet:
+class Fleet(Transport):
     """One or more servers of one model as a transport. See `rollout.transport.Transport`."""
 
     def __init__(self, members: Sequence[Member], *, wait_s: float) -> None:
@@ -118,13 +116,14 @@ class Fleet:
         known: list[int] = []
         for at, member in enumerate(self._members):
             try:
-                info = await member.transport.connect()
+                info = await member.open()
                 self._must_be_alike(member, info)
                 known += [info.max_model_len] if info.max_model_len is not None else []
             except ServerError as error:
                 missing.append((at, error))
         if self._info is None:
             raise missing[0][1]
+        self.info = self._info
         # The shortest context is the fleet's: a trajectory must fit any server.
         self._info.max_model_len = min(known, default=None)
         for at, why in missing:
@@ -170,19 +169,19 @@ class Fleet:
             await self._returned.wait()
 
     def release(self, session_id: str) -> None:
-        """See `rollout.transport.Sticky`."""
+        """See `rollout.transport.Transport`."""
         self._placement.release(session_id)
 
     @property
     def traffic(self) -> Traffic:
-        """See `rollout.transport.Metered`."""
-        parts = [member.transport.traffic for member in self._members if isinstance(member.transport, Metered)]
+        """See `rollout.transport.Transport`."""
+        parts = [member.traffic for member in self._members]
         return Traffic(sum(part.sent for part in parts), sum(part.received for part in parts))
 
     async def first_tokens(self) -> Histogram | None:
-        """See `rollout.transport.Metered`. Of the servers that are up."""
+        """See `rollout.transport.Transport`. Of the servers that are up."""
         up = [member.transport for member, is_up in zip(self._members, self._placement.up, strict=True) if is_up]
-        parts = [await transport.first_tokens() for transport in up if isinstance(transport, Metered)]
+        parts = [await transport.first_tokens() for transport in up]
         return added([part for part in parts if part is not None])
 
     async def tokenize(self, prompt: MessagePrompt, *, add_generation_prompt: bool) -> list[int]:
@@ -195,17 +194,17 @@ class Fleet:
 
     async def aclose(self) -> None:
         for member in self._members:
-            await member.transport.aclose()
+            await member.aclose()
 
     async def check(self) -> None:
-        """See `rollout.transport.Watched`."""
+        """See `rollout.transport.Transport`."""
         if not any(self._placement.up):
             raise ConnectionFailed("no server is up")
 
     async def load(self) -> ServerLoad:
         """All servers' together: sums, and the fullest cache. Raises TransportError where none can be asked."""
         up = [member for member, is_up in zip(self._members, self._placement.up, strict=True) if is_up]
-        loads = [await member.transport.load() for member in up if isinstance(member.transport, Watched)]
+        loads = [await member.transport.load() for member in up]
         return ServerLoad(
             running=_sum([load.running for load in loads]),
             waiting=_sum([load.waiting for load in loads]),
@@ -252,14 +251,14 @@ class Fleet:
         """Gives the server the others' weights first: a new process has those that it started with."""
         member = self._members[at]
         try:
-            info = await member.transport.connect()
+            info = await member.open()
             self._must_be_alike(member, info)
             self._must_be_long_enough(member, info)
             if self._pushed is not None:
                 version, path = self._pushed
                 if path is None:
                     raise ConfigError("its weights were loaded by someone else, so they cannot be loaded again here")
-                await _control(member).update_weights(version, path)
+                await member.transport.update_weights(version, path)
         except RolloutError as error:
             (_log.debug if member.refused else _log.warning)("server_stays_out", server=member.url, why=str(error))
             member.refused = True
@@ -271,18 +270,18 @@ class Fleet:
         _log.warning("server_back", server=member.url)
 
     async def pause(self, mode: InFlight = "keep") -> None:
-        """See `rollout.weights.WeightControl`."""
+        """See `rollout.transport.Transport`."""
         self._paused = True
-        await self._on_all(lambda member: _control(member).pause(mode))
+        await self._on_all(lambda member: member.transport.pause(mode))
 
     async def resume(self) -> None:
-        """See `rollout.weights.WeightControl`."""
+        """See `rollout.transport.Transport`."""
         self._paused = False
-        await self._on_all(lambda member: _control(member).resume())
+        await self._on_all(lambda member: member.transport.resume())
 
     async def update_weights(self, version: str, path: str | None) -> None:
-        """See `rollout.weights.WeightControl`."""
-        await self._on_all(lambda member: _control(member).update_weights(version, path))
+        """See `rollout.transport.Transport`."""
+        await self._on_all(lambda member: member.transport.update_weights(version, path))
         self._pushed = version, path
 
     async def _on_all(self, act: Callable[[Member], Awaitable[None]]) -> None:
@@ -316,12 +315,6 @@ class Fleet:
 
     def _urls(self) -> str:
         return ", ".join(member.url for member in self._members)
-
-
-def _control(member: Member) -> WeightControl:
-    if not isinstance(member.transport, WeightControl):
-        raise ConfigError(f"{member.url}: this server's weights cannot be changed from here")
-    return member.transport
 
 
 def _sum(values: Sequence[int | None]) -> int | None:

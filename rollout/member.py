@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
 
 import anyio
 
-from rollout.errors import TransportError
-from rollout.transport import Reply, Request, Transport, Watched
+from rollout.errors import ConnectionFailed, TransportError
+from rollout.transport import Reply, Request, ServerInfo, Traffic, Transport, opened
 
 #: Seconds between two looks at each server.
 CHECK_EVERY_S = 1.0
@@ -18,13 +21,19 @@ STRIKES = 2
 #: One that answers nothing for so long is, too: a busy server may be slow, so this is long.
 HUNG_S = 60.0
 
+Opener = Callable[[], Awaitable[Transport]]
+
 
 class Member:
     """One server: its transport, what is in flight on it, and how often it died."""
 
-    def __init__(self, url: str, transport: Transport, *, check_every_s: float = CHECK_EVERY_S) -> None:
+    def __init__(self, url: str, transport: Opener | Any, *, check_every_s: float = CHECK_EVERY_S) -> None:
+        """`transport` opens one; or it is one, which is connected anew where it has `connect()`."""
         self.url = url
-        self.transport = transport
+        self._opener: Opener = transport if callable(transport) else partial(opened, transport)
+        self._open: Transport | None = None
+        self._earlier = Traffic()
+        """What went over the connections of transports that were closed."""
         self.check_every_s = check_every_s
         self.deaths = 0
         self.refused = False
@@ -38,6 +47,34 @@ class Member:
     def __repr__(self) -> str:
         return f"<Member {self.url} {len(self._in_flight)} in flight, {self.deaths} deaths>"
 
+    @property
+    def transport(self) -> Transport:
+        """The open one. Raises ConnectionFailed where none could be opened yet."""
+        if self._open is None:
+            raise ConnectionFailed(f"{self.url}: not connected yet")
+        return self._open
+
+    @property
+    def traffic(self) -> Traffic:
+        """Of all its transports so far."""
+        now = self._open.traffic if self._open is not None else Traffic()
+        return Traffic(self._earlier.sent + now.sent, self._earlier.received + now.received)
+
+    async def open(self) -> ServerInfo:
+        """Opens a transport in place of the one before. Raises ServerError, ConfigError."""
+        before, found = self._open, await self._opener()
+        if before is not None and before is not found:
+            self._earlier = self.traffic
+            self._open = found
+            await before.aclose()
+        self._open = found
+        return found.info
+
+    async def aclose(self) -> None:
+        """Closes what is open."""
+        if self._open is not None:
+            await self._open.aclose()
+
     async def generate(self, request: Request) -> Reply | None:
         """The reply; None where the server was taken out meanwhile. Raises TransportError."""
         with anyio.CancelScope() as scope:
@@ -50,20 +87,20 @@ class Member:
 
     async def alive(self) -> bool:
         """Asks the server how it is, until it is clear."""
-        if not isinstance(self.transport, Watched):
-            return True
-        asked = time.monotonic()
+        if self._open is None:
+            return True  # whether it is there is found out by opening it
+        transport, asked = self._open, time.monotonic()
         async with self._checking:
             if max(self._heard_at, self._dead_at) > asked:
                 return self._heard_at > self._dead_at  # someone else has asked since
-            while not await self._answers(self.transport):
+            while not await self._answers(transport):
                 if self._strikes >= STRIKES or time.monotonic() - self._heard_at > HUNG_S:
                     self._dead_at = time.monotonic()
                     return False
                 await anyio.sleep(self.check_every_s / 2)
         return True
 
-    async def _answers(self, transport: Watched) -> bool:
+    async def _answers(self, transport: Transport) -> bool:
         try:
             with anyio.fail_after(HUNG_S / 6):
                 await transport.check()

@@ -13,7 +13,7 @@ import structlog
 
 from rollout.errors import TransportError
 from rollout.scheduler import Slots
-from rollout.transport import ServerLoad, Watched
+from rollout.transport import ServerLoad, Transport
 
 #: Rollouts at once to begin with, for each server.
 START = 16
@@ -70,7 +70,7 @@ class Pace:
 
 
 async def keep_pace(
-    pace: Pace, slots: Slots, server: Watched, faults: Callable[[], int], wake: Callable[[], None]
+    pace: Pace, slots: Slots, server: Transport, faults: Callable[[], int], wake: Callable[[], None]
 ) -> None:
     """Sets the slots' cap again and again. Never returns. A look that fails changes nothing."""
     slots.cap = pace.cap

@@ -23,7 +23,7 @@ from rollout.fleet import Fleet
 from rollout.lag import Lag
 from rollout.session import ServedModel, Session
 from rollout.stats import Played
-from rollout.transport import Metered, Transport
+from rollout.transport import Transport, opened
 from rollout.weights import Weights
 
 
@@ -58,9 +58,9 @@ class Player:
     async def __aenter__(self) -> Self:
         """Connects and loads the tokenizer. Raises ServerError, ConfigError."""
         async with AsyncExitStack() as stack:
-            transport = self._given or open_transport(self.config)
+            transport = await (open_transport(self.config) if self._given is None else opened(self._given))
             stack.push_async_callback(_close_shielded, transport)
-            info = await transport.connect()
+            info = transport.info
             codec = await make_codec(self.config, transport, info)
             self.weights.version = info.weight_version
             self._model = ServedModel(
@@ -121,7 +121,7 @@ class Player:
         played.measure()
         played.loop_lag_p99_s, played.loop_lag_max_s = self._lag.p99_s, self._lag.max_s
         transport = self.transport
-        if isinstance(transport, Metered):
+        if transport is not None:
             played.sent_bytes, played.received_bytes = transport.traffic.sent, transport.traffic.received
         if isinstance(transport, Fleet):
             played.trajectories = transport.loads

@@ -45,9 +45,9 @@ class Probe(msgspec.Struct, kw_only=True):
 async def probe(config: EngineConfig) -> Probe:
     """Asks a server. Raises ServerError, ConfigError."""
     check_config(config)
-    transport = open_transport(config)
+    transport = await open_transport(config)
+    info = transport.info
     try:
-        info = await transport.connect()
         codec = await make_codec(config, transport, info)
         shapes = await check_shapes(transport, info, codec, config.template_args) if codec is not None else []
         live = await _play(transport, info, codec, config)

@@ -21,7 +21,7 @@ import msgspec
 
 from rollout.env import Env
 from rollout.errors import ConfigError
-from rollout.transport import Transport, TransportConfig
+from rollout.transport import Open, Transport, TransportConfig, opened
 
 DISTRIBUTION = "rollout-engine"
 PACKAGES = ("rollout", "transports", "envs")
@@ -36,11 +36,14 @@ class Argument(msgspec.Struct, frozen=True):
     required: bool
 
 
-def find_transport(name: str) -> Callable[[TransportConfig], Transport]:
-    """The factory of a transport. Raises ConfigError, naming the nearest."""
-    found = _entry("rollout.transports", name, "transport")
-    factory: Callable[[TransportConfig], Transport] = found.load()
-    return factory
+def find_transport(name: str) -> Open:
+    """The constructor of a transport. Raises ConfigError, naming the nearest."""
+    found = _entry("rollout.transports", name, "transport").load()
+
+    async def open_it(config: TransportConfig) -> Transport:
+        return await opened(found(config))
+
+    return open_it
 
 
 def find_env(spec: str) -> type[Env]:

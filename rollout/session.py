@@ -28,7 +28,7 @@ from rollout.prefix import Extend, Fallback, Planner, Prompt
 from rollout.records import EXPECTED_FALLBACKS, FallbackReason, Route, Turn
 from rollout.resumption import MAX_RESUMPTIONS, joined, rest_of, with_version
 from rollout.trajectory import Trajectory, ids_array
-from rollout.transport import MessagePrompt, Reply, Request, ServerInfo, Sticky, TokenPrompt, Transport
+from rollout.transport import MessagePrompt, Reply, Request, ServerInfo, TokenPrompt, Transport
 from rollout.turnstile import Turnstile
 from rollout.verify import check_reply, check_turn
 from rollout.weights import Weights
@@ -111,8 +111,7 @@ class Session:
 
     def close(self) -> None:
         """The trajectory has ended, however it did: its server has room for another."""
-        if isinstance(self._model.transport, Sticky):
-            self._model.transport.release(self._id)
+        self._model.transport.release(self._id)
 
     async def turn(
         self,

@@ -2,18 +2,22 @@
 
 A transport knows one server dialect and nothing of trajectories: it never decides between token-in
 and message-in, never tokenizes, never parses tool calls. Entry points of the group
-`rollout.transports` name factories: `create(config: TransportConfig) -> Transport`.
+`rollout.transports` name its constructor: `async open(config: TransportConfig) -> Transport`, connected or raising.
 """
 
 from __future__ import annotations
 
+import inspect
+from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from operator import is_
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
+import anyio
 import msgspec
 
+from rollout.errors import ConfigError, TransportError
 from rollout.histogram import Histogram
 from rollout.messages import Message
 
@@ -23,6 +27,10 @@ IDS = "i"
 #: Why a completion ended, in every dialect. "length" includes the context's end; "abort" is a
 #: request that the server gave up (a pause in abort mode, a preemption, an abort by name).
 FinishReason = Literal["stop", "length", "abort"]
+
+#: What becomes of requests in flight while weights are loaded: kept (and gone on with under the new weights), waited
+#: for, or aborted (and resumed from their sampled tokens by us).
+InFlight = Literal["keep", "wait", "abort"]
 
 
 class TokenPrompt:
@@ -226,7 +234,7 @@ class Traffic(msgspec.Struct):
 
 
 class TransportConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What a factory gets to build a transport."""
+    """What `open` gets."""
 
     base_url: str | None = None
     """The server's root, with or without /v1; None for transports without a server."""
@@ -249,68 +257,144 @@ class TransportConfig(msgspec.Struct, frozen=True, kw_only=True):
         return f"<TransportConfig {self.base_url or 'in process'} model={self.model}>"
 
 
-class Transport(Protocol):
-    """Carries prompts to one served model."""
+class Transport(ABC):
+    """Carries prompts to one served model. The whole contract; there is nothing to be asked about beside it.
 
-    async def connect(self) -> ServerInfo:
-        """Opens connections and probes the server; later calls answer what the first one saw.
+    A transport exists only once it is connected: `await open(config)` is its constructor. Subclass this: what is not
+    said below is answered as a server answers that cannot do it. `tests/transports/contract.py` holds what every
+    transport must do.
+    """
 
-        Raises ServerError (the server cannot be reached or is none we know) or ConfigError (wrong
-        model, wrong key, a route forced that it lacks), each in one sentence with the remedy.
-        """
-        ...
+    info: ServerInfo
+    """What the server said and did when it was opened."""
 
+    @abstractmethod
     async def generate(self, request: Request) -> Reply:
         """Completes one prompt. Raises TransportError. Cancelling closes the request on the server."""
-        ...
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Closes connections and, for a server in process, the server. May be called twice.
+
+        What is asked for afterwards raises ConnectionFailed.
+        """
 
     async def tokenize(self, prompt: MessagePrompt, *, add_generation_prompt: bool) -> list[int]:
         """The server's own ids for these messages. Raises TransportError where it has no such route."""
-        ...
+        raise TransportError(f"{self!r} has no /tokenize; name a tokenizer by --tokenizer")
 
     async def detokenize(self, ids: Sequence[int]) -> str:
         """The server's own text of these ids. Raises TransportError where it has no such route."""
-        ...
+        raise TransportError(f"{self!r} has no /detokenize; name a tokenizer by --tokenizer")
 
-    async def aclose(self) -> None:
-        """Closes connections and, for a server in process, the server. May be called twice."""
-        ...
+    async def check(self) -> None:  # noqa: B027  # what cannot be asked is well
+        """Whether the server can serve now what it served when it was opened. Raises TransportError where it cannot.
 
-
-@runtime_checkable
-class Watched(Protocol):
-    """A transport whose server can be asked how it is."""
-
-    async def check(self) -> None:
-        """Raises TransportError where the server cannot serve now."""
-        ...
+        Asks over connections of its own, within seconds, whatever is in flight. Raises NotSent where the question
+        could not leave this machine: that says nothing of the server.
+        """
 
     async def load(self) -> ServerLoad:
-        """What its metrics say. Raises TransportError."""
-        ...
-
-
-@runtime_checkable
-class Metered(Protocol):
-    """A transport that says what went over the wire, and what its server measured."""
-
-    @property
-    def traffic(self) -> Traffic:
-        """All bodies so far, retries included."""
-        ...
+        """What its metrics say. Raises TransportError, and ConfigError where it keeps none."""
+        raise ConfigError(f"{self!r} does not say how busy it is")
 
     async def first_tokens(self) -> Histogram | None:
         """The server's own times to first token, of every request that it ever answered; None where it keeps none.
 
         Raises TransportError.
         """
-        ...
+        return None
 
+    @property
+    def traffic(self) -> Traffic:
+        """All bodies so far, retries included."""
+        return Traffic()
 
-@runtime_checkable
-class Sticky(Protocol):
-    """A transport that keeps each trajectory on one server, and must be told when it ends."""
-
-    def release(self, session_id: str) -> None:
+    def release(self, session_id: str) -> None:  # noqa: B027  # most transports keep nothing of a trajectory
         """The trajectory has ended. May be called for one that sent nothing."""
-        ...
+
+    async def pause(self, mode: InFlight = "keep") -> None:
+        """Stops sampling; new requests wait. `keep` freezes what runs, `wait` lets it end, `abort` ends it.
+
+        This and the next two raise TransportError, and ConfigError where the server cannot be told to.
+        """
+        raise self._fixed_weights()
+
+    async def resume(self) -> None:
+        """Goes on after `pause`."""
+        raise self._fixed_weights()
+
+    async def update_weights(self, version: str, path: str | None) -> None:
+        """Loads a folder that the server can read (None where it has the weights already), and names the version."""
+        raise self._fixed_weights()
+
+    def _fixed_weights(self) -> ConfigError:
+        return ConfigError(f"{self.info.dialect}: this server's weights cannot be changed from here; vLLM's can")
+
+    async def abort(self, request_ids: Sequence[str]) -> None:  # noqa: B027  # cancelling is enough for most
+        """Ends these requests on the server, where it can be told by name; elsewhere cancelling is what ends them.
+
+        Names that the server does not know are passed over. Raises TransportError.
+        """
+
+
+#: Names from before there was one contract.
+Watched = Metered = Sticky = WeightControl = Transport
+
+#: What an entry point of group `rollout.transports` names. Raises ServerError (the server cannot be reached or is none
+#: we know) or ConfigError (wrong model, wrong key, a route forced that it lacks), each in one sentence with the remedy.
+Open = Callable[[TransportConfig], Awaitable[Transport]]
+
+#: What an object of another make may have of the contract.
+_CAPABILITIES = (
+    "tokenize", "detokenize", "check", "load", "first_tokens", "release", "pause", "resume",
+    "update_weights", "abort",
+)  # fmt: skip
+
+
+async def opened(made: Any) -> Transport:
+    """The open transport behind what a factory gave: one that is open, one to be awaited, one that has `connect()`.
+
+    What cannot be connected is closed again.
+    """
+    if inspect.isawaitable(made):
+        made = await made
+    if not hasattr(made, "connect"):
+        transport: Transport = made if isinstance(made, Transport) else _Bridged(made, made.info)
+        return transport
+    try:
+        info = await made.connect()
+    except BaseException:
+        with anyio.CancelScope(shield=True):
+            await made.aclose()
+        raise
+    return made if isinstance(made, Transport) else _Bridged(made, info)
+
+
+class _Bridged(Transport):
+    """An object that has some of the contract, such as a transport from before `open` was the constructor."""
+
+    def __init__(self, made: Any, info: ServerInfo) -> None:
+        self.info = info
+        self._made = made
+        for name in _CAPABILITIES:
+            if (method := getattr(made, name, None)) is not None:
+                setattr(self, name, method)
+
+    def __repr__(self) -> str:
+        return repr(self._made)
+
+    async def generate(self, request: Request) -> Reply:
+        """See `Transport`."""
+        reply: Reply = await self._made.generate(request)
+        return reply
+
+    async def aclose(self) -> None:
+        """See `Transport`."""
+        await self._made.aclose()
+
+    @property
+    def traffic(self) -> Traffic:
+        """See `Transport`."""
+        found: Traffic = getattr(self._made, "traffic", None) or Traffic()
+        return found

@@ -1,34 +1,16 @@
-"""The weights that a served model samples from: which version, and who can change it."""
+"""The weights that a served model samples from: which version, and since when."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal, Protocol, runtime_checkable
 
 import anyio
 import msgspec
 
-#: What becomes of requests in flight while weights are loaded: kept (and gone on with under the new weights), waited
-#: for, or aborted (and resumed from their sampled tokens by us).
-InFlight = Literal["keep", "wait", "abort"]
+from rollout.transport import InFlight, WeightControl
 
-
-@runtime_checkable
-class WeightControl(Protocol):
-    """A transport whose server's weights can be changed while it serves."""
-
-    async def pause(self, mode: InFlight = "keep") -> None:
-        """Stops sampling. New requests wait."""
-        ...
-
-    async def resume(self) -> None:
-        """Goes on after `pause`."""
-        ...
-
-    async def update_weights(self, version: str, path: str | None) -> None:
-        """Loads a folder that the server can read (None where it has the weights already), and names the version."""
-        ...
+__all__ = ["InFlight", "Sent", "WeightControl", "Weights", "WeightsStanding"]
 
 
 class Sent(msgspec.Struct, frozen=True):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any
 
 import anyio
@@ -30,6 +31,7 @@ from rollout.transport import (
     ServerLoad,
     TokenPrompt,
     Traffic,
+    Transport,
     TransportConfig,
     WeightSpan,
 )
@@ -93,52 +95,41 @@ PROBE_RETRIES = 2
 _MODELS = msgspec.json.Decoder(ModelList)
 
 
-class ServedTransport:
-    """What the HTTP dialects share: one client, and one probe however many ask at once."""
+class ServedTransport(Transport):
+    """What the HTTP dialects share: one client, and what a probe by it saw."""
 
-    def __init__(self, config: TransportConfig, client: HttpClient | None = None) -> None:
-        """`client` is one that is open already; it is closed with the transport."""
-        self._config = config
-        self.client = client or client_of(config)
-        self._info: ServerInfo | None = None
-        self._lock = anyio.Lock()
+    def __init__(self, client: HttpClient, info: ServerInfo) -> None:
+        """`client` is closed with the transport."""
+        self.client = client
+        self.info = info
 
     def __repr__(self) -> str:
-        route = self._info.token_route if self._info else "not connected"
-        return f"<{type(self).__name__} {self.client.base_url} {route or 'no token route'}>"
-
-    async def connect(self) -> ServerInfo:
-        """See `rollout.transport.Transport`."""
-        async with self._lock:
-            if self._info is None:
-                self._info = await self._probe()
-        return self._info
+        return f"<{type(self).__name__} {self.client.base_url} {self.info.token_route or 'no token route'}>"
 
     async def check(self) -> None:
-        """See `rollout.transport.Watched`."""
+        """See `rollout.transport.Transport`."""
         try:
             await self.client.get("/health", retries=0)
         except RequestRefused as error:
             if error.status not in (404, 405):  # a gateway without it may serve well
                 raise
-        if self._info is not None and self._info.dialect == "dynamo":
-            # The frontend lives on without workers; then it lists no model.
-            answer = await self.client.get("/v1/models", retries=0)
-            models: ModelList = decode(_MODELS, answer, "/v1/models")
-            if all(card.id != self._info.model for card in models.data):
-                raise ModelNotFound(f"{self.client.base_url} serves {self._info.model!r} no more", status=404)
+        # A frontend lives on without workers; then it lists no model. A server may be another by now.
+        answer = await self.client.get("/v1/models", retries=0)
+        models: ModelList = decode(_MODELS, answer, "/v1/models")
+        if all(card.id != self.info.model for card in models.data):
+            raise ModelNotFound(f"{self.client.base_url} serves {self.info.model!r} no more", status=404)
 
     async def load(self) -> ServerLoad:
-        """See `rollout.transport.Watched`."""
+        """See `rollout.transport.Transport`."""
         return read_load(await self._metrics())
 
     async def first_tokens(self) -> Histogram | None:
-        """See `rollout.transport.Metered`."""
+        """See `rollout.transport.Transport`."""
         return read_first_tokens(await self._metrics())
 
     @property
     def traffic(self) -> Traffic:
-        """See `rollout.transport.Metered`."""
+        """See `rollout.transport.Transport`."""
         return self.client.traffic
 
     async def _metrics(self) -> str:
@@ -148,8 +139,17 @@ class ServedTransport:
         """See `rollout.transport.Transport`."""
         await self.client.aclose()
 
-    async def _probe(self) -> ServerInfo:
-        raise NotImplementedError
+
+@contextlib.asynccontextmanager
+async def opening(config: TransportConfig, client: HttpClient | None = None) -> AsyncIterator[HttpClient]:
+    """The client to probe a server with, the given one or a new one: closed again where opening fails."""
+    client = client or client_of(config)
+    try:
+        yield client
+    except BaseException:
+        with anyio.CancelScope(shield=True):
+            await client.aclose()
+        raise
 
 
 def probe_request(prompt: TokenPrompt | MessagePrompt, **changes: Any) -> Request:

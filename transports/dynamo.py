@@ -26,11 +26,12 @@ from transports.common import (
     finish_reason,
     list_models,
     merged,
+    opening,
     paired,
     probe_request,
     server_message_of,
 )
-from transports.http import Answer, decode
+from transports.http import Answer, HttpClient, decode
 
 CHAT = "/v1/chat/completions"
 
@@ -163,8 +164,8 @@ class DynamoTransport(ServedTransport):
 
     async def generate(self, request: Request) -> Reply:
         """See `rollout.transport.Transport`."""
-        info = self._info or await self.connect()
-        return read_chat(await self.client.post(CHAT, chat_body(request, info.model), headers=session_headers(request)))
+        body = chat_body(request, self.info.model)
+        return read_chat(await self.client.post(CHAT, body, headers=session_headers(request)))
 
     async def tokenize(self, prompt: MessagePrompt, *, add_generation_prompt: bool) -> list[int]:
         """Dynamo has no /tokenize: raises TransportError."""
@@ -174,7 +175,16 @@ class DynamoTransport(ServedTransport):
         """Dynamo has no /detokenize: raises TransportError."""
         raise TransportError(f"{self.client.base_url}: Dynamo has no /detokenize; name a tokenizer by --tokenizer")
 
-    async def _probe(self) -> ServerInfo:
+
+class _Probe:
+    """Sees what a frontend does."""
+
+    def __init__(self, config: TransportConfig, client: HttpClient) -> None:
+        self._config = config
+        self.client = client
+
+    async def run(self) -> ServerInfo:
+        """Raises ServerError, ConfigError."""
         card = choose_model(await list_models(self.client), self._config.model, self.client.base_url)
         info = ServerInfo(dialect="dynamo", model=card.id, models=[card.id])
         info.max_model_len = card.context_window or card.max_model_len or None
@@ -219,6 +229,7 @@ def _ids_source(answer: Answer) -> str | None:
     return "nvext" if nvext.completion_token_ids is not None else None
 
 
-def create(config: TransportConfig) -> DynamoTransport:
-    """Entry point `dynamo`."""
-    return DynamoTransport(config)
+async def open(config: TransportConfig, client: HttpClient | None = None) -> DynamoTransport:
+    """Entry point `dynamo`. See `rollout.transport.Open`. `client` takes the place of one of its own."""
+    async with opening(config, client) as client:
+        return DynamoTransport(client, await _Probe(config, client).run())

@@ -24,6 +24,7 @@ from rollout.transport import (
     Request,
     ServerInfo,
     ServerLoad,
+    Transport,
     TransportConfig,
     WeightSpan,
 )
@@ -92,7 +93,7 @@ def render_bytes(messages: Sequence[Message]) -> list[int]:
     return [*ids, OPEN, *encode_bytes("assistant\n")]
 
 
-class ScriptedTransport:
+class ScriptedTransport(Transport):
     """Answers from a list of entries, and keeps the requests it saw."""
 
     def __init__(
@@ -134,8 +135,17 @@ class ScriptedTransport:
         while len(self.requests) < count:
             await self._arrived.wait()
 
+    @property
+    def info(self) -> ServerInfo:
+        """What it says of itself; a test may change it."""
+        return self._info
+
+    @info.setter
+    def info(self, value: ServerInfo) -> None:
+        self._info = value
+
     async def connect(self) -> ServerInfo:
-        """See `rollout.transport.Transport`."""
+        """Opens it, again where it was closed: see `rollout.transport.opened`. Raises `connect_error`."""
         if self._connect_error is not None:
             raise self._connect_error
         return self._info
@@ -174,12 +184,12 @@ class ScriptedTransport:
         return bytes(i for i in ids if i < 256).decode("utf-8", "replace")
 
     async def check(self) -> None:
-        """See `rollout.transport.Watched`."""
+        """See `rollout.transport.Transport`."""
         if not self.well:
             raise ConnectionFailed("the script says that it is gone")
 
     async def load(self) -> ServerLoad:
-        """See `rollout.transport.Watched`."""
+        """See `rollout.transport.Transport`."""
         return self.load_now
 
     async def aclose(self) -> None:
@@ -209,6 +219,6 @@ class ScriptedTransport:
         )
 
 
-def create(config: TransportConfig) -> ScriptedTransport:
+async def open(config: TransportConfig) -> ScriptedTransport:
     """Entry point `scripted`: `options["replies"]` is a list of texts."""
     return ScriptedTransport([reply(text) for text in config.options.get("replies", ())])

@@ -13,9 +13,8 @@ import structlog
 
 from rollout.errors import ConfigError, RequestRefused, TransportError
 from rollout.messages import user
-from rollout.transport import MessagePrompt, Reply, Request, ServerInfo, TokenPrompt, TransportConfig
-from rollout.weights import InFlight
-from transports.common import PROBE_RETRIES, ServedTransport, choose_model, list_models, probe_request
+from rollout.transport import InFlight, MessagePrompt, Reply, Request, ServerInfo, TokenPrompt, TransportConfig
+from transports.common import PROBE_RETRIES, ServedTransport, choose_model, list_models, opening, probe_request
 from transports.http import HttpClient, decode
 from transports.vllm_wire import (
     CHAT,
@@ -37,13 +36,13 @@ _log = structlog.get_logger(__name__)
 class VllmTransport(ServedTransport):
     """Carries prompts to a vLLM server."""
 
-    def __init__(self, config: TransportConfig, client: HttpClient | None = None) -> None:
-        super().__init__(config, client)
-        self._route: TokenRoute | None = None
+    def __init__(self, client: HttpClient, info: ServerInfo) -> None:
+        super().__init__(client, info)
+        self._route = next((route for route in TOKEN_ROUTES if route.path == info.token_route), None)
 
     async def generate(self, request: Request) -> Reply:
         """See `rollout.transport.Transport`."""
-        info = self._info or await self.connect()
+        info = self.info
         headers = {"x-request-id": request.request_id, "x-session-id": request.session_id}
         if isinstance(request.prompt, MessagePrompt):
             return read_chat(await self.client.post(CHAT, chat_body(request, info.model), headers=headers))
@@ -54,9 +53,8 @@ class VllmTransport(ServedTransport):
 
     async def tokenize(self, prompt: MessagePrompt, *, add_generation_prompt: bool) -> list[int]:
         """See `rollout.transport.Transport`."""
-        info = self._info or await self.connect()
         body: dict[str, Any] = {
-            "model": info.model,
+            "model": self.info.model,
             "messages": prompt.json(),
             "add_generation_prompt": add_generation_prompt,
         }
@@ -69,8 +67,7 @@ class VllmTransport(ServedTransport):
 
     async def detokenize(self, ids: Sequence[int]) -> str:
         """See `rollout.transport.Transport`."""
-        info = self._info or await self.connect()
-        answer = await self.client.post("/detokenize", {"model": info.model, "tokens": list(ids)})
+        answer = await self.client.post("/detokenize", {"model": self.info.model, "tokens": list(ids)})
         text: str = decode(_DETOKENIZED, answer, "/detokenize").prompt
         return text
 
@@ -102,7 +99,16 @@ class VllmTransport(ServedTransport):
                 f"{self.client.base_url} has no {path.partition('?')[0]}: start vLLM with VLLM_SERVER_DEV_MODE=1"
             ) from error
 
-    async def _probe(self) -> ServerInfo:
+
+class _Probe:
+    """Sees what a server does."""
+
+    def __init__(self, config: TransportConfig, client: HttpClient) -> None:
+        self._config = config
+        self.client = client
+
+    async def run(self) -> ServerInfo:
+        """Raises ServerError, ConfigError."""
         card = choose_model(await list_models(self.client), self._config.model, self.client.base_url)
         info = ServerInfo(dialect="vllm", model=card.id, models=[card.id], max_model_len=card.max_model_len)
         info.tokenizer = card.root
@@ -113,17 +119,15 @@ class VllmTransport(ServedTransport):
         for route in TOKEN_ROUTES:
             if (not paths or route.path in paths) and await self._probe_route(route, info):
                 info.token_routes.append(route.path)
-        self._route = self._choose_route(info)
-        info.token_route = self._route.path if self._route else None
+        info.token_route = self._choose_route(info)
         return info
 
-    def _choose_route(self, info: ServerInfo) -> TokenRoute | None:
+    def _choose_route(self, info: ServerInfo) -> str | None:
         forced = self._config.token_route
         if forced is not None and forced not in info.token_routes:
             working = ", ".join(info.token_routes) or "none"
             raise ConfigError(f"{self.client.base_url} has no token route {forced!r}; those that work: {working}")
-        chosen = forced or next(iter(info.token_routes), None)
-        return next((route for route in TOKEN_ROUTES if route.path == chosen), None)
+        return forced or next(iter(info.token_routes), None)
 
     async def _version(self) -> str | None:
         try:
@@ -178,6 +182,7 @@ class VllmTransport(ServedTransport):
         return route.read(await self.client.post(route.path, route.body(request, model), retries=PROBE_RETRIES))
 
 
-def create(config: TransportConfig) -> VllmTransport:
-    """Entry point `vllm`."""
-    return VllmTransport(config)
+async def open(config: TransportConfig, client: HttpClient | None = None) -> VllmTransport:
+    """Entry point `vllm`. See `rollout.transport.Open`. `client` takes the place of one of its own."""
+    async with opening(config, client) as client:
+        return VllmTransport(client, await _Probe(config, client).run())

@@ -25,7 +25,7 @@ from rollout.messages import Function, Message, ToolCall
 from rollout.records import FallbackReason, Route
 from rollout.samples import samples_of_tree
 from rollout.session import ServedModel, Session
-from rollout.transport import MessagePrompt, Reply, Request, ServerInfo
+from rollout.transport import MessagePrompt, Reply, Request, ServerInfo, Transport
 
 ROUNDS = 3
 
@@ -48,10 +48,13 @@ class Outcome(msgspec.Struct, kw_only=True):
     """Conversations that the server's own template refuses, so that no engine could play them."""
 
 
-class KitServer:
+class KitServer(Transport):
     """A server in a few lines: the family renders, the script samples, and every prompt is kept."""
 
     def __init__(self, family: Family) -> None:
+        self.info = ServerInfo(
+            dialect="kit", model="kit", token_route="kit", reports_prompt_ids=True, can_tokenize=True
+        )
         self._family = family
         self.prompts: list[list[int]] = []
         self.completions: list[list[int]] = []
@@ -69,9 +72,6 @@ class KitServer:
 
     async def detokenize(self, ids: Sequence[int]) -> str:
         return str(self._family.tokenizer.decode(list(ids)))
-
-    async def connect(self) -> ServerInfo:
-        return ServerInfo(dialect="kit", model="kit", token_route="kit", reports_prompt_ids=True, can_tokenize=True)
 
     async def aclose(self) -> None:
         pass
@@ -124,9 +124,7 @@ class Player:
         server = self._server
         server.prompts, server.completions = [], []
         config = EngineConfig(verify=True, match=shape.match)
-        session = Session(
-            ServedModel(transport=server, info=await server.connect(), codec=self._codec, config=config), "kit"
-        )
+        session = Session(ServedModel(transport=server, info=server.info, codec=self._codec, config=config), "kit")
         history = first_messages()
         for turn in range(ROUNDS):
             messages, tools = conversation_at(shape, history, turn), tools_at(shape, turn)

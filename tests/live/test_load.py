@@ -10,7 +10,7 @@ from rollout.pace import START
 from rollout.transport import TransportConfig
 from tests.live.servers import Server
 from tests.live.test_run import ECHO, TOKENIZER, assert_token_exact, run
-from transports.auto import AutoTransport
+from transports.auto import open as open_auto
 
 pytestmark = pytest.mark.live
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.live
 async def test_real_servers_say_their_load(kind: str, request: pytest.FixtureRequest) -> None:
     """The metrics have the names that are read: an idle server has nothing running and nothing waiting."""
     server: Server = request.getfixturevalue(kind)
-    transport = AutoTransport(TransportConfig(base_url=server.url))
+    transport = await open_auto(TransportConfig(base_url=server.url))
     try:
         await transport.check()
         load = await transport.load()

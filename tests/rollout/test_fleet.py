@@ -337,7 +337,9 @@ async def test_load_is_all_servers_together() -> None:
     one, two = Server(), Server()
     one.load_now = ServerLoad(running=3, waiting=1, cache_usage=0.25, preemptions=2)
     two.load_now = ServerLoad(running=4, cache_usage=0.5)
-    assert await fleet(one, two).load() == ServerLoad(running=7, waiting=1, cache_usage=0.5, preemptions=2)
+    served = fleet(one, two)
+    await served.connect()
+    assert await served.load() == ServerLoad(running=7, waiting=1, cache_usage=0.5, preemptions=2)
 
 
 class Counted(Server):
@@ -352,6 +354,7 @@ class Counted(Server):
 async def test_traffic_and_first_tokens_are_all_servers_together() -> None:
     """A server that counts nothing adds nothing."""
     served = fleet(Counted(), Counted(), Server())
+    await served.connect()
     assert served.traffic == Traffic(sent=20, received=6)
     assert await served.first_tokens() == Histogram((0.5, math.inf), (2.0, 4.0))
     running = Engine(EngineConfig(renderer="server"), Short, transport=served)

@@ -12,7 +12,7 @@ from envs.echo import Echo
 from rollout.env import Env
 from rollout.errors import ConfigError
 from rollout.registry import arguments_of, check_packages, env_factory, env_names, find_env, find_transport
-from transports.scripted import create as scripted_create
+from rollout.transport import TransportConfig
 
 FILE = """
 from rollout import Env
@@ -80,9 +80,10 @@ def test_a_wrong_argument_is_named_with_its_type(mine: str, arguments: dict[str,
         env_factory(mine, arguments)
 
 
-def test_a_wrong_transport_is_named() -> None:
+async def test_a_wrong_transport_is_named() -> None:
     """Transports are found by entry point too."""
-    assert find_transport("scripted") is scripted_create
+    transport = await find_transport("scripted")(TransportConfig(options={"replies": []}))
+    assert transport.info.dialect == "scripted"
     with pytest.raises(ConfigError, match="did you mean 'dynamo'"):
         find_transport("dynamoo")
 

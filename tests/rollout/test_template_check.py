@@ -15,18 +15,18 @@ from rollout.errors import RequestRefused
 from rollout.template_check import SHAPES, ShapeCheck, check_shapes, first_difference, verdict
 from rollout.transport import ServerInfo, Transport, TransportConfig
 from transports.embedded import MODEL_DIR
-from transports.embedded.transport import create
+from transports.embedded.transport import open as open_embedded
 
 
 @pytest.fixture
 async def server() -> AsyncIterator[Transport]:
-    carrier = create(TransportConfig())
+    carrier = await open_embedded(TransportConfig())
     yield carrier
     await carrier.aclose()
 
 
 async def checks(server: Transport, codec: Codec, **template_args: Any) -> dict[str, ShapeCheck]:
-    found = await check_shapes(server, await server.connect(), codec, template_args)
+    found = await check_shapes(server, server.info, codec, template_args)
     return {check.shape: check for check in found}
 
 

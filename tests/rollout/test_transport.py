@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rollout.errors import ConfigError, ServerError, TransportError
 from rollout.messages import Message, user
-from rollout.transport import MessagePrompt, TokenPrompt
+from rollout.transport import MessagePrompt, Reply, Request, ServerInfo, TokenPrompt, Traffic, opened
+from transports.scripted import ScriptedTransport
 
 TURNS = st.lists(st.tuples(st.lists(st.integers(0, 2**31 - 1), max_size=4), st.booleans()), max_size=6)
 
@@ -48,3 +51,58 @@ def test_messages_are_encoded_once(texts: list[str], known: int, sent: bool, oth
         earlier.json()
     prompt = MessagePrompt(messages, before=earlier)
     assert on_wire(prompt) == msgspec.json.encode({"prompt": [message.as_openai() for message in messages]})
+
+
+class Earlier:
+    """A transport from before `open` was the constructor: it connects later, and knows less."""
+
+    def __init__(self, error: ServerError | None = None) -> None:
+        self.error = error
+        self.closed = False
+
+    async def connect(self) -> ServerInfo:
+        if self.error is not None:
+            raise self.error
+        return ServerInfo(dialect="earlier", model="m")
+
+    async def generate(self, request: Request) -> Reply:
+        return Reply(completion_ids=[1], logprobs=[-1.0])
+
+    async def aclose(self) -> None:
+        self.closed = True
+
+
+async def test_a_transport_of_another_make_is_bridged() -> None:
+    """What it has is called, and what it lacks is answered as a server answers that cannot do it."""
+    transport = await opened(Earlier())
+    assert transport.info.model == "m"
+    request = Request(prompt=TokenPrompt([1]), request_id="r", session_id="s")
+    assert (await transport.generate(request)).completion_ids == [1]
+    await transport.check()
+    transport.release("s")
+    assert transport.traffic == Traffic()
+    with pytest.raises(ConfigError, match="earlier: this server's weights cannot be changed"):
+        await transport.pause()
+    with pytest.raises(ConfigError, match="how busy"):
+        await transport.load()
+    with pytest.raises(TransportError, match="--tokenizer"):
+        await transport.detokenize([1])
+
+
+async def test_what_cannot_be_connected_is_closed_again() -> None:
+    """An error at opening leaves nothing open."""
+    earlier = Earlier(ServerError("nobody is there"))
+    with pytest.raises(ServerError, match="nobody is there"):
+        await opened(earlier)
+    assert earlier.closed
+
+
+async def test_an_open_transport_is_left_as_it_is() -> None:
+    """An awaitable is awaited, and nothing is connected twice."""
+    transport = ScriptedTransport([])
+
+    async def later() -> ScriptedTransport:
+        return transport
+
+    assert await opened(later()) is transport
+    assert await opened(transport) is transport

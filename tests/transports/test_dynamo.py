@@ -10,9 +10,9 @@ import pytest
 
 from rollout.errors import MalformedReply, TransportError
 from rollout.messages import user
-from rollout.transport import MessagePrompt, Request, TokenPrompt, TransportConfig
+from rollout.transport import MessagePrompt, Request, ServerInfo, TokenPrompt
 from transports.dynamo import DynamoTransport, chat_body, read_chat, session_headers
-from transports.http import Answer
+from transports.http import Answer, HttpClient
 
 TOOLS = [{"type": "function", "function": {"name": "add"}}]
 
@@ -144,6 +144,6 @@ def test_counts_that_differ_are_errors(nvext: Any, logprobs: Any, said: str) -> 
 
 async def test_there_is_no_tokenize() -> None:
     """Dynamo's lack of the route is said with the remedy."""
-    carrier = DynamoTransport(TransportConfig(base_url="http://x"))
+    carrier = DynamoTransport(HttpClient("http://x"), ServerInfo(dialect="dynamo", model="m"))
     with pytest.raises(TransportError, match="--tokenizer"):
         await carrier.tokenize(MessagePrompt(messages=[user("x")]), add_generation_prompt=True)

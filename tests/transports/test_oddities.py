@@ -17,11 +17,10 @@ from rollout.session import ServedModel, Session
 from rollout.transport import ServerInfo, TransportConfig
 from tests.local_server import serving
 from tests.rollout.test_session import ByteCodec
-from transports.common import ServedTransport, client_of
+from transports.common import client_of
 from transports.dynamo import DynamoTransport
 from transports.scripted import STOP, encode_bytes, render_bytes
 from transports.vllm import VllmTransport
-from transports.vllm_wire import TOKEN_ROUTES
 
 PROMPT = render_bytes([user("a")])
 SAMPLED = [*encode_bytes("b"), STOP]
@@ -53,12 +52,11 @@ async def turn(dialect: str, *bodies: Any) -> Session:
 
     with serving(app) as url:
         settings = TransportConfig(base_url=url, retries=0)
-        kind: type[ServedTransport] = VllmTransport if dialect == "vllm" else DynamoTransport
-        carrier: Any = kind(settings, client_of(settings))
+        kind: type[VllmTransport | DynamoTransport] = VllmTransport if dialect == "vllm" else DynamoTransport
         # What the probe would have found: these servers answer one thing only.
-        carrier._info = ServerInfo(dialect=dialect, model="m", token_route="/v1/completions", reports_prompt_ids=True)
-        carrier._route = TOKEN_ROUTES[1]
-        model = ServedModel(transport=carrier, info=carrier._info, codec=ByteCodec(), config=EngineConfig())
+        info = ServerInfo(dialect=dialect, model="m", token_route="/v1/completions", reports_prompt_ids=True)
+        carrier = kind(client_of(settings), info)
+        model = ServedModel(transport=carrier, info=info, codec=ByteCodec(), config=EngineConfig())
         session = Session(model, "s")
         try:
             history: list[Any] = [user("a")]

@@ -8,7 +8,8 @@ import pytest
 from rollout.errors import ServerBusy, TransportError
 from rollout.messages import user
 from rollout.transport import MessagePrompt, Request, TokenPrompt, TransportConfig
-from transports.scripted import STOP, Fault, Held, ScriptedTransport, Stalled, create, encode_bytes, reply
+from transports.scripted import STOP, Fault, Held, ScriptedTransport, Stalled, encode_bytes, reply
+from transports.scripted import open as open_scripted
 
 MESSAGES = Request(prompt=MessagePrompt(messages=[user("a")]), request_id="r", session_id="s")
 TOKENS = Request(prompt=TokenPrompt([1, 2]), request_id="r", session_id="s")
@@ -51,5 +52,5 @@ async def test_a_held_reply_waits_to_be_released() -> None:
 
 async def test_a_script_can_come_from_options() -> None:
     """The entry point takes texts."""
-    transport = create(TransportConfig(options={"replies": ["a"]}))
+    transport = await open_scripted(TransportConfig(options={"replies": ["a"]}))
     assert (await transport.generate(MESSAGES)).message is not None

@@ -9,21 +9,21 @@ import pytest
 
 from rollout.errors import ConfigError, ServerError
 from rollout.transport import TransportConfig
+from transports import vllm
 from transports.embedded.app import create_app
 from transports.http import HttpClient
 from transports.vllm import VllmTransport
 
 
-def transport(app: Any, **config: Any) -> VllmTransport:
+async def opened(app: Any, **config: Any) -> VllmTransport:
     client = HttpClient("http://x", transport=httpx.ASGITransport(app, raise_app_exceptions=False), retries=0)
-    return VllmTransport(TransportConfig(base_url="http://x", **config), client)
+    return await vllm.open(TransportConfig(base_url="http://x", **config), client)
 
 
 async def test_a_probe_sees_what_the_server_does() -> None:
     """Over the real wire of the embedded server every fact is found by asking."""
     app = create_app()
-    carrier = transport(app)
-    info = await carrier.connect()
+    info = (await opened(app)).info
     app.state.engine.close()
     assert info.token_routes == ["/inference/v1/generate", "/v1/completions"]
     assert info.token_route == "/inference/v1/generate"
@@ -32,16 +32,15 @@ async def test_a_probe_sees_what_the_server_does() -> None:
     assert info.keeps_stop_token is True
     assert info.can_tokenize
     assert info.max_model_len == 8192
-    assert await carrier.connect() is info
 
 
 async def test_a_route_can_be_forced() -> None:
     """A forced route is used where it works, and named with those that work where it does not."""
     app = create_app()
-    info = await transport(app, token_route="/v1/completions").connect()
+    info = (await opened(app, token_route="/v1/completions")).info
     assert info.token_route == "/v1/completions"
     with pytest.raises(ConfigError, match="/v1/completions"):
-        await transport(app, token_route="/v1/chat/completions/tokens").connect()
+        await opened(app, token_route="/v1/chat/completions/tokens")
     app.state.engine.close()
 
 
@@ -56,7 +55,7 @@ async def test_a_disabled_route_is_passed_over() -> None:
             return
         await app(scope, receive, send)
 
-    info = await transport(refusing).connect()
+    info = (await opened(refusing)).info
     app.state.engine.close()
     assert info.token_routes == ["/v1/completions"]
 
@@ -69,4 +68,4 @@ async def test_something_else_is_not_a_server() -> None:
         await send({"type": "http.response.body", "body": b"nope"})
 
     with pytest.raises(ServerError, match="does not answer as a model server"):
-        await transport(nothing).connect()
+        await opened(nothing)

@@ -10,7 +10,7 @@ import pytest
 from rollout.errors import ConfigError
 from rollout.messages import user
 from rollout.transport import MessagePrompt, Request, TokenPrompt, TransportConfig
-from transports.embedded.transport import EmbeddedTransport, create
+from transports.embedded.transport import open as open_embedded
 
 PROMPT = MessagePrompt(messages=[user("Guess my number from 1 to 64. 7 guesses left.")])
 
@@ -26,9 +26,9 @@ def request(prompt: Any, number: int) -> Request:
 )
 async def test_two_turns_by_every_route(dialect: str, route: str | None) -> None:
     """Message-in, then token-in on what came back, by each dialect and route: ids, logprobs and cache agree."""
-    transport = create(TransportConfig(options={"dialect": dialect}, token_route=route))
+    transport = await open_embedded(TransportConfig(options={"dialect": dialect}, token_route=route))
     try:
-        info = await transport.connect()
+        info = transport.info
         assert (info.dialect, info.model, info.reports_completion_ids) == ("embedded", "rollout-tiny", True)
         first = await transport.generate(request(PROMPT, 1))
         assert first.prompt_ids
@@ -46,7 +46,7 @@ async def test_two_turns_by_every_route(dialect: str, route: str | None) -> None
 
 async def test_it_tokenizes_as_it_prompts() -> None:
     """The server's own ids for messages are those of its prompts."""
-    transport = create(TransportConfig())
+    transport = await open_embedded(TransportConfig())
     try:
         tokens = await transport.tokenize(PROMPT, add_generation_prompt=True)
         assert tokens == (await transport.generate(request(PROMPT, 1))).prompt_ids
@@ -55,15 +55,13 @@ async def test_it_tokenizes_as_it_prompts() -> None:
 
 
 @pytest.mark.parametrize("options", [{"dialect": "other"}, {"modeldir": "x"}])
-def test_a_wrong_option_is_refused(options: dict[str, str]) -> None:
+async def test_a_wrong_option_is_refused(options: dict[str, str]) -> None:
     """Options that it does not know are named."""
     with pytest.raises(ConfigError, match=r"other|modeldir"):
-        EmbeddedTransport(TransportConfig(options=options))
+        await open_embedded(TransportConfig(options=options))
 
 
 async def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     """A wrong folder is one clear sentence."""
-    transport = create(TransportConfig(options={"model_dir": str(tmp_path)}))
     with pytest.raises(ConfigError, match="no embedded model in"):
-        await transport.connect()
-    await transport.aclose()
+        await open_embedded(TransportConfig(options={"model_dir": str(tmp_path)}))
