@@ -70,6 +70,11 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """One call of the environment's reset or step."""
     score_timeout_s: float | None = None
     """The environment's score, and a stream's group reward; None takes `step_timeout_s`."""
+    close_timeout_s: float | None = 60.0
+    """The environment's close, which is cut off then, and said; 5 s at most where the run is cancelled. None waits."""
+    max_abandoned_threads: int = 256
+    """Calls of environments that may hang in threads, after their deadline or when they were cancelled. Nothing can
+    end a thread: past so many the run ends and says why; a process of several (`processes`) is replaced."""
     straggler_timeout_s: float | None = None
     """How long a group waits for its other members once half have ended: then they are ended as failures of kind
     `straggler`, and the group is delivered without them. None waits."""

@@ -17,7 +17,6 @@ from typing import Self
 
 import anyio
 import anyio.abc
-import anyio.to_thread
 import msgspec
 
 from rollout.codec import Codec
@@ -303,7 +302,7 @@ class Engine:
             if inspect.iscoroutinefunction(reward):
                 found = await reward(group)
             else:
-                found = await anyio.to_thread.run_sync(reward, group, limiter=self._player.threads)
+                found = await self._player.threads.run(reward, group)
         members = group.finished
         if len(found) != len(members):
             raise ConfigError(f"the group reward gave {len(found)} rewards for {len(members)} finished rollouts")

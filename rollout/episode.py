@@ -6,37 +6,40 @@ them ends it. Whatever happens, `close` is called once, and what was sampled bef
 
 from __future__ import annotations
 
-import contextlib
-import inspect
+import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import anyio
-import anyio.to_thread
 import msgspec
 import structlog
 
+from rollout.answers import (
+    Answer,
+    own_method,
+    read_blocks,
+    read_max_tokens,
+    read_messages,
+    read_score,
+    read_step,
+    read_tools,
+)
 from rollout.config import EngineConfig
-from rollout.env import Env, Step
-from rollout.errors import MessageError, PromptTooLong, TransportError
+from rollout.door import error_text
+from rollout.env import Env
+from rollout.errors import PromptTooLong, TransportError
+from rollout.host import EnvironmentFault, Host, Hosts
 from rollout.messages import Message, with_tool_names
 from rollout.records import Failure, FailureKind, Rollout, StopReason, Timing, Turn
 from rollout.session import ContextFull, FallbackRefused, Session
+from rollout.threads import contained
 from rollout.verify import InvariantBroken, check_trajectory
 
 _log = structlog.get_logger(__name__)
 
 #: How long `close` may take when an episode is cancelled.
 CLOSE_GRACE_S = 5.0
-
-
-class EnvironmentFault(Exception):
-    """The environment raised, took too long, or answered something that is not a step."""
-
-    def __init__(self, message: str, *, kind: FailureKind = FailureKind.ENVIRONMENT) -> None:
-        super().__init__(message)
-        self.kind = kind
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,24 +80,32 @@ class Episode:
         session: Session,
         config: EngineConfig,
         *,
-        threads: anyio.CapacityLimiter,
+        hosts: Hosts,
+        asynchronous: bool = False,
         stopping: Callable[[], bool] = lambda: False,
         staleness: Callable[[], int] = lambda: 0,
         max_staleness: int | None = None,
         on_turn: Callable[[Turn], None] = lambda turn: None,
     ) -> None:
-        """`staleness` counts the weight updates since the job was submitted."""
+        """`staleness` counts the weight updates since the job was submitted.
+
+        An `asynchronous` environment is made in the task that it then lives in, too.
+        """
         self._make_env = make_env
         self._session = session
         self._config = config
-        self._threads = threads
+        self._asynchronous = asynchronous
         self._stopping = stopping
         self._staleness = staleness
         self._max_staleness = max_staleness
         self._on_turn = on_turn
         self.rollout = job.rollout()
         self._messages: list[Message] = []
-        self._blocks = True
+        self._tools: list[Any] = []
+        self._env: Env | None = None
+        self._while_whole = anyio.CancelScope()
+        """Cancelled where the environment breaks between two calls."""
+        self._host = Host(hosts, job.id, self._while_whole.cancel)
 
     def __repr__(self) -> str:
         return f"<Episode {self.rollout.id} {len(self._session.turns)} turns>"
@@ -103,39 +114,44 @@ class Episode:
         """Plays to the end. Raises only when it is cancelled from outside; `rollout` then holds what was played."""
         rollout, started = self.rollout, time.perf_counter()
         rollout.timing = Timing(started_at=time.time())
+        failed: BaseException | None = None
         try:
             with anyio.fail_after(self._config.episode_timeout_s):
-                stop = await self._play()
-                self._refuse_stale()
-                rollout.stop = stop
+                with self._while_whole:
+                    stop = await self._play()
+                    self._refuse_stale()
+                    rollout.stop = stop
+                if self._host.broken is not None:
+                    raise EnvironmentFault(_BROKEN, call="between calls") from contained(self._host.broken)
         except BaseException as error:
-            rollout.failure = self._failure(error)
+            failed = error
             if not isinstance(error, Exception):
                 raise
         finally:
             self._session.close()
+            close_fault: EnvironmentFault | None = None
+            # Shielded: a cancelled episode must still give back what its environment took.
+            with anyio.CancelScope(shield=True):
+                close_fault = await self._close(cancelled=failed is not None and not isinstance(failed, Exception))
+            if failed is not None:
+                rollout.stop, rollout.failure = None, self._failure(failed, close_fault)
             self._finish(time.perf_counter() - started)
         return rollout
 
     async def _play(self) -> StopReason:
         await self._session.turnstile.enter()  # thousands that start at once would each start a thread
-        env = await self._call("__init__", self._make_env)
-        self._blocks = env.blocks
-        try:
-            opening = await self._call("reset", env.reset, self.rollout.task)
-            self._append(opening, "reset")
-            stop = await self._turns(env)
-            limit = self._config.score_timeout_s or self._config.step_timeout_s
-            if _own(env.score, Env.score):
-                score = await self._call("score", env.score, list(self._messages), limit_s=limit)
-                if score is not None:
-                    self.rollout.reward = _number(score, "score")
-            return stop
-        finally:
-            if _own(env.close, Env.close):
-                # Shielded: a cancelled episode must still give back what its environment took.
-                with anyio.move_on_after(CLOSE_GRACE_S, shield=True):
-                    await self._close(env)
+        env = self._env = await self._call("__init__", self._make_env, in_task=self._asynchronous)
+        self._host.blocks = read_blocks(env)
+        self._append(read_messages(await self._call("reset", env.reset, self.rollout.task), "reset"))
+        if not self._messages:
+            raise EnvironmentFault("reset gave no message")
+        stop = await self._turns(env)
+        if (score := own_method(env, "score")) is not None:
+            limit_s = self._config.score_timeout_s or self._config.step_timeout_s
+            reward = read_score(await self._call("score", score, list(self._messages), limit_s=limit_s))
+            if reward is not None:
+                self.rollout.reward = reward
+        return stop
 
     async def _turns(self, env: Env) -> StopReason:
         limit = self._config.max_turns
@@ -145,14 +161,14 @@ class Episode:
             if self._stopping():
                 raise _Stopped
             self._refuse_stale()
+            self._tools = read_tools(env, self._tools)
             try:
-                answer = await self._session.turn(self._messages, tools=list(env.tools), max_tokens=env.max_tokens)
+                answer = await self._session.turn(self._messages, tools=self._tools, max_tokens=read_max_tokens(env))
             except (ContextFull, PromptTooLong):
                 return StopReason.CONTEXT_LENGTH
             self._on_turn(self._session.turns[-1])
             self._messages.append(answer)
-            step = await self._call("step", env.step, answer)
-            if self._take(step):
+            if self._take(read_step(await self._call("step", env.step, answer))):
                 return StopReason.DONE
 
     def _refuse_stale(self) -> None:
@@ -160,70 +176,58 @@ class Episode:
         if self._max_staleness is not None and self._staleness() > self._max_staleness:
             raise _Stale(f"{self._staleness()} weight updates since it was submitted, {self._max_staleness} allowed")
 
-    def _take(self, step: Step) -> bool:
+    def _take(self, step: Answer) -> bool:
         """Takes over what the environment answered; returns whether it is done."""
-        if not isinstance(step, Step):
-            raise EnvironmentFault(f"step must return a Step, not {type(step).__name__}")
-        self.rollout.reward += _number(step.reward, "step")
-        self.rollout.metrics.update({name: _number(value, f"metric {name!r}") for name, value in step.metrics.items()})
+        self.rollout.reward += step.reward
+        self.rollout.metrics.update(step.metrics)
         if step.conversation is not None:
             self._messages = []
-            self._append(step.conversation, "step")
-        self._append(step.messages, "step")
+            self._append(step.conversation)
+        self._append(step.messages)
         if not step.done and not (self._messages and self._messages[-1].role != "assistant"):
             raise EnvironmentFault("step is not done but gives the model nothing to answer")
         return step.done
 
-    def _append(self, messages: Sequence[object], source: str) -> None:
-        if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
-            raise EnvironmentFault(f"{source} must give a list of messages, not {type(messages).__name__}")
-        try:
-            new = [Message.of(message) for message in messages]
-        except MessageError as error:
-            raise EnvironmentFault(f"{source} gave a message that cannot be read: {error}") from error
-        if source == "reset" and not new:
-            raise EnvironmentFault("reset gave no message")
+    def _append(self, new: list[Message]) -> None:
         # Names for tool messages come from the calls, which may lie one turn back.
         last = self._messages[-1:]
         self._messages.extend(with_tool_names([*last, *new])[len(last) :])
 
-    async def _call(self, name: str, function: Callable[..., Any], *args: Any, limit_s: float | None = None) -> Any:
-        """Calls the environment: async functions here, others in a thread where they may block."""
+    async def _call(
+        self, name: str, function: Callable[..., Any], *args: Any, limit_s: float | None = None, in_task: bool = False
+    ) -> Any:
         started = time.perf_counter()
-        limit_s = limit_s or self._config.step_timeout_s
         try:
-            with anyio.fail_after(limit_s) if limit_s else contextlib.nullcontext():
-                if inspect.iscoroutinefunction(function):
-                    return await function(*args)
-                if self._blocks:
-                    result = await anyio.to_thread.run_sync(
-                        lambda: function(*args), limiter=self._threads, abandon_on_cancel=True
-                    )
-                else:
-                    result = function(*args)
-                return await result if inspect.isawaitable(result) else result
-        except TimeoutError as error:
-            message = f"{name} took longer than {limit_s:g} s" if limit_s else str(error)
-            raise EnvironmentFault(message, kind=FailureKind.TIMEOUT) from error
-        except Exception as error:
-            raise EnvironmentFault(f"{name} raised {type(error).__name__}: {error}") from error
+            limit_s = limit_s or self._config.step_timeout_s
+            return await self._host.call(name, function, *args, limit_s=limit_s, in_task=in_task)
         finally:
             self.rollout.timing.env_s += time.perf_counter() - started
 
-    async def _close(self, env: Env) -> None:
-        try:
-            await self._call("close", env.close)
-        except EnvironmentFault as error:
-            # The rollout's outcome stands: what was played does not get worse by a failed clean-up.
-            _log.warning("env_close_failed", rollout=self.rollout.id, error=str(error))
+    async def _close(self, *, cancelled: bool) -> EnvironmentFault | None:
+        """Closes the environment, whatever happened. The rollout's outcome stands, if this fails: returns how."""
+        limit_s = self._config.close_timeout_s
+        if cancelled:
+            limit_s = CLOSE_GRACE_S if limit_s is None else min(limit_s, CLOSE_GRACE_S)
+        return await self._host.close(self._env, limit_s)
 
-    def _failure(self, error: BaseException) -> Failure:
+    def _failure(self, error: BaseException, close_fault: EnvironmentFault | None) -> Failure:
         turn = len(self._session.turns) + 1
         kind, message = _classify(error)
         if kind is FailureKind.INTERNAL:
             _log.error("internal_error", rollout=self.rollout.id, exc_info=error)
-        cause = error.__cause__ if isinstance(error, EnvironmentFault) and error.__cause__ else error
-        return Failure(kind=kind, message=message, error=type(cause).__name__, turn=turn)
+        if not isinstance(error, EnvironmentFault):
+            return Failure(kind=kind, message=message, error=type(error).__name__, turn=turn)
+        raised = error.raised
+        if isinstance(raised, asyncio.CancelledError) and close_fault is not None and close_fault.raised is not None:
+            # A context that it holds cancelled it, and said why when it was left.
+            raised = close_fault.raised
+            message = f"{message}; {close_fault}"
+        if raised is not None:
+            text = f"{type(raised).__name__}: {error_text(raised)}"
+            _log.warning("environment_raised", rollout=self.rollout.id, call=error.call, error=text, exc_info=raised)
+            return Failure(kind=kind, message=message, error=type(raised).__name__, turn=turn)
+        name = "TimeoutError" if kind is FailureKind.TIMEOUT else type(error).__name__
+        return Failure(kind=kind, message=message, error=name, turn=turn)
 
     def _finish(self, wall_s: float) -> None:
         rollout, tree = self.rollout, self._session.trajectory
@@ -241,9 +245,8 @@ class Episode:
                 rollout.failure = Failure(kind=FailureKind.INVARIANT, message=str(error), error="InvariantBroken")
 
 
-def _own(method: Any, default: Any) -> bool:
-    """Whether an environment has this method of its own: the default does nothing, and a thread for it takes 0.1 ms."""
-    return getattr(method, "__func__", method) is not default
+#: What is said of an environment whose own context cancelled it while it was not called.
+_BROKEN = "a task group, timeout or scope that the environment holds between its calls cancelled it"
 
 
 class _Stopped(Exception):
@@ -273,10 +276,4 @@ def _classify(error: BaseException) -> tuple[FailureKind, str]:
         case _ if not isinstance(error, Exception):
             return FailureKind.CANCELLED, "cancelled"
         case _:
-            return FailureKind.INTERNAL, f"{type(error).__name__}: {error}"
-
-
-def _number(value: object, source: str) -> float:
-    if isinstance(value, bool | int | float):
-        return float(value)
-    raise EnvironmentFault(f"{source} gave {type(value).__name__} where a number belongs")
+            return FailureKind.INTERNAL, f"{type(error).__name__}: {error_text(error)}"

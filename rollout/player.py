@@ -18,11 +18,14 @@ from rollout.config import EngineConfig
 from rollout.connect import make_codec, open_transport
 from rollout.env import Env
 from rollout.episode import Episode, Job
-from rollout.errors import NoServerLeft
+from rollout.errors import RolloutError
 from rollout.fleet import Fleet
+from rollout.host import Hosts
 from rollout.lag import Lag
+from rollout.registry import is_asynchronous
 from rollout.session import ServedModel, Session
 from rollout.stats import Played
+from rollout.threads import Threads
 from rollout.transport import Transport, opened
 from rollout.weights import Weights
 
@@ -36,16 +39,23 @@ class Player:
         make_env: Callable[[], Env],
         *,
         transport: Transport | None = None,
-        on_gone: Callable[[NoServerLeft], None] = lambda error: None,
+        on_gone: Callable[[RolloutError], None] = lambda error: None,
     ) -> None:
-        """`transport` takes the place of the one that the configuration names."""
+        """`transport` takes the place of the one that the configuration names.
+
+        `on_gone` is told what ends all that is played: no server is left, or too many calls hang in threads.
+        """
         self.config = config
         self.weights = Weights()
         self._make_env = make_env
         self._given = transport
         self._on_gone = on_gone
         self._model: ServedModel | None = None
-        self._threads = anyio.CapacityLimiter(max(40, config.most_at_once))
+        self._threads = Threads(
+            max(40, config.most_at_once), most_abandoned=config.max_abandoned_threads, on_exhausted=on_gone
+        )
+        self._hosts = Hosts(self._threads)
+        self._asynchronous = False
         self._counted = Played()
         self._lag = Lag()
         self._stopping = False
@@ -57,6 +67,8 @@ class Player:
 
     async def __aenter__(self) -> Self:
         """Connects and loads the tokenizer. Raises ServerError, ConfigError."""
+        # A file's environment is imported here, once, and not by many rollouts at a time.
+        self._asynchronous = is_asynchronous(self._make_env)
         async with AsyncExitStack() as stack:
             transport = await (open_transport(self.config) if self._given is None else opened(self._given))
             stack.push_async_callback(_close_shielded, transport)
@@ -76,6 +88,7 @@ class Player:
     async def __aexit__(self, *exc_info: object) -> None:
         if self._watchers is not None:
             self._watchers.cancel_scope.cancel()
+        await self._hosts.aclose()
         await self._stack.aclose()
 
     @property
@@ -91,8 +104,8 @@ class Player:
         return self._model.transport if self._model is not None else None
 
     @property
-    def threads(self) -> anyio.CapacityLimiter:
-        """For what blocks."""
+    def threads(self) -> Threads:
+        """For what may block."""
         return self._threads
 
     def episode(self, job: Job, *, evaluation: bool) -> Episode:
@@ -104,7 +117,8 @@ class Player:
             self._make_env,
             session,
             self.config,
-            threads=self._threads,
+            hosts=self._hosts,
+            asynchronous=self._asynchronous,
             stopping=lambda: self._stopping,
             staleness=lambda: self.weights.updates - job.submitted_at,
             max_staleness=None if evaluation else self.config.max_staleness,
@@ -120,6 +134,7 @@ class Player:
         played = msgspec.structs.replace(self._counted)
         played.measure()
         played.loop_lag_p99_s, played.loop_lag_max_s = self._lag.p99_s, self._lag.max_s
+        played.hanging_calls = self._hosts.hanging
         transport = self.transport
         if transport is not None:
             played.sent_bytes, played.received_bytes = transport.traffic.sent, transport.traffic.received

@@ -7,6 +7,7 @@ theirs in the same way.
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -114,6 +115,17 @@ def env_factory(spec: str, given: Mapping[str, Any]) -> Callable[[], Env]:
     if missing := [name for name, argument in arguments.items() if argument.required and name not in values]:
         raise ConfigError(f"environment {spec} needs -a {missing[0]}=VALUE")
     return NamedEnv(spec, values)
+
+
+def is_asynchronous(make_env: Callable[[], Env]) -> bool:
+    """Whether what it makes is known to be asynchronous: its class, if that can be told, has such a method."""
+    made: Any = make_env
+    while isinstance(made, functools.partial):
+        made = made.func
+    if isinstance(made, NamedEnv):
+        made = find_env(made.spec)
+    methods = (getattr(made, name, None) for name in ("reset", "step", "score", "close"))
+    return isinstance(made, type) and any(inspect.iscoroutinefunction(method) for method in methods)
 
 
 def load_entry(group: str, name: str) -> Any:

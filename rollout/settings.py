@@ -42,6 +42,8 @@ RESUMABLE = frozenset(
         "processes",
         "server_wait_s",
         "score_timeout_s",
+        "close_timeout_s",
+        "max_abandoned_threads",
         "straggler_timeout_s",
         "rollout_retries",
         "request_timeout_s",

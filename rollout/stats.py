@@ -29,6 +29,9 @@ class Played(msgspec.Struct, kw_only=True):
     loop_lag_p99_s: float = 0.0
     """How late the event loop was, in the last 100 s."""
     loop_lag_max_s: float = 0.0
+    hanging_calls: int = 0
+    """Calls of environments that were given up, and have not ended: in threads, or in tasks that swallow their
+    cancellation."""
     trajectories: list[int] = []
     """Those under way on each server; empty for the embedded model."""
 

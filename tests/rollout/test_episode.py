@@ -13,8 +13,10 @@ from rollout import Env, Message, Rollout, Step, user
 from rollout.config import EngineConfig
 from rollout.episode import Episode, Job
 from rollout.errors import ServerBusy
+from rollout.host import Hosts
 from rollout.records import FailureKind, FallbackReason, StopReason
 from rollout.session import ServedModel, Session
+from rollout.threads import Threads
 from tests.rollout.test_session import ByteCodec
 from transports.scripted import Fault, ScriptedTransport, Stalled, reply
 
@@ -46,8 +48,8 @@ def episode(env: Env, *entries: Any, stopping: Callable[[], bool] = lambda: Fals
     transport = ScriptedTransport(entries or [reply(f"{i}") for i in range(9)])
     model = ServedModel(transport=transport, info=transport._info, codec=ByteCodec(), config=settings)
     job = Job(task_index=0, task_id="0-x", task={"a": 1}, member=2)
-    threads = anyio.CapacityLimiter(4)
-    return Episode(job, lambda: env, Session(model, "s"), settings, threads=threads, stopping=stopping)
+    hosts = Hosts(Threads(4))
+    return Episode(job, lambda: env, Session(model, "s"), settings, hosts=hosts, stopping=stopping)
 
 
 async def play(env: Chat, *entries: Any, **options: Any) -> Rollout:
