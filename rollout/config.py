@@ -55,6 +55,11 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     processes: int = 1
     """How many processes play, each with an event loop of its own, where one core is not enough. Above 1 the engine
     starts them: see `rollout.crew`."""
+    worker_start_s: float = 300.0
+    """How long such a process may take until it can play: importing the environment, connecting."""
+    worker_silence_s: float = 20.0
+    """A process whose event loop has said nothing for so long hangs. It is ended and replaced, and the rollouts that it
+    played fail as `process`. While an update of the weights waits for it, 5 s are enough."""
     max_staleness: int | None = None
     """Weight updates that a rollout may live through, counted from its submission to when its group is taken; what
     is older is ended as a failure of kind `stale`. None is no limit."""

@@ -23,7 +23,7 @@ from rollout.codec import Codec
 from rollout.config import EngineConfig
 from rollout.connect import check_config
 from rollout.crew import Crew, Standing
-from rollout.crew.launch import Launch, launch_process
+from rollout.crew.launch import Launch
 from rollout.env import Env, Task
 from rollout.episode import Job
 from rollout.errors import ConfigError, RolloutError, TransportError
@@ -58,7 +58,7 @@ class Engine:
         make_env: Callable[[], Env],
         *,
         transport: Transport | None = None,
-        launch: Launch = launch_process,
+        launch: Launch | None = None,
     ) -> None:
         """`transport` takes the place of the one that the configuration names.
 

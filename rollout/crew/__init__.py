@@ -2,33 +2,42 @@
 
 The engine schedules as it does alone: admission, groups, retries, deadlines of stragglers and the stream of results are
 its own, and only the playing of a rollout is elsewhere. A group's members go to one process, which keeps them on one
-server. A process that dies costs the rollouts that it was playing, which fail as `process`, and is started again.
+server. A process that dies costs the rollouts that it was playing, which fail as `process`, and is started again. So
+does one whose event loop hangs, which is found out by its silence and ended; what its threads were doing is logged. One
+that has worn out, by calls that hang in its threads, takes no more rollouts and is replaced when its last has ended.
 
     wire     what is said, both ways
+    channel  what carries it
     hand     one process as it is seen here
+    silence  how long one has said nothing
     remote   one rollout that a process plays
-    launch   how processes are started here, and what carries their frames
-    worker   the process's side
+    launch   how processes are started here
+    process  what a process is before and after it plays
+    worker   what it does meanwhile
 """
 
 from __future__ import annotations
 
 import itertools
 import pickle
+import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Self
 
 import anyio
 import anyio.abc
+import msgspec
 import structlog
 
 from rollout import errors
 from rollout.config import EngineConfig
 from rollout.crew import wire
 from rollout.crew.hand import Hand
-from rollout.crew.launch import Launch, Worker, launch_process
+from rollout.crew.launch import Launch, LocalLaunch, Worker
 from rollout.crew.remote import GRACE_S, RemoteEpisode
+from rollout.crew.silence import LOOK_S
+from rollout.door import error_text
 from rollout.env import Env
 from rollout.episode import Job
 from rollout.errors import ConfigError, RolloutError
@@ -39,6 +48,18 @@ from rollout.weights import WeightsStanding
 
 #: A process that dies so often in a row without having ended one rollout is not started again.
 STRIKES = 3
+
+#: Seconds before a process is started again that has died more than once in a row; doubled each time.
+PAUSE_S = 0.5
+
+#: A process that is silent for so long while an update of the weights waits for it is ended: servers stand still.
+AWAITED_S = 5.0
+
+#: How long the last rollouts of a worn process may take.
+DRAIN_S = 600.0
+
+#: After a process has ended, how long what it had said before may take to come.
+_LAST_WORDS_S = 1.0
 
 Standing = tuple[WeightsStanding, FleetStanding | None]
 
@@ -55,9 +76,12 @@ class Crew:
         standing: Callable[[], Standing],
         *,
         on_gone: Callable[[RolloutError], None],
-        launch: Launch = launch_process,
+        launch: Launch | None = None,
     ) -> None:
-        """`standing` says how the engine stands; `on_gone` is called when no process is left."""
+        """`standing` says how the engine stands; `on_gone` is called when no process is left.
+
+        `launch` starts a process; on this machine, if not given.
+        """
         self._config = config
         self._make_env = make_env
         self._standing = standing
@@ -79,7 +103,9 @@ class Crew:
 
     async def __aenter__(self) -> Self:
         """Starts the processes, and waits until they have connected. Raises ServerError, ConfigError, RolloutError."""
-        self._setup = wire.encode(wire.Setup(self._config, _pickled(self._make_env)))
+        make_env = _pickled(self._make_env)
+        self._setup = wire.encode(wire.Setup(self._config, make_env))
+        self._launch = self._launch or LocalLaunch(main_script=b"__main__" in make_env)
         failed: list[RolloutError] = []
 
         async def start(hand: Hand) -> None:
@@ -87,6 +113,7 @@ class Crew:
                 await self._start(hand)
             except RolloutError as error:
                 failed.append(error)
+                starting.cancel_scope.cancel()
 
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self._end)
@@ -98,6 +125,7 @@ class Crew:
             self._attending = await stack.enter_async_context(anyio.create_task_group())
             for at in range(len(self._hands)):
                 self._attending.start_soon(self._attend, at)
+            self._attending.start_soon(self._watch)
             self._stack = stack.pop_all()
         return self
 
@@ -117,7 +145,7 @@ class Crew:
             hand.send(wire.Stop())
 
     async def tell(self) -> None:
-        """Has every process stand as the engine does now; returns when all do."""
+        """Has every process stand as the engine does now; returns when all do that live."""
         number, (weights, servers) = next(self._numbers), self._standing()
         told = []
         for hand in self._hands:
@@ -130,7 +158,7 @@ class Crew:
 
     def played(self) -> list[Played]:
         """What each process has played, those that died included."""
-        return [part for hand in self._hands for part in (hand.played, *hand.earlier)]
+        return [part for hand in self._hands for part in (hand.played, hand.earlier)]
 
     async def hand_for(self, session: str, job: Job) -> Hand:
         """See `rollout.crew.remote.Hands`. Waits while every process is being started again."""
@@ -148,50 +176,119 @@ class Crew:
 
     async def _start(self, hand: Hand) -> None:
         """Raises RolloutError where the process cannot begin."""
+        assert self._launch is not None
+        limit_s = self._config.worker_start_s
         worker = await self._launch()
         try:
-            worker.channel.send(self._setup)
-            while (frame := await worker.channel.receive()) is not None:
-                event = wire.decode_event(frame)
-                if isinstance(event, wire.NotReady):
-                    kind = getattr(errors, event.error, RolloutError)
-                    raise (kind if issubclass(kind, RolloutError) else RolloutError)(event.message)
-                if isinstance(event, wire.Ready):
-                    hand.worker = worker
-                    return
-                hand.take(event)
+            with anyio.fail_after(limit_s):
+                await self._ready(hand, worker)
+            hand.begin(worker)
+        except TimeoutError as error:
+            _log.warning("worker_not_ready", after_s=limit_s, stack=await worker.trace())
             raise RolloutError(
-                f"a process ended before it was ready: {await worker.ended()}; a script that starts processes must do "
-                'so under `if __name__ == "__main__":`, since each of them imports it'
-            )
+                f"a worker process was not ready within {limit_s:g} s (worker_start_s): what it imports, or the server "
+                "that it connects to, takes longer; what it was doing is in the log"
+            ) from error
         finally:
             if hand.worker is not worker:
-                worker.channel.close()
-                worker.kill()
+                with anyio.CancelScope(shield=True):
+                    worker.channel.abort()
+                    worker.kill()
+                    await worker.ended()
+
+    async def _ready(self, hand: Hand, worker: Worker) -> None:
+        """Tells a new process what is played, and waits until it can. Raises RolloutError."""
+        worker.channel.send(self._setup)
+        while (frame := await worker.channel.receive()) is not None:
+            event = wire.decode_event(frame)
+            if isinstance(event, wire.NotReady):
+                kind = getattr(errors, event.error, RolloutError)
+                raise (kind if issubclass(kind, RolloutError) else RolloutError)(event.message)
+            if isinstance(event, wire.Ready):
+                return
+            hand.take(event)
+        raise RolloutError(
+            f"a process ended before it was ready: {await worker.ended()}; a script that starts processes must do "
+            'so under `if __name__ == "__main__":`, since each of them imports it'
+        )
 
     async def _attend(self, at: int) -> None:
         """Listens to a process; starts it again when it has ended."""
         hand = self._hands[at]
         while hand.worker is not None:
-            while (frame := await hand.worker.channel.receive()) is not None:
-                hand.take(wire.decode_event(frame))
+            worker = hand.worker
+            await self._listen(hand, worker)
             self._placement.up[at] = False
-            how = await _end_of(hand.worker)
-            _log.warning("process_ended", how=how, rollouts=len(hand.playing))
-            self.deaths += 1
-            hand.strikes += 1
+            how = hand.why or await _end_of(worker)
+            if hand.draining_s is None:
+                self.deaths += 1
+                hand.strikes += 1
+                stack = "" if hand.why else await worker.trace()  # else it was said before
+                _log.warning("process_ended", how=how, rollouts=len(hand.playing), stack=stack)
             hand.lose(f"the process that played it ended: {how}")
+            await _end_of(worker)
             await self._restart(hand)
             if hand.worker is not None:
                 self._placement.up[at] = True
                 returned, self._returned = self._returned, anyio.Event()
                 returned.set()
         hand.left_out = True
+        _log.warning("process_left_out", deaths_in_a_row=hand.strikes)
         if all(hand.left_out for hand in self._hands):
             self._on_gone(RolloutError("every process ended, again and again, before it had played a rollout"))
 
+    async def _listen(self, hand: Hand, worker: Worker) -> None:
+        """Takes what a process says, until it has ended."""
+
+        async def hang_up() -> None:
+            # What was forked from it may hold its end of the channel open, as long as it lives.
+            await worker.ended()
+            await anyio.sleep(_LAST_WORDS_S)
+            worker.channel.abort()
+
+        async with anyio.create_task_group() as beside:
+            beside.start_soon(hang_up)
+            try:
+                while (frame := await worker.channel.receive()) is not None:
+                    hand.take(wire.decode_event(frame))
+            except msgspec.MsgspecError as error:
+                hand.why = f"what it said cannot be read: {error_text(error)}"
+                worker.kill()
+            beside.cancel_scope.cancel()
+
+    async def _watch(self) -> None:
+        """Looks after the processes: ends those that are silent, replaces those that are worn."""
+        last = time.monotonic()
+        while True:
+            await anyio.sleep(LOOK_S)
+            now = time.monotonic()
+            for at, hand in enumerate(self._hands):
+                if hand.worker is not None and hand.why is None:
+                    self._look(at, hand, hand.worker, now - last)
+            last = now
+
+    def _look(self, at: int, hand: Hand, worker: Worker, elapsed_s: float) -> None:
+        limit_s = self._config.worker_silence_s
+        silent_s = hand.silence.look(worker.channel.received, elapsed_s)
+        if silent_s > (min(limit_s, AWAITED_S) if hand.told else limit_s):
+            assert self._attending is not None
+            self._placement.up[at] = False
+            hand.why = f"it was silent for {silent_s:.0f} s, so its event loop hangs; what it was doing is in the log"
+            self._attending.start_soon(_end_silent, hand, worker)
+        elif hand.draining_s is not None:
+            hand.draining_s += elapsed_s
+            if not hand.playing or hand.draining_s > DRAIN_S:
+                hand.why = f"it had to be replaced: {hand.worn}"
+                worker.channel.close()
+        elif hand.worn is not None:
+            _log.warning("process_worn", why=hand.worn, rollouts=len(hand.playing))
+            self._placement.up[at] = False
+            hand.draining_s = 0.0
+
     async def _restart(self, hand: Hand) -> None:
         while hand.worker is None and hand.strikes < STRIKES:
+            if hand.strikes > 1:
+                await anyio.sleep(PAUSE_S * 2 ** (hand.strikes - 1))
             try:
                 await self._start(hand)
             except RolloutError as error:
@@ -205,21 +302,32 @@ class Crew:
 
     async def _end(self) -> None:
         """Ends the processes: they end when their channel is closed, or are killed."""
-        workers = [hand.worker for hand in self._hands if hand.worker is not None]
         with anyio.CancelScope(shield=True):
-            for worker in workers:
-                worker.channel.close()
             async with anyio.create_task_group() as ending:
-                for worker in workers:
-                    ending.start_soon(_end_of, worker)
+                for hand in self._hands:
+                    if hand.worker is None:
+                        continue
+                    if hand.why is not None or hand.silence.seconds > AWAITED_S:
+                        hand.worker.kill()
+                    hand.worker.channel.close()
+                    ending.start_soon(_end_of, hand.worker)
+
+
+async def _end_silent(hand: Hand, worker: Worker) -> None:
+    """Ends a process that does not answer any more; whoever listens to it sees that."""
+    _log.warning("process_silent", for_s=round(hand.silence.seconds, 1), stack=await worker.trace())
+    worker.kill()
 
 
 async def _end_of(worker: Worker) -> str:
     """Waits until a process whose channel is closed has ended, or ends it; says how it ended."""
-    with anyio.move_on_after(GRACE_S):
+    try:
+        with anyio.move_on_after(GRACE_S):
+            return await worker.ended()
+        worker.kill()
         return await worker.ended()
-    worker.kill()
-    return await worker.ended()
+    finally:
+        worker.channel.abort()
 
 
 def _pickled(make_env: Callable[[], Env]) -> bytes:

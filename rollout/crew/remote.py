@@ -7,6 +7,7 @@ from typing import Protocol
 import anyio
 
 from rollout.crew import wire
+from rollout.crew.channel import MOST_FRAME, FrameTooLong
 from rollout.crew.hand import Awaited, Hand
 from rollout.episode import CLOSE_GRACE_S, Job
 from rollout.records import Failure, FailureKind, Rollout
@@ -48,8 +49,10 @@ class RemoteEpisode:
         number = self._crew.next_number()
         session = str(number)
         try:
-            frame = wire.encode(wire.Play(number, self._job, self._evaluation))
-        except (NotImplementedError, TypeError, ValueError) as error:
+            frame = wire.play_frame(number, self._job, self._evaluation)
+            if len(frame) > MOST_FRAME:
+                raise FrameTooLong(len(frame))
+        except Exception as error:  # what a task's own objects raise when they are written, too
             message = f"its task cannot be sent to a process: {error}"
             self._fail(FailureKind.ENVIRONMENT, message, type(error).__name__)
             return self.rollout
@@ -65,13 +68,18 @@ class RemoteEpisode:
 
     async def _play(self, number: int, hand: Hand, frame: bytes) -> None:
         awaited = hand.playing[number] = Awaited()
-        hand.send_frame(frame)
+        sent = False
         try:
+            await hand.sent()
+            if awaited.lost is None:  # else it is another process by now
+                hand.send_frame(frame)
+                sent = True
             await awaited.over.wait()
         except BaseException:
-            hand.send(wire.Cancel(number))
-            with anyio.move_on_after(GRACE_S, shield=True):
-                await awaited.over.wait()
+            if sent:
+                hand.send(wire.Cancel(number))
+                with anyio.move_on_after(GRACE_S, shield=True):
+                    await awaited.over.wait()
             raise
         finally:
             del hand.playing[number]

@@ -38,6 +38,8 @@ class Play(msgspec.Struct, tag=True):
     """The rollout's, in what follows."""
     job: Job
     evaluation: bool
+    task: bytes = b""
+    """The job's task as JSON, where msgpack cannot carry it: it has no integers beyond 64 bits."""
 
 
 class Cancel(msgspec.Struct, tag=True):
@@ -90,6 +92,12 @@ class Beat(msgspec.Struct, tag=True):
     played: Played
 
 
+class Worn(msgspec.Struct, tag=True):
+    """The process plays on, but is to be replaced once its rollouts have ended."""
+
+    why: str
+
+
 class Followed(msgspec.Struct, tag=True):
     """`Follow` was carried out: what is sent from now on is sent under it."""
 
@@ -104,7 +112,23 @@ class Logged(msgspec.Struct, tag=True):
     fields: dict[str, Any]
 
 
-Event = Ready | NotReady | Ended | Beat | Followed | Logged
+Event = Ready | NotReady | Ended | Beat | Worn | Followed | Logged
+
+
+def play_frame(number: int, job: Job, evaluation: bool) -> bytes:
+    """The frame of `Play`. Raises what `encode` raises for a task that is not plain data."""
+    try:
+        return encode(Play(number, job, evaluation))
+    except OverflowError:
+        task = msgspec.json.encode(job.task)
+        return encode(Play(number, msgspec.structs.replace(job, task={}), evaluation, task))
+
+
+def job_of(command: Play) -> Job:
+    """The job that is to be played."""
+    if not command.task:
+        return command.job
+    return msgspec.structs.replace(command.job, task=msgspec.json.decode(command.task))
 
 
 def ended(number: int, rollout: Rollout, played: Played) -> Ended:
@@ -146,17 +170,17 @@ _EVENTS = msgspec.msgpack.Decoder(Event, dec_hook=_dec_hook)
 
 
 def encode(message: Command | Event) -> bytes:
-    """A frame. Raises NotImplementedError, TypeError or ValueError for a task that is not plain data."""
+    """A frame. Raises what msgspec and the objects themselves raise where something is no plain data."""
     return _ENCODER.encode(message)
 
 
-def decode_command(frame: bytes) -> Command:
-    """What an engine said."""
+def decode_command(frame: bytes | bytearray) -> Command:
+    """What an engine said. Raises msgspec.MsgspecError."""
     command: Command = _COMMANDS.decode(frame)
     return command
 
 
-def decode_event(frame: bytes) -> Event:
-    """What a process said."""
+def decode_event(frame: bytes | bytearray) -> Event:
+    """What a process said. Raises msgspec.MsgspecError."""
     event: Event = _EVENTS.decode(frame)
     return event

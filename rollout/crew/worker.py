@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import pickle
-import signal
-import socket
+from collections.abc import Callable
 from typing import Any
 
 import anyio
@@ -16,11 +16,14 @@ import msgspec
 import structlog
 
 from rollout.crew import wire
-from rollout.crew.launch import Channel
+from rollout.crew.channel import Channel
+from rollout.door import error_text
+from rollout.episode import Job
 from rollout.errors import RolloutError
 from rollout.fleet import Fleet
 from rollout.lag import spared_collector
 from rollout.player import Player
+from rollout.records import Failure, FailureKind, Rollout
 
 #: Seconds between two words of where it stands.
 BEAT_S = 0.25
@@ -28,43 +31,42 @@ BEAT_S = 0.25
 #: Between so many commands the loop looks at its timers and sockets: starting a rollout takes 60 µs.
 _COMMANDS_AT_ONCE = 64
 
+#: Bytes that may wait for the engine before beats and events of the log are left out.
+MOST_UNSENT = 2**24
 
-def main(end: socket.socket) -> None:
-    """The process: serves one end of a connection."""
-    # Control-C in a terminal goes to every process of it; the engine says what is to be done.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+#: The length of one event of the log, in bytes, and of one of its fields, in characters, where that is longer.
+MOST_EVENT = 2**20
+MOST_TEXT = 20_000
 
-    async def serve_it() -> None:
-        channel = await Channel.over(end)
-        _log_to(channel)
-        await serve(channel)
-
-    anyio.run(serve_it)
+_log = structlog.get_logger(__name__)
 
 
-async def serve(channel: Channel) -> None:
-    """Plays what comes over the channel until it is closed."""
+async def serve(channel: Channel, load: Callable[[bytes], Any] = pickle.loads) -> None:
+    """Plays what comes over the channel until it is closed. `load` gives what makes environments."""
     frame = await channel.receive()
     if frame is None:
         return
     setup = wire.decode_command(frame)
     assert isinstance(setup, wire.Setup)
     try:
-        async with Player(setup.config, _env_of(setup)) as player:
+        async with Player(setup.config, _env_of(setup, load)) as player:
             channel.send(wire.encode(wire.Ready()))
             with spared_collector():
                 await _Serving(channel, player).serve()
     except RolloutError as error:
-        channel.send(wire.encode(wire.NotReady(type(error).__name__, str(error))))
+        channel.send(wire.encode(wire.NotReady(type(error).__name__, error_text(error))))
     await channel.sent()
     channel.close()
 
 
-def _env_of(setup: wire.Setup) -> Any:
+def _env_of(setup: wire.Setup, load: Callable[[bytes], Any]) -> Any:
     try:
-        return pickle.loads(setup.make_env)
-    except Exception as error:  # what importing the user's module raises
-        raise RolloutError(f"a process cannot load the environment: {type(error).__name__}: {error}") from error
+        return load(setup.make_env)
+    except BaseException as error:  # what importing the user's module raises, sys.exit() included
+        _log.warning("environment_not_loaded", exc_info=error)
+        raise RolloutError(
+            f"a worker process cannot load the environment: {type(error).__name__}: {error_text(error)}"
+        ) from error
 
 
 class _Serving:
@@ -74,16 +76,18 @@ class _Serving:
         self._channel = channel
         self._player = player
         self._scopes: dict[int, anyio.CancelScope] = {}
+        self._ending = False
 
     async def serve(self) -> None:
         async with anyio.create_task_group() as group:
             group.start_soon(self._beat)
             taken = 0
             while (frame := await self._channel.receive()) is not None:
-                self._carry_out(wire.decode_command(frame), group)
+                self._carry_out(_command(frame), group)
                 taken += 1
                 if taken % _COMMANDS_AT_ONCE == 0:
                     await anyio.lowlevel.checkpoint()
+            self._ending = True
             group.cancel_scope.cancel()
 
     def _carry_out(self, command: wire.Command, group: anyio.abc.TaskGroup) -> None:
@@ -103,36 +107,98 @@ class _Serving:
                 self._player.stop()
 
     async def _play(self, command: wire.Play, scope: anyio.CancelScope) -> None:
-        episode = self._player.episode(command.job, evaluation=command.evaluation)
-        with scope:
-            await episode.play()
-        del self._scopes[command.number]
-        self._say(wire.ended(command.number, episode.rollout, self._player.played()))
+        job = wire.job_of(command)
+        episode = self._player.episode(job, evaluation=command.evaluation)
+        rollout = episode.rollout
+        try:
+            with scope:
+                await episode.play()
+        except BaseException as error:
+            # The engine waits for an answer: whatever ends a rollout in its own way is answered as a failure of it.
+            if self._ending:
+                raise
+            _log.error("internal_error", rollout=rollout.id, exc_info=error)
+            message = f"{type(error).__name__}: {error_text(error)}"
+            rollout.failure = Failure(kind=FailureKind.INTERNAL, message=message, error=type(error).__name__)
+        finally:
+            del self._scopes[command.number]
+        self._say_ended(command.number, job, rollout)
         await self._channel.sent()
+
+    def _say_ended(self, number: int, job: Job, rollout: Rollout) -> None:
+        """A rollout that cannot be sent costs itself: it comes without what was played."""
+        played = self._player.played()
+        bare = job.rollout()
+        bare.task, bare.timing = {}, rollout.timing
+        try:
+            self._channel.send(wire.encode(wire.ended(number, rollout, played)))
+        except Exception as error:
+            message = f"it cannot be sent to the engine: {error_text(error)}"
+            _log.error("rollout_not_sent", rollout=rollout.id, exc_info=error)
+            bare.failure = Failure(kind=FailureKind.INTERNAL, message=message, error=type(error).__name__)
+            self._say(wire.Ended(number, bare, [], played))
 
     async def _beat(self) -> None:
         while True:
-            self._say(wire.Beat(self._player.played()))
+            if self._channel.unsent < MOST_UNSENT:  # an engine that stands still needs no beats
+                self._say(wire.Beat(self._player.played()))
             await anyio.sleep(BEAT_S)
 
     def _say(self, event: wire.Event) -> None:
         self._channel.send(wire.encode(event))
 
 
-def _log_to(channel: Channel) -> None:
+def _command(frame: bytes | bytearray) -> wire.Command:
+    """Raises msgspec.MsgspecError, which ends this process: the engine starts another."""
+    try:
+        return wire.decode_command(frame)
+    except msgspec.MsgspecError as error:
+        _log.error("command_not_read", exc_info=error)
+        raise
+
+
+def log_to(channel: Channel) -> None:
     """Events go to the engine's log."""
 
     loop = asyncio.get_running_loop()
 
     def send(logger: object, method: str, event: Any) -> Any:
-        fields = msgspec.to_builtins(dict(event), enc_hook=str, str_keys=True)
-        name = str(fields.pop("event", ""))
-        # A thread may log, too; only the loop's own may write to the channel.
-        loop.call_soon_threadsafe(channel.send, wire.encode(wire.Logged(method, name, fields)))
+        fields = dict(event)
+        frame = _frame(method, fields.pop("event", ""), fields)
+        # A thread may log, too; only the loop's own may write to the channel. After the loop's end nobody listens.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(send_frame, frame)
         raise structlog.DropEvent
+
+    def send_frame(frame: bytes) -> None:
+        if channel.unsent < MOST_UNSENT:
+            channel.send(frame)
 
     structlog.configure(
         processors=[structlog.processors.format_exc_info, send],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         cache_logger_on_first_use=False,
     )
+
+
+def _frame(level: str, event: object, fields: dict[Any, Any]) -> bytes:
+    """An event's frame. What is no data, or too long, goes as text that can be sent."""
+    try:
+        plain = msgspec.to_builtins(fields, enc_hook=str, str_keys=True)
+        frame = wire.encode(wire.Logged(level, str(event), plain))
+        if len(frame) < MOST_EVENT:
+            return frame
+    except Exception:  # any object may be logged, and each may raise when it is looked at
+        pass
+    texts = {_sendable(name): _sendable(value) for name, value in fields.items()}
+    return wire.encode(wire.Logged(level, _sendable(event), texts))
+
+
+def _sendable(value: object) -> str:
+    try:
+        text = value if isinstance(value, str) else repr(value)
+    except Exception:
+        text = f"a {type(value).__name__} that cannot be shown"
+    if len(text) > MOST_TEXT:
+        text = f"{text[: MOST_TEXT // 2]} ... {text[-MOST_TEXT // 2 :]}"  # a traceback's end says most
+    return text.encode(errors="replace").decode()

@@ -74,6 +74,9 @@ class TaskWorker:
         await asyncio.wait([self.serving])
         return "its task ended"
 
+    async def trace(self) -> str:
+        return ""
+
     def kill(self) -> None:
         self.serving.cancel()
 
