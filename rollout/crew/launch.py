@@ -188,15 +188,16 @@ class LocalLaunch:
     async def __call__(self) -> Worker:
         """Starts one. Raises RolloutError."""
         ours, theirs = socket.socketpair()
-        report = tempfile.TemporaryFile()  # noqa: SIM115  # the worker's, until it has ended
-        try:
-            with theirs:
-                process = self._process(theirs, report)
-        except OSError as error:
-            ours.close()
-            report.close()
-            raise RolloutError(f"a worker process cannot be started in {self._folder}: {error}") from error
-        return LocalWorker(process, await Channel.over(ours), report)
+        with theirs:
+            channel = await Channel.over(ours)
+            # Nothing is awaited from here: whoever cancels this leaves no process behind that nobody knows.
+            report = tempfile.TemporaryFile()  # noqa: SIM115  # the worker's, until it has ended
+            try:
+                return LocalWorker(self._process(theirs, report), channel, report)
+            except OSError as error:
+                report.close()
+                channel.abort()
+                raise RolloutError(f"a worker process cannot be started in {self._folder}: {error}") from error
 
     def _process(self, end: socket.socket, report: IO[bytes]) -> subprocess.Popen[bytes]:
         # In the event loop's thread, not in another one: the kernel tells a worker that its parent is gone when the

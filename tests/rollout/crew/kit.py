@@ -113,3 +113,46 @@ async def _launched(serve: Callable[[Channel], Coroutine[Any, Any, None]]) -> Wo
     ours, theirs = socket.socketpair()
     serving = asyncio.create_task(serve(await Channel.over(theirs)))
     return TaskWorker(await Channel.over(ours), serving)
+
+
+async def launch_garbling() -> Worker:
+    """A process that says something that nobody can read."""
+
+    async def garble(channel: Channel) -> None:
+        await channel.receive()
+        channel.send(wire.encode(wire.Ready()))
+        channel.send(b"\xc1")
+        while await channel.receive() is not None:
+            pass
+        channel.close()
+
+    return await _launched(garble)
+
+
+class Wearing:
+    """Starts processes that say, with their first rollout, that they are worn, and play on."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self.channels: list[Channel] = []
+
+    async def __call__(self) -> Worker:
+        self.begun += 1
+        return await _launched(self._serve if self.begun == 1 else serve)
+
+    async def _serve(self, channel: Channel) -> None:
+        self.channels.append(channel)
+        await serve(_Worn(channel))
+
+
+class _Worn(Channel):
+    """Says with each rollout that the process is worn."""
+
+    def __init__(self, channel: Channel) -> None:
+        super().__init__(channel._reader, channel._writer)
+
+    async def receive(self) -> bytes | bytearray | None:
+        frame = await super().receive()
+        if frame is not None and isinstance(wire.decode_command(frame), wire.Play):
+            self.send(wire.encode(wire.Worn("3 calls hang")))
+        return frame
