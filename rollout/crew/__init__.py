@@ -226,7 +226,10 @@ class Crew:
                 stack = "" if hand.why else await worker.trace()  # else it was said before
                 _log.warning("process_ended", how=how, rollouts=len(hand.playing), stack=stack)
             hand.lose(f"the process that played it ended: {how}")
-            await _end_of(worker)
+            with anyio.CancelScope(shield=True):
+                if hand.draining_s is None:
+                    worker.kill()
+                await _end_of(worker)
             await self._restart(hand)
             if hand.worker is not None:
                 self._placement.up[at] = True

@@ -6,6 +6,8 @@ leaves; where its event loop hangs, the kernel ends it some seconds later.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import ctypes
 import faulthandler
 import multiprocessing
@@ -21,14 +23,15 @@ from collections.abc import Mapping
 from multiprocessing import spawn
 from typing import Any
 
-import anyio
-
 from rollout.crew.channel import Channel
 from rollout.crew.launch import JOB_SIGNALS, TRACE_SIGNAL
 from rollout.crew.worker import log_to, serve
 
 #: How long the interpreter may take to leave, with whatever threads and exit handlers it was left.
 LEAVE_S = 3.0
+
+#: The signal by which Linux tells a worker that its parent is gone; also the seconds that it has then.
+ORPHANED = 40
 
 #: `prctl`'s number for the signal that is sent when the parent is gone, in <linux/prctl.h>.
 _PARENT_DEATH_SIGNAL = 1
@@ -59,11 +62,15 @@ def main(start: Mapping[str, Any]) -> None:
         await serve(channel, load)
 
     status = 0
-    try:
-        anyio.run(serve_it)
-    except BaseException:  # such as sys.exit() in a task that an environment left behind
-        traceback.print_exc()
-        status = 1
+    with asyncio.Runner() as runner:
+        try:
+            runner.run(serve_it())
+        except BaseException:  # such as sys.exit() in a task that an environment left behind
+            status = 1
+            os.write(start["report"], traceback.format_exc().encode(errors="replace"))
+            # The engine hears at once that nothing is played here any more; environments are closed meanwhile.
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
     _leave(status, start["engine"])
 
 
@@ -101,7 +108,7 @@ def _give_signals_back() -> None:
         signal.signal(number, default)
 
 
-def _end_after_parent() -> None:
+def _end_after_parent(orphaned: int = ORPHANED) -> None:
     """Linux: has the kernel end this process half a minute after its parent, whatever holds the interpreter then.
 
     No handler in Python would run while the event loop hangs. So the handler is libc's own `alarm`: it is called with
@@ -109,7 +116,6 @@ def _end_after_parent() -> None:
     """
     if sys.platform != "linux":
         return
-    orphaned = signal.SIGRTMIN + 6
     libc = ctypes.CDLL(None)
     libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
     libc.signal.restype = ctypes.c_void_p

@@ -111,8 +111,15 @@ async def launch_fainting() -> Worker:
 
 async def _launched(serve: Callable[[Channel], Coroutine[Any, Any, None]]) -> Worker:
     ours, theirs = socket.socketpair()
-    serving = asyncio.create_task(serve(await Channel.over(theirs)))
-    return TaskWorker(await Channel.over(ours), serving)
+    end = await Channel.over(theirs)
+
+    async def until_its_end() -> None:
+        try:
+            await serve(end)
+        finally:
+            end.close()
+
+    return TaskWorker(await Channel.over(ours), asyncio.create_task(until_its_end()))
 
 
 async def launch_garbling() -> Worker:

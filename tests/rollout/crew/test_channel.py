@@ -46,7 +46,7 @@ async def test_what_is_too_long_is_refused_where_it_is_sent(ends: tuple[Channel,
         def __len__(self) -> int:
             return channels.MOST_FRAME + 1
 
-    with pytest.raises(FrameTooLong, match="go between processes"):
+    with pytest.raises(FrameTooLong, match="sent between processes"):
         ours.send(Long())
     ours.send(b"next")
     assert await theirs.receive() == b"next"

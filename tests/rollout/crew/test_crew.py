@@ -15,7 +15,16 @@ from rollout.errors import ConfigError, NoServerLeft, RolloutError
 from rollout.records import FailureKind
 from rollout.store import encode_rollout
 from tests.local_server import serving
-from tests.rollout.crew.kit import Asking, Dying, Endless, launch_fainting, launch_stillborn, launch_task
+from tests.rollout.crew.kit import (
+    Asking,
+    Dying,
+    Endless,
+    Wearing,
+    launch_fainting,
+    launch_garbling,
+    launch_stillborn,
+    launch_task,
+)
 from transports.embedded.app import create_app
 from transports.scripted import ScriptedTransport
 
@@ -240,3 +249,37 @@ async def test_processes_that_always_die_end_the_run() -> None:
         assert running.stats().process_deaths == 2 * STRIKES
     kinds = [rollout.failure.kind for rollout in lost if rollout.failure]
     assert kinds.count(FailureKind.PROCESS) == 2 * STRIKES
+
+
+async def test_what_cannot_be_read_costs_its_process() -> None:
+    """A process that says what is no message is ended, and another is started; its rollouts fail as `process`."""
+    async with Engine(EngineConfig(processes=2, concurrency=1), Asking, launch=launch_garbling) as running:
+        with pytest.raises(RolloutError, match="every process ended"):
+            async for _ in running.stream(tasks(50)):
+                pass
+        assert running.stats().process_deaths == 2 * STRIKES
+
+
+async def test_a_worn_process_is_replaced_when_its_rollouts_have_ended() -> None:
+    """It takes no more rollouts, those that it plays end well, another takes its place, and that is no death."""
+    launch = Wearing()
+    config = EngineConfig(processes=2, max_tokens=4, concurrency=4)
+    async with Engine(config, Asking, launch=launch) as running:
+        groups = []
+        while launch.begun < 3:
+            groups += await collect(running, 4)
+        stats = running.stats()
+    assert all(rollout.ok for group in groups for rollout in group.rollouts)
+    assert stats.process_deaths == 0
+    assert stats.finished == len(groups)
+    assert stats.turns == 2 * len(groups)
+
+
+async def test_an_integer_beyond_64_bits_is_played_as_it_is() -> None:
+    """A task that msgpack cannot carry goes as JSON: the environment sees the very number."""
+    async with engine() as running:
+        (group,) = [group async for group in running.stream([{"n": 2**70}])]
+    (rollout,) = group.rollouts
+    assert rollout.ok, rollout.failure
+    assert rollout.task == {"n": 2**70}
+    assert rollout.messages[0].text == f"What is {2**70}?"

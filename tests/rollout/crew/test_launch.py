@@ -41,7 +41,7 @@ def kinds(rollouts: list[Rollout]) -> list[FailureKind]:
         ("exit", Zoo, "exit status 3", ""),
         ("kill", Zoo, "killed by SIGKILL", ""),
         ("segfault", Zoo, "killed by SIGSEGV", "zoo.py"),
-        ("leak an exit", AsyncZoo, "exit status 1", ""),
+        ("leak an exit", AsyncZoo, "exit status 1", "SystemExit: 5"),
         ("stop", Zoo, "silent", ""),
         ("regex", Zoo, "silent", "zoo.py"),
     ],

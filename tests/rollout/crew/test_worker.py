@@ -1,151 +1,90 @@
-"""Real processes, from the command line: they end with the engine, whatever ends that."""
+"""What a worker says can always be said, whatever user code logged or put into its rollout."""
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
-import threading
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from rollout.store import read_rollouts
-from tests.local_server import serving
-from transports.embedded.app import create_app
-
-ROLLOUT = Path(sys.executable).with_name("rollout")
+from rollout.crew import wire
+from rollout.crew.channel import Channel
+from rollout.crew.worker import MOST_TEXT, _frame, _Serving
+from rollout.episode import Job
+from rollout.player import Player
+from rollout.records import FailureKind
+from rollout.stats import Played
 
 
-class Hanging:
-    """The embedded server, but that token-in requests hang until their client closes them."""
+class Unspeakable:
+    """Raises whatever it is asked."""
 
-    def __init__(self, requests: int) -> None:
-        self.asked, self.left = threading.Semaphore(0), threading.Semaphore(0)
-        self._app = create_app()
-        self._requests = requests
+    def __str__(self) -> str:
+        raise RuntimeError
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        sessions = [value for name, value in scope.get("headers", ()) if name == b"x-session-id"]
-        if scope.get("path") != "/inference/v1/generate" or sessions in ([], [b"probe"]):
-            await self._app(scope, receive, send)
-            return
-        self.asked.release()
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        self.left.release()
-
-    def all_asked(self) -> bool:
-        return all(self.asked.acquire(timeout=60) for _ in range(self._requests))
-
-    def all_left(self) -> bool:
-        return all(self.left.acquire(timeout=60) for _ in range(self._requests))
-
-    def close(self) -> None:
-        self._app.state.engine.close()
+    __repr__ = __str__
 
 
-@pytest.fixture
-def hanging() -> Iterator[tuple[Hanging, str]]:
-    app = Hanging(requests=4)
-    with serving(app) as url:
-        yield app, url
-    app.close()
+_ODD = st.recursive(
+    st.one_of(
+        st.none(),
+        st.integers(),
+        st.floats(),
+        st.text(st.characters(codec=None, exclude_categories=())),
+        st.binary(),
+        st.builds(Unspeakable),
+        st.builds(object),
+        st.builds(ValueError, st.just("\ud800")),
+    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+)
 
 
-def start(url: str, folder: Path) -> subprocess.Popen[str]:
-    args = ["run", "echo", "-n", "4", "--max-tokens", "8", "--base-url", url, "-o", "run", "--json", "--processes", "2"]
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([ROLLOUT, *args], cwd=folder, start_new_session=True, **pipes)
+@given(_ODD, st.dictionaries(st.one_of(st.text(), st.integers()), _ODD, max_size=4))
+def test_whatever_is_logged_can_be_sent(event: object, fields: dict[Any, Any]) -> None:
+    """Surrogates, integers of any length, objects that raise when they are shown: each becomes readable text."""
+    found = wire.decode_event(_frame("warning", event, dict(fields)))
+    assert isinstance(found, wire.Logged)
+    assert len(found.fields) <= len(fields)
 
 
-def test_control_c_reaches_the_engine_only(hanging: tuple[Hanging, str], tmp_path: Path) -> None:
-    """A terminal sends control-C to all processes: the engine decides, and what was played is kept."""
-    app, url = hanging
-    process = start(url, tmp_path)
-    assert app.all_asked()
-    os.killpg(process.pid, signal.SIGINT)
-    assert process.stderr is not None
-    assert "control-C again" in process.stderr.readline()
-    os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 1, err
-    assert "Traceback" not in err
-    assert app.all_left()
-    kept = list(read_rollouts(tmp_path / "run"))
-    assert [len(rollout.turns) for rollout in kept] == [1] * 4
-    assert {rollout.failure.kind for rollout in kept if rollout.failure} == {"cancelled"}
-    assert json.loads(out)["processes"] == 2
+def test_what_is_logged_is_bounded() -> None:
+    """A field of many megabytes keeps its beginning and its end."""
+    found = wire.decode_event(_frame("error", "big", {"text": "a" * 10**7 + "end"}))
+    assert isinstance(found, wire.Logged)
+    assert len(found.fields["text"]) < MOST_TEXT + 10
+    assert found.fields["text"].endswith("end")
 
 
-def test_a_killed_engine_leaves_no_process(hanging: tuple[Hanging, str], tmp_path: Path) -> None:
-    """After SIGKILL of the engine its processes close their requests, and end."""
-    app, url = hanging
-    process = start(url, tmp_path)
-    assert app.all_asked()
-    process.kill()
-    assert app.all_left()
-    process.communicate(timeout=60)  # to the end of the pipes, which the processes hold too
+class _Heard:
+    """Keeps what is sent, in a channel's place."""
+
+    def __init__(self) -> None:
+        self.frames: list[bytes] = []
+
+    def send(self, frame: bytes) -> None:
+        self.frames.append(frame)
 
 
-def test_processes_play_what_one_plays(tmp_path: Path) -> None:
-    """`--processes 2` from the command line, with an environment in a file: every rollout, verified, once."""
-    (tmp_path / "double.py").write_text(
-        "from rollout import Env, Step, user\n\n\n"
-        "class Double(Env):\n"
-        "    def reset(self, task):\n        return [user('Double 3.')]\n\n"
-        "    def step(self, message):\n        return Step(done=True)\n"
-    )
-    args = ["run", "double.py:Double", "-n", "6", "-r", "2", "--verify", "--processes", "2", "--max-tokens", "4"]
-    done = subprocess.run([ROLLOUT, *args, "--json"], cwd=tmp_path, capture_output=True, text=True, check=True)
-    result = json.loads(done.stdout)
-    assert (result["rollouts"], result["failures"], result["turns"]) == (12, 0, 12)
-    assert (result["processes"], result["process_deaths"]) == (2, 0)
-    members = [(rollout.task_index, rollout.member) for rollout in read_rollouts(tmp_path / result["run_dir"])]
-    assert sorted(members) == [(task, member) for task in range(6) for member in range(2)]
+class _Idle:
+    def played(self) -> Played:
+        return Played(turns=3)
 
 
-def test_a_wrong_number_is_named(tmp_path: Path) -> None:
-    """No process at all plays nothing: exit status 2, one line, and nothing is started."""
-    args = ["run", "echo", "--processes", "0"]
-    done = subprocess.run([ROLLOUT, *args], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == "rollout: processes must be 1 or more, not 0"
-
-
-TRAINER = """
-import asyncio
-
-from rollout import Engine, EngineConfig, Env, Step, user
-
-
-class Once(Env):
-    def reset(self, task):
-        return [user("Hello.")]
-
-    def step(self, message):
-        return Step(done=True, reward=1.0)
-
-
-async def main():
-    async with Engine(EngineConfig(max_tokens=4, processes=2), Once) as engine:
-        async for group in engine.stream([{"n": n} for n in range(4)]):
-            print(group.rewards)
-"""
-
-
-def test_a_trainers_script_may_define_the_environment(tmp_path: Path) -> None:
-    """An environment of the script itself is found by the processes; a script without a guard is told of it."""
-    (tmp_path / "guarded.py").write_text(f'{TRAINER}\n\nif __name__ == "__main__":\n    asyncio.run(main())\n')
-    (tmp_path / "unguarded.py").write_text(f"{TRAINER}\n\nasyncio.run(main())\n")
-    done, failed = (
-        subprocess.run([sys.executable, name], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
-        for name in ("guarded.py", "unguarded.py")
-    )
-    assert done.stdout.splitlines() == ["[1.0]"] * 4, done.stderr
-    assert failed.returncode == 1
-    assert "__main__" in failed.stderr.splitlines()[-1]
+def test_a_rollout_that_cannot_be_sent_costs_itself() -> None:
+    """The engine is answered with a failure that says why; nothing of the rollout's own is needed for it."""
+    heard = _Heard()
+    serving = _Serving(cast(Channel, heard), cast(Player, _Idle()))
+    job = Job(task_index=1, task_id="1-a", task={"n": 1}, member=2, submitted_at=3)
+    rollout = job.rollout()
+    rollout.metrics["odd"] = cast(float, object())
+    serving._say_ended(7, job, rollout)
+    event = wire.decode_event(heard.frames[0])
+    assert isinstance(event, wire.Ended)
+    assert event.number == 7
+    assert event.played.turns == 3
+    found = wire.restored(event, job.task)
+    assert (found.id, found.task_index, found.member, found.submitted_at) == ("1-a-2", 1, 2, 3)
+    assert found.failure is not None
+    assert found.failure.kind is FailureKind.INTERNAL
+    assert "cannot be sent" in found.failure.message
