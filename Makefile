@@ -10,10 +10,11 @@ SEEDS := 3
 rollout: $(INSTALLED)  ## play 64 rollouts of a bundled environment on the embedded model
 	$(BIN)/rollout run guess_number -n 16 -r 4
 
-test: $(INSTALLED)  ## the tests that need no live server
-	$(BIN)/python -m pytest -q -n auto
+test: $(INSTALLED)  ## the tests that need no live server, but the slow ones
+	$(BIN)/python -m pytest -q -n auto -m 'not live and not slow'
 
-check: format lint types test  ## format, lint, types, tests
+check: format lint types $(INSTALLED)  ## format, lint, types, all tests that need no live server
+	$(BIN)/python -m pytest -q -n auto
 
 format: $(INSTALLED)  ## is every file formatted?
 	$(BIN)/ruff format --check .

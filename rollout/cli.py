@@ -97,6 +97,13 @@ def run(
     server_wait_s: Annotated[
         float | None, typer.Option("--server-wait", help="Seconds to wait for a server where none is left [300].")
     ] = None,
+    worker_start_s: Annotated[
+        float | None, typer.Option("--worker-start", help="Seconds until a process of --processes must play [300].")
+    ] = None,
+    worker_silence_s: Annotated[
+        float | None,
+        typer.Option("--worker-silence", help="Seconds after which a process that hangs is replaced [20]."),
+    ] = None,
     rollout_retries: Annotated[int | None, typer.Option(help="Play a failed rollout again so often [0].")] = None,
     http_retries: Annotated[int | None, typer.Option()] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="The run folder.")] = None,

@@ -40,6 +40,8 @@ RESUMABLE = frozenset(
         "api_key_env",
         "concurrency",
         "processes",
+        "worker_start_s",
+        "worker_silence_s",
         "server_wait_s",
         "score_timeout_s",
         "close_timeout_s",

@@ -103,6 +103,7 @@ async def test_stopping_ends_rollouts_after_their_turn() -> None:
     assert kinds == [FailureKind.CANCELLED] * 2
 
 
+@pytest.mark.slow
 async def test_a_process_that_dies_costs_its_rollouts_only(tmp_path: Path) -> None:
     """Its rollouts fail as `process`, the others are played, and it is there again for the next ones."""
     config = EngineConfig(processes=2, max_tokens=4, concurrency=4)
@@ -158,6 +159,7 @@ async def test_new_weights_reach_every_process() -> None:
     assert {rollout.submitted_at for group in last for rollout in group.rollouts} == {2}
 
 
+@pytest.mark.slow
 async def test_a_process_that_comes_back_knows_the_weights(tmp_path: Path) -> None:
     """A process that was started after an update stands as the others do: its rollouts are not stale."""
     app = create_app()

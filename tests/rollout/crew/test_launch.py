@@ -61,6 +61,7 @@ async def test_what_ends_a_process_costs_the_rollout_that_did_it(
     assert stack in "".join(str(event.get("stack", "")) for event in log)
 
 
+@pytest.mark.slow
 async def test_nobody_waits_for_a_process_that_hangs() -> None:
     """Telling the processes of new weights, cancelling and closing end within seconds where one stands still."""
     async with engine(worker_silence_s=1.0) as running:

@@ -64,6 +64,7 @@ def start(url: str, folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen([ROLLOUT, *args], cwd=folder, start_new_session=True, **pipes)
 
 
+@pytest.mark.slow
 def test_control_c_reaches_the_engine_only(hanging: tuple[Hanging, str], tmp_path: Path) -> None:
     """A terminal sends control-C to all processes: the engine decides, and what was played is kept."""
     app, url = hanging
@@ -93,6 +94,7 @@ def test_a_killed_engine_leaves_no_process(hanging: tuple[Hanging, str], tmp_pat
     process.communicate(timeout=60)  # to the end of the pipes, which the processes hold too
 
 
+@pytest.mark.slow
 def test_processes_play_what_one_plays(tmp_path: Path) -> None:
     """`--processes 2` from the command line, with an environment in a file: every rollout, verified, once."""
     (tmp_path / "double.py").write_text(
@@ -139,6 +141,7 @@ async def main():
 """
 
 
+@pytest.mark.slow
 def test_a_trainers_script_may_define_the_environment(tmp_path: Path) -> None:
     """An environment of the script itself is found by the processes; a script without a guard is told of it."""
     (tmp_path / "guarded.py").write_text(f'{TRAINER}\n\nif __name__ == "__main__":\n    asyncio.run(main())\n')
