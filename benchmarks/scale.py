@@ -143,7 +143,7 @@ async def _longest_stall_s(turns: int, sampled: int, added: int) -> float:
 
     rollouts = [long_rollout(turns, sampled, added)]
     with tempfile.TemporaryDirectory() as folder:
-        run = RunFolder.create(Path(folder) / "run", {})
+        run = RunFolder.create(Path(folder) / "run")
         ticking = asyncio.create_task(tick())
         await asyncio.sleep(0.05)  # the first looks are of a loop that has just begun
         stalls.clear()

@@ -107,7 +107,7 @@ def run(
     rollout_retries: Annotated[int | None, typer.Option(help="Play a failed rollout again so often [0].")] = None,
     http_retries: Annotated[int | None, typer.Option()] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="The run folder.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in -o.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in -o, with its settings.")] = False,
     json: Json = False,
     config: Annotated[str | None, typer.Option(help="A TOML file with these settings; flags beat it.")] = None,
 ) -> None:
@@ -121,6 +121,7 @@ def run(
 
         from rollout.logs import EventLog
         from rollout.play import Run
+        from rollout.resume import resumed_settings
         from rollout.settings import concurrency_of, key_values, read_settings
 
         flags["env_args"] = key_values(env_args, "-a", as_json=False) or None
@@ -130,10 +131,18 @@ def run(
         if temperature is not None:
             flags["sampling"]["temperature"] = temperature
         flags["template_args"] = key_values(template_args, "--template-arg", as_json=True) or None
-        flags["api_key_env"] = api_key_env or _default_key_env()
+        flags["sampling"] = flags["sampling"] or None
+        if resume and output is None:
+            raise UsageError("--resume needs -o DIR, the folder of the run to go on with")
         with EventLog() as log:
-            settings = read_settings(config, {**flags, "sampling": flags["sampling"] or None})
-            played = anyio.run(Run(settings, output, resume, log).play)
+            given: frozenset[str] = frozenset()
+            if resume and output is not None:
+                settings, given = resumed_settings(output, config, flags)
+            else:
+                settings = read_settings(config, flags)
+            if settings.api_key_env is None:
+                settings.api_key_env = _default_key_env()
+            played = anyio.run(Run(settings, output, resume, log, given).play)
         if json:
             _print_json(played.result)
         return 0 if played.complete else 1

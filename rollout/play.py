@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,17 @@ import msgspec
 
 from rollout import progress, store
 from rollout.engine import Engine
-from rollout.env import Task
+from rollout.env import Env
 from rollout.errors import NoServerLeft, ServerError, UsageError
 from rollout.lag import spared_collector
 from rollout.logs import EventLog
-from rollout.records import FailureKind, Rollout
+from rollout.records import Rollout
 from rollout.registry import env_factory
-from rollout.settings import RESUMABLE, RunSettings, load_tasks
+from rollout.resume import Plan, go_on
+from rollout.settings import RunSettings
 from rollout.summary import Summary, table_rows
+from rollout.task_list import TaskList
+from rollout.threads import Threads
 
 #: After the first control-C, how long running turns may take to end.
 GRACE_S = 60.0
@@ -43,12 +46,19 @@ class Played(msgspec.Struct):
 class Run:
     """One run of the command."""
 
-    def __init__(self, settings: RunSettings, output: Path | None, resume: bool, log: EventLog) -> None:
-        if resume and output is None:
-            raise UsageError("--resume needs -o DIR, the folder of the run to go on with")
+    def __init__(
+        self,
+        settings: RunSettings,
+        output: Path | None,
+        resume: bool,
+        log: EventLog,
+        given: frozenset[str] = frozenset(),
+    ) -> None:
+        """`given` are the settings that were given anew where a run goes on: see `rollout.resume`."""
         self.settings = settings
-        self._output = output
+        self._output = output.absolute() if output is not None else None
         self._resume = resume
+        self._given = given
         self._log = log
         self._console = progress.make_console()
         log.show = lambda line: self._console.print(line, markup=False, style="yellow")
@@ -60,16 +70,22 @@ class Run:
         """Plays. Raises UsageError, ServerError."""
         settings = self.settings
         make_env = env_factory(settings.env, settings.env_args)
-        tasks = load_tasks(settings, make_env())
+        # Before a server is asked for anything: a wrong folder or task is the user's quickest mistake to mend.
+        with await Threads(1).run(self._planned, make_env) as plan:
+            return await self._play(make_env, plan)
+
+    def _planned(self, make_env: Callable[[], Env]) -> Plan:
         if self._resume and self._output is not None:
-            # Before a server is asked for anything: a wrong folder is the user's quickest mistake to mend.
-            store.check_resumable(self._output)
-            store.refuse_other_settings(self._output, _stored(self.settings), RESUMABLE)
+            return Plan.resumed(self._output, self.settings, self._given, make_env)
+        return Plan.new(self.settings, make_env)
+
+    async def _play(self, make_env: Callable[[], Env], plan: Plan) -> Played:
+        settings, tasks, skip = self.settings, plan.tasks, plan.skip
         async with Engine(settings.engine_config(), make_env) as engine:
             self._summary.model, self._summary.transport = engine.server.model, engine.server.dialect
-            folder = self._folder = self._open(engine.server.model)
+            folder = self._folder = await anyio.to_thread.run_sync(plan.folder, self._output, engine.server.model)
             self._log.open(folder.path / store.EVENTS)
-            skip = await anyio.to_thread.run_sync(self._skipped, folder.path) if self._resume else set()
+            await anyio.to_thread.run_sync(self._add_resumed, plan)
             wall, before = time.perf_counter(), engine.stats()
             try:
                 with spared_collector():
@@ -90,7 +106,8 @@ class Run:
         expected = len(tasks) * settings.rollouts_per_task
         return Played(result, complete=not result["failures"] and result["rollouts"] >= expected)
 
-    async def _stream(self, engine: Engine, tasks: list[Task], skip: set[tuple[int, int]]) -> None:
+    async def _stream(self, engine: Engine, tasks: TaskList, skip: set[tuple[int, int]]) -> None:
+        assert self._folder is not None
         members = self.settings.rollouts_per_task
         fault: OSError | None = None
         gone: NoServerLeft | None = None
@@ -110,9 +127,11 @@ class Run:
                 gone = error
             beside.cancel_scope.cancel()
         if gone is not None:
-            raise NoServerLeft(f"{gone}; what is finished is kept: go on with --resume") from gone
+            raise NoServerLeft(f"{gone}; what is finished is kept: {go_on(self._folder.path)}") from gone
         if fault is not None:
-            raise UsageError(f"cannot write the run folder: {fault}; go on with --resume once there is room") from fault
+            raise UsageError(
+                f"cannot write the run folder: {fault}; once there is room {go_on(self._folder.path)}"
+            ) from fault
 
     async def _keep(self, rollout: Rollout, engine: Engine) -> None:
         assert self._folder is not None
@@ -142,30 +161,12 @@ class Run:
                     engine.stop_admitting()
                     timers.start_soon(_cancel_after_grace, engine)
 
-    def _open(self, model: str) -> store.RunFolder:
-        if self._resume and self._output is not None:
-            return store.RunFolder.resume(self._output)
-        path = self._output or store.default_path(self.settings.env, model)
-        return store.RunFolder.create(path, _stored(self.settings))
-
-    def _skipped(self, path: Path) -> set[tuple[int, int]]:
-        """What is on disk already, which the summary counts."""
-        return set(self._on_disk(path))
-
-    def _on_disk(self, path: Path) -> Iterator[tuple[int, int]]:
-        for rollout in store.read_rollouts(path):
-            if rollout.failure is None or rollout.failure.kind is not FailureKind.CANCELLED:
-                self._summary.add_resumed(rollout)
-                yield rollout.task_index, rollout.member
+    def _add_resumed(self, plan: Plan) -> None:
+        """The summary counts what is on disk already."""
+        for rollout in plan.on_disk():
+            self._summary.add_resumed(rollout)
 
 
 async def _cancel_after_grace(engine: Engine) -> None:
     await anyio.sleep(GRACE_S)
     engine.cancel()
-
-
-def _stored(settings: RunSettings) -> dict[str, Any]:
-    """The settings as they are kept: headers may hold secrets."""
-    stored: dict[str, Any] = msgspec.to_builtins(settings)
-    stored.pop("headers", None)
-    return stored

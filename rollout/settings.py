@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from rollout.config import EngineConfig
-from rollout.env import Env, Task
 from rollout.errors import ConfigError
 
 
@@ -33,7 +32,7 @@ class RunSettings(EngineConfig, kw_only=True, forbid_unknown_fields=True):
         return EngineConfig(**{name: getattr(self, name) for name in EngineConfig.__struct_fields__})
 
 
-#: Settings that a resumed run may change: they say where and how fast, not what.
+#: Settings that a resumed run may change: they say where and how fast, not what. Tasks are compared one by one.
 RESUMABLE = frozenset(
     {
         "base_url",
@@ -56,6 +55,7 @@ RESUMABLE = frozenset(
         "verify",
         "num_tasks",
         "rollouts_per_task",
+        "tasks",
         "priority",
         "cache_salt",
     }
@@ -66,28 +66,68 @@ DEFAULT_TASKS = 8
 
 def read_settings(file: str | None, flags: Mapping[str, Any]) -> RunSettings:
     """One struct from a file and from flags that are not None. Raises ConfigError."""
-    merged = _read_toml(file) if file else {}
-    for name, value in flags.items():
-        if value is None:
-            continue
-        if isinstance(value, Mapping):
-            value = {**merged.get(name, {}), **value}
-        merged[name] = value
-    if isinstance(urls := merged.get("base_url"), list) and len(urls) == 1:
-        merged["base_url"] = urls[0]
-    unknown = merged.keys() - set(RunSettings.__struct_fields__)
+    settings = to_settings(given_settings(file, flags), file or "settings")
+    if not settings.env:
+        raise ConfigError("no environment: name one, such as `rollout run guess_number`; `rollout envs` lists them")
+    return settings
+
+
+def given_settings(file: str | None, flags: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file and flags set, by name, meaning the same from everywhere. Raises ConfigError."""
+    given = overlaid(_read_toml(file) if file else {}, flags)
+    if isinstance(urls := given.get("base_url"), list) and len(urls) == 1:
+        given["base_url"] = urls[0]
+    unknown = given.keys() - set(RunSettings.__struct_fields__)
     if unknown:
         key = sorted(unknown)[0]
         close = difflib.get_close_matches(key, RunSettings.__struct_fields__, n=1)
         near = f", did you mean {close[0]!r}?" if close else f"; there are: {', '.join(RunSettings.__struct_fields__)}"
         raise ConfigError(f"{file}: no setting {key!r}{near}")
+    for name, value in given.items():
+        try:
+            msgspec.json.encode(value)
+        except UnicodeEncodeError as error:  # an argument of bytes that are no text
+            raise ConfigError(f"{name}: not UTF-8: {value!r}") from error
+        except Exception:  # msgspec's conversion names what has no place in a setting
+            continue
+    return absolute_paths(given)
+
+
+def overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings, with those above in their place where they are not None; mappings are merged."""
+    found = dict(below)
+    for name, value in above.items():
+        if isinstance(value, Mapping) and isinstance(found.get(name), Mapping):
+            value = {**found[name], **value}
+        if value is not None:
+            found[name] = value
+    return found
+
+
+def to_settings(values: Mapping[str, Any], source: str) -> RunSettings:
+    """Raises ConfigError for a value of the wrong type."""
     try:
-        settings = msgspec.convert(merged, RunSettings)
+        return msgspec.convert(values, RunSettings)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{file or 'settings'}: {error}") from error
-    if not settings.env:
-        raise ConfigError("no environment: name one, such as `rollout run guess_number`; `rollout envs` lists them")
-    return settings
+        raise ConfigError(f"{source}: {error}") from error
+
+
+def absolute_paths(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that mean the same from everywhere."""
+    found = dict(given)
+    if isinstance(spec := given.get("env"), str):
+        found["env"] = absolute_spec(spec)
+    if isinstance(tasks := given.get("tasks"), str):
+        found["tasks"] = os.path.abspath(os.path.expanduser(tasks))
+    if isinstance(tokenizer := given.get("tokenizer"), str) and os.path.isdir(tokenizer):
+        found["tokenizer"] = os.path.abspath(tokenizer)
+    return found
+
+
+def absolute_spec(spec: str) -> str:
+    """An environment's name; that of a file with the file's absolute path."""
+    file, colon, name = spec.rpartition(":")
+    return f"{os.path.abspath(os.path.expanduser(file))}:{name}" if colon and file.endswith(".py") else spec
 
 
 def _read_toml(file: str) -> dict[str, Any]:
@@ -133,30 +173,3 @@ def _json_or_text(text: str) -> Any:
         return msgspec.json.decode(text)
     except msgspec.DecodeError:
         return text
-
-
-def load_tasks(settings: RunSettings, env: Env) -> list[Task]:
-    """The tasks to play. Raises ConfigError for a file with a broken line, naming it."""
-    count = settings.num_tasks
-    if count is not None and count < 1:
-        raise ConfigError(f"-n must be 1 or more, not {count}")
-    if settings.rollouts_per_task < 1:
-        raise ConfigError(f"-r must be 1 or more, not {settings.rollouts_per_task}")
-    if settings.tasks is None:
-        wanted = DEFAULT_TASKS if count is None else count
-        return list(islice(env.tasks(wanted, settings.seed), wanted))
-    return list(islice(_task_lines(settings.tasks), count))
-
-
-def _task_lines(file: str) -> Iterable[Task]:
-    try:
-        lines = Path(file).read_bytes().splitlines()
-    except OSError as error:
-        raise ConfigError(f"cannot read the tasks of {file!r}: {error.strerror}") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            yield msgspec.json.decode(line, type=dict[str, Any])
-        except msgspec.DecodeError as error:
-            raise ConfigError(f"{file}, line {number}: not a JSON object: {error}") from error

@@ -11,21 +11,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rollout.errors import ConfigError, UsageError
+from rollout.errors import UsageError
+from rollout.folder_config import FolderConfig
 from rollout.messages import Function, MalformedToolCall, Message, ToolCall
 from rollout.records import Failure, FailureKind, FallbackReason, Rollout, Route, StopReason, Turn
+from rollout.run_index import RunIndex
 from rollout.samples import samples_of
 from rollout.store import (
     ROLLOUTS,
+    TASKS,
     RunFolder,
     decode_rollout,
     default_path,
     encode_rollout,
-    finished_members,
+    new_path,
     read_config,
     read_rollouts,
-    refuse_other_settings,
 )
+from rollout.task_list import TaskList
 from rollout.trajectory import Node, Root
 from rollout.transport import WeightSpan
 
@@ -91,7 +94,7 @@ def minimal(member: int = 0, **fields: Any) -> Rollout:
 
 async def test_each_rollout_is_on_disk_when_it_ends(tmp_path: Path) -> None:
     """After `write` another reader sees the rollout."""
-    folder = RunFolder.create(tmp_path / "run", {"env": "echo", "model": None})
+    folder = RunFolder.create(tmp_path / "run", FolderConfig(settings={"env": "echo", "model": None}))
     for member in range(3):
         await folder.write(minimal(member))
         assert len(list(read_rollouts(tmp_path / "run"))) == member + 1
@@ -99,28 +102,21 @@ async def test_each_rollout_is_on_disk_when_it_ends(tmp_path: Path) -> None:
     assert read_config(tmp_path / "run") == {"env": "echo"}
 
 
-async def test_a_torn_last_line_is_cut_and_played_again(tmp_path: Path) -> None:
-    """A crash in the middle of a write costs that rollout only."""
-    folder = RunFolder.create(tmp_path / "run", {})
+@pytest.mark.parametrize("torn", [b'{"id":"0-a-1","ta', b"\x00" * 40, b"\x00" * 40 + b"\n", b'{"id":"0-a-1"}\n'])
+async def test_a_torn_last_line_is_cut(torn: bytes, tmp_path: Path) -> None:
+    """A crash in the middle of a write, or a power failure, costs that rollout only."""
+    folder = RunFolder.create(tmp_path / "run")
     await folder.write(minimal(0))
-    await folder.write(minimal(1))
     folder.close()
     path = tmp_path / "run" / ROLLOUTS
-    path.write_bytes(path.read_bytes()[:-20])
-    assert finished_members(tmp_path / "run") == {(0, 0)}
-    resumed = RunFolder.resume(tmp_path / "run")
+    path.write_bytes(path.read_bytes() + torn)
+    with RunIndex(tmp_path / "run") as index:
+        assert index.last.keys() == {(0, 0)}
+        resumed = RunFolder.resume(tmp_path / "run")
+        resumed.append(FolderConfig(), TaskList(), index.end)
     await resumed.write(minimal(1))
     resumed.close()
     assert [rollout.member for rollout in read_rollouts(tmp_path / "run")] == [0, 1]
-
-
-async def test_what_was_cancelled_is_played_again(tmp_path: Path) -> None:
-    """A rollout that a stop cut short is not finished; one that failed otherwise is."""
-    folder = RunFolder.create(tmp_path / "run", {})
-    for member, kind in enumerate([FailureKind.CANCELLED, FailureKind.ENVIRONMENT]):
-        await folder.write(minimal(member, stop=None, failure=Failure(kind=kind, message="x")))
-    folder.close()
-    assert finished_members(tmp_path / "run") == {(0, 1)}
 
 
 def test_a_broken_line_in_the_middle_is_named(tmp_path: Path) -> None:
@@ -132,24 +128,75 @@ def test_a_broken_line_in_the_middle_is_named(tmp_path: Path) -> None:
 
 def test_a_folder_with_a_run_is_not_overwritten(tmp_path: Path) -> None:
     """A second run needs another folder, or --resume."""
-    RunFolder.create(tmp_path, {}).close()
+    RunFolder.create(tmp_path).close()
     with pytest.raises(UsageError, match="--resume"):
-        RunFolder.create(tmp_path, {})
+        RunFolder.create(tmp_path)
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     """An unwritable place is one clear line."""
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot write the run folder"):
-        RunFolder.create(tmp_path / "file" / "run", {})
+        RunFolder.create(tmp_path / "file" / "run")
 
 
-def test_other_settings_are_refused_on_resume(tmp_path: Path) -> None:
-    """What would change the meaning is named with both values; what would not is allowed."""
-    RunFolder.create(tmp_path, {"env": "echo", "concurrency": 1}).close()
-    refuse_other_settings(tmp_path, {"env": "echo", "concurrency": 9}, frozenset({"concurrency"}))
-    with pytest.raises(ConfigError, match="env: 'echo' before, 'calculator' now"):
-        refuse_other_settings(tmp_path, {"env": "calculator", "concurrency": 1}, frozenset())
+async def test_a_record_that_cannot_be_written_costs_one_rollout(tmp_path: Path) -> None:
+    """It becomes a failure, in the folder as in memory, and the ones after it are written."""
+    poisoned = minimal(0, task={"x": object()})
+    folder = RunFolder.create(tmp_path / "run")
+    await folder.write(poisoned)
+    await folder.write(minimal(1))
+    folder.close()
+    first, second = read_rollouts(tmp_path / "run")
+    assert first.failure == poisoned.failure
+    assert first.failure is not None
+    assert "record cannot be written: NotImplementedError: object" in first.failure.message
+    assert (first.id, poisoned.stop, second.ok) == ("0-a-0", None, True)
+
+
+def test_null_rewards_of_format_1_are_failures(tmp_path: Path) -> None:
+    """Format 1 wrote a NaN as null: such a folder is read, and that rollout is the environment's failure."""
+    line = encode_rollout(minimal(0, metrics={"loss": 0.5, "kl": 0.25}))
+    broken = line.replace(b'"reward":0.0', b'"reward":null').replace(b"0.25", b"null")
+    (tmp_path / ROLLOUTS).write_bytes(broken + b"\n" + encode_rollout(minimal(1)) + b"\n")
+    first, second = read_rollouts(tmp_path)
+    assert first.failure == Failure(kind=FailureKind.ENVIRONMENT, message="reward was not a finite number")
+    assert (first.metrics, first.stop, second.ok) == ({"loss": 0.5}, None, True)
+
+
+def test_a_newer_format_is_refused_by_name(tmp_path: Path) -> None:
+    """Every reader says which format the folder has and which it knows."""
+    (tmp_path / ROLLOUTS).write_bytes(b"")
+    (tmp_path / "config.toml").write_text("format = 3\n")
+    for read in (lambda: list(read_rollouts(tmp_path)), lambda: RunIndex(tmp_path), lambda: RunFolder.resume(tmp_path)):
+        with pytest.raises(UsageError, match="newer rollout: format 3; this one reads up to 2"):
+            read()
+
+
+def test_fields_that_are_not_known_are_passed_over() -> None:
+    """Within a format a record may tell more than a reader knows."""
+    assert decode_rollout(encode_rollout(minimal()).replace(b'{"id"', b'{"mood":[1],"id"')) == minimal()
+
+
+def test_a_folder_has_one_writer(tmp_path: Path) -> None:
+    """While a run writes, neither a new one nor one that goes on gets the folder; a reader does."""
+    folder = RunFolder.create(tmp_path / "run", tasks=TaskList([b'{"a":1}']))
+    assert (tmp_path / "run" / TASKS).read_bytes() == b'{"a":1}\n'
+    with pytest.raises(UsageError, match="is being written by"):
+        RunFolder.resume(tmp_path / "run")
+    assert list(read_rollouts(tmp_path / "run")) == []
+    folder.close()
+    RunFolder.resume(tmp_path / "run").close()
+
+
+def test_a_full_disk_leaves_no_half_of_a_file(tmp_path: Path) -> None:
+    """What cannot be written whole is not there, and neither is its draft."""
+    folder = RunFolder.create(tmp_path / "run")
+    (tmp_path / "run" / "summary.json").mkdir()
+    with pytest.raises(OSError, match="directory"):
+        folder.write_summary({})
+    folder.close()
+    assert not [path for path in (tmp_path / "run").iterdir() if path.name.startswith(".")]
 
 
 def test_run_folders_never_share_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,6 +206,7 @@ def test_run_folders_never_share_a_name(tmp_path: Path, monkeypatch: pytest.Monk
     first.mkdir(parents=True)
     assert first.name.startswith("Mine--model--")
     assert default_path("path/to/env.py:Mine", "org/model") != first
+    assert new_path("e", "m") != new_path("e", "m")
 
 
 def test_reasons_read_back_as_reasons() -> None:

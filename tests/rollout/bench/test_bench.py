@@ -53,7 +53,7 @@ async def test_stopping_early_keeps_what_is_done(tmp_path: Path) -> None:
 
 async def test_a_recorded_run_is_compared_on_its_own_environment(tmp_path: Path) -> None:
     """As many turns as were recorded, each as long as it was then, in both modes."""
-    folder = RunFolder.create(tmp_path / "run", {})
+    folder = RunFolder.create(tmp_path / "run")
     recorded: list[list[int]] = []
     async with Engine(EngineConfig(max_tokens=24), GuessNumber) as engine:
         async for group in engine.stream(GuessNumber().tasks(3, seed=1)):
