@@ -44,6 +44,10 @@ GroupReward = Callable[[Group], Sequence[float] | Awaitable[Sequence[float]]]
 _RETRIED = frozenset({FailureKind.ENVIRONMENT, FailureKind.TRANSPORT, FailureKind.PROCESS, FailureKind.TIMEOUT})
 
 
+#: Processes that one rollout may cost: one that has ended so many is what ends them.
+_MOST_PROCESSES = 3
+
+
 def differing_rewards(group: Group) -> bool:
     """Whether a group has something to learn from: a filter for `stream(keep=...)`."""
     return len(set(group.rewards)) > 1
@@ -367,7 +371,7 @@ class Engine:
         """Whether a failed rollout is played again; counts it."""
         failure, done = rollout.failure, len(rollout.earlier_failures)
         wanted = failure is not None and failure.kind in _RETRIED and done < self.config.rollout_retries
-        wanted = wanted and not self._stopping
+        wanted = wanted and not self._stopping and not _ends_processes(rollout)
         self._stats.retried += wanted
         self._stats.faults += wanted and failure is not None and failure.kind is FailureKind.TRANSPORT
         return wanted
@@ -387,3 +391,9 @@ async def _must_say_its_load(transport: Transport) -> None:
         pass  # it may say so later; until then nothing grows
     except ConfigError as error:
         raise ConfigError("concurrency auto needs a server with metrics: give a number") from error
+
+
+def _ends_processes(rollout: Rollout) -> bool:
+    """Whether it failed of its process so often that the next one would end, too."""
+    failures = [*rollout.earlier_failures, rollout.failure]
+    return sum(failure is not None and failure.kind is FailureKind.PROCESS for failure in failures) >= _MOST_PROCESSES

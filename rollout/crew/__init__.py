@@ -49,8 +49,12 @@ from rollout.weights import WeightsStanding
 #: A process that dies so often in a row without having ended one rollout is not started again.
 STRIKES = 3
 
-#: Seconds before a process is started again that has died more than once in a row; doubled each time.
+#: The same for one that ended rollouts before: then the rollouts are at fault that are left, not the process.
+STRIKES_OF_PROVEN = 12
+
+#: Seconds before a process is started again that has died more than once in a row; doubled each time, up to the most.
 PAUSE_S = 0.5
+MOST_PAUSE_S = 30.0
 
 #: A process that is silent for so long while an update of the weights waits for it is ended: servers stand still.
 AWAITED_S = 5.0
@@ -220,16 +224,18 @@ class Crew:
             await self._listen(hand, worker)
             self._placement.up[at] = False
             how = hand.why or await _end_of(worker)
-            if hand.draining_s is None:
+            if not hand.replacing:
                 self.deaths += 1
                 hand.strikes += 1
                 stack = "" if hand.why else await worker.trace()  # else it was said before
                 _log.warning("process_ended", how=how, rollouts=len(hand.playing), stack=stack)
             hand.lose(f"the process that played it ended: {how}")
             with anyio.CancelScope(shield=True):
-                if hand.draining_s is None:
+                if not hand.replacing:
                     worker.kill()
                 await _end_of(worker)
+            if hand.replacing:
+                _log.info("process_replaced", why=hand.worn)
             await self._restart(hand)
             if hand.worker is not None:
                 self._placement.up[at] = True
@@ -281,7 +287,7 @@ class Crew:
         elif hand.draining_s is not None:
             hand.draining_s += elapsed_s
             if not hand.playing or hand.draining_s > DRAIN_S:
-                hand.why = f"it had to be replaced: {hand.worn}"
+                hand.why, hand.replacing = f"it had to be replaced: {hand.worn}", True
                 worker.channel.close()
         elif hand.worn is not None:
             _log.warning("process_worn", why=hand.worn, rollouts=len(hand.playing))
@@ -289,9 +295,9 @@ class Crew:
             hand.draining_s = 0.0
 
     async def _restart(self, hand: Hand) -> None:
-        while hand.worker is None and hand.strikes < STRIKES:
+        while hand.worker is None and hand.strikes < (STRIKES_OF_PROVEN if hand.proven else STRIKES):
             if hand.strikes > 1:
-                await anyio.sleep(PAUSE_S * 2 ** (hand.strikes - 1))
+                await anyio.sleep(min(MOST_PAUSE_S, PAUSE_S * 2 ** (hand.strikes - 1)))
             try:
                 await self._start(hand)
             except RolloutError as error:

@@ -37,6 +37,9 @@ class Hand:
         self.playing: dict[int, Awaited] = {}
         self.told: dict[int, anyio.Event] = {}
         self.strikes = 0
+        """How often in a row it died without having ended a rollout."""
+        self.proven = False
+        """Whether it ever ended one."""
         self.left_out = False
         """Whether it is not started again."""
         self.silence = Silence()
@@ -44,6 +47,8 @@ class Hand:
         """Why it is to be replaced, by its own word."""
         self.draining_s: float | None = None
         """How long its last rollouts have had, once it takes no more."""
+        self.replacing = False
+        """Whether it ends because it is worn: that is no death."""
         self.why: str | None = None
         """Why it is ended from here."""
         self.played = Played()
@@ -57,7 +62,7 @@ class Hand:
     def begin(self, worker: Worker) -> None:
         """A life begins."""
         self.worker = worker
-        self.silence, self.worn, self.draining_s, self.why = Silence(), None, None, None
+        self.silence, self.worn, self.draining_s, self.replacing, self.why = Silence(), None, None, False, None
 
     def send(self, command: wire.Command) -> None:
         """To a process that is gone it is lost, and so is what it was playing: `lose` says that."""
@@ -77,7 +82,7 @@ class Hand:
         """Takes what the process said."""
         match event:
             case wire.Ended():
-                self.strikes, self.played = 0, event.played
+                self.strikes, self.proven, self.played = 0, True, event.played
                 if (awaited := self.playing.get(event.number)) is not None:
                     awaited.ended = event
                     awaited.over.set()

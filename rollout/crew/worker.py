@@ -24,6 +24,7 @@ from rollout.fleet import Fleet
 from rollout.lag import spared_collector
 from rollout.player import Player
 from rollout.records import Failure, FailureKind, Rollout
+from rollout.threads import ThreadsExhausted
 
 #: Seconds between two words of where it stands.
 BEAT_S = 0.25
@@ -48,8 +49,14 @@ async def serve(channel: Channel, load: Callable[[bytes], Any] = pickle.loads) -
         return
     setup = wire.decode_command(frame)
     assert isinstance(setup, wire.Setup)
+
+    def worn(error: RolloutError) -> None:
+        # Whether a server is left is the engine's to say, which has connections of its own.
+        if isinstance(error, ThreadsExhausted):
+            channel.send(wire.encode(wire.Worn(str(error))))
+
     try:
-        async with Player(setup.config, _env_of(setup, load)) as player:
+        async with Player(setup.config, _env_of(setup, load), on_gone=worn) as player:
             channel.send(wire.encode(wire.Ready()))
             with spared_collector():
                 await _Serving(channel, player).serve()

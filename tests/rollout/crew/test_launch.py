@@ -79,6 +79,16 @@ async def test_nobody_waits_for_a_process_that_hangs() -> None:
             await stream.aclose()
 
 
+async def test_a_rollout_that_ends_every_process_is_given_up() -> None:
+    """It costs three processes, whatever `rollout_retries` allows; the run goes on, and plays what comes after."""
+    async with engine(rollout_retries=100) as running:
+        await play(running, "nothing", "nothing")
+        (poison,) = await play(running, "exit")
+        assert running.stats().process_deaths == 3
+    assert kinds([poison]) == [FailureKind.PROCESS]
+    assert len(poison.earlier_failures) == 2
+
+
 @pytest.mark.parametrize(
     ("deed", "result"),
     [("pool, forked", "6"), ("pool, spawned", "6"), ("executor", "6"), ("terminate", "-15")],

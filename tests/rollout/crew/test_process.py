@@ -84,6 +84,7 @@ def test_control_c_reaches_the_engine_only(hanging: tuple[Hanging, str], tmp_pat
     assert json.loads(out)["processes"] == 2
 
 
+@pytest.mark.slow
 def test_a_killed_engine_leaves_no_process(hanging: tuple[Hanging, str], tmp_path: Path) -> None:
     """After SIGKILL of the engine its processes close their requests, and end."""
     app, url = hanging
@@ -153,6 +154,35 @@ def test_a_trainers_script_may_define_the_environment(tmp_path: Path) -> None:
     assert done.stdout.splitlines() == ["[1.0]"] * 4, done.stderr
     assert failed.returncode == 1
     assert "__main__" in failed.stderr.splitlines()[-1]
+
+
+LEAVING = """
+import subprocess
+from rollout import Env, user
+
+
+class Leaving(Env):
+    def reset(self, task):
+        print(subprocess.Popen(["sleep", "1000"]).pid, flush=True)
+        return [user("hi")]
+"""
+
+
+@pytest.mark.slow
+def test_what_environments_started_ends_with_a_killed_engine(hanging: tuple[Hanging, str], tmp_path: Path) -> None:
+    """Nobody is left to end it but its worker, which does so as its own last act."""
+    _, url = hanging
+    (tmp_path / "env.py").write_text(LEAVING)
+    args = ["run", "env.py:Leaving", "-n", "1", "--base-url", url, "-o", "run", "--processes", "2"]
+    with subprocess.Popen(
+        [ROLLOUT, *args], cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
+        assert process.stdout is not None
+        pid = next(int(line) for line in process.stdout if line.strip().isdigit())
+        left = os.pidfd_open(pid)
+        process.kill()
+        assert select.select([left], [], [], 30)[0], "it is still there"
+        os.close(left)
 
 
 ORPHAN = """

@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -104,6 +105,7 @@ DEEDS: dict[str, Callable[[Any], object]] = {
     "executor": lambda task: _with_executor(),
     "terminate": lambda task: _terminated(),
     "leave a process": lambda task: _started_and_gone(),
+    "hang": lambda task: threading.Event().wait(),
     "stands": lambda task: _stands(),
     "terminate itself": lambda task: _terminate_itself(),
 }
