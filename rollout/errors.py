@@ -31,6 +31,14 @@ class NoServerLeft(ServerError):
     """Every server is gone, for longer than a run waits. What finished is kept; `--resume` goes on."""
 
 
+class EngineClosed(RolloutError):
+    """The engine was closed: nothing more is played, or comes. What had finished is in `engine.untaken`."""
+
+
+class EngineStopped(RolloutError):
+    """`stop_admitting` was called: the engine begins no further rollouts."""
+
+
 class TransportError(RolloutError):
     """One request failed. `retryable` tells whether the same request may succeed later."""
 

@@ -183,6 +183,8 @@ class Group(msgspec.Struct, kw_only=True):
     task: Mapping[str, Any]
     rollouts: list[Rollout]
     """Members in order, failed ones included."""
+    rewarded: bool = False
+    """Whether the stream's `group_reward` gave the finished members' rewards."""
 
     @property
     def finished(self) -> list[Rollout]:

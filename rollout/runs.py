@@ -1,27 +1,60 @@
-"""One stream of rollouts, played: the async shell around a scheduler. Also tasks that are submitted one by one."""
+"""One stream of rollouts, played: the async shell around a scheduler.
+
+A stream ends in one of these ways, and in no other. Whatever the way, its requests are closed, its permits are back,
+and each rollout that was played is in one group, which the consumer got or which is in `engine.untaken`.
+
+exhausted       The tasks are played. The loop ends after the last group.
+tasks failed    The tasks' iterator raised, or gave a task that cannot be written. What had begun is played to its end
+                and delivered; then the stream raises that error.
+stopped         `engine.stop_admitting()`: what runs ends after its current turn, as cancelled. Every group of which
+                something was played is delivered, without the members that never began; then the loop ends. From then
+                on new streams and submissions raise EngineStopped.
+cancelled       `engine.cancel()`: the same, but what runs ends at once, and what is started afterwards is played as
+                ever.
+failed          No server is left, or no process; or the caller's `on_rollout` raised. What runs ends at once, what was
+                played is delivered, then the stream raises that error.
+given up        The consumer left the loop, closed the stream, was cancelled in it, or raised, as its `keep` may. What
+                runs ends at once, as cancelled. What was not taken goes to `engine.untaken`.
+engine closed   As given up, but by whoever closed the engine. A consumer that still asks gets EngineClosed.
+
+A submission (`rollout.submissions`) ends in the same ways with a group of what was played of it, which may be nothing
+where it was cancelled or stopped. One that had not begun when the engine failed or was closed raises that error.
+
+    stream = engine.stream([{"n": 0}, {"n": 1}], rollouts_per_task=2)    # 3 of the 4 rollouts end, 1 runs on
+    group = await anext(stream)                                          # both members of task 0
+    await stream.aclose()                                                # ends the one that runs
+    (rest,) = engine.take_untaken()                                      # task 1: one finished, one cancelled
+
+A group reward is computed while the stream goes on, before its group is delivered. Where the stream is given up, or the
+engine closed, before it is, the group goes to `untaken` with `rewarded` false and its environment's own rewards.
+"""
 
 from __future__ import annotations
 
-import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 import anyio
 import anyio.abc
 import anyio.lowlevel
 import msgspec
+import structlog
 
-from rollout.env import Task
+from rollout import door
 from rollout.episode import Job
-from rollout.errors import ConfigError, RolloutError
+from rollout.errors import RolloutError
 from rollout.records import Failure, FailureKind, Group, Rollout
 from rollout.scheduler import Scheduler
+from rollout.task_source import Drawn, TaskSource, as_error, checked
 
 #: Between so many starts the loop looks at its timers and sockets: starting one takes 60 µs.
 STARTED_AT_ONCE = 64
 
 OnRollout = Callable[[Rollout], Awaitable[None]]
+Score = Callable[[Group], Awaitable[None]]
+
+_log = structlog.get_logger(__name__)
 
 
 class Playable(Protocol):
@@ -56,6 +89,10 @@ class _Playing(msgspec.Struct):
     why: Failure | None = None
     """Why it was ended from here, where it was."""
 
+    def end(self, why: Failure | None) -> None:
+        self.why = why
+        self.scope.cancel()
+
 
 class StreamRun:
     """One stream: the shell around a scheduler."""
@@ -64,276 +101,313 @@ class StreamRun:
         self,
         players: Players,
         scheduler: Scheduler,
-        on_rollout: OnRollout | None,
+        source: TaskSource | None = None,
         *,
-        evaluation: bool,
+        on_rollout: OnRollout | None = None,
+        score: Score | None = None,
+        give: Callable[[Group], None] | None = None,
+        evaluation: bool = False,
         straggler_s: float | None = None,
     ) -> None:
-        """`straggler_s`: see `EngineConfig.straggler_timeout_s`."""
+        """`score` is awaited for each complete group before it is delivered. `straggler_s`: see `EngineConfig`.
+
+        `give` takes the groups where nobody awaits `next`.
+        """
         self.scheduler = scheduler
-        self.scope = anyio.CancelScope()
-        self.error: Exception | None = None
-        """What `on_rollout` or the tasks' iterator raised: the caller's, so it ends the stream."""
+        self.error: BaseException | None = None
+        """What ended the stream, where something did. Raised once what was played is taken."""
         self._players = players
-        self._send, self._receive = anyio.create_memory_object_stream[Group](float("inf"))
+        self._source = source
         self._on_rollout = on_rollout
+        self._score = score
+        self._give = give or self._put
         self._evaluation = evaluation
-        self._wake = anyio.Event()
-        self._begun = False
-        self._ended_all = anyio.Event()
-        self._left: list[Group] = []
-        self._playing: dict[tuple[int, int], _Playing] = {}
         self._straggler_s = straggler_s
-        self._timed: set[int] = set()
-        """Tasks whose stragglers are timed."""
+        self._scope = anyio.CancelScope()
+        self._feeding = anyio.CancelScope()
+        self._wake = anyio.Event()
+        self._wanted = anyio.Event()
+        self._begun = False
+        self._over = anyio.Event()
+        self._given_up = False
+        self._ready: deque[Group] = deque()
+        self._arrived = anyio.Event()
+        self._playing: dict[int, dict[int, _Playing]] = {}
+        """Those under way, by task and member."""
+        self._timers: dict[int, anyio.CancelScope] = {}
+        """Of tasks whose stragglers are timed."""
         self._tasks: anyio.abc.TaskGroup | None = None
 
-    async def groups(self) -> AsyncIterator[Group]:
-        """The groups as they finish, to the stream's end."""
-        async for group in self._receive:
-            yield group
+    def __repr__(self) -> str:
+        return f"<StreamRun {self.scheduler}, {len(self._ready)} groups ready>"
+
+    async def next(self) -> Group | None:
+        """The next group that is finished; None at the end. Raises what ended the stream before."""
+        while not self._ready or self._given_up:
+            if self._over.is_set() or self._given_up:
+                if self.error is not None:
+                    raise self.error
+                return None
+            self._arrived = anyio.Event()
+            await self._arrived.wait()
+        return self._ready.popleft()
+
+    def put_back(self, group: Group) -> None:
+        """The consumer could not take it after all."""
+        self._ready.appendleft(group)
+
+    def taken(self) -> None:
+        """The consumer is done with a group."""
+        self.scheduler.on_taken()
+        self.wake()
 
     async def give_up(self) -> list[Group]:
-        """Ends what runs, and waits until it has; returns what finished and was not taken."""
-        self.scope.cancel()
+        """Ends what runs, and waits until it has; returns what was played and not taken. May be called again."""
+        self.close(None)
         # Shielded: a consumer that is cancelled itself must still leave no request running.
         with anyio.CancelScope(shield=True):
             if self._begun:  # else the engine was cancelled before it could
-                await self._ended_all.wait()
-        waiting: list[Group] = []
-        with self._receive, contextlib.suppress(anyio.WouldBlock, anyio.EndOfStream):
-            while True:
-                waiting.append(self._receive.receive_nowait())
-        return [*self._left, *waiting, *self.scheduler.leftover()]
+                await self._over.wait()
+        return self.left()
 
-    def close(self) -> None:
-        """Takes nothing more. May be called twice."""
-        self._receive.close()
+    def close(self, error: Exception | None) -> None:
+        """Ends everything, now, and for the consumer too: what it did not take is in `left` once this is over."""
+        self._given_up = True
+        self.error = self.error or error
+        for group in self.scheduler.stop():
+            self._give(group)
+        self._scope.cancel()
+        self._arrived.set()
+
+    def left(self) -> list[Group]:
+        """Takes all that was not taken."""
+        groups = list(self._ready)
+        self._ready.clear()
+        return groups
+
+    def fail(self, error: BaseException) -> None:
+        """Ends what runs; the stream raises the error after what was played."""
+        self.error = self.error or error
+        self._end_admission()
+        self.cancel()
+
+    def cancel(self) -> None:
+        """Ends what is there: what runs at once, and what has not begun is not played."""
+        if not self.scheduler.open_ended:
+            self._end_admission()
+        groups = self.scheduler.withdraw()
+        for task_index in list(self._playing):
+            self._end_members(task_index, None)
+        for group in groups:
+            self._deliver(group)
+
+    def stop(self) -> None:
+        """Admits nothing more; what runs ends by itself."""
+        self._end_admission()
+        for group in self.scheduler.withdraw():
+            self._deliver(group)
+
+    def cancel_task(self, task_index: int) -> None:
+        """Ends what runs of a task; what has not begun is not played."""
+        group = self.scheduler.drop(task_index)
+        self._end_members(task_index, None)
+        if group is not None:
+            self._deliver(group)
+
+    def end_older(self, submitted_at: int) -> None:
+        """Ends what was submitted before so many weight updates, now."""
+        if self._evaluation:
+            return
+        why = Failure(kind=FailureKind.STALE, message="the weights were updated under it")
+        for members in self._playing.values():
+            for playing in members.values():
+                if playing.job.submitted_at < submitted_at:
+                    playing.end(why)
+
+    def wake(self) -> None:
+        """Something changed that `play` may have waited for."""
+        self._wake.set()
 
     async def play(self) -> None:
         """Plays until nothing is left. What goes wrong in one rollout is that rollout's result."""
         self._begun = True
         try:
             await self._play()
+        except Exception as error:  # a fault of ours: nobody may wait for what will not come
+            _log.error("internal_error", stream=repr(self), exc_info=error)
+            self.error = self.error or error
         finally:
-            self._ended_all.set()
+            for group in self.scheduler.stop():
+                self._give(group)
+            self._over.set()
+            self._arrived.set()
 
     async def _play(self) -> None:
-        with self._send, self.scope:
+        with self._scope:
+            async with anyio.create_task_group() as tasks:
+                self._tasks = tasks
+                if self._source is not None:
+                    tasks.start_soon(self._feed, self._source)
+                while not self.scheduler.done:
+                    await self._admit(tasks)
+                    if self.scheduler.done:
+                        break
+                    await self._wake.wait()
+                    self._wake = anyio.Event()
+
+    async def _admit(self, tasks: anyio.abc.TaskGroup) -> None:
+        """Starts all that may start now."""
+        started = 0
+        while True:
+            jobs = self.scheduler.admit()
+            for job in jobs:
+                playing = _Playing(job, anyio.CancelScope())
+                self._playing.setdefault(job.task_index, {})[job.member] = playing
+                tasks.start_soon(self._play_one, playing)
+                started += 1
+                if started % STARTED_AT_ONCE == 0:  # shielded: what was admitted is started
+                    await anyio.lowlevel.cancel_shielded_checkpoint()
+            wanted = self.scheduler.wanted
+            if self._source is None or not wanted:
+                return
+            if (drawn := self._source.draw_now(min(wanted, STARTED_AT_ONCE))) is None:
+                self._wanted.set()
+                return
+            self._offer(drawn)
+            if not jobs:  # any number of tasks may have been played before
+                await anyio.lowlevel.cancel_shielded_checkpoint()
+
+    async def _feed(self, source: TaskSource) -> None:
+        """Draws tasks that may take their time, as they are wanted."""
+        try:
+            with self._feeding:
+                while not self.scheduler.exhausted:
+                    if not (wanted := self.scheduler.wanted):
+                        self._wanted = anyio.Event()
+                        await self._wanted.wait()
+                        continue
+                    self._offer(await source.draw(wanted))
+                    self.wake()
+        except RolloutError as error:  # no thread is left to draw in
+            self._offer(Drawn([], ended=True, error=error))
+            self.wake()
+        finally:
+            await source.aclose()
+
+    def _offer(self, drawn: Drawn) -> None:
+        drawn = checked(drawn, self.scheduler.offered)
+        for task in drawn.tasks:
+            self.scheduler.offer(task)
+        if drawn.ended:
+            self.scheduler.exhausted = True
+            self._feeding.cancel()
+            self.error = self.error or drawn.error
+
+    def _end_admission(self) -> None:
+        self.scheduler.admitting = False
+        self._feeding.cancel()
+        self.wake()
+
+    def _end_members(self, task_index: int, why: Failure | None) -> None:
+        for playing in self._playing.get(task_index, {}).values():
+            playing.end(why)
+
+    async def _play_one(self, playing: _Playing) -> None:
+        """Plays one rollout, again where it may be, and hands it over whatever becomes of it."""
+        job, earlier = playing.job, list[Failure]()
+        rollout = job.rollout()
+        episode: Playable | None = None
+        with playing.scope:
             try:
-                async with anyio.create_task_group() as players:
-                    self._tasks = players
-                    while not self.scheduler.done:
-                        for number, job in enumerate(self.scheduler.admit(), start=1):
-                            players.start_soon(self._play_one, job)
-                            if number % STARTED_AT_ONCE == 0:  # shielded: what was admitted is started
-                                await anyio.lowlevel.cancel_shielded_checkpoint()
-                        if self.scheduler.done:
-                            break
-                        await self._wake.wait()
-                        self._wake = anyio.Event()
-                    players.cancel_scope.cancel()  # timers of groups that are complete
-            except* Exception as errors:
-                self.error = _first(errors)
-
-    def end_older(self, submitted_at: int) -> None:
-        """Ends what was submitted before so many weight updates, now."""
-        for member, playing in list(self._playing.items()):
-            if playing.job.submitted_at < submitted_at and not self._evaluation:
-                self._end(member, Failure(kind=FailureKind.STALE, message="the weights were updated under it"))
-
-    def _end(self, member: tuple[int, int], why: Failure | None) -> None:
-        playing = self._playing[member]
-        playing.why = why
-        playing.scope.cancel()
-
-    async def _end_stragglers(self, task_index: int, wait_s: float) -> None:
-        """Ends what is left of a group, so that it is delivered."""
-        await anyio.sleep(wait_s)
-        message = f"half of its group had ended {wait_s:g} s before"
-        for member in [key for key in self._playing if key[0] == task_index]:
-            self._end(member, Failure(kind=FailureKind.STRAGGLER, message=message))
-        group = self.scheduler.drop(task_index)
-        if group is not None:
-            self.deliver(group)
-
-    def cancel_task(self, task_index: int) -> None:
-        """Ends what runs of a task; what has not begun is not played."""
-        group = self.scheduler.drop(task_index)
-        for member in [key for key in self._playing if key[0] == task_index]:
-            self._end(member, None)
-        if group is not None:
-            self.deliver(group)
-
-    async def _play_one(self, job: Job) -> None:
-        earlier: list[Failure] = []
-        with anyio.CancelScope() as scope:
-            playing = self._playing[job.task_index, job.member] = _Playing(job, scope)
-            while True:
-                episode = self._players.episode(job, evaluation=self._evaluation)
-                episode.rollout.earlier_failures = list(earlier)
-                try:
+                while True:
+                    episode = self._players.episode(job, evaluation=self._evaluation)
+                    episode.rollout.earlier_failures = list(earlier)
                     await episode.play()
-                except BaseException:
-                    if playing.why is not None:
-                        episode.rollout.failure = playing.why
-                    # Shielded: a cancelled episode must still return its permit, and its rollout is kept.
-                    with anyio.CancelScope(shield=True):
-                        await self._ended(episode.rollout)
+                    failure = episode.rollout.failure
+                    if failure is None or not self._players.again(episode.rollout):
+                        break
+                    earlier.append(failure)
+            except BaseException as error:
+                rollout = episode.rollout if episode is not None else rollout
+                _fail(rollout, playing.why, error)
+                if not isinstance(error, Exception):
                     raise
-                if not self._players.again(episode.rollout):
-                    break
-                assert episode.rollout.failure is not None
-                earlier.append(episode.rollout.failure)
-            with anyio.CancelScope(shield=True):
-                await self._ended(episode.rollout)
+            finally:
+                # Shielded: a cancelled episode must still return its permit, and its rollout is kept.
+                with anyio.CancelScope(shield=True):
+                    await self._ended(episode.rollout if episode is not None else rollout)
 
     async def _ended(self, rollout: Rollout) -> None:
         self._players.count_end(rollout)
-        self._playing.pop((rollout.task_index, rollout.member), None)
+        members = self._playing[rollout.task_index]
+        del members[rollout.member]
+        if not members:
+            del self._playing[rollout.task_index]
+        if self._on_rollout is not None:
+            await self._hand_over(rollout, self._on_rollout)
+        group = self.scheduler.on_finished(rollout)
+        self._players.slot_freed()
+        if group is not None:
+            self._deliver(group)
+        else:
+            self._time_stragglers(rollout.task_index)
+
+    async def _hand_over(self, rollout: Rollout, on_rollout: OnRollout) -> None:
+        """What the caller's function raises ends the stream: it may be the one that keeps the rollouts."""
         try:
-            if self._on_rollout is not None:
-                await self._on_rollout(rollout)
-        finally:
-            group = self.scheduler.on_finished(rollout)
-            self._players.slot_freed()
-            if group is not None:
-                self._timed.discard(rollout.task_index)
-                self.deliver(group)
-            else:
-                self._time_stragglers(rollout.task_index)
+            await on_rollout(rollout)
+        except KeyboardInterrupt as error:
+            self.fail(error)
+        except BaseException as error:
+            self.fail(as_error(error, "on_rollout"))
 
     def _time_stragglers(self, task_index: int) -> None:
         """From when half of a group has ended, the rest have so long."""
-        if self._straggler_s is None or self._tasks is None or task_index in self._timed:
+        if self._straggler_s is None or self._tasks is None or task_index in self._timers:
             return
         if self.scheduler.half_ended(task_index):
-            self._timed.add(task_index)
-            self._tasks.start_soon(self._end_stragglers, task_index, self._straggler_s)
+            scope = self._timers[task_index] = anyio.CancelScope()
+            self._tasks.start_soon(self._end_stragglers, task_index, scope, self._straggler_s)
 
-    def deliver(self, group: Group) -> None:
-        """Hands a group over."""
+    async def _end_stragglers(self, task_index: int, scope: anyio.CancelScope, wait_s: float) -> None:
+        """Ends what is left of a group, so that it is delivered."""
+        with scope:
+            await anyio.sleep(wait_s)
+        if scope.cancelled_caught:
+            return  # it was complete before
+        message = f"half of its group had ended {wait_s:g} s before"
+        self._end_members(task_index, Failure(kind=FailureKind.STRAGGLER, message=message))
+        group = self.scheduler.drop(task_index)
+        if group is not None:
+            self._deliver(group)
+
+    def _deliver(self, group: Group) -> None:
+        """Hands a group over, once it is scored."""
+        if (timer := self._timers.pop(group.task_index, None)) is not None:
+            timer.cancel()
+        if self._score is None or self._tasks is None or self._given_up or not group.finished:
+            self._give(group)
+        else:
+            self._tasks.start_soon(self._give_scored, group, self._score)
+
+    async def _give_scored(self, group: Group, score: Score) -> None:
         try:
-            self._send.send_nowait(group)
-        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
-            self._left.append(group)  # the consumer is gone
+            await score(group)
+        finally:
+            self._give(group)
 
-    def wake(self) -> None:
-        """Something changed that `play` may have waited for."""
-        self._wake.set()
-
-    def taken(self) -> None:
-        self.scheduler.on_taken()
-        self.wake()
-
-    def stop(self) -> None:
-        for group in self.scheduler.stop():
-            self.deliver(group)
-        self.wake()
-
-
-class Submission:
-    """One submitted task, on its way."""
-
-    def __init__(self, submissions: Submissions, task_index: int) -> None:
-        self.task_index = task_index
-        self._submissions = submissions
-        self._event = anyio.Event()
-        self._group: Group | None = None
-
-    def __repr__(self) -> str:
-        return f"<Submission {self.task_index} {self._group or 'on its way'}>"
-
-    @property
-    def done(self) -> bool:
-        return self._group is not None
-
-    async def result(self) -> Group:
-        """The task's group, once its last member has ended. `collect` does not give it again.
-
-        Raises what ended the engine before, such as NoServerLeft.
-        """
-        await self._event.wait()
-        if self._group is None:
-            raise self._submissions.error or RolloutError("the engine was closed before this task was played")
-        self._submissions.took(self._group)
-        return self._group
-
-    def cancel(self) -> None:
-        """Ends what runs of it; what has not begun is not played. The result has what was played."""
-        self._submissions.cancel(self.task_index)
-
-    def finish(self, group: Group | None) -> None:
-        """With its group, or without where the engine ended before."""
-        self._group = group
-        self._event.set()
-
-
-class Submissions:
-    """Tasks that were submitted one by one: a stream that stays open."""
-
-    def __init__(self, run: StreamRun) -> None:
-        self.run = run
-        self._open: dict[int, Submission] = {}
-        self._finished: deque[Group] = deque()
-        self._arrived = anyio.Event()
-        self._owed = 0
-        self._ended = False
-
-    @property
-    def error(self) -> Exception | None:
-        """What ended the stream, where something did."""
-        return self.run.error
-
-    def add(self, task: Task, rollouts: int) -> Submission:
-        if rollouts < 1:
-            raise ConfigError(f"rollouts must be 1 or more, not {rollouts}")
-        index = self.run.scheduler.add(task, rollouts)
-        submission = self._open[index] = Submission(self, index)
-        self._owed += 1
-        self.run.wake()
-        return submission
-
-    async def sort(self) -> None:
-        """Gives each group to its submission, and to `collect`."""
-        async for group in self.run.groups():
-            self.run.taken()
-            self._finished.append(group)
-            self._open.pop(group.task_index).finish(group)
-            self._arrived.set()
-            self._arrived = anyio.Event()
-        # The engine ends: nobody may wait for what will not come.
-        self._ended = True
-        for submission in self._open.values():
-            submission.finish(None)
+    def _put(self, group: Group) -> None:
+        self._ready.append(group)
         self._arrived.set()
 
-    async def collect(self, count: int) -> list[Group]:
-        groups: list[Group] = []
-        while len(groups) < count:
-            while self._finished and len(groups) < count:
-                groups.append(self._finished.popleft())
-                self._owed -= 1
-            if self._ended and not groups and self.error is not None:
-                raise self.error
-            if len(groups) == count or not self._owed or self._ended:
-                break
-            await self._arrived.wait()
-        return groups
 
-    def took(self, group: Group) -> None:
-        at = next((i for i, other in enumerate(self._finished) if other is group), None)
-        if at is not None:
-            del self._finished[at]
-            self._owed -= 1
-
-    def cancel(self, task_index: int) -> None:
-        self.run.cancel_task(task_index)
-
-
-def _first(errors: BaseExceptionGroup[BaseException]) -> Exception:
-    error: BaseException = errors
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    assert isinstance(error, Exception)
-    return error
+def _fail(rollout: Rollout, why: Failure | None, error: BaseException) -> None:
+    """Says what ended a rollout from outside: a cancellation, or a fault of ours."""
+    if isinstance(error, Exception):
+        _log.error("internal_error", rollout=rollout.id, exc_info=error)
+        message = door.error_text(error)
+        why = Failure(kind=FailureKind.INTERNAL, message=message, error=type(error).__name__)
+    elif why is None and rollout.stop is None and rollout.failure is None:
+        why = Failure(kind=FailureKind.CANCELLED, message="cancelled")
+    if why is not None:
+        rollout.stop, rollout.failure = None, why

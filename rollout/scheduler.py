@@ -1,14 +1,16 @@
 """Who plays next: a pure core that decides, without await and without a clock.
 
-The shell (`rollout.engine`) acts: it starts what `admit` gives, and reports every end by `on_finished`.
-Permits are counted here and nowhere else, so what is given back is given back.
+The shell (`rollout.runs`) acts: it draws as many tasks as are `wanted` and offers them, starts what `admit` gives, and
+reports every end by `on_finished`. Permits are counted here and nowhere else, so what is given back is given back.
+Whatever is done to one rollout or one task costs the same, however many there were before.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import deque
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -36,12 +38,11 @@ class Slots:
 class Scheduler:
     """Admits the rollouts of one stream of tasks, group by group, while slots are free.
 
-    Tasks are drawn only when a slot is free, so the iterable may be endless; `add` puts further ones behind it.
+    Tasks are wanted only when a slot is free for them, so there may be endlessly many.
     """
 
     def __init__(
         self,
-        tasks: Iterable[Mapping[str, Any]],
         *,
         cap: int,
         share: float = 1.0,
@@ -54,16 +55,16 @@ class Scheduler:
     ) -> None:
         """`cap` limits this stream; `slots` are what it shares with others, `share` how much of them it takes.
 
-        `updates` dates each job. While `max_waiting_groups` wait for the consumer, no further group is begun.
+        `updates` dates each job. While `max_waiting_groups` wait for the consumer, no further group is begun. An
+        `open_ended` one is done only when it is stopped, and gives the group of every task, even one that never began.
         """
-        self._tasks = iter(tasks)
-        self._added: deque[tuple[Mapping[str, Any], int]] = deque()
-        self._drawn = 0
-        self._dropped: set[int] = set()
+        self._offered: deque[int] = deque()
+        self._waiting: dict[int, tuple[Mapping[str, Any], int]] = {}
+        self._known = 0
         self._members = rollouts_per_task
         self._slots = slots or Slots(cap)
         self._share = share
-        self._open_ended = open_ended
+        self.open_ended = open_ended
         self._updates = updates
         self._skip = skip
         self._queue: deque[Job] = deque()
@@ -73,6 +74,7 @@ class Scheduler:
         self.running: set[tuple[int, int]] = set()
         self.admitting = True
         self.exhausted = False
+        """Whether no further task will be offered."""
         self.waiting_groups = 0
         """Groups that are complete and that the consumer has not taken yet."""
 
@@ -81,30 +83,47 @@ class Scheduler:
 
     @property
     def queued(self) -> int:
+        """Rollouts of groups that have begun, which wait for a slot."""
         return len(self._queue)
+
+    @property
+    def offered(self) -> int:
+        """How many tasks were offered so far, which is the next one's index."""
+        return self._known
 
     @property
     def done(self) -> bool:
         """Whether nothing runs and nothing more will be admitted."""
-        nothing_left = self.exhausted and not self._queue and not self._added and not self._open_ended
+        nothing_left = self.exhausted and not self._queue and not self._waiting and not self.open_ended
         return not self.running and (not self.admitting or nothing_left)
 
-    def add(self, task: Mapping[str, Any], members: int) -> int:
-        """Puts a task behind those there are; returns its index. Only for streams without tasks of their own."""
-        self._added.append((task, members))
-        return self._drawn + len(self._added) - 1
+    @property
+    def wanted(self) -> int:
+        """How many further tasks could begin now. At the most: the slots may be taken by other streams."""
+        if not self.admitting or self.exhausted or self._queue:
+            return 0
+        tasks = -(-self._free() // self._members)
+        if (room := self._room()) is not None:
+            tasks = min(tasks, room)
+        return max(0, tasks - len(self._waiting))
+
+    def offer(self, task: Mapping[str, Any], members: int | None = None) -> int:
+        """Puts a task behind those there are; returns its index. `members` are the stream's number, if not given."""
+        index = self._known
+        self._known += 1
+        self._offered.append(index)
+        self._waiting[index] = task, self._members if members is None else members
+        return index
 
     def drop(self, task_index: int) -> Group | None:
-        """Takes a task's queued members back; returns its group where only finished members are left."""
-        waiting = task_index - self._drawn
-        if 0 <= waiting < len(self._added) and task_index not in self._dropped:
-            self._dropped.add(task_index)
-            task, _ = self._added[waiting]
-            return Group(task_id=task_id(task_index, task), task_index=task_index, task=task, rollouts=[])
-        kept = deque(job for job in self._queue if job.task_index != task_index)
+        """Takes back what has not begun of a task; returns its group where only finished members are left."""
+        if (waiting := self._waiting.pop(task_index, None)) is not None:
+            self._open[task_index] = _OpenGroup(task_id=task_id(task_index, waiting[0]), task=waiting[0], size=0)
+            return self._complete(task_index)
         group = self._open.get(task_index)
         if group is None:
             return None
+        kept = deque(job for job in self._queue if job.task_index != task_index)
         group.size -= len(self._queue) - len(kept)
         self._queue = kept
         return self._complete(task_index) if len(group.rollouts) >= group.size else None
@@ -112,7 +131,7 @@ class Scheduler:
     def admit(self) -> list[Job]:
         """The jobs to start now. Each holds a permit until `on_finished`."""
         jobs: list[Job] = []
-        while self.admitting and self._has_slot() and self._fill():
+        while self.admitting and self._free() > 0 and self._fill():
             job = self._queue.popleft()
             self.running.add((job.task_index, job.member))
             self._slots.take()
@@ -134,30 +153,37 @@ class Scheduler:
         group = self._open[task_index]
         return 2 * len(group.rollouts) >= group.size
 
-    def stop(self) -> list[Group]:
-        """Admits nothing more; returns the groups that will never be whole but have finished members."""
-        self.admitting = False
-        dropped = {job.task_index for job in self._queue}
-        for job in self._queue:
-            self._open[job.task_index].size -= 1
-        self._queue.clear()
-        ready = [i for i in dropped if i in self._open and len(self._open[i].rollouts) >= self._open[i].size]
-        groups = [self._complete(index) for index in ready if self._open[index].rollouts]
-        for index in ready:
-            self._open.pop(index, None)
+    def withdraw(self) -> list[Group]:
+        """Takes back all that has not begun; returns the groups that have no other members left than finished ones."""
+        groups: list[Group] = []
+        for index in dict.fromkeys([*(job.task_index for job in self._queue), *self._waiting]):
+            group = self.drop(index)
+            if group is None:
+                continue
+            if group.rollouts or self.open_ended:
+                groups.append(group)
+            else:
+                self.waiting_groups -= 1  # nobody asked for it by name, and nothing of it was played
+        self._offered.clear()
         return groups
+
+    def stop(self) -> list[Group]:
+        """Admits nothing more; see `withdraw`. What runs completes its groups yet."""
+        self.admitting = False
+        return self.withdraw()
 
     def on_taken(self) -> None:
         """The consumer took a group."""
         self.waiting_groups -= 1
 
-    def leftover(self) -> list[Group]:
-        """What has finished of groups that will not be whole any more, for a stream that is given up."""
-        return [self._complete(index) for index in sorted(self._open) if self._open[index].rollouts]
-
-    def _has_slot(self) -> bool:
+    def _free(self) -> int:
         cap = min(self.cap, max(1, int(self._slots.cap * self._share)))
-        return len(self.running) < cap and self._slots.used < self._slots.cap
+        return min(cap - len(self.running), self._slots.cap - self._slots.used)
+
+    def _room(self) -> int | None:
+        """How many groups may begin before the consumer takes one; None where that is not limited."""
+        most = self._slots.cap if self._max_waiting == "slots" else self._max_waiting
+        return None if most is None else most - self.waiting_groups
 
     def _complete(self, task_index: int) -> Group:
         group = self._open.pop(task_index)
@@ -168,34 +194,21 @@ class Scheduler:
     def _fill(self) -> bool:
         """Makes sure that a job is queued, if there is one and the consumer keeps up."""
         while not self._queue:
-            most = self._slots.cap if self._max_waiting == "slots" else self._max_waiting
-            if most is not None and self.waiting_groups >= most:
+            room = self._room()
+            if (room is not None and room <= 0) or not self._offered:
                 return False
-            drawn = self._draw()
-            if drawn is None:
-                return False
-            index, (task, count) = self._drawn, drawn
-            self._drawn += 1
+            index = self._offered.popleft()
+            task, count = self._waiting.pop(index, ({}, 0))  # without one it was dropped
             members = [member for member in range(count) if (index, member) not in self._skip]
-            if not members or index in self._dropped:
-                self._dropped.discard(index)
+            if not members:
                 continue
-            name, updates = task_id(index, task), self._updates()
-            self._open[index] = _OpenGroup(task_id=name, task=task, size=len(members))
-            size = len(members)
+            name, updates, size = task_id(index, task), self._updates(), len(members)
+            self._open[index] = _OpenGroup(task_id=name, task=task, size=size)
             self._queue.extend(
                 Job(task_index=index, task_id=name, task=task, member=m, group_size=size, submitted_at=updates)
                 for m in members
             )
         return True
-
-    def _draw(self) -> tuple[Mapping[str, Any], int] | None:
-        if not self.exhausted:
-            task = next(self._tasks, None)
-            if task is not None:
-                return task, self._members
-            self.exhausted = True
-        return self._added.popleft() if self._added else None
 
 
 class _OpenGroup(msgspec.Struct):
@@ -210,5 +223,8 @@ def task_id(index: int, task: Mapping[str, Any]) -> str:
     named = task.get("id")
     if isinstance(named, str | int):
         return f"{index}-{named}"
-    content = msgspec.json.encode(dict(task), order="deterministic")
+    try:
+        content = msgspec.json.encode(dict(task), order="deterministic")
+    except (OverflowError, TypeError, ValueError):  # an integer beyond 64 bits, or a task that no door has seen
+        content = json.dumps(dict(task), sort_keys=True, default=str).encode("utf-8", "surrogatepass")
     return f"{index}-{hashlib.blake2b(content, digest_size=4).hexdigest()}"

@@ -57,6 +57,7 @@ class Stats(Played, kw_only=True):
     running: int = 0
     queued: int = 0
     finished: int = 0
+    """Rollouts that were played to their end. Some fail later: too stale when they are taken, or without a reward."""
     failed: int = 0
     concurrency: int = 0
     """The cap as it is now."""
@@ -72,6 +73,10 @@ class Stats(Played, kw_only=True):
     """Attempts that failed and were made again."""
     dropped_groups: int = 0
     """Groups that the stream's `keep` did not keep."""
+    lost_groups: int = 0
+    """Groups that `Engine.untaken` had no room for."""
+    unrewarded: int = 0
+    """Rollouts that finished, and failed of their stream's group reward."""
     faults: int = 0
     """Rollouts and attempts that failed of the transport."""
     servers: list[ServerState] = []

@@ -22,7 +22,7 @@ import shutil
 import sys
 import time
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -231,7 +231,7 @@ def _step(
     step: int,
     trainer: Trainer,
     engine: EngineThread,
-    stream: Generator[Group, None, None],
+    stream: Iterator[Group],
     before: Stats,
     folder: Path,
 ) -> StepReport:

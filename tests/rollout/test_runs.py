@@ -1,55 +1,24 @@
-"""Submitted tasks, shared slots, attempts made again: every rollout ends once, and nothing that finished is lost."""
+"""Streams end in a few stated ways, share their slots, and play attempts again: each rollout ends once."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import anyio
+import anyio.abc
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from rollout import Group
+from rollout import EngineConfig, Env, Group, Message, Rollout, Step, user
 from rollout.engine import Engine, differing_rewards
-from rollout.errors import ConfigError, ServerBusy
+from rollout.errors import ConfigError, EngineClosed, EngineStopped, NoServerLeft, RolloutError, ServerBusy
 from rollout.records import FailureKind
+from rollout.submissions import Submission
 from tests.rollout.test_engine import collect, engine
-from transports.scripted import Fault, Held, Stalled, reply
-
-
-async def test_submitted_tasks_come_back_by_their_submission() -> None:
-    """Each submission has its own task's group, with as many members as were asked for."""
-    running, _ = engine(concurrency=3)
-    async with running:
-        submissions = [await running.submit({"n": n}, rollouts=2) for n in range(4)]
-        groups = [await submission.result() for submission in submissions]
-        assert [group.task["n"] for group in groups] == [0, 1, 2, 3]
-        assert all(len(group.finished) == 2 for group in groups)
-        assert await running.collect(9) == []
-
-
-async def test_collect_gives_the_next_that_finish() -> None:
-    """Groups come in the order in which they finish; no more than were submitted, and none twice."""
-    running, _ = engine(concurrency=2)
-    async with running:
-        for n in range(5):
-            await running.submit({"n": n})
-        first, rest = await running.collect(2), await running.collect(9)
-        assert len(first) == 2
-        assert sorted(group.task["n"] for group in [*first, *rest]) == list(range(5))
-        assert await running.collect(1) == []
-
-
-async def test_a_submission_can_be_cancelled() -> None:
-    """What runs of it ends, what has not begun is not played, and its result says so."""
-    running, transport = engine(Stalled(), concurrency=1)
-    async with running:
-        first, second = await running.submit({"n": 0}, rollouts=2), await running.submit({"n": 1})
-        await transport.wait_for(1)
-        first.cancel()
-        second.cancel()
-        group = await first.result()
-        assert [rollout.failure.kind for rollout in group.rollouts if rollout.failure] == [FailureKind.CANCELLED]
-        assert (await second.result()).rollouts == []
-        assert running.stats().running == 0
+from transports.scripted import Fault, Held, ScriptedTransport, Stalled, reply
 
 
 async def test_streams_share_the_engines_slots() -> None:
@@ -67,7 +36,7 @@ async def test_streams_share_the_engines_slots() -> None:
         group.start_soon(collect, running, 6)
         await transport.wait_for(4)
         assert running.stats().running == 4
-        assert [len(run.scheduler.running) for run in running._runs] == [1, 3]
+        assert [len(run.scheduler.running) for run in running._streams.runs] == [1, 3]
         for entry in held:
             entry.release()
     assert running.stats().finished == 10
@@ -108,14 +77,6 @@ async def test_groups_with_nothing_to_learn_are_dropped_and_counted() -> None:
         assert [sample.advantage for sample in groups[0].samples()] == pytest.approx([-1, 1], abs=1e-3)
 
 
-async def test_a_group_reward_of_another_length_is_named() -> None:
-    """A function that forgets a member is the caller's mistake, said as such."""
-    running, _ = engine()
-    async with running:
-        with pytest.raises(ConfigError, match="1 rewards for 2 finished"):
-            await collect(running, 1, rollouts_per_task=2, group_reward=lambda group: [1.0])
-
-
 async def test_what_finished_is_not_lost_when_a_stream_is_given_up() -> None:
     """Groups that wait, and finished members of groups that never will be whole, are kept."""
     running, _ = engine(concurrency=3)
@@ -137,14 +98,6 @@ async def test_an_impossible_share_is_named(share: float) -> None:
     async with running:
         with pytest.raises(ConfigError, match="share must be above 0"):
             await collect(running, 1, share=share)
-
-
-async def test_nothing_can_be_submitted_for_no_rollouts() -> None:
-    """A submission plays one rollout at least."""
-    running, _ = engine()
-    async with running:
-        with pytest.raises(ConfigError, match="rollouts must be 1 or more"):
-            await running.submit({}, rollouts=0)
 
 
 def test_an_engine_must_be_entered() -> None:
@@ -176,3 +129,192 @@ async def test_stragglers_that_never_began_are_not_waited_for() -> None:
     async with running:
         (group,) = await collect(running, 1, rollouts_per_task=4)
     assert [rollout.ok for rollout in group.rollouts] == [True, True, False]
+
+
+class Quick(Env):
+    """One turn, and no thread."""
+
+    blocks = False
+
+    async def reset(self, task: Any) -> list[Message]:
+        return [user("hello")]
+
+    async def step(self, message: Message) -> Step:
+        return Step(done=True, reward=1.0)
+
+
+class Play:
+    """An engine whose one stream is consumed while other things are done to it; and what came of each rollout."""
+
+    def __init__(self, entries: list[str], **options: Any) -> None:
+        made: dict[str, Any] = {"reply": reply("x"), "fault": Fault(ServerBusy("full")), "stall": Stalled()}
+        transport = ScriptedTransport([made[entry] for entry in entries])
+        transport._info.can_tokenize = True
+        config = EngineConfig(transport="scripted", renderer="server", concurrency=3, rollout_retries=1)
+        self.engine = Engine(config, Quick, transport=transport)
+        self.options = options
+        self.played: list[Rollout] = []
+        self.delivered: list[Group] = []
+        self.dropped: list[Group] = []
+        self.submitted: list[Group] = []
+        self.submissions: list[Submission] = []
+        self.asked = 0
+        self.errors: list[Exception] = []
+        self.unplayed = 0
+
+    async def on_rollout(self, rollout: Rollout) -> None:
+        self.played.append(rollout)
+        if len(self.played) == self.options["disk_full_after"]:
+            raise OSError("disk full")
+
+    def keep(self, group: Group) -> bool:
+        if group.task["n"] == self.options["keep_raises_at"]:
+            raise ZeroDivisionError
+        kept = bool(group.task["n"] % 3 != 1)
+        if not kept:
+            self.dropped.append(group)
+        return kept
+
+    def reward(self, group: Group) -> Any:
+        if group.task["n"] % 4 == 3:
+            raise LookupError("no judge")
+        return [2.0 for _ in group.finished]
+
+    async def judged(self, group: Group) -> Any:
+        await anyio.lowlevel.checkpoint()
+        return self.reward(group)
+
+    def tasks(self) -> Any:
+        given = [{"n": n} for n in range(self.options["tasks"])]
+        if self.options["source"] == "list":
+            return given
+        return self._iterated(given) if self.options["source"] == "iterator" else self._awaited(given)
+
+    def _iterated(self, given: list[Any]) -> Iterator[Any]:
+        yield from given
+        if self.options["tasks_raise"]:
+            raise EOFError("shard")
+
+    async def _awaited(self, given: list[Any]) -> AsyncIterator[Any]:
+        for task in self._iterated(given):
+            await anyio.lowlevel.checkpoint()
+            yield task
+
+    async def consume(self) -> None:
+        stream = self.engine.stream(
+            self.tasks(),
+            rollouts_per_task=self.options["members"],
+            on_rollout=self.on_rollout,
+            keep=self.keep,
+            group_reward=self.judged if self.options["rewarded"] else None,
+            ahead=self.options["ahead"],
+        )
+        try:
+            async for group in stream:
+                self.delivered.append(group)
+                if len(self.delivered) == self.options["leave_after"]:
+                    break
+        except Exception as error:
+            self.errors.append(error)
+        finally:
+            await stream.aclose()
+
+    async def wait_for(self, submission: Submission) -> None:
+        try:
+            self.submitted.append(await submission.result())
+        except Exception as error:
+            self.unplayed += 1
+            self.errors.append(error)
+
+    async def do(self, action: str, outside: anyio.abc.TaskGroup, consumer: anyio.CancelScope) -> None:
+        match action:
+            case "step":
+                await anyio.lowlevel.checkpoint()
+            case "settle":
+                await anyio.wait_all_tasks_blocked()
+            case "submit":
+                try:
+                    submission = await self.engine.submit({"n": 9}, rollouts=2)
+                except RolloutError as error:
+                    self.errors.append(error)
+                else:
+                    self.submissions.append(submission)
+                    outside.start_soon(self.wait_for, submission)
+            case "withdraw":
+                for submission in self.submissions[-1:]:
+                    submission.cancel()
+            case "leave":
+                consumer.cancel()
+            case "cancel":
+                self.engine.cancel()
+            case "stop":
+                self.engine.stop_admitting()
+            case "fail":
+                self.engine._streams.fail(NoServerLeft("all gone"))
+
+    async def run(self, actions: list[str]) -> None:
+        consumer = anyio.CancelScope()
+
+        async def consume() -> None:
+            with consumer:
+                await self.consume()
+
+        with anyio.fail_after(60):
+            async with anyio.create_task_group() as outside, self.engine, anyio.create_task_group() as inside:
+                # Inside the engine a consumer is cancelled; outside it is told that the engine was closed.
+                (inside if self.options["inside"] else outside).start_soon(consume)
+                for action in actions:
+                    await self.do(action, outside, consumer)
+                await anyio.lowlevel.checkpoint()
+                inside.cancel_scope.cancel()
+
+    def check(self) -> None:
+        """Whatever was done: every rollout that was played is in one group, and nobody heard an unstated error."""
+        engine, stats = self.engine, self.engine.stats()
+        assert stats.running == engine._streams.slots.used == 0
+        groups = [*self.delivered, *self.dropped, *engine.untaken]
+        in_groups = [id(rollout) for group in groups for rollout in group.rollouts]
+        assert len(in_groups) == len(set(in_groups)), "a rollout is in two groups"
+        assert set(in_groups) == {id(rollout) for rollout in self.played}, "a rollout is in no group"
+        assert len({group.task_index for group in groups}) == len(groups), "a task came twice"
+        finished = sum(len(group.finished) for group in [*groups, *self.submitted])
+        assert stats.finished - stats.unrewarded == finished
+        assert len(self.dropped) == stats.dropped_groups
+        ended = sum(len(group.rollouts) for group in [*groups, *self.submitted])
+        assert stats.finished + stats.failed == ended
+        assert len(self.submitted) + self.unplayed == len(self.submissions)
+        if self.options["rewarded"]:
+            assert {reward for group in [*self.delivered, *self.dropped] for reward in group.rewards} <= {2.0}
+        known = EngineClosed | EngineStopped | NoServerLeft | OSError | EOFError | ZeroDivisionError
+        assert all(isinstance(error, known) for error in self.errors)
+
+
+ACTIONS = ["step", "settle", "submit", "withdraw", "cancel", "stop", "fail", "leave"]
+
+
+@given(
+    entries=st.lists(st.sampled_from(["reply", "reply", "fault", "stall"]), max_size=30),
+    actions=st.lists(st.sampled_from(["step", "step", "settle", *ACTIONS]), max_size=14),
+    options=st.fixed_dictionaries(
+        {
+            "tasks": st.integers(0, 6),
+            "members": st.integers(1, 3),
+            "source": st.sampled_from(["list", "iterator", "async"]),
+            "tasks_raise": st.booleans(),
+            "rewarded": st.booleans(),
+            "ahead": st.none() | st.integers(1, 3),
+            "leave_after": st.none() | st.integers(1, 3),
+            "keep_raises_at": st.none() | st.integers(0, 5),
+            "disk_full_after": st.none() | st.integers(1, 6),
+            "inside": st.booleans(),
+        }
+    ),
+)
+@settings(max_examples=60)
+def test_nothing_is_lost_whatever_ends_a_stream(
+    entries: list[str], actions: list[str], options: dict[str, Any]
+) -> None:
+    """Under ends of every kind in any order: each rollout is in one group, permits are back, counts are exact."""
+    play = Play(entries, **options)
+    asyncio.run(play.run(actions))
+    play.check()

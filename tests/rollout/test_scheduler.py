@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 from hypothesis import given
@@ -20,30 +20,76 @@ def ended(job: Job) -> Rollout:
     return Rollout(id=job.id, task_id=job.task_id, task_index=job.task_index, member=job.member, stop=StopReason.DONE)
 
 
+def stream(given: Iterable[dict[str, Any]], **options: Any) -> Scheduler:
+    """A scheduler whose tasks were all offered."""
+    scheduler = Scheduler(**options)
+    for task in given:
+        scheduler.offer(task)
+    scheduler.exhausted = True
+    return scheduler
+
+
 def tasks(n: int) -> list[dict[str, Any]]:
     return [{"n": index} for index in range(n)]
 
 
 def test_a_slot_refills_as_it_frees() -> None:
     """One end admits one rollout, of the next group too: there is no barrier."""
-    scheduler = Scheduler(tasks(3), cap=2, rollouts_per_task=2)
+    scheduler = stream(tasks(3), cap=2, rollouts_per_task=2)
     first = scheduler.admit()
     assert [(job.task_index, job.member) for job in first] == [(0, 0), (0, 1)]
     assert scheduler.on_finished(ended(first[0])) is None
     assert [(job.task_index, job.member) for job in scheduler.admit()] == [(1, 0)]
 
 
-def test_tasks_may_be_endless() -> None:
-    """Tasks are drawn only when a slot is free."""
-    drawn = itertools.count()
-    scheduler = Scheduler(({"n": n} for n in drawn), cap=4)
-    assert len(scheduler.admit()) == 4
-    assert next(drawn) == 4
+def test_tasks_are_wanted_as_slots_are_free() -> None:
+    """As many tasks are drawn as could begin, and none while one waits: so the iterable may be endless."""
+    scheduler = Scheduler(cap=4, rollouts_per_task=3)
+    assert scheduler.wanted == 2
+    scheduler.offer({"n": 0})
+    assert scheduler.wanted == 1
+    scheduler.offer({"n": 1})
+    jobs = scheduler.admit()
+    assert [len(jobs), scheduler.wanted, scheduler.queued] == [4, 0, 2]
+    for job in jobs:
+        scheduler.on_finished(ended(job))
+    assert len(scheduler.admit()) == 2
+    assert [scheduler.wanted, scheduler.done] == [1, False]
+    scheduler.exhausted = True
+    assert scheduler.wanted == 0
+
+
+def test_no_more_tasks_are_wanted_than_the_consumer_has_room_for() -> None:
+    """A task that cannot begin before a group is taken is not drawn."""
+    scheduler = Scheduler(cap=8, max_waiting_groups=3)
+    assert scheduler.wanted == 3
+    scheduler.offer({})
+    for job in scheduler.admit():
+        scheduler.on_finished(ended(job))
+    assert scheduler.wanted == 2
+
+
+def test_nothing_costs_more_the_more_there_were() -> None:
+    """A hundred thousand tasks, submitted and cancelled in any order, leave nothing behind and are not searched."""
+    scheduler = Scheduler(cap=1, open_ended=True)
+    scheduler.offer({})
+    (job,) = scheduler.admit()
+    indices = [scheduler.offer({"n": n}) for n in range(100_000)]
+    random.Random(0).shuffle(indices)
+    for index in indices:
+        group = scheduler.drop(index)
+        assert group is not None
+        scheduler.on_taken()
+    assert scheduler.withdraw() == []
+    assert scheduler.waiting_groups == 0
+    scheduler.on_finished(ended(job))
+    held = [scheduler._offered, scheduler._waiting, scheduler._queue, scheduler._open, scheduler.running]
+    assert [len(each) for each in held] == [0] * 5
 
 
 def test_admission_waits_for_a_slow_consumer() -> None:
     """When too many groups wait to be taken nothing new starts, until one is taken."""
-    scheduler = Scheduler(tasks(9), cap=4, max_waiting_groups=2)
+    scheduler = stream(tasks(9), cap=4, max_waiting_groups=2)
     for job in scheduler.admit():
         scheduler.on_finished(ended(job))
     assert scheduler.waiting_groups == 4
@@ -55,7 +101,7 @@ def test_admission_waits_for_a_slow_consumer() -> None:
 
 def test_what_is_on_disk_is_not_played() -> None:
     """Skipped members do not run, and their groups hold the others."""
-    scheduler = Scheduler(tasks(2), cap=9, rollouts_per_task=2, skip={(0, 0), (0, 1), (1, 0)})
+    scheduler = stream(tasks(2), cap=9, rollouts_per_task=2, skip={(0, 0), (0, 1), (1, 0)})
     jobs = scheduler.admit()
     assert [(job.task_index, job.member) for job in jobs] == [(1, 1)]
     group = scheduler.on_finished(ended(jobs[0]))
@@ -83,7 +129,7 @@ def test_every_rollout_ends_once_under_any_order(
     n: int, members: int, cap: int, stop_after: int | None, seed: int
 ) -> None:
     """Whatever ends first and whenever the run is stopped: the cap holds, nothing runs twice, groups are whole."""
-    scheduler = Scheduler(tasks(n), cap=cap, rollouts_per_task=members)
+    scheduler = stream(tasks(n), cap=cap, rollouts_per_task=members)
     chance = random.Random(seed)
     running: list[Job] = []
     played: Counter[tuple[int, int]] = Counter()
@@ -140,7 +186,7 @@ class SharedSlots(RuleBasedStateMachine):
         given = [] if open_ended else [{"n": n} for n in range(tasks)]
         self.asked.update({(index, n): members for n in range(len(given))})
         self.streams.append(
-            Scheduler(
+            stream(
                 given,
                 cap=cap,
                 share=share,
@@ -153,8 +199,8 @@ class SharedSlots(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 2), members=st.integers(1, 3))
     def submit(self, which: int, members: int) -> None:
-        if which < len(self.streams) and self.streams[which]._open_ended:
-            task_index = self.streams[which].add({"submitted": members}, members)
+        if which < len(self.streams) and self.streams[which].open_ended:
+            task_index = self.streams[which].offer({"submitted": members}, members)
             assert (which, task_index) not in self.asked
             self.asked[which, task_index] = members
 
@@ -167,11 +213,11 @@ class SharedSlots(RuleBasedStateMachine):
 
     @rule()
     def admit(self) -> None:
-        for which, stream in enumerate(self.streams):
-            before, used = len(stream.running), self.slots.used
-            self.running += [(which, job) for job in stream.admit()]
+        for which, each in enumerate(self.streams):
+            before, used = len(each.running), self.slots.used
+            self.running += [(which, job) for job in each.admit()]
             # A cap that has shrunk ends nothing; it admits nothing either, until there is room.
-            assert len(stream.running) <= max(before, 1, int(self.slots.cap * stream._share))
+            assert len(each.running) <= max(before, 1, int(self.slots.cap * each._share))
             assert self.slots.used <= max(used, self.slots.cap)
 
     @rule(cap=st.integers(1, 6))

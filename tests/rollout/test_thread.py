@@ -2,16 +2,44 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import threading
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from envs.guess_number import GuessNumber
-from rollout import EngineConfig, EngineThread
-from rollout.errors import ConfigError
+from rollout import EngineConfig, EngineThread, Env, Message, Rollout, Step, user
+from rollout.errors import ConfigError, EngineClosed
 from transports.embedded import MODEL_DIR
+from transports.scripted import Held, ScriptedTransport, Stalled, reply
 
 CONFIG = EngineConfig(max_tokens=16, concurrency=8)
+
+
+class Short(Env):
+    """One turn."""
+
+    async def reset(self, task: Any) -> list[Message]:
+        return [user("hello")]
+
+    async def step(self, message: Message) -> Step:
+        return Step(done=True, reward=1.0)
+
+
+def scripted(*entries: Any) -> ScriptedTransport:
+    return ScriptedTransport(entries)
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Control-C is a KeyboardInterrupt here, whatever runs the tests."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def test_groups_come_to_a_plain_loop() -> None:
@@ -83,3 +111,113 @@ def test_what_cannot_be_opened_is_raised_here() -> None:
         pass
     with pytest.raises(RuntimeError, match="with EngineThread"):
         EngineThread(CONFIG, GuessNumber).collect(1)
+
+
+def test_the_loop_left_early_keeps_what_had_finished() -> None:
+    """`break` is enough: `untaken` waits for the stream that ends, and is emptied by who takes it."""
+    with EngineThread(CONFIG, GuessNumber) as engine:
+        for _ in engine.stream(GuessNumber().tasks(30, seed=0)):
+            break
+        kept = engine.take_untaken()
+        stats = engine.stats()
+        assert stats.running == 0
+        assert 1 + sum(len(group.finished) for group in kept) == stats.finished
+        assert engine.untaken == []
+
+
+def test_a_stream_that_nobody_reads_may_be_dropped_in_any_thread() -> None:
+    """Even in the engine's own, where waiting for its end would never end."""
+    with EngineThread(CONFIG, GuessNumber) as engine:
+        held = [engine.stream(GuessNumber().tasks(30, seed=0))]
+        next(held[0])
+
+        async def drop() -> None:
+            held.clear()
+
+        engine.call(drop)
+        assert engine.untaken is not None
+        assert engine.stats().running == 0
+        assert len(list(engine.stream(GuessNumber().tasks(2, seed=0)))) == 2
+
+
+def test_a_stream_is_read_by_one_thread() -> None:
+    """A second one is told, and the first goes on; each may have a stream of its own."""
+    held = Held(reply("x"))
+    said: list[BaseException] = []
+    with EngineThread(EngineConfig(transport="scripted", max_turns=1), Short, transport=scripted(held)) as engine:
+        stream = engine.stream([{"n": 0}])
+
+        def read() -> None:
+            try:
+                next(stream)
+            except BaseException as error:
+                said.append(error)
+            engine.engine._streams.runs[0].wake()
+            engine._now(held.release)
+
+        first = threading.Thread(target=next, args=[stream])
+        first.start()
+        transport: Any = engine.engine._player._given
+        engine.call(lambda: transport.wait_for(1))
+        second = threading.Thread(target=read)
+        second.start()
+        second.join(30)
+        first.join(30)
+        assert [type(error) for error in said] == [RuntimeError]
+        assert "another thread" in str(said[0])
+
+
+def test_control_c_comes_out_and_loses_nothing(interruptible: None) -> None:
+    """A KeyboardInterrupt where the trainer waits; what had finished is in `untaken`, and the thread is gone."""
+    transport = scripted(reply("x"), Stalled(), Stalled(), Stalled())
+    engine = EngineThread(EngineConfig(transport="scripted", concurrency=4), Short, transport=transport)
+
+    async def interrupt(rollout: Rollout) -> None:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    def train() -> None:
+        with engine:
+            for _ in engine.stream([{"n": 0}, {"n": 1}], rollouts_per_task=2, on_rollout=interrupt):
+                raise AssertionError("no group is complete")
+
+    with pytest.raises(KeyboardInterrupt):
+        train()
+    stats = engine.stats()
+    assert sum(len(group.finished) for group in engine.untaken) == stats.finished == 1
+    assert [stats.running, transport.closed] == [0, True]
+    assert "rollout-engine" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_what_had_finished_can_be_taken_when_it_is_closed() -> None:
+    """By its submission, by `collect`, from `untaken`; what else is asked for says that the engine is closed."""
+    transport = scripted(*[reply("x")] * 4)
+    with EngineThread(EngineConfig(transport="scripted", max_turns=1), Short, transport=transport) as engine:
+        first, second = engine.submit({"n": 0}), engine.submit({"n": 1})
+        stream = engine.stream([{"n": 2}, {"n": 3}])
+        next(stream)
+        while engine.stats().finished < 4:
+            pass
+    assert first().task["n"] == 0
+    assert [group.task["n"] for group in engine.collect(9)] == [1]
+    assert second().task["n"] == 1
+    assert len(engine.take_untaken()) == 1
+    for call in (lambda: next(stream), lambda: engine.submit({"n": 4}), lambda: engine.update_weights(1)):
+        with pytest.raises(EngineClosed):
+            call()
+    stream.close()
+    with pytest.raises(RuntimeError, match="entered once"):
+        engine.__enter__()
+
+
+def test_an_engine_that_is_never_left_keeps_no_process_from_ending() -> None:
+    """A script that forgets to close it ends all the same."""
+    script = """
+from rollout import EngineConfig, EngineThread
+from envs.guess_number import GuessNumber
+engine = EngineThread(EngineConfig(max_tokens=16, concurrency=8), GuessNumber)
+engine.__enter__()
+stream = engine.stream(GuessNumber().tasks(30, seed=0))
+print(next(stream))
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert [ended.returncode, ended.stdout[:6]] == [0, "<Group"]

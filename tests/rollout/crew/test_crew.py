@@ -199,13 +199,14 @@ async def test_a_transport_that_was_handed_in_is_refused() -> None:
             pass
 
 
-async def test_a_task_that_is_no_data_fails_by_itself() -> None:
-    """What cannot be sent is its rollout's failure; the others are played."""
+async def test_a_task_that_is_no_data_ends_its_stream() -> None:
+    """As without processes: it is named, what was drawn before it is played, and the engine plays on."""
     async with engine() as running:
-        groups = [group async for group in running.stream([{"n": 0, "id": 1}, {"n": object(), "id": 2}])]
-    failed = [rollout.failure for group in groups for rollout in group.rollouts if rollout.failure]
-    assert [failure.kind for failure in failed] == [FailureKind.ENVIRONMENT]
-    assert "cannot be sent to a process" in failed[0].message
+        stream = running.stream([{"n": 0, "id": 1}, {"n": object(), "id": 2}])
+        assert len((await anext(stream)).finished) == 1
+        with pytest.raises(ConfigError, match=r"task 1 \(id '2'\)"):
+            await anext(stream)
+        assert len([group async for group in running.stream(tasks(2))]) == 2
 
 
 async def test_servers_that_are_gone_end_the_run() -> None:
