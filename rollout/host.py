@@ -222,7 +222,9 @@ class Host:
                 late = await returned()
             except Exception as error:
                 late = None
-                _log.info("environment_raised_when_abandoned", rollout=self._id, error=error_text(error))
+                raised = raised_by(error)
+                if not isinstance(raised, asyncio.CancelledError):
+                    _log.warning("environment_raised_when_abandoned", rollout=self._id, exc_info=raised)
             # The call that was abandoned may be the constructor's.
             await self._close(late if env is None else env, limit_s)
         finally:
@@ -253,9 +255,8 @@ class Host:
         """The last call was made: the host ends, and what user code has left running is cancelled."""
         self._ended = True
         self._arrive()
-        if self.tasks.running:
-            for task in self.tasks.end(self._id):
-                self._hosts.hang(task)
+        for task in self.tasks.end(self._id):
+            self._hosts.hang(task)
 
     async def _make(self, function: Callable[..., Any], args: tuple[Any, ...], in_task: bool) -> Any:
         if in_task:
@@ -325,8 +326,9 @@ class Host:
             try:
                 await request.returned()
             except Exception as error:
-                # Whoever was waiting is gone, but it may be a fault of the user's clean-up.
-                _log.info("environment_raised_when_cancelled", rollout=self._id, error=error_text(error))
+                raised = raised_by(error)
+                if not isinstance(raised, asyncio.CancelledError):  # its clean-up has failed
+                    _log.warning("environment_raised_when_cancelled", rollout=self._id, exc_info=raised)
         if not request.done:
             self.pending = request.returned
             self._hosts.hang(self._task)
