@@ -21,6 +21,7 @@ from rollout.episode import Episode, Job
 from rollout.errors import RolloutError
 from rollout.fleet import Fleet
 from rollout.host import Hosts
+from rollout.imports import settle_path
 from rollout.lag import Lag
 from rollout.registry import is_asynchronous
 from rollout.session import ServedModel, Session
@@ -67,6 +68,7 @@ class Player:
 
     async def __aenter__(self) -> Self:
         """Connects and loads the tokenizer. Raises ServerError, ConfigError."""
+        settle_path()
         # A file's environment is imported here, once, and not by many rollouts at a time.
         self._asynchronous = is_asynchronous(self._make_env)
         async with AsyncExitStack() as stack:

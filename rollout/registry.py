@@ -6,12 +6,12 @@ theirs in the same way.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import difflib
 import functools
-import importlib
 import importlib.util
 import inspect
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import EntryPoint, PackageNotFoundError, distribution, entry_points, packages_distributions
 from pathlib import Path
@@ -22,6 +22,7 @@ import msgspec
 
 from rollout.env import Env
 from rollout.errors import ConfigError
+from rollout.imports import absolute_file, import_file, import_module, loaded
 from rollout.transport import Open, Transport, TransportConfig, opened
 
 DISTRIBUTION = "rollout-engine"
@@ -53,13 +54,13 @@ def find_env(spec: str) -> type[Env]:
         return known
     if ":" in spec:
         module_name, _, class_name = spec.rpartition(":")
-        module = _module_of_file(module_name) if module_name.endswith(".py") else _module(module_name)
+        module = import_file(module_name) if module_name.endswith(".py") else import_module(module_name)
         env = getattr(module, class_name, None)
         if env is None:
             names = [name for name, value in vars(module).items() if _is_env(value)]
             raise ConfigError(f"{module_name} has no {class_name!r}{_nearest(class_name, names)}")
     else:
-        env = _entry("rollout.envs", spec, "environment").load()
+        env = loaded(f"environment {spec!r}", _entry("rollout.envs", spec, "environment").load)
     if not _is_env(env):
         raise ConfigError(f"{spec} is not an environment: it must be a subclass of rollout.Env")
     found: type[Env] = env
@@ -78,7 +79,7 @@ def env_names() -> list[str]:
 
 def arguments_of(env: type[Env]) -> list[Argument]:
     """What `-a KEY=VALUE` can set."""
-    hints = get_type_hints(env.__init__)
+    hints = _hints_of(env)
     found = []
     for name, parameter in inspect.signature(env).parameters.items():
         if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
@@ -103,7 +104,7 @@ def env_factory(spec: str, given: Mapping[str, Any]) -> Callable[[], Env]:
     """Makes environments with these arguments, which may be text. Raises ConfigError, naming what is wrong."""
     env = find_env(spec)
     arguments = {argument.name: argument for argument in arguments_of(env)}
-    hints = get_type_hints(env.__init__)
+    hints = _hints_of(env)
     values = {}
     for name, value in given.items():
         if name not in arguments:
@@ -114,7 +115,27 @@ def env_factory(spec: str, given: Mapping[str, Any]) -> Callable[[], Env]:
         values[name] = _coerce(spec, name, value, hints.get(name, str))
     if missing := [name for name, argument in arguments.items() if argument.required and name not in values]:
         raise ConfigError(f"environment {spec} needs -a {missing[0]}=VALUE")
-    return NamedEnv(spec, values)
+    return NamedEnv(absolute_spec(spec), values)
+
+
+def absolute_spec(spec: str) -> str:
+    """An environment's name; that of a file with the file's absolute path, which means the same from everywhere."""
+    file, colon, name = spec.rpartition(":")
+    return f"{absolute_file(file)}:{name}" if colon and file.endswith(".py") else spec
+
+
+def made(make_env: Callable[[], Env]) -> Env:
+    """An environment, to be asked for its tasks; made in a thread that has no event loop.
+
+    An asynchronous one is made on a loop, as when it is played: its constructor may want one.
+    """
+    if not is_asynchronous(make_env):
+        return make_env()
+
+    async def make() -> Env:
+        return make_env()
+
+    return asyncio.run(make())
 
 
 def is_asynchronous(make_env: Callable[[], Env]) -> bool:
@@ -178,30 +199,6 @@ def _is_env(value: object) -> bool:
     return isinstance(value, type) and issubclass(value, Env)
 
 
-def _module(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ConfigError(f"module {name!r} cannot be imported: {error}") from error
-
-
-def _module_of_file(path: str) -> Any:
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise ConfigError(f"there is no file {path!r}")
-    name = f"rollout_env_{file.stem}"
-    spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickles look their module up
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise ConfigError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
-    return module
-
-
 def _coerce(spec: str, name: str, value: Any, hint: Any) -> Any:
     """A value of the argument's type, from text or from TOML."""
     hints = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
@@ -216,6 +213,19 @@ def _coerce(spec: str, name: str, value: Any, hint: Any) -> Any:
         raise ConfigError(f"environment {spec}: -a {name}={value} is not a {_type_name(hint)}: {error}") from error
     except TypeError:  # a type that msgspec does not know: the class will judge
         return value
+
+
+def _hints_of(env: type[Env]) -> dict[str, Any]:
+    """The types of its arguments, as far as they can be told: what is imported for type checkers only cannot."""
+    function = env.__init__
+    try:
+        return get_type_hints(function)
+    except Exception:
+        hints: dict[str, Any] = {}
+        for name, hint in getattr(function, "__annotations__", {}).items():
+            with contextlib.suppress(Exception):
+                hints[name] = eval(hint, function.__globals__) if isinstance(hint, str) else hint
+        return hints
 
 
 def _type_name(hint: Any) -> str:

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import importlib.util
+import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from envs.echo import Echo
-from rollout.env import Env
+from rollout.env import Env, Step
 from rollout.errors import ConfigError
-from rollout.registry import arguments_of, check_packages, env_factory, env_names, find_env, find_transport
+from rollout.registry import (
+    arguments_of,
+    check_packages,
+    env_factory,
+    env_names,
+    find_env,
+    find_transport,
+    is_asynchronous,
+    made,
+)
 from rollout.transport import TransportConfig
 
 FILE = """
@@ -42,6 +54,60 @@ def test_a_file_names_an_environment(mine: str) -> None:
     env: Any = env_factory(mine, {"level": "3", "ratio": "0.25", "fast": "True", "note": "x"})()
     assert (env.level, env.ratio, env.fast, env.note) == (3, 0.25, True, "x")
     assert isinstance(env, Env)
+
+
+def test_a_files_environment_is_named_for_other_processes_and_directories(
+    mine: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A relative file is found wherever user code changes the working directory to, and in processes started there."""
+    monkeypatch.chdir(tmp_path)
+    make_env = pickle.loads(pickle.dumps(env_factory("mine.py:Mine", {"level": 1})))
+    monkeypatch.chdir("/")
+    assert make_env.spec == mine
+    assert make_env().level == 1
+
+
+def test_types_that_only_a_type_checker_imports_do_no_harm(tmp_path: Path) -> None:
+    """The other arguments have theirs."""
+    path = tmp_path / "hinted_env.py"
+    path.write_text(
+        "from __future__ import annotations\nfrom typing import TYPE_CHECKING\nfrom rollout import Env\n"
+        "if TYPE_CHECKING:\n    from somewhere import Tool\n"
+        "class E(Env):\n    def __init__(self, level: int, tool: Tool | None = None) -> None:\n"
+        "        self.level = level\n"
+    )
+    env: Any = env_factory(f"{path}:E", {"level": "3"})()
+    assert env.level == 3
+
+
+class Plain(Env):
+    """Nothing of it is asynchronous."""
+
+
+class Waits(Env):
+    """It wants a loop when it is made, and has none of its own."""
+
+    def __init__(self, name: str = "") -> None:
+        self.loop = asyncio.get_running_loop()
+
+    async def step(self, message: Any) -> Step:
+        return Step(done=True)
+
+
+def test_whether_an_environment_is_asynchronous_is_told_by_its_class() -> None:
+    """Through partial functions and names, too; of any other function it is not known."""
+    assert not is_asynchronous(Plain)
+    assert is_asynchronous(Waits)
+    assert is_asynchronous(functools.partial(Waits, name="x"))
+    assert not is_asynchronous(lambda: Waits())
+    assert not is_asynchronous(env_factory("echo", {}))
+
+
+def test_an_asynchronous_environment_is_made_on_a_loop() -> None:
+    """Also where it is only asked for its tasks."""
+    env: Any = made(Waits)
+    assert env.loop.is_closed()
+    assert isinstance(made(Plain), Plain)
 
 
 def test_arguments_are_listed_with_their_defaults() -> None:
