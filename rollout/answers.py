@@ -5,9 +5,8 @@ Everything here is the environment's: an attribute may be a property that raises
 
 from __future__ import annotations
 
-import contextlib
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -30,18 +29,24 @@ class Answer(msgspec.Struct, frozen=True):
     metrics: dict[str, float]
 
 
-@contextlib.contextmanager
-def reading(what: str) -> Iterator[None]:
+class reading:  # used as a function is
     """Whatever reading it raises is the environment's fault. No await may be within: a cancellation would be, too."""
-    try:
-        yield
-    except EnvironmentFault:
-        raise
-    except Refused as refused:
-        raise EnvironmentFault(str(refused)) from None
-    except BaseException as error:
+
+    __slots__ = ("_what",)
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is None or isinstance(error, EnvironmentFault):
+            return
+        if isinstance(error, Refused):
+            raise EnvironmentFault(str(error)) from None
         raised = raised_by(error)
-        message = f"{what} cannot be read: {type(raised).__name__}: {error_text(raised)}"
+        message = f"{self._what} cannot be read: {type(raised).__name__}: {error_text(raised)}"
         raise EnvironmentFault(message) from contained(error)
 
 
@@ -117,6 +122,12 @@ def read_blocks(env: Env) -> bool:
     """Whether the environment's plain methods may block."""
     with reading("env.blocks"):
         return bool(env.blocks)
+
+
+def method_of(env: Env, name: str) -> Any:
+    """A method to call."""
+    with reading(f"env.{name}"):
+        return getattr(env, name)
 
 
 def own_method(env: Env, name: str) -> Any:

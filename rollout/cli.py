@@ -91,6 +91,12 @@ def run(
     step_timeout_s: Annotated[float | None, typer.Option("--step-timeout")] = None,
     episode_timeout_s: Annotated[float | None, typer.Option("--episode-timeout")] = None,
     score_timeout_s: Annotated[float | None, typer.Option("--score-timeout")] = None,
+    close_timeout_s: Annotated[
+        float | None, typer.Option("--close-timeout", help="Seconds that an environment's close may take [60].")
+    ] = None,
+    max_abandoned_threads: Annotated[
+        int | None, typer.Option(help="Environments' calls that may hang for ever before the run ends [256].")
+    ] = None,
     straggler_timeout_s: Annotated[
         float | None, typer.Option("--straggler-timeout", help="Seconds for the rest of a group once half have ended.")
     ] = None,

@@ -21,6 +21,11 @@ A whole environment:
 
 One object plays one rollout. `reset`, `step`, `score` and `close` may each be `async def`; where
 they are plain functions the engine calls them in a worker thread, so they may block (see `Env.blocks`).
+
+What is asynchronous lives in one task from its first call to its last: a class with an asynchronous method is made
+there, too, so that its constructor has an event loop, and a context (a task group, a session with a server of tools)
+may be entered in `reset` and left in `close`. Tasks that it starts are its own: what runs after `close` is cancelled.
+Whatever any of it raises, SystemExit included, is its rollout's failure and no other's.
 """
 
 from __future__ import annotations
@@ -75,7 +80,7 @@ class Env:
 
     def reset(self, task: Task) -> Sequence[MessageLike] | Awaitable[Sequence[MessageLike]]:
         """The messages that open the conversation."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no reset")
 
     def step(self, message: Message) -> Step | Awaitable[Step]:
         """Answers the assistant's message.
@@ -83,12 +88,13 @@ class Env:
         `message.tool_calls` are the calls that could be read; `message.malformed_tool_calls` those
         that could not, with their raw text.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no step")
 
     def score(self, messages: Sequence[Message]) -> float | Awaitable[float | None] | None:
         """The whole conversation's reward, once, after the last step; None keeps the steps' sum."""
         return None
 
     def close(self) -> Awaitable[None] | None:
-        """Frees what `reset` took. Called exactly once on every path, after `reset` was entered."""
+        """Frees what the environment took. Called once on every path, after whatever else was called has returned:
+        where that took longer than it may (`step_timeout_s`), that is later, in the background."""
         return None

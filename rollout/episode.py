@@ -17,6 +17,7 @@ import structlog
 
 from rollout.answers import (
     Answer,
+    method_of,
     own_method,
     read_blocks,
     read_max_tokens,
@@ -142,7 +143,7 @@ class Episode:
         await self._session.turnstile.enter()  # thousands that start at once would each start a thread
         env = self._env = await self._call("__init__", self._make_env, in_task=self._asynchronous)
         self._host.blocks = read_blocks(env)
-        self._append(read_messages(await self._call("reset", env.reset, self.rollout.task), "reset"))
+        self._append(read_messages(await self._call("reset", method_of(env, "reset"), self.rollout.task), "reset"))
         if not self._messages:
             raise EnvironmentFault("reset gave no message")
         stop = await self._turns(env)
@@ -168,7 +169,7 @@ class Episode:
                 return StopReason.CONTEXT_LENGTH
             self._on_turn(self._session.turns[-1])
             self._messages.append(answer)
-            if self._take(read_step(await self._call("step", env.step, answer))):
+            if self._take(read_step(await self._call("step", method_of(env, "step"), answer))):
                 return StopReason.DONE
 
     def _refuse_stale(self) -> None:

@@ -20,7 +20,8 @@ import msgspec
 import tomli_w
 
 from rollout.errors import ConfigError, UsageError
-from rollout.settings import DEFAULT_TASKS, RESUMABLE, RunSettings, absolute_spec, to_settings
+from rollout.registry import absolute_spec
+from rollout.settings import DEFAULT_TASKS, RESUMABLE, RunSettings, to_settings
 
 FORMAT = 2
 

@@ -12,6 +12,7 @@ import msgspec
 
 from rollout.config import EngineConfig
 from rollout.errors import ConfigError
+from rollout.registry import absolute_spec
 
 
 class RunSettings(EngineConfig, kw_only=True, forbid_unknown_fields=True):
@@ -122,12 +123,6 @@ def absolute_paths(given: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(tokenizer := given.get("tokenizer"), str) and os.path.isdir(tokenizer):
         found["tokenizer"] = os.path.abspath(tokenizer)
     return found
-
-
-def absolute_spec(spec: str) -> str:
-    """An environment's name; that of a file with the file's absolute path."""
-    file, colon, name = spec.rpartition(":")
-    return f"{os.path.abspath(os.path.expanduser(file))}:{name}" if colon and file.endswith(".py") else spec
 
 
 def _read_toml(file: str) -> dict[str, Any]:

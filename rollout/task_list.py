@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 import structlog
 
-from rollout import door
+from rollout import door, registry
 from rollout.env import Env, Task
 from rollout.errors import ConfigError
 from rollout.settings import DEFAULT_TASKS, RunSettings
@@ -79,7 +79,7 @@ def load_tasks(settings: RunSettings, make_env: Callable[[], Env]) -> TaskList:
 
 def made(make_env: Callable[[], Env], spec: str) -> Env:
     """An environment. Raises ConfigError where that raises."""
-    env: Env = _guarded(make_env, spec, "making it")
+    env: Env = _guarded(lambda: registry.made(make_env), spec, "making it")
     return env
 
 

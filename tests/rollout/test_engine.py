@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import anyio
 import pytest
 
 from rollout import Engine, EngineConfig, Env, Group, Message, Rollout, Step, user
-from rollout.errors import ConfigError, ServerBusy, ServerError
+from rollout.errors import ConfigError, RolloutError, ServerBusy, ServerError
 from rollout.records import FailureKind
 from transports.scripted import Fault, Held, ScriptedTransport, Stalled, reply
 
@@ -172,3 +173,24 @@ async def test_a_server_that_is_down_is_an_error_of_entering() -> None:
         async with Engine(EngineConfig(transport="scripted"), Short, transport=transport):
             pass
     assert transport.closed
+
+
+async def test_too_many_calls_that_hang_end_the_run() -> None:
+    """Each holds a thread for ever: the error says how many, and which setting allows how many."""
+    let_go = threading.Event()
+
+    class Hangs(Env):
+        def reset(self, task: Any) -> list[Message]:
+            let_go.wait(60)
+            return [user("late")]
+
+    transport = ScriptedTransport([reply("x")] * 9)
+    config = EngineConfig(concurrency=2, step_timeout_s=0.01, max_abandoned_threads=3)
+    running = Engine(config, Hangs, transport=transport)
+    async with running:
+        try:
+            with pytest.raises(RolloutError, match=r"4 calls of .*\(max_abandoned_threads\)"):
+                await collect(running, 50)
+        finally:
+            let_go.set()
+    assert running.stats().failed < 50

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import threading
+import traceback
 from collections.abc import Callable
 from typing import Any
 
 import anyio
 import pytest
+from structlog.testing import capture_logs
 
 from rollout import Env, Message, Rollout, Step, user
 from rollout.config import EngineConfig
@@ -242,3 +246,130 @@ async def test_a_full_context_is_a_reason_not_a_failure() -> None:
     rollout = await play(Chat(), max_model_len=60)
     assert rollout.stop is StopReason.CONTEXT_LENGTH
     assert rollout.reward == len(rollout.turns) == 2
+
+
+def leaving(*args: Any) -> Any:
+    raise SystemExit(3)
+
+
+async def cancelling(*args: Any) -> Any:
+    raise asyncio.CancelledError
+
+
+@pytest.mark.parametrize("name", ["reset", "step", "score"])
+@pytest.mark.parametrize(
+    ("hook", "error"), [(leaving, "SystemExit"), (cancelling, "CancelledError"), (raising, "RuntimeError")]
+)
+@pytest.mark.parametrize("blocks", [True, False])
+async def test_what_user_code_raises_is_logged_once_with_its_traceback(
+    name: str, hook: Any, error: str, blocks: bool
+) -> None:
+    """The record has the exception's own name, the log has where it was raised."""
+    with capture_logs() as logs:
+        rollout = await play(Chat(blocks=blocks, **{name: hook}))
+    assert rollout.failure is not None
+    assert (rollout.failure.kind, rollout.failure.error) == (FailureKind.ENVIRONMENT, error)
+    (said,) = logs
+    assert (said["event"], said["rollout"], said["call"]) == ("environment_raised", rollout.id, name)
+    assert type(said["exc_info"]).__name__ == error
+    assert traceback.extract_tb(said["exc_info"].__traceback__)[-1].name == hook.__name__
+
+
+async def test_a_timeout_error_of_its_own_is_no_deadline_of_ours() -> None:
+    """It is reported as what the environment raised."""
+
+    async def step(message: Message) -> Step:
+        raise TimeoutError("the tool's own")
+
+    rollout = await play(Chat(step=step), step_timeout_s=60, episode_timeout_s=60)
+    assert rollout.failure is not None
+    assert rollout.failure.kind is FailureKind.ENVIRONMENT
+    assert rollout.failure.message == "step raised TimeoutError: the tool's own"
+
+
+@pytest.mark.parametrize("name", ["tools", "max_tokens", "blocks", "score", "step", "reset"])
+async def test_an_attribute_that_raises_is_its_rollouts_failure(name: str) -> None:
+    """Each may be a property; the environment is closed all the same."""
+
+    class Broken(Chat):
+        pass
+
+    setattr(Broken, name, property(raising, lambda env, value: None))
+    rollout = await play(Broken())
+    assert rollout.failure is not None
+    assert rollout.failure.kind is FailureKind.ENVIRONMENT
+    assert "RuntimeError: boom" in rollout.failure.message
+
+
+async def test_what_is_made_must_be_an_environment() -> None:
+    """A factory that forgot its return is named."""
+    playing = episode(Chat())
+    playing._make_env = lambda: None  # type: ignore[assignment, return-value]
+    rollout = await playing.play()
+    assert rollout.failure is not None
+    assert rollout.failure.kind is FailureKind.ENVIRONMENT
+    assert "NoneType" in rollout.failure.message
+
+
+async def test_a_context_that_breaks_ends_the_turn_under_way() -> None:
+    """A rollout whose server of tools is gone does not wait for the model's answer; the cause is told."""
+    stack = contextlib.AsyncExitStack()
+    asked = asyncio.Event()
+
+    async def dies() -> None:
+        await asked.wait()
+        raise ConnectionError("the server of tools is gone")
+
+    async def reset(task: Any) -> list[Message]:
+        group = await stack.enter_async_context(anyio.create_task_group())
+        group.start_soon(dies)
+        return [user("hello")]
+
+    class Holds(Chat):
+        async def close(self) -> None:  # type: ignore[override]
+            super().close()
+            await stack.aclose()
+
+    env = Holds(reset=reset)
+    playing = episode(env, Stalled())
+    transport = playing._session._model.transport
+    assert isinstance(transport, ScriptedTransport)
+    async with anyio.create_task_group() as group:
+        group.start_soon(playing.play)
+        await transport.wait_for(1)
+        asked.set()
+    failure = playing.rollout.failure
+    assert failure is not None
+    assert failure.kind is FailureKind.ENVIRONMENT
+    assert "ConnectionError: the server of tools is gone" in failure.message
+    assert (env.closed, transport.cancelled) == (1, 1)
+
+
+async def test_close_may_take_its_time() -> None:
+    """What ended well is closed to the end, however long our own grace for cancelled rollouts is."""
+    began, go_on = asyncio.Event(), asyncio.Event()
+
+    class Slow(Chat):
+        async def close(self) -> None:  # type: ignore[override]
+            began.set()
+            await go_on.wait()
+            super().close()
+
+    env = Slow()
+    async with anyio.create_task_group() as group:
+        group.start_soon(episode(env, close_timeout_s=None).play)
+        await began.wait()
+        go_on.set()
+    assert env.closed == 1
+
+
+async def test_a_close_that_is_cut_leaves_the_rollout_as_it_was() -> None:
+    """It is said, by the setting's name."""
+
+    async def close() -> None:
+        await anyio.sleep_forever()
+
+    with capture_logs() as logs:
+        rollout = await episode(Chat(close=close), close_timeout_s=0.01).play()
+    assert rollout.ok
+    assert [entry["event"] for entry in logs] == ["env_close_cut"]
