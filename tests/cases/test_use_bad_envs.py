@@ -46,7 +46,7 @@ BAD = {
     "StepTuple": (made("StepTuple", step=lambda m: ([user("x")], 1.0, True)), "must return a Step, not tuple"),
     "StepNone": (made("StepNone", step=lambda m: None), "must return a Step, not NoneType"),
     "StepForgetDone": (made("StepForgetDone", step=lambda m: Step(reward=1.0)), "gives the model nothing to answer"),
-    "StepRaises": (made("StepRaises", step=lambda m: {}["answer"]), "step raised KeyError: 'answer'"),
+    "StepRaises": (made("StepRaises", step=lambda m: dict[str, Any]()["answer"]), "step raised KeyError: 'answer'"),
     "RewardStr": (made("RewardStr", step=lambda m: Step(done=True, reward="1")), "str where a number"),  # type: ignore[arg-type]
     "RewardNan": (made("RewardNan", step=lambda m: Step(done=True, reward=float("nan"))), "nan where a finite"),
     "MetricsStr": (made("MetricsStr", step=lambda m: Step(done=True, metrics={"why": "good"})), "metric 'why'"),  # type: ignore[dict-item]
