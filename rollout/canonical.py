@@ -15,6 +15,7 @@ from decimal import Decimal, InvalidOperation
 from json.encoder import encode_basestring
 from typing import Any, Literal
 
+from rollout.door import MOST_DEEP
 from rollout.errors import MessageError
 from rollout.messages import Message, ToolCall, plain_value
 
@@ -108,10 +109,25 @@ def _canonical_call(call: ToolCall) -> dict[str, Any]:
     try:
         # Numbers are kept as their text by the hooks: no precision is lost, however long they are.
         value = json.loads(text, parse_int=_Number, parse_float=_Number, parse_constant=_refuse) if text else None
-        arguments = {"json": _tagged(value)}
-    except ValueError:
+        arguments = {"text": text} if _too_deep(text, value) else {"json": _tagged(value)}
+    except (ValueError, RecursionError):
         arguments = {"text": text}
     return {"id": call.id, "type": call.type, "name": call.function.name, "arguments": arguments}
+
+
+def _too_deep(text: str, value: Any) -> bool:
+    """Whether a value is nested deeper than the door allows: how deep Python goes depends on who asks."""
+    if text.count("[") + text.count("{") <= MOST_DEEP:
+        return False
+    layer: list[Any] = [value]
+    for _ in range(MOST_DEEP):
+        layer = [
+            inner
+            for item in layer
+            if isinstance(item, dict | list)
+            for inner in (item.values() if isinstance(item, dict) else item)
+        ]
+    return any(isinstance(item, dict | list) for item in layer)
 
 
 class _Number(str):

@@ -6,13 +6,13 @@ servers and chat templates take. How two messages compare is in `rollout.canonic
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
+from rollout import door
 from rollout.errors import MessageError
 
 #: Keys that clients add and that no template reads: whatever they hold, the message is the same.
@@ -43,7 +43,7 @@ class ToolCall(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     def parsed_arguments(self) -> dict[str, Any]:
         """The arguments as a dict. Raises MessageError where they are not a JSON object."""
         try:
-            value = json.loads(self.function.arguments or "{}")
+            value = read_json(self.function.arguments or "{}")
         except ValueError as error:
             raise MessageError(f"tool call {self.name!r}: arguments are not JSON: {error}") from error
         if not isinstance(value, dict):
@@ -78,8 +78,11 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
     @classmethod
     def of(cls, value: object) -> Message:
-        """Reads a message in any form a caller has. Raises MessageError, naming what is wrong."""
-        return value if isinstance(value, Message) else _fromplain_value(_plain_mapping(value))
+        """Reads a message in any form a caller has. Raises MessageError, naming what is wrong.
+
+        A Message is returned as it is, unless it holds what cannot be written: then it is made anew.
+        """
+        return value if isinstance(value, Message) and _is_whole(value) else _made_whole(value)
 
     @property
     def text(self) -> str:
@@ -136,42 +139,82 @@ def with_tool_names(messages: Sequence[Message]) -> list[Message]:
     ]
 
 
-def _plain_mapping(value: object) -> dict[str, Any]:
-    plain = plain_value(value)
-    if not isinstance(plain, dict):
-        raise MessageError(f"a message must be a dict, struct, pydantic model or dataclass, not {type(value).__name__}")
-    return plain
+def read_json(text: str) -> Any:
+    """Plain data from JSON that a model wrote. Raises ValueError for NaN and for JSON too deep to be read, too."""
+    try:
+        return door.plain(json.loads(text))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def plain_value(value: Any) -> Any:
-    """The value as dicts, lists and scalars. Copies containers, so that the caller's later changes do not reach us."""
-    if value is None or isinstance(value, str | int | float | bool):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): plain_value(item) for key, item in value.items()}
-    if isinstance(value, msgspec.Struct):
-        return {name: plain_value(getattr(value, name)) for name in value.__struct_fields__}
-    if hasattr(value, "model_dump"):  # pydantic, without importing it
-        return plain_value(value.model_dump(mode="json"))
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain_value(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, Iterable) and not isinstance(value, bytes | bytearray | set | frozenset):
-        return [plain_value(item) for item in value]
-    raise MessageError(f"a message cannot hold a value of type {type(value).__name__}")
+    """The value as dicts, lists and scalars (`rollout.door.plain`). Raises MessageError, with the place."""
+    try:
+        return door.plain(value)
+    except door.Refused as refused:
+        raise MessageError(f"a message cannot be written: {refused}") from refused
 
 
-def _fromplain_value(plain: dict[str, Any]) -> Message:
+def _is_whole(message: Message) -> bool:
+    """Whether everything of a message can be written, and is of the type that it should be.
+
+    Whoever makes a Message may put anything into it. Asked of every message of every turn, so it costs little.
+    """
+    return (
+        _is_text(message.role)
+        and (message.content is None or _is_text(message.content) or _are_parts(message.content))
+        and (message.reasoning_content is None or _is_text(message.reasoning_content))
+        and (message.tool_call_id is None or _is_text(message.tool_call_id))
+        and (message.name is None or _is_text(message.name))
+        and (not message.tool_calls or _are_calls(message.tool_calls))
+        and (not message.extra or door.is_plain(message.extra))
+    )
+
+
+def _is_text(value: object) -> bool:
+    return type(value) is str and (value.isascii() or door.is_well_formed(value))
+
+
+def _are_parts(content: object) -> bool:
+    return type(content) is tuple and all(type(part) is dict and door.is_plain(part) for part in content)
+
+
+def _are_calls(calls: object) -> bool:
+    return type(calls) is tuple and all(
+        type(call) is ToolCall
+        and _is_text(call.function.name)
+        and _is_text(call.function.arguments)
+        and (call.id is None or _is_text(call.id))
+        and _is_text(call.type)
+        for call in calls
+    )
+
+
+def _made_whole(value: object) -> Message:
+    plain = plain_value(value)
+    if not isinstance(plain, dict):
+        raise MessageError(f"a message must be a dict, struct, pydantic model or dataclass, not {type(value).__name__}")
+    message = _from_plain(plain)
+    if isinstance(value, Message) and value.malformed_tool_calls:
+        return msgspec.structs.replace(message, malformed_tool_calls=value.malformed_tool_calls)
+    return message
+
+
+def _from_plain(plain: dict[str, Any]) -> Message:
     role = plain.get("role")
     if not isinstance(role, str) or not role:
         raise MessageError(f"a message needs a role, as text; its keys are {sorted(plain)}")
     extra = {k: v for k, v in plain.items() if k not in _FIELDS and k not in NOISE_KEYS and not _empty(v)}
     if isinstance(nested := extra.pop("extra", None), dict):
         extra |= nested
+    calls = plain.get("tool_calls") or ()
+    if not isinstance(calls, list | tuple):
+        raise MessageError(f"message key 'tool_calls' must be a list, not {type(calls).__name__}")
     return Message(
         role=role,
         content=_content(plain.get("content")),
         reasoning_content=_text(plain, "reasoning_content") or _text(plain, "reasoning"),
-        tool_calls=tuple(_tool_call(call) for call in plain.get("tool_calls") or ()),
+        tool_calls=tuple(map(_tool_call, calls)),
         tool_call_id=_text(plain, "tool_call_id"),
         name=_text(plain, "name"),
         extra=extra,
@@ -185,7 +228,7 @@ def _empty(value: Any) -> bool:
 def _text(plain: dict[str, Any], key: str) -> str | None:
     value = plain.get(key)
     if value is not None and not isinstance(value, str):
-        raise MessageError(f"message key {key!r} must be text, not {type(value).__name__}")
+        raise MessageError(f"key {key!r} must be text, not {type(value).__name__}")
     return value or None
 
 
@@ -198,6 +241,9 @@ def _content(value: Any) -> str | tuple[dict[str, Any], ...] | None:
     if not all(isinstance(part, dict) for part in parts):
         raise MessageError("every content part must be text or an object")
     parts = [{k: v for k, v in part.items() if k not in NOISE_KEYS and v is not None} for part in parts]
+    for part in parts:
+        if part.get("type", "text") == "text" and not isinstance(part.get("text", ""), str):
+            raise MessageError(f"a text part's text must be text, not {type(part['text']).__name__}")
     if len(parts) == 1 and parts[0].keys() <= {"type", "text"} and parts[0].get("type", "text") == "text":
         return parts[0].get("text") or None
     return tuple(parts) or None
@@ -215,9 +261,7 @@ def _tool_call(value: Any) -> ToolCall:
         arguments = ""
     if not isinstance(arguments, str):
         arguments = _dump_strict(arguments)
-    return ToolCall(
-        function=Function(name, arguments), id=value.get("id") or None, type=value.get("type") or "function"
-    )
+    return ToolCall(function=Function(name, arguments), id=_text(value, "id"), type=_text(value, "type") or "function")
 
 
 def _dump_strict(value: Any) -> str:

@@ -13,7 +13,8 @@ from typing import Any
 
 import msgspec
 
-from rollout.messages import Function, MalformedToolCall, Message, ToolCall
+from rollout.door import Refused, plain, well_formed
+from rollout.messages import Function, MalformedToolCall, Message, ToolCall, read_json
 
 _TOOL_CALL = re.compile(r"<tool_call>(.*?)(</tool_call>|\Z)", re.DOTALL)
 
@@ -35,7 +36,7 @@ def parse_text(text: str, *, in_reasoning: bool) -> Message:
     `in_reasoning` tells that the prompt ended inside an open `<think>`. What is malformed stays in the
     content, and is listed in `malformed_tool_calls`.
     """
-    reasoning, content = _split_reasoning(text, in_reasoning)
+    reasoning, content = _split_reasoning(well_formed(text), in_reasoning)
     calls: list[ToolCall] = []
     malformed: list[MalformedToolCall] = []
 
@@ -71,7 +72,7 @@ def _hermes_call(text: str, *, closed: bool) -> ToolCall | str:
     if not closed:
         return "unclosed_block"
     try:
-        value = json.loads(text)
+        value = read_json(text)
     except ValueError:
         return "invalid_json"
     if not isinstance(value, dict) or not isinstance(value.get("name"), str) or not value["name"]:
@@ -80,8 +81,10 @@ def _hermes_call(text: str, *, closed: bool) -> ToolCall | str:
 
 
 def _arguments_text(arguments: Any) -> str:
+    """Raises Refused for what is no JSON: NaN, or nested deeper than anyone reads."""
     if arguments is None:
         return "{}"
+    arguments = plain(arguments)
     return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
 
 
@@ -93,20 +96,33 @@ def from_renderer(parsed: Any, ids: Sequence[int], decode: Any) -> Message:
     calls: list[ToolCall] = []
     malformed: list[MalformedToolCall] = []
     for call in parsed.tool_calls:
-        # UNKNOWN_TOOL is well-formed: whether a tool exists is the environment's to say. A name that is a number
-        # passes the parser too, and every server refuses a conversation with one in it.
-        if call.status.value in ("ok", "unknown_tool") and isinstance(call.name, str) and call.name:
-            calls.append(ToolCall(function=Function(call.name, _arguments_text(call.arguments)), id=call.id))
+        read = _renderers_call(call)
+        if isinstance(read, ToolCall):
+            calls.append(read)
         else:
             raw = decode(ids[slice(*call.token_span)]) if call.token_span else call.raw
-            reason = "missing_name" if call.status.value in ("ok", "unknown_tool") else call.status.value
-            malformed.append(MalformedToolCall(raw, reason))
+            malformed.append(MalformedToolCall(well_formed(raw or ""), read))
     # The raw text also stays in the content: a prompt rendered from messages must show what was said.
     content = "\n".join(filter(None, [parsed.content, *(call.raw for call in malformed)]))
     return Message(
         "assistant",
-        content=content or None,
-        reasoning_content=parsed.reasoning_content or None,
+        content=well_formed(content) or None,
+        reasoning_content=well_formed(parsed.reasoning_content or "") or None,
         tool_calls=tuple(calls),
         malformed_tool_calls=tuple(malformed),
     )
+
+
+def _renderers_call(call: Any) -> ToolCall | str:
+    """The call, or why it is none."""
+    # UNKNOWN_TOOL is well-formed: whether a tool exists is the environment's to say. A name that is a number
+    # passes the parser too, and every server refuses a conversation with one in it.
+    if call.status.value not in ("ok", "unknown_tool"):
+        return str(call.status.value)
+    if not isinstance(call.name, str) or not call.name:
+        return "missing_name"
+    try:
+        function = Function(well_formed(call.name), _arguments_text(call.arguments))
+    except Refused:
+        return "invalid_json"
+    return ToolCall(function=function, id=well_formed(call.id) if isinstance(call.id, str) else None)

@@ -21,6 +21,7 @@ from rollout.bridge import Context, Declined, Previous
 from rollout.canonical import digest
 from rollout.codec import Codec, ServerCodec, make_context
 from rollout.config import EngineConfig
+from rollout.door import header
 from rollout.errors import MalformedReply, RolloutError
 from rollout.messages import Message
 from rollout.parsing import number_calls
@@ -93,7 +94,8 @@ class Session:
         self.turns: list[Turn] = []
         self.turnstile = model.turnstile
         self._model = model
-        self._id = session_id
+        self._id = header(session_id)
+        """As it is sent in headers: task ids may be any text."""
         self._group_id, self._group_size = group_id, group_size
         self._planner = Planner(self.trajectory, model.config.match)
         self._context: tuple[bytes, Context] | None = None
@@ -158,7 +160,7 @@ class Session:
             if (salt := weights.salt(self._model.config.cache_salt)) != request.cache_salt:
                 request = msgspec.structs.replace(request, cache_salt=salt)
             reply = await self._model.transport.generate(request)
-            check_reply(reply)
+            reply = check_reply(reply)
             version = weights.sampled(sent, aborted=reply.finish_reason == "abort")
             parts.append(with_version(reply, version))
             if reply.finish_reason != "abort" or self._model.info.token_route is None or len(parts) > MAX_RESUMPTIONS:

@@ -167,7 +167,9 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     re-tokenized. None where the server reports no ids at all."""
     logprobs: list[float] | None
     """Natural log of each sampled token's probability; None only where `completion_ids` is."""
-    prompt_ids: list[int] | None = None
+    without_logprobs: bool = False
+    """Whether nothing computes logprobs there (Dynamo's mocker): each is NaN, which no loss can use unseen."""
+    prompt_ids: Sequence[int] | None = None
     """The prompt as the server had it; None where it does not say."""
     finish_reason: FinishReason = "stop"
     message: Message | None = None

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 
+import msgspec
+
+from rollout.door import Refused, check_ids, check_logprobs
 from rollout.errors import MalformedReply, RolloutError
 from rollout.trajectory import Trajectory, ids_array
 from rollout.transport import Reply, TokenPrompt
@@ -13,13 +16,17 @@ class InvariantBroken(RolloutError):
     """A trajectory is not what was sampled: a bug of ours, or a server that changed a prompt."""
 
 
-def check_reply(reply: Reply) -> None:
-    """Invariant 2: sampled ids, their logprobs and their weight versions have one length.
+def check_reply(reply: Reply) -> Reply:
+    """Invariant 2: sampled ids, their logprobs and their weight versions have one length, and each is what it says.
 
-    Raises MalformedReply; always checked.
+    Gives the reply with its prompt's ids as int32. Raises MalformedReply; always checked.
     """
+    try:
+        reply = _with_values_checked(reply)
+    except Refused as refused:
+        raise MalformedReply(f"the server's answer cannot be used: {refused}") from refused
     if reply.completion_ids is None:
-        return
+        return reply
     if reply.logprobs is None or len(reply.logprobs) != len(reply.completion_ids):
         count = "no" if reply.logprobs is None else len(reply.logprobs)
         raise MalformedReply(f"the server answered {len(reply.completion_ids)} ids but {count} logprobs")
@@ -28,6 +35,18 @@ def check_reply(reply: Reply) -> None:
     if reply.weight_versions and (gap or ends[-1] != len(reply.completion_ids)):
         spans = ", ".join(f"{span.version}: {span.start}-{span.end}" for span in reply.weight_versions)
         raise MalformedReply(f"weight versions ({spans}) do not cover the {len(reply.completion_ids)} sampled tokens")
+    return reply
+
+
+def _with_values_checked(reply: Reply) -> Reply:
+    """Raises Refused."""
+    if reply.completion_ids is not None:
+        check_ids(reply.completion_ids)
+    if reply.logprobs is not None and not reply.without_logprobs:
+        check_logprobs(reply.logprobs)
+    if reply.prompt_ids is None:
+        return reply
+    return msgspec.structs.replace(reply, prompt_ids=check_ids(reply.prompt_ids))
 
 
 def check_turn(tree: Trajectory, node: int, sent: TokenPrompt | None, reply: Reply, previous: int | None) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import anyio
 import msgspec
 
+from rollout.door import Refused, check_logprobs
 from rollout.errors import (
     AuthenticationFailed,
     ConfigError,
@@ -55,12 +56,16 @@ class ModelList(msgspec.Struct):
     data: list[ModelCard] = []
 
 
+#: A token's id, as it is read from JSON.
+TokenId = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
+
+
 class TokenLogprob(msgspec.Struct, gc=False):
     """One entry of `logprobs.content`. The generate route adds `token_id` on vLLM 0.32 and later."""
 
     logprob: float | None = None
     token: str | None = None
-    token_id: int | None = None
+    token_id: TokenId | None = None
 
 
 class ChatLogprobs(msgspec.Struct):
@@ -232,13 +237,15 @@ def weight_spans(spans: Sequence[Span] | None) -> tuple[WeightSpan, ...]:
 
 
 def paired(ids: list[int], logprobs: Sequence[float | None] | None) -> list[float]:
-    """The logprobs of these ids. Raises MalformedReply unless there is one for each."""
+    """The logprobs of these ids. Raises MalformedReply unless there is one for each, and each is one."""
     if logprobs is None:
         raise MalformedReply(f"the server answered {len(ids)} ids but no logprobs")
     if len(logprobs) != len(ids):
         raise MalformedReply(f"the server answered {len(ids)} ids but {len(logprobs)} logprobs")
-    if None in logprobs:
-        raise MalformedReply("the server answered null in the place of a logprob")
+    try:
+        check_logprobs(logprobs)
+    except Refused as refused:
+        raise MalformedReply(f"the server answered a logprob that cannot be used: {refused}") from refused
     return list(logprobs)  # type: ignore[arg-type]  # no None is left
 
 

@@ -20,6 +20,7 @@ from transports.common import (
     PROBE_RETRIES,
     ChatLogprobs,
     ServedTransport,
+    TokenId,
     Usage,
     choose_model,
     content_logprobs,
@@ -44,20 +45,20 @@ class _CacheHit(msgspec.Struct):
 
 
 class _EngineData(msgspec.Struct):
-    prompt_token_ids: list[int] | None = None
-    completion_token_ids: list[int] | None = None
+    prompt_token_ids: list[TokenId] | None = None
+    completion_token_ids: list[TokenId] | None = None
     completion_logprobs: list[float | None] | None = None
     kv_cache_hit: _CacheHit | None = None
 
 
 class _Nvext(msgspec.Struct):
     engine_data: _EngineData | None = None
-    prompt_token_ids: list[int] | None = None
-    completion_token_ids: list[int] | None = None
+    prompt_token_ids: list[TokenId] | None = None
+    completion_token_ids: list[TokenId] | None = None
 
 
 class _Choice(msgspec.Struct):
-    token_ids: list[int] | None = None
+    token_ids: list[TokenId] | None = None
     """Not asked for (`return_token_ids` is refused); compared where a deployment adds it."""
     finish_reason: str | None = None
     logprobs: ChatLogprobs | None = None
@@ -134,6 +135,7 @@ def read_chat(answer: Answer) -> Reply:
     return Reply(
         completion_ids=ids,
         logprobs=logprobs,
+        without_logprobs=bool(logprobs) and math.isnan(logprobs[0]),
         prompt_ids=prompt_ids,
         finish_reason=finish_reason(choice.finish_reason),
         message=server_message_of(choice.message),

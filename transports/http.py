@@ -44,6 +44,9 @@ BACKOFF_MAX_S = 30.0
 #: How vLLM says that a prompt does not fit (seen on 0.31 and 0.32, completions and chat).
 _TOO_LONG = ("maximum model length", "maximum context length", "longer than the maximum", "context length of")
 
+#: What msgspec raises for bytes that are no JSON: bytes that are no UTF-8 and lists within lists are errors of Python's.
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
 _log = structlog.get_logger(__name__)
 
 
@@ -193,7 +196,7 @@ def decode(decoder: msgspec.json.Decoder[Any], answer: Answer, path: str) -> Any
     """Reads an answer. Raises MalformedReply where it is not the JSON that this route answers."""
     try:
         return decoder.decode(answer.body)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         start = answer.body[:200].decode("utf-8", "replace")
         raise MalformedReply(f"{path}: the answer cannot be read: {error}", status=answer.status, body=start) from error
 
@@ -223,7 +226,7 @@ def hidden_status(body: bytes) -> int | None:
         return None
     try:
         value = msgspec.json.decode(body)
-    except msgspec.DecodeError:
+    except UNREADABLE:
         return None
     if not isinstance(value, dict) or "choices" in value:
         return None
@@ -236,7 +239,7 @@ def server_message(body: bytes) -> str:
     """What the server says went wrong, in the forms that vLLM, Dynamo and FastAPI have, in one short line."""
     try:
         value = msgspec.json.decode(body)
-    except msgspec.DecodeError:
+    except UNREADABLE:
         value = body.decode("utf-8", "replace")
     while isinstance(value, dict):
         value = next((value[key] for key in ("error", "message", "detail") if value.get(key)), "")

@@ -18,6 +18,7 @@ from rollout.transport import MessagePrompt, Reply, Request, TokenPrompt
 from transports.common import (
     ChatLogprobs,
     Span,
+    TokenId,
     TokenLogprob,
     Usage,
     content_logprobs,
@@ -43,7 +44,7 @@ class _CompletionLogprobs(msgspec.Struct):
 
 
 class _GenerateChoice(msgspec.Struct):
-    token_ids: list[int] | None = None
+    token_ids: list[TokenId] | None = None
     finish_reason: str | None = None
     logprobs: ChatLogprobs | None = None
     weight_versions: list[Span] | None = None
@@ -56,8 +57,8 @@ class _GenerateAnswer(msgspec.Struct):
 
 
 class _CompletionChoice(msgspec.Struct):
-    token_ids: list[int] | None = None
-    prompt_token_ids: list[int] | None = None
+    token_ids: list[TokenId] | None = None
+    prompt_token_ids: list[TokenId] | None = None
     finish_reason: str | None = None
     logprobs: _CompletionLogprobs | None = None
     text: str | None = None
@@ -70,7 +71,7 @@ class _CompletionAnswer(msgspec.Struct):
 
 
 class _ChatChoice(msgspec.Struct):
-    token_ids: list[int] | None = None
+    token_ids: list[TokenId] | None = None
     finish_reason: str | None = None
     logprobs: ChatLogprobs | None = None
     message: dict[str, Any] | None = None
@@ -79,14 +80,14 @@ class _ChatChoice(msgspec.Struct):
 
 class _ChatAnswer(msgspec.Struct):
     choices: list[_ChatChoice] = []
-    prompt_token_ids: list[int] | None = None
+    prompt_token_ids: list[TokenId] | None = None
     usage: Usage | None = None
 
 
 class Tokenized(msgspec.Struct):
     """The answer of /tokenize."""
 
-    tokens: list[int]
+    tokens: list[TokenId]
 
 
 class Detokenized(msgspec.Struct):
@@ -213,10 +214,9 @@ def _check_named(ids: Sequence[int], logprobs: Sequence[TokenLogprob]) -> None:
     """Older servers name the token in its text, or not at all. Raises MalformedReply where it is another."""
     for sampled, entry in zip(ids, logprobs, strict=False):
         named = entry.token_id
-        if named is None and entry.token is not None and entry.token.startswith("token_id:"):
-            named = int(entry.token.removeprefix("token_id:"))
-        if named is not None and named != sampled:
-            raise MalformedReply(f"{GENERATE}: a logprob is of token {named} where {sampled} was sampled")
+        said = entry.token if named is None and entry.token and entry.token.startswith("token_id:") else f"{named}"
+        if said not in ("None", f"{sampled}", f"token_id:{sampled}"):
+            raise MalformedReply(f"{GENERATE}: a logprob is of token {said[:40]} where {sampled} was sampled")
 
 
 def read_completions(answer: Answer) -> Reply:
