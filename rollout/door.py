@@ -28,7 +28,7 @@ from array import array
 from collections import deque
 from collections.abc import ItemsView, Iterator, KeysView, Mapping, Sequence, ValuesView
 from pathlib import PurePath
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote
 
 import msgspec
@@ -203,9 +203,10 @@ def check_logprobs(values: Sequence[float | None]) -> None:
     -9999.0 is what vLLM writes for one that is missing or was clamped: training on it would be wrong unseen.
     """
     with contextlib.suppress(TypeError):  # something among them is no number
+        numbers_only = cast("Sequence[float]", values)
         # A sum is not finite where one value is not.
         if not values or (
-            math.isfinite(sum(values)) and max(values) <= _ABOVE_ONE and min(values) > _CLAMPED  # type: ignore[type-var,arg-type]
+            math.isfinite(sum(numbers_only)) and max(numbers_only) <= _ABOVE_ONE and min(numbers_only) > _CLAMPED
         ):
             return
     for at, value in enumerate(values):
@@ -215,7 +216,7 @@ def check_logprobs(values: Sequence[float | None]) -> None:
 
 def _logprob_fault(value: object) -> str:
     if not isinstance(value, int | float):
-        return "is null" if value is None else f"is of type {type(value).__name__}"
+        return "is null in the place of a number" if value is None else f"is of type {type(value).__name__}"
     if not math.isfinite(value):
         return f"is {value}"
     if value > _ABOVE_ONE:

@@ -158,7 +158,7 @@ class _Checker:
         reply = await self._transport.generate(
             Request(prompt=prompt, request_id="probe", session_id="probe", max_tokens=1, echo_prompt=True)
         )
-        return reply.prompt_ids
+        return list(reply.prompt_ids) if reply.prompt_ids is not None else None
 
     async def _drift(self, theirs: list[int]) -> Drift | None:
         try:

@@ -135,7 +135,7 @@ def read_chat(answer: Answer) -> Reply:
     return Reply(
         completion_ids=ids,
         logprobs=logprobs,
-        without_logprobs=bool(logprobs) and math.isnan(logprobs[0]),
+        without_logprobs=logprobs is not None and any(map(math.isnan, logprobs)),
         prompt_ids=prompt_ids,
         finish_reason=finish_reason(choice.finish_reason),
         message=server_message_of(choice.message),

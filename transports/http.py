@@ -10,6 +10,7 @@ in cookies. The API key goes into one header and nowhere else.
 from __future__ import annotations
 
 import random
+import re
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
@@ -24,6 +25,7 @@ import structlog
 
 from rollout.errors import (
     AuthenticationFailed,
+    ConfigError,
     ConnectionFailed,
     MalformedReply,
     ModelNotFound,
@@ -44,7 +46,9 @@ BACKOFF_MAX_S = 30.0
 #: How vLLM says that a prompt does not fit (seen on 0.31 and 0.32, completions and chat).
 _TOO_LONG = ("maximum model length", "maximum context length", "longer than the maximum", "context length of")
 
-#: What msgspec raises for bytes that are no JSON: bytes that are no UTF-8 and lists within lists are errors of Python's.
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+#: What msgspec raises for bytes that are no JSON. Two of them are Python's own: no UTF-8, and lists within lists.
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 _log = structlog.get_logger(__name__)
@@ -86,8 +90,10 @@ class HttpClient:
         self._sleep = sleep
         self._chance = chance or random.Random()
         self._limits = max_connections, connect_timeout_s
-        self._headers = {"content-type": "application/json", **(headers or {})}
+        self._headers = {"content-type": "application/json", **checked_headers(headers or {})}
         if api_key:
+            if not _is_sendable(api_key):
+                raise ConfigError("the API key holds a line break or characters that no header takes: give it anew")
             self._headers["authorization"] = f"Bearer {api_key}"
         self._given = transport
         self._pool: Pool | None = None
@@ -167,6 +173,20 @@ class HttpClient:
         (_log.warning if first else _log.debug)(
             "retry", path=path, cause=cause, error=str(fault), wait_s=round(wait_s, 2)
         )
+
+
+def checked_headers(headers: Mapping[str, str]) -> Mapping[str, str]:
+    """The caller's headers. Raises ConfigError for one that cannot be sent, by its name: values may be secret."""
+    for name, value in headers.items():
+        if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name):
+            raise ConfigError(f"header {name!r} has no name that can be sent: letters, digits and - only")
+        if not isinstance(value, str) or not _is_sendable(value):
+            raise ConfigError(f"header {name!r} has a value that cannot be sent: printable ASCII on one line only")
+    return headers
+
+
+def _is_sendable(value: str) -> bool:
+    return value.isascii() and value.isprintable() and value == value.strip()
 
 
 def normalize_url(url: str) -> str:

@@ -292,3 +292,12 @@ def test_what_counts_counts(a: dict[str, Any], b: dict[str, Any]) -> None:
 def test_digests_compare_as_the_bytes_do(a: dict[str, Any], b: dict[str, Any]) -> None:
     """The tree's 16 bytes are equal for equal canonical bytes, and only then."""
     assert (digest(a) == digest(b)) == (canonical(a) == canonical(b))
+
+
+def test_the_canonical_form_of_a_deep_call_does_not_depend_on_who_asks() -> None:
+    """Arguments nested deeper than the door allows compare as text, however deep Python's stack is."""
+    shallow, deep = call_with(), call_with(function={"name": "f", "arguments": "[" * 200 + "]" * 200})
+    assert b'"text"' in canonical(deep)
+    assert b'"text"' not in canonical(shallow)
+    wide = call_with(function={"name": "f", "arguments": "[" + "[1]," * 300 + "[1.0]]"})
+    assert canonical(wide) == canonical(call_with(function={"name": "f", "arguments": "[" + "[1], " * 300 + "[1]]"}))

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
+import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rollout.messages import Function, Message, ToolCall
 from rollout.parsing import number_calls, parse_text
@@ -38,6 +43,30 @@ def test_malformed_calls_keep_their_raw_text(block: str, reason: str) -> None:
     assert [(call.raw, call.reason) for call in message.malformed_tool_calls] == [(block, reason)]
     assert block in message.text
     assert not message.tool_calls
+
+
+@pytest.mark.parametrize("value", ["[" * 3_000 + "]" * 3_000, "NaN", "9" * 5_000, "-Infinity"])
+def test_a_call_that_no_json_reader_takes_is_malformed(value: str) -> None:
+    """JSON nested without end, or with numbers that JSON does not have, is a malformed call and never raises."""
+    message = parse_text(f'<tool_call>{{"name": "f", "arguments": {{"a": {value}}}}}</tool_call>', in_reasoning=False)
+    assert [call.reason for call in message.malformed_tool_calls] == ["invalid_json"]
+
+
+@given(st.text(st.characters(exclude_categories=())))
+def test_whatever_was_sampled_can_be_written(text: str) -> None:
+    """Any text, also as a call's argument in JSON's own escapes, gives a message that is written and read back."""
+    call = '<tool_call>{"name": "f", "arguments": ' + json.dumps({"a": text}) + "}</tool_call>"
+    for sampled in (text, call, f"<think>{text}</think>{text}"):
+        message = parse_text(sampled, in_reasoning=False)
+        assert msgspec.json.decode(msgspec.json.encode(message), type=Message) == message
+        for each in message.tool_calls:
+            msgspec.json.encode(each.parsed_arguments())
+
+
+def test_half_an_emoji_in_a_call_is_well_formed() -> None:
+    """A lone surrogate that a model spelled in JSON becomes U+FFFD."""
+    message = parse_text('<tool_call>{"name": "f", "arguments": {"a": "\\ud83d"}}</tool_call>', in_reasoning=False)
+    assert message.tool_calls[0].function.arguments == '{"a": "\ufffd"}'
 
 
 def test_calls_are_numbered_through_the_conversation() -> None:

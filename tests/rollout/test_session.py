@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -292,3 +293,48 @@ async def test_changed_tools_start_a_new_root() -> None:
 def test_server_info_is_what_the_session_needs() -> None:
     """A transport that says nothing of itself can still be used message-in."""
     assert ServerInfo(dialect="x", model="m").token_route is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"logprobs": [-9999.0, -1.0]}, "logprob 0 is -9999.0, which stands for one that is missing"),
+        ({"logprobs": [-1.0, math.nan]}, "logprob 1 is nan"),
+        ({"logprobs": [math.nan, math.nan]}, "logprob 0 is nan"),
+        ({"logprobs": [-math.inf, -1.0]}, "logprob 0 is -inf"),
+        ({"logprobs": [-1.0, 0.1]}, "logprob 1 is 0.1: a probability above 1"),
+        ({"logprobs": [-1.0, None]}, "logprob 1 is null"),
+        ({"completion_ids": [1, -1]}, "id 1 is -1, which is no token's"),
+        ({"completion_ids": [1, 2**31]}, "id 1 is 2147483648, which is no token's"),
+        ({"completion_ids": [1, None]}, "id 1 is None, which is no token's"),
+        ({"prompt_ids": [-7]}, "id 0 is -7, which is no token's"),
+        ({"prompt_ids": [2**70]}, "id 0 is 1180591620717411303424"),
+    ],
+)
+async def test_what_is_no_token_or_no_logprob_fails_its_turn(fields: dict[str, Any], said: str) -> None:
+    """Whatever transport carried it, such an answer is an error that names it, and nothing of it is kept."""
+    talk, _ = session(reply("b", **fields))
+    with pytest.raises(MalformedReply, match=said):
+        await talk.turn([user("a")])
+    assert not talk.trajectory.nodes
+
+
+async def test_a_logprob_that_rounding_put_above_zero_is_one() -> None:
+    """0, a little more, and very unlikely tokens are taken."""
+    talk, _ = session(reply("bcd", logprobs=[0.0, 1e-7, -5_000.0, -5_000.0]))
+    await talk.turn([user("a")])
+    assert talk.trajectory.nodes[-1].logprobs.tolist() == [0.0, 1e-7, -5_000.0, -5_000.0]
+
+
+@pytest.mark.parametrize("name", ["naïve\n", "👋", "x" * 10_000, "\ud83d", "", "a b\tc"])
+async def test_ids_of_any_session_can_be_sent_in_headers(name: str) -> None:
+    """A task's id may be any text: what is sent of it is short, visible ASCII."""
+    transport = ScriptedTransport([reply("b"), reply("d")])
+    model = ServedModel(transport=transport, info=transport._info, codec=ByteCodec(), config=EngineConfig())
+    await play(Session(model, name), "a", "c")
+    for request in transport.requests:
+        for sent in (request.session_id, request.request_id):
+            assert sent.isascii()
+            assert sent.isprintable()
+            assert len(sent) < 200
+    assert len({request.request_id for request in transport.requests}) == 2

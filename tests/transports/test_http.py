@@ -14,6 +14,7 @@ import pytest
 
 from rollout.errors import (
     AuthenticationFailed,
+    ConfigError,
     ConnectionFailed,
     ModelNotFound,
     PromptTooLong,
@@ -140,6 +141,24 @@ def test_long_or_odd_bodies_give_one_short_line() -> None:
     message = str(error_of(500, b"<html>\n" + b"x" * 10_000_000 + b"\xff", "/v1/x"))
     assert len(message) < 500
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"headers": {"x-team": "a\nb"}}, "header 'x-team' has a value"),
+        ({"headers": {"x-team": "naïve"}}, "header 'x-team' has a value"),
+        ({"headers": {"x-team": 5}}, "header 'x-team' has a value"),
+        ({"headers": {"x team": "a"}}, "header 'x team' has no name"),
+        ({"headers": {"": "a"}}, "header '' has no name"),
+        ({"api_key": "secret\n"}, "the API key holds a line break"),
+    ],
+)
+def test_a_header_that_cannot_be_sent_is_named_at_the_start(options: dict[str, Any], said: str) -> None:
+    """A caller's header that no request could carry is a setting that cannot be used, and no secret is shown."""
+    with pytest.raises(ConfigError, match=said) as refused:
+        client(**options)
+    assert "secret" not in str(refused.value)
 
 
 async def test_the_key_goes_into_one_header_only() -> None:

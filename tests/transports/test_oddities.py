@@ -41,6 +41,16 @@ def dynamo(engine: dict[str, Any] | None = None, **choice: Any) -> dict[str, Any
     return {"choices": [fields], "nvext": {"engine_data": data if engine is None else engine}}
 
 
+def logprobs_of(last: float | None) -> dict[str, Any]:
+    """vLLM's answer with a last logprob of this kind."""
+    return vllm(logprobs={"content": [{"logprob": -0.5}, {"logprob": last}]})
+
+
+def engine_of(logprobs: list[float | None]) -> dict[str, Any]:
+    """Dynamo's answer with these logprobs."""
+    return dynamo({"completion_token_ids": SAMPLED, "completion_logprobs": logprobs})
+
+
 async def turn(dialect: str, *bodies: Any) -> Session:
     """Plays one turn for each body, which a real server answers in order."""
     queue = [body if isinstance(body, bytes) else msgspec.json.encode(body) for body in bodies]
@@ -84,6 +94,20 @@ async def turn(dialect: str, *bodies: Any) -> Session:
         ("dynamo", b'{"choices": [{"finish', MalformedReply, "cannot be read"),
         ("vllm", vllm(weight_versions=[{"version": 1, "start": 0, "end": 1}]), MalformedReply, "do not cover"),
         ("vllm", vllm(weight_versions=[{"version": 1, "start": 1, "end": 2}]), MalformedReply, "do not cover"),
+        ("vllm", logprobs_of(-9999.0), MalformedReply, "logprob 1 is -9999.0, which stands for one that is missing"),
+        ("vllm", logprobs_of(None), MalformedReply, "logprob 1 is null"),
+        ("vllm", logprobs_of(0.5), MalformedReply, "logprob 1 is 0.5: a probability above 1"),
+        ("dynamo", engine_of([-0.5, -9999.0]), MalformedReply, "logprob 1 is -9999.0, which stands for one"),
+        ("dynamo", engine_of([-0.5, None]), MalformedReply, "logprob 1 is null"),
+        ("vllm", vllm(token_ids=[98, -1]), MalformedReply, "cannot be read.*>= 0"),
+        ("vllm", vllm(token_ids=[98, 2**31]), MalformedReply, "cannot be read"),
+        ("vllm", {**vllm(), "prompt_token_ids": [2**70]}, MalformedReply, "cannot be read"),
+        ("dynamo", dynamo({"completion_token_ids": [98, -1]}), MalformedReply, "cannot be read.*>= 0"),
+        ("vllm", b'{"choices": "\xff"}', MalformedReply, "cannot be read"),
+        ("vllm", b'{"x": "\\ud800", "choices": []}', MalformedReply, "cannot be read"),
+        ("vllm", b'{"choices": [{"finish_reason": "\xed\xa0\x80"}]}', MalformedReply, "cannot be read"),
+        ("dynamo", b'{"x": ' + b"[" * 5_000 + b"]" * 5_000 + b"}", MalformedReply, "cannot be read"),
+        ("vllm", b'{"error": "\xff"}', MalformedReply, "cannot be read|no choices"),
     ],
 )
 async def test_an_answer_that_cannot_be_trusted_fails_its_turn(

@@ -154,6 +154,8 @@ def generated(**changes: Any) -> dict[str, Any]:
         (generated(logprobs={"content": [{"logprob": -1}, {"logprob": None}]}), "null in the place"),
         (generated(token_ids=None), "no token_ids"),
         (generated(logprobs={"content": [{"token_id": 5, "logprob": -1}, {"token_id": 9, "logprob": -2}]}), "token 9"),
+        (generated(logprobs={"content": [{"token": "token_id:x", "logprob": -1}] * 2}), "token_id:x where 5"),
+        (generated(logprobs={"content": [{"logprob": -1}, {"logprob": -9999.0}]}), "logprob 1 is -9999.0"),
         ({"choices": []}, "no choices"),
         ({"error": {"message": "odd"}}, "no choices.*odd"),
         ({"choices": [{"token_ids": "many"}]}, "cannot be read"),
