@@ -95,17 +95,44 @@ def pack(samples: Iterable[TrainingSample], *, max_tokens: int) -> Iterator[Pack
 
     Raises ValueError, naming the sample, where one alone is longer.
     """
-    bins: list[tuple[int, list[TrainingSample]]] = []
-    for sample in sorted(samples, key=lambda sample: -len(sample.token_ids)):
+    longest_first = sorted(samples, key=lambda sample: -len(sample.token_ids))
+    rooms = _Rooms(len(longest_first), max_tokens)
+    bins: list[list[TrainingSample]] = []
+    for sample in longest_first:
         length = len(sample.token_ids)
         if length > max_tokens:
             raise ValueError(f"{sample.rollout_id or 'a sample'} has {length} tokens, a bin {max_tokens}")
-        at = next((i for i, (used, _) in enumerate(bins) if used + length <= max_tokens), None)
-        if at is None:
-            bins.append((length, [sample]))
-        else:
-            bins[at] = (bins[at][0] + length, [*bins[at][1], sample])
-    return (joined(members) for _, members in bins)
+        at = rooms.take_first(length)
+        if at == len(bins):
+            bins.append([])
+        bins[at].append(sample)
+    return map(joined, bins)
+
+
+class _Rooms:
+    """The room that is left in each of many bins, as a tournament: the first bin with enough of it takes log n steps.
+
+    `most[1]` is the most room in any bin, `most[i]` the most under i's two children, `most[size + b]` bin b's own.
+    Bins that nothing was put into are full of room, so that the first of them follows those in use.
+    """
+
+    def __init__(self, count: int, room: int) -> None:
+        self._size = 1 << max(0, count - 1).bit_length()
+        self._most = [room] * (2 * self._size)
+
+    def take_first(self, length: int) -> int:
+        """Takes so much room in the first bin that has it; returns the bin."""
+        most, at = self._most, 1
+        while at < self._size:
+            at *= 2
+            if most[at] < length:
+                at += 1
+        found = at - self._size
+        most[at] -= length
+        while at > 1:
+            at //= 2
+            most[at] = max(most[2 * at], most[2 * at + 1])
+        return found
 
 
 def joined(samples: Sequence[TrainingSample]) -> Packed:

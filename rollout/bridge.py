@@ -21,6 +21,7 @@ import msgspec
 from rollout import stand_in
 from rollout.canonical import value_digest
 from rollout.literal import LiteralTokenizer, NotLiteral
+from rollout.memo import Memo
 from rollout.messages import Message, with_tool_names
 from rollout.parsing import from_renderer, parse_text
 from rollout.pattern import Pattern, Reading, as_text, learn, learn_reading, said_otherwise, texts_of
@@ -35,6 +36,9 @@ _OPENING = 8
 
 #: Shapes of tails that are remembered.
 _SHAPES_SEEN = 1_024
+
+#: Renderers that are kept, one for each set of chat-template arguments.
+_RENDERERS_KEPT = 32
 
 
 class Previous(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,17 +100,18 @@ class RendererBridge:
         self._tokenizer = LiteralTokenizer(tokenizer)
         self._family = family
         self._retention = thinking_retention
-        self._renderers: dict[bytes, Any] = {}
+        self._renderers = Memo[bytes, Any](_RENDERERS_KEPT)
         self.stop_token_ids = list(dict.fromkeys([*self._renderer({}).get_stop_token_ids(), *stop_token_ids]))
         self._stops = frozenset(self.stop_token_ids)
         self.stand_in = StandInBridge("stand_in", self.render, self.stop_token_ids)
         """The family's rendering as a bridge of its own: the measure of the family's bridge, and what serves
         where that declines."""
-        self._patterns: dict[object, Pattern | None] = {}
-        self._seen: dict[object, int] = {}
-        self._readings: dict[object, Reading | None] = {}
-        self._unlike: dict[object, bool] = {}
-        self._needs_all: dict[object, bool] = {}
+        self._patterns = Memo[object, Pattern | None](_SHAPES_SEEN)
+        self._seen = Memo[object, int](_SHAPES_SEEN)
+        self._readings = Memo[object, Reading | None](_SHAPES_SEEN)
+        self._unlike = Memo[object, bool](_SHAPES_SEEN)
+        self._needs_all = Memo[object, bool](_SHAPES_SEEN)
+        self._ids_matter = Memo[object, bool](_SHAPES_SEEN)
 
     def _renderer(self, template_args: Mapping[str, Any]) -> Any:
         key = value_digest(template_args)
@@ -161,19 +166,34 @@ class RendererBridge:
         markers = self._tokenizer.markers_in
         around = markers(previous.prompt_ids[-_OPENING:]), markers(sampled[:1]), markers(sampled)
         end = sampled[-1] if sampled[-1] in self._stops else None
-        return context.key, stand_in.shape_key(said, tail), form, around, end
+        return context.key, self._shape(previous, tail, context), form, around, end
+
+    def _shape(self, previous: Previous, tail: Sequence[Message], context: Context) -> object:
+        """Equal for tails that the family writes alike but for their texts. Call ids count where it prints them."""
+        shape, ids = stand_in.shape_key(previous.message, tail), stand_in.call_ids(previous.message, tail)
+        if not ids:
+            return shape
+        key = context.key, shape
+        if key not in self._ids_matter:
+            self._ids_matter[key] = self._do_ids_matter(previous, tail, context)
+        return (shape, ids) if self._ids_matter[key] else shape
+
+    def _do_ids_matter(self, previous: Previous, tail: Sequence[Message], context: Context) -> bool:
+        """Whether the family writes something else for other call ids, in its bridge or in a whole conversation."""
+        try:
+            tails = [tail, *(other for _, other in stand_in.renamed(previous.message, tail))]
+            written = [self._bridge(previous.prompt_ids, previous.completion_ids, each, context) for each in tails]
+            return any(each != written[0] for each in written) or self.stand_in.ids_matter(previous, tail, context)
+        except Exception:  # a family that declines or raises for some ids reads them
+            return True
 
     def _learn(
         self, key: object, found: Bridged | Declined, previous: Previous, tail: Sequence[Message], context: Context
     ) -> None:
         """Learns the pattern of a shape that comes often."""
         self._seen[key] = seen = self._seen.get(key, 0) + 1
-        if len(self._seen) > _SHAPES_SEEN:
-            self._seen.clear()
         if seen < self.learnt_after:
             return
-        if len(self._patterns) >= _SHAPES_SEEN:
-            self._patterns.clear()
         self._patterns[key] = None
         if isinstance(found, Bridged):
             # A family that declines or raises on a probe has no pattern; what it wrote for this turn stands.
@@ -204,7 +224,7 @@ class RendererBridge:
         end = previous.completion_ids[-1] if previous.completion_ids else None
         if end not in self.stop_token_ids:
             return False
-        key = (context.key, stand_in.shape_key(previous.message, tail), end)
+        key = (context.key, self._shape(previous, tail, context), end)
         if key not in self._unlike:
             rendered = self.stand_in.extend(previous, tail, context)
             self._unlike[key] = isinstance(rendered, Bridged) and rendered.ids != found.ids
@@ -216,7 +236,7 @@ class RendererBridge:
         if len(prompt_ids) <= PROMPT_END:
             return self._bridge(prompt_ids, previous.completion_ids, tail, context)
         end = previous.completion_ids[-1] if previous.completion_ids else None
-        key = (context.key, stand_in.shape_key(previous.message, tail), end in self.stop_token_ids)
+        key = (context.key, self._shape(previous, tail, context), end in self.stop_token_ids)
         if self._needs_all.get(key) is False:
             return self._bridge(prompt_ids[-PROMPT_END:], previous.completion_ids, tail, context)
         whole = self._bridge(prompt_ids, previous.completion_ids, tail, context)
@@ -257,8 +277,6 @@ class RendererBridge:
         """How the family reads plain text that ends in `end`, behind a prompt that ends as this one."""
         key = (context.key, self._tokenizer.markers_in(prompt_ids[-_OPENING:]), end)
         if key not in self._readings:
-            if len(self._readings) >= _SHAPES_SEEN:
-                self._readings.clear()
             self._readings[key] = None
             with contextlib.suppress(Exception):  # as above
                 self._readings[key] = learn_reading(
@@ -285,20 +303,27 @@ class StandInBridge:
         self.stop_token_ids = list(stop_token_ids)
         self._render = render
         """(messages, context, add_generation_prompt=) -> ids."""
-        self._shapes = ShapeCache()
+        self._shapes = stand_in.ShapeCache()
 
     def extend(self, previous: Previous, tail: Sequence[Message], context: Context) -> Bridged | Declined:
         end = previous.completion_ids[-1] if previous.completion_ids else None
-        steps = self._shapes.steps(previous.message, tail, context, end, self.stop_token_ids)
+        steps = self._shapes.steps(previous.message, tail, context.key, end, self.stop_token_ids)
+        try:
+            return Bridged(stand_in.drive(steps, self._renders(context)), self.name)
+        except stand_in.NotExtendable as error:
+            return Declined(str(error))
 
+    def ids_matter(self, previous: Previous, tail: Sequence[Message], context: Context) -> bool:
+        """Whether what is rendered for such a tail depends on its call ids."""
+        steps = self._shapes.ids_matter(previous.message, tail, context.key)
+        return stand_in.drive(steps, self._renders(context))
+
+    def _renders(self, context: Context) -> Callable[[stand_in.Conversation], list[int]]:
         def render(conversation: stand_in.Conversation) -> list[int]:
             more = conversation.add_generation_prompt
             return self._render(conversation.messages, context, add_generation_prompt=more)
 
-        try:
-            return Bridged(stand_in.drive(steps, render), self.name)
-        except stand_in.NotExtendable as error:
-            return Declined(str(error))
+        return render
 
 
 class TemplateBridge(StandInBridge):
@@ -362,34 +387,3 @@ def _literally(
     except NotLiteral as error:
         raise stand_in.NotExtendable(str(error)) from error
     return found
-
-
-class ShapeCache:
-    """The shapes that were proved, and those that cannot be: a proof is asked for once."""
-
-    def __init__(self, size: int = 256) -> None:
-        self._shapes: dict[object, stand_in.Shape | str] = {}
-        self._size = size
-
-    def steps(
-        self,
-        previous: Message | None,
-        tail: Sequence[Message],
-        context: Context,
-        completion_end: int | None,
-        stop_ids: Collection[int],
-    ) -> stand_in.Steps[list[int]]:
-        """The steps to a bridge, the proof of its shape included where it is new."""
-        key = (context.key, stand_in.shape_key(previous, tail), tuple(stop_ids))
-        shape = self._shapes.get(key)
-        if shape is None:
-            try:
-                shape = yield from stand_in.prove_shape(previous, tail, stop_ids)
-            except stand_in.NotExtendable as error:
-                shape = str(error)
-            if len(self._shapes) >= self._size:
-                self._shapes.pop(next(iter(self._shapes)))
-            self._shapes[key] = shape
-        if isinstance(shape, str):
-            raise stand_in.NotExtendable(shape)
-        return (yield from stand_in.bridge(previous, tail, shape, completion_end, stop_ids))

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from rollout.door import MOST_DEEP
 from rollout.errors import MessageError
+from rollout.memo import Memo
 from rollout.messages import Message, ToolCall, plain_value
 
 #: What must be equal for two messages to be the same turn:
@@ -62,21 +63,18 @@ def value_digest(value: Any) -> bytes:
     Asked for on every turn, of the same values mostly: equal values of plain types are digested once.
     """
     try:
-        key = marshal.dumps(value, _MARSHAL_BY_VALUE)
+        written = marshal.dumps(value, _MARSHAL_BY_VALUE)
     except ValueError:  # not of plain types alone
         return _value_digest(value)
+    key = hashlib.blake2b(written, digest_size=16).digest()  # tools may be long: a thousand of them are not kept
     if (known := _VALUE_DIGESTS.get(key)) is None:
-        known = _value_digest(value)
-        if len(_VALUE_DIGESTS) >= _VALUES_REMEMBERED:
-            _VALUE_DIGESTS.clear()
-        _VALUE_DIGESTS[key] = known
+        known = _VALUE_DIGESTS[key] = _value_digest(value)
     return known
 
 
 #: The newest version of the format in which one object twice is written twice.
 _MARSHAL_BY_VALUE = 2
-_VALUES_REMEMBERED = 1_024
-_VALUE_DIGESTS: dict[bytes, bytes] = {}
+_VALUE_DIGESTS = Memo[bytes, bytes](1_024)
 
 
 def _value_digest(value: Any) -> bytes:

@@ -23,11 +23,11 @@ from rollout.bridge import (
     Declined,
     Previous,
     RendererBridge,
-    ShapeCache,
     TemplateBridge,
 )
 from rollout.canonical import value_digest
 from rollout.errors import ConfigError, RequestRefused, TransportError
+from rollout.memo import Memo
 from rollout.messages import Message, with_tool_names
 from rollout.parsing import parse_text
 from rollout.tokenizer import copy_tokenizer, load_tokenizer, template_ids
@@ -36,6 +36,8 @@ from rollout.transport import MessagePrompt, Transport
 #: Beyond these the work leaves the event loop: about a millisecond of tokenizing or copying.
 LONG_CHARS = 4_000
 LONG_IDS = 8_000
+
+_PROMPT_ENDS_KEPT = 1_024
 
 T = TypeVar("T")
 _log = structlog.get_logger(__name__)
@@ -158,9 +160,9 @@ class ServerCodec(Codec):
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
-        self._shapes = ShapeCache()
+        self._shapes = stand_in.ShapeCache()
         self.stop_token_ids = []
-        self._prompt_ends: dict[tuple[int, ...], bool] = {}
+        self._prompt_ends = Memo[tuple[int, ...], bool](_PROMPT_ENDS_KEPT)
         self.description = "server (/tokenize)"
 
     def saw_stop(self, token: int) -> None:
@@ -172,7 +174,7 @@ class ServerCodec(Codec):
         if not self.stop_token_ids:
             return Declined("server: no stop token seen yet")
         end = previous.completion_ids[-1] if previous.completion_ids else None
-        steps = self._shapes.steps(previous.message, tail, context, end, self.stop_token_ids)
+        steps = self._shapes.steps(previous.message, tail, context.key, end, self.stop_token_ids)
         try:
             conversation = next(steps)
             while True:

@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from rollout.memo import Memo
 from rollout.messages import Message
 
 #: Plane 15 is for private use: no tokenizer has a token for it, and no text should have these characters.
@@ -55,11 +56,11 @@ class LiteralTokenizer:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self.unk_token_id: int | None = tokenizer.unk_token_id  # here, since transformers looks it up anew each time
-        self._encoded: dict[str, list[int]] = {}
+        self._encoded = Memo[str, list[int]](_REMEMBERED)
         self._watched: list[tuple[str, list[int]]] | None = None
         self._reveals = False
         """Whether private characters stand for markers now; else they are text like any other."""
-        self._ids: dict[str, Any] = {}
+        self._ids = Memo[str, Any](_REMEMBERED)
         self._added: dict[str, int] = {}
         self._markers: dict[str, int] = {}
         template = str(tokenizer.chat_template or "")
@@ -119,8 +120,6 @@ class LiteralTokenizer:
         if len(text) > _SHORT_CHARS:
             return self._encoder(text)
         if (known := self._encoded.get(text)) is None:
-            if len(self._encoded) >= _REMEMBERED:
-                self._encoded.clear()
             known = self._encoded[text] = self._encoder(text)
         return known.copy()  # whoever asked may change it
 

@@ -17,17 +17,21 @@ serves a local tokenizer and a server's /tokenize.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from typing import Literal, TypeVar
 
 import msgspec
 
+from rollout.memo import Memo
 from rollout.messages import Function, Message, ToolCall, user
 
 T = TypeVar("T")
 
 #: Two words that share no token at either end.
 _FIRST, _SECOND = "Quartz", "muffin"
+
+#: Call ids as Mistral's, OpenAI's and Kimi's templates know them.
+_OTHER_IDS = ("q7Xw{:05d}", "call_{:024x}", "functions.quartz:{}")
 
 
 class Conversation(msgspec.Struct, frozen=True):
@@ -91,9 +95,8 @@ def _shown(
     previous: Message | None, tail: Sequence[Message], probe: Sequence[Message]
 ) -> Steps[tuple[Form, list[int], list[int]]]:
     """The first form of stand-in that the template shows, and the conversation with each of the two stand-ins."""
-    forms: Sequence[Form] = ("calls", "calls_and_text", "text") if _calls_answered(previous, tail) else ("text",)
     why = NotRendered("the template does not show what the assistant says")
-    for form in forms:
+    for form in _forms(previous, tail):
         try:
             first = yield Conversation([user("."), _stand_in(previous, tail, _FIRST, form), *probe])
             second = yield Conversation([user("."), _stand_in(previous, tail, _SECOND, form), *probe])
@@ -166,9 +169,63 @@ def drive(steps: Steps[T], render: Callable[[Conversation], list[int]]) -> T:
 
 
 def shape_key(previous: Message | None, tail: Sequence[Message]) -> tuple[object, ...]:
-    """Equal for tails whose proof is the same: roles, names and call ids count, texts do not."""
-    calls = tuple((call.id, call.name) for call in previous.tool_calls) if previous is not None else ()
-    return calls, tuple((message.role, message.name, message.tool_call_id, bool(message.text)) for message in tail)
+    """Equal for tails whose proof is the same, whatever the texts. Of call ids it says only which are the same."""
+    places: dict[str, int] = {}
+
+    def place(call_id: str | None) -> int | None:
+        return places.setdefault(call_id, len(places)) if call_id else None
+
+    calls = tuple((place(call.id), call.name) for call in previous.tool_calls) if previous is not None else ()
+    return calls, tuple(
+        (message.role, message.name, place(message.tool_call_id), bool(message.text)) for message in tail
+    )
+
+
+def call_ids(previous: Message | None, tail: Sequence[Message]) -> tuple[str, ...]:
+    """The call ids that a tail's rendering may show, each once."""
+    calls = [call.id for call in previous.tool_calls] if previous is not None else []
+    return tuple(dict.fromkeys(filter(None, [*calls, *(message.tool_call_id for message in tail)])))
+
+
+def renamed(previous: Message | None, tail: Sequence[Message]) -> Iterator[tuple[Message | None, list[Message]]]:
+    """The same with other call ids: of other lengths, letters and forms."""
+    ids = call_ids(previous, tail)
+    for form in _OTHER_IDS:
+        names: dict[str | None, str] = {one: form.format(at) for at, one in enumerate(ids)}
+        calls = [
+            msgspec.structs.replace(call, id=names.get(call.id, call.id))
+            for call in (previous.tool_calls if previous is not None else ())
+        ]
+        yield (
+            previous and msgspec.structs.replace(previous, tool_calls=tuple(calls)),
+            [msgspec.structs.replace(m, tool_call_id=names.get(m.tool_call_id, m.tool_call_id)) for m in tail],
+        )
+
+
+def ids_matter(previous: Message | None, tail: Sequence[Message]) -> Steps[bool]:
+    """Whether the template writes something else for other call ids: then each id needs a proof of its own.
+
+    Most templates never print them, and an id is new with every call.
+    """
+    form: Form
+    for form in _forms(previous, tail):
+        try:
+            first = yield _shown_with(previous, tail, form)
+        except NotRendered:
+            continue
+        try:
+            for other, other_tail in renamed(previous, tail):
+                if (yield _shown_with(other, other_tail, form)) != first:
+                    return True
+        except NotRendered:  # Mistral's refuse ids that are not of nine letters and digits
+            return True
+        return False
+    return True
+
+
+def _shown_with(previous: Message | None, tail: Sequence[Message], form: Form) -> Conversation:
+    probe = [_with_text(message, _FIRST) for message in tail]
+    return Conversation([user("."), _stand_in(previous, tail, _FIRST, form), *probe])
 
 
 def _stand_in(previous: Message | None, tail: Sequence[Message], word: str, form: Form) -> Message:
@@ -185,6 +242,10 @@ def _stand_in(previous: Message | None, tail: Sequence[Message], word: str, form
             for call, text in zip(calls, arguments, strict=True)
         ),
     )
+
+
+def _forms(previous: Message | None, tail: Sequence[Message]) -> Sequence[Form]:
+    return ("calls", "calls_and_text", "text") if _calls_answered(previous, tail) else ("text",)
 
 
 def _calls_answered(previous: Message | None, tail: Sequence[Message]) -> Sequence[ToolCall]:
@@ -213,3 +274,43 @@ def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
 def _common_suffix(a: Sequence[int], b: Sequence[int], start: int) -> int:
     limit = min(len(a), len(b)) - start
     return next((i for i in range(limit) if a[-1 - i] != b[-1 - i]), limit)
+
+
+class ShapeCache:
+    """The shapes that were proved, and those that cannot be: a proof is asked for once."""
+
+    def __init__(self, size: int = 256) -> None:
+        self._shapes = Memo[object, Shape | str](size)
+        self._ids_matter = Memo[object, bool](size)
+
+    def steps(
+        self,
+        previous: Message | None,
+        tail: Sequence[Message],
+        context_key: bytes,
+        completion_end: int | None,
+        stop_ids: Collection[int],
+    ) -> Steps[list[int]]:
+        """The steps to a bridge, the proof of its shape included where it is new."""
+        matter = yield from self.ids_matter(previous, tail, context_key)
+        ids = call_ids(previous, tail) if matter else ()
+        key = (context_key, shape_key(previous, tail), ids, tuple(stop_ids))
+        shape = self._shapes.get(key)
+        if shape is None:
+            try:
+                shape = yield from prove_shape(previous, tail, stop_ids)
+            except NotExtendable as error:
+                shape = str(error)
+            self._shapes[key] = shape
+        if isinstance(shape, str):
+            raise NotExtendable(shape)
+        return (yield from bridge(previous, tail, shape, completion_end, stop_ids))
+
+    def ids_matter(self, previous: Message | None, tail: Sequence[Message], context_key: bytes) -> Steps[bool]:
+        """The steps to whether a tail's call ids change what is written; asked once for each shape."""
+        if not call_ids(previous, tail):
+            return False
+        key = (context_key, shape_key(previous, tail))
+        if key not in self._ids_matter:
+            self._ids_matter[key] = yield from ids_matter(previous, tail)
+        return self._ids_matter[key]

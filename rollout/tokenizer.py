@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from rollout.errors import ConfigError, MessageError
+from rollout.memo import Memo
 from rollout.messages import Message, with_tool_names
 
 _LOCK = threading.Lock()
-_LOADED: dict[str, Any] = {}
+#: A trainer may name another checkpoint's folder with every update.
+_LOADED = Memo[str, Any](8)
 
 
 def load_tokenizer(name: str) -> Any:

@@ -57,6 +57,26 @@ def test_packing_loses_nothing_and_overfills_nothing(samples: list[TrainingSampl
     assert sorted(found) == sorted(one.token_ids.tolist() for one in samples)
 
 
+@given(samples=SAMPLES, max_tokens=st.integers(9, 30))
+def test_each_sample_goes_into_the_first_bin_with_room(samples: list[TrainingSample], max_tokens: int) -> None:
+    """Bins are those of first fit over the samples from the longest to the shortest, found by looking at every bin."""
+    bins: list[list[int]] = []
+    for length in sorted((len(one.token_ids) for one in samples), reverse=True):
+        for members in bins:
+            if sum(members) + length <= max_tokens:
+                members.append(length)
+                break
+        else:
+            bins.append([length])
+    packed = pack(samples, max_tokens=max_tokens)
+    assert [np.diff(bin_.cu_seqlens).tolist() for bin_ in packed] == bins
+
+
+def test_packing_nothing_gives_no_bin() -> None:
+    """No sample, no bin."""
+    assert list(pack([], max_tokens=8)) == []
+
+
 def test_a_sample_that_fits_no_bin_is_named() -> None:
     """A sample longer than a bin is an error that names it, not cut."""
     with pytest.raises(ValueError, match="r9 has 9 tokens, a bin 8"):

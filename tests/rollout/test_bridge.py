@@ -10,7 +10,8 @@ import pytest
 
 from rollout.bridge import PROMPT_END, Bridge, Bridged, Context, Declined, Previous, RendererBridge, TemplateBridge
 from rollout.codec import make_context
-from rollout.messages import Message, system, tool, user
+from rollout.memo import Memo
+from rollout.messages import Function, Message, ToolCall, system, tool, user
 from rollout.parsing import number_calls
 from rollout.tokenizer import template_ids
 
@@ -211,6 +212,98 @@ def test_a_proof_is_made_once_per_shape(tokenizer: Any, monkeypatch: pytest.Monk
     first = len(rendered)
     bridge.extend(turn, [user("another text")], PLAIN)
     assert len(rendered) - first == 1
+
+
+def answered(tokenizer: Any, call_id: str) -> tuple[Previous, list[Message]]:
+    """A turn that called a tool under this id, and the tool's answer."""
+    call = ToolCall(function=Function("add", "{}"), id=call_id)
+    said = Message("assistant", "two", tool_calls=(call,))
+    turn = Previous(prompt_ids=[1], completion_ids=tokenizer.encode("two<|im_end|>"), message=said)
+    return turn, [tool("4", call=call)]
+
+
+IDS_UNSEEN = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}{{ c.function | tojson }}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+IDS_PRINTED = IDS_UNSEEN.replace("{{ m.content }}", "{{ m.tool_call_id or '' }}{{ m.content }}")
+IDS_CHECKED = IDS_UNSEEN.replace(
+    "{{ m.content }}",
+    "{% if m.tool_call_id and m.tool_call_id|length != 9 %}{{ raise_exception('nine letters') }}{% endif %}"
+    "{{ m.tool_call_id or '' }}{{ m.content }}",
+)
+
+
+def test_a_new_call_id_costs_what_a_known_one_does(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A template that does not print call ids is asked once for each turn, however new the id."""
+    bridge: Any = with_template(tokenizer, IDS_UNSEEN)
+    rendered: list[object] = []
+    original = bridge.render
+
+    def counting(messages: object, context: Context, **kwargs: Any) -> list[int]:
+        rendered.append(messages)
+        ids: list[int] = original(messages, context, **kwargs)
+        return ids
+
+    monkeypatch.setattr(bridge, "_render", counting)
+    found = {str(bridge.extend(*answered(tokenizer, "call_0"), PLAIN))}
+    first = len(rendered)
+    found |= {str(bridge.extend(*answered(tokenizer, f"c{number:08d}"), PLAIN)) for number in range(5)}
+    assert len(rendered) - first == 5
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("template", [IDS_PRINTED, IDS_CHECKED])
+def test_a_template_that_prints_call_ids_has_each_in_its_bridge(tokenizer: Any, template: str) -> None:
+    """Where a template prints or checks call ids, each bridge is what the template appends for that very id."""
+    bridge = with_template(tokenizer, template)
+    for call_id in ("abcdefghi", "123456789", "abcdefghi"):
+        found = bridge.extend(*answered(tokenizer, call_id), PLAIN)
+        assert text_of(tokenizer, found) == (f"\n<|im_start|>tool\n{call_id}4<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_a_family_that_prints_call_ids_has_a_pattern_for_none_but_its_own(tokenizer: Any) -> None:
+    """The family's bridge is asked with other ids before a shape is taken for all of them."""
+    bridge = RendererBridge(tokenizer, "qwen3", "all")
+    turn, tail = answered(tokenizer, "call_0")
+    assert bridge._shape(turn, tail, PLAIN) == bridge._shape(*answered(tokenizer, "other"), PLAIN)
+    printing: Any = RendererBridge(tokenizer, "qwen3", "all")
+    original = printing._bridge
+    printing._bridge = lambda prompt, sampled, tail, context: [
+        *original(prompt, sampled, tail, context),
+        *(len(message.tool_call_id or "") for message in tail),
+    ]
+    assert printing._shape(turn, tail, PLAIN) != printing._shape(*answered(tokenizer, "other"), PLAIN)
+
+
+def test_nothing_that_a_bridge_remembers_grows_without_end(tokenizer: Any) -> None:
+    """Names, template arguments, tools and endings that are ever new leave no more behind than a memo's size."""
+    found = bridges(tokenizer)
+    memos: dict[str, Any] = {
+        f"{name}.{attribute}": memo
+        for name, bridge in {
+            **found,
+            "shapes": found["template"]._shapes,
+            "stand_in": found["renderer"].stand_in,
+        }.items()
+        for attribute, memo in vars(bridge).items()
+        if isinstance(memo, dict)
+    }
+    assert len(memos) >= 8
+    assert all(isinstance(memo, Memo) for memo in memos.values())
+    for memo in memos.values():
+        memo.size = 4
+    for number in range(8):
+        call = ToolCall(function=Function(f"add{number}", "{}"), id=f"call_{number}")
+        said = Message("assistant", "two", tool_calls=(call,))
+        context = make_context([{"type": "function", "function": {"name": f"f{number}"}}], {})
+        turn = Previous(prompt_ids=[1, number], completion_ids=tokenizer.encode("two<|im_end|>"), message=said)
+        for bridge in found.values():
+            bridge.extend(turn, [tool("4", call=call)], context)
+            bridge.parse(turn.prompt_ids, turn.completion_ids, context)
+    assert all(0 <= len(memo) <= 4 for memo in memos.values())
+    assert sum(map(len, memos.values())) > 8
 
 
 ENDS_IN_ANOTHER_WAY = (

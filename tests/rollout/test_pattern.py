@@ -119,11 +119,11 @@ _LEARNT: dict[str, RendererBridge] = {}
 
 
 def test_shapes_that_never_come_again_are_not_learnt(tokenizer: Any) -> None:
-    """Ids of calls that a server draws by chance would have a pattern learnt on every turn."""
+    """Names that are new each time would have a pattern learnt on every turn."""
     bridge, context = RendererBridge(tokenizer, "qwen3", "all"), make_context([], {})
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     for number in range(20):
-        tail = [Message("tool", "4", tool_call_id=f"call-{number}", name="add")]
+        tail = [Message("tool", "4", tool_call_id="call-0", name=f"add{number}")]
         bridge.extend(Previous(prompt_ids=[1], completion_ids=[end], message=Message("assistant", "x")), tail, context)
     assert not bridge._patterns
 
