@@ -8,6 +8,8 @@ from typing import Any, Literal
 import msgspec
 
 from rollout.canonical import Match
+from rollout.door import Refused, is_plain, plain
+from rollout.errors import ConfigError
 from rollout.records import Mode
 
 #: What `concurrency="auto"` never goes above.
@@ -86,6 +88,16 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     episode_timeout_s: float | None = None
     http_retries: int = 4
     headers: Mapping[str, str] = {}
+
+    def __post_init__(self) -> None:
+        """What is set in a program may be numpy's or a tuple; every setting is sent or written. Raises ConfigError."""
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            if not isinstance(value, float) and not is_plain(value):  # a deadline may be infinite
+                try:
+                    setattr(self, name, plain(value))
+                except Refused as refused:
+                    raise ConfigError(f"setting {name!r} cannot be used: {refused}") from refused
 
     @property
     def base_urls(self) -> list[str]:
