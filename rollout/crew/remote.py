@@ -49,7 +49,7 @@ class RemoteEpisode:
         number = self._crew.next_number()
         session = str(number)
         try:
-            frame = wire.play_frame(number, self._job, self._evaluation)
+            frame = wire.encode(wire.Play(number, self._job, self._evaluation))
             if len(frame) > MOST_FRAME:
                 raise FrameTooLong(len(frame))
         except Exception as error:  # what a task's own objects raise when they are written, too

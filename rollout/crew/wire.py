@@ -1,5 +1,8 @@
 """What an engine and its processes say to each other: msgpack, one message a frame, in order.
 
+msgpack has no integers beyond 64 bits. A message that holds one, in a task or in a message of the conversation, goes as
+JSON: no frame of msgpack begins as one of JSON does.
+
 Nothing here is of this machine but `Setup.make_env`, which Python's pickle finds by name: what carries the frames may
 be a pair of sockets, or a connection to another host.
 """
@@ -7,6 +10,7 @@ be a pair of sockets, or a connection to another host.
 from __future__ import annotations
 
 from array import array
+from base64 import b64decode
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,8 +42,6 @@ class Play(msgspec.Struct, tag=True):
     """The rollout's, in what follows."""
     job: Job
     evaluation: bool
-    task: bytes = b""
-    """The job's task as JSON, where msgpack cannot carry it: it has no integers beyond 64 bits."""
 
 
 class Cancel(msgspec.Struct, tag=True):
@@ -115,22 +117,6 @@ class Logged(msgspec.Struct, tag=True):
 Event = Ready | NotReady | Ended | Beat | Worn | Followed | Logged
 
 
-def play_frame(number: int, job: Job, evaluation: bool) -> bytes:
-    """The frame of `Play`. Raises what `encode` raises for a task that is not plain data."""
-    try:
-        return encode(Play(number, job, evaluation))
-    except OverflowError:
-        task = msgspec.json.encode(job.task)
-        return encode(Play(number, msgspec.structs.replace(job, task={}), evaluation, task))
-
-
-def job_of(command: Play) -> Job:
-    """The job that is to be played."""
-    if not command.task:
-        return command.job
-    return msgspec.structs.replace(command.job, task=msgspec.json.decode(command.task))
-
-
 def ended(number: int, rollout: Rollout, played: Played) -> Ended:
     """The message for a rollout, which is of no other use then: it is emptied for the way."""
     node_of = {id(node.message): at for at, node in enumerate(rollout.nodes) if node.message is not None}
@@ -157,6 +143,8 @@ def _enc_hook(value: Any) -> Any:
 
 
 def _dec_hook(kind: Any, value: Any) -> Any:
+    if isinstance(value, str):  # JSON's form of bytes
+        value = b64decode(value)
     if kind is TokenIds:
         return TokenIds(IDS, value)
     if kind is Logprobs:
@@ -165,22 +153,28 @@ def _dec_hook(kind: Any, value: Any) -> Any:
 
 
 _ENCODER = msgspec.msgpack.Encoder(enc_hook=_enc_hook)
+_JSON_ENCODER = msgspec.json.Encoder(enc_hook=_enc_hook)
 _COMMANDS = msgspec.msgpack.Decoder(Command, dec_hook=_dec_hook)
+_JSON_COMMANDS = msgspec.json.Decoder(Command, dec_hook=_dec_hook)
 _EVENTS = msgspec.msgpack.Decoder(Event, dec_hook=_dec_hook)
+_JSON_EVENTS = msgspec.json.Decoder(Event, dec_hook=_dec_hook)
 
 
 def encode(message: Command | Event) -> bytes:
     """A frame. Raises what msgspec and the objects themselves raise where something is no plain data."""
-    return _ENCODER.encode(message)
+    try:
+        return _ENCODER.encode(message)
+    except OverflowError:
+        return _JSON_ENCODER.encode(message)
 
 
 def decode_command(frame: bytes | bytearray) -> Command:
     """What an engine said. Raises msgspec.MsgspecError."""
-    command: Command = _COMMANDS.decode(frame)
+    command: Command = (_JSON_COMMANDS if frame[:1] == b"{" else _COMMANDS).decode(frame)
     return command
 
 
 def decode_event(frame: bytes | bytearray) -> Event:
     """What a process said. Raises msgspec.MsgspecError."""
-    event: Event = _EVENTS.decode(frame)
+    event: Event = (_JSON_EVENTS if frame[:1] == b"{" else _EVENTS).decode(frame)
     return event

@@ -114,7 +114,7 @@ class _Serving:
                 self._player.stop()
 
     async def _play(self, command: wire.Play, scope: anyio.CancelScope) -> None:
-        job = wire.job_of(command)
+        job = command.job
         episode = self._player.episode(job, evaluation=command.evaluation)
         rollout = episode.rollout
         try:

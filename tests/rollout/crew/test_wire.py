@@ -6,6 +6,7 @@ import math
 from array import array
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,13 +14,22 @@ from hypothesis import strategies as st
 from rollout import EngineConfig
 from rollout.crew import wire
 from rollout.episode import Job
-from rollout.messages import Message, user
+from rollout.messages import Message
 from rollout.records import Rollout, StopReason
 from rollout.stats import Played
 from rollout.store import encode_rollout
 from rollout.trajectory import LOGPROBS, Node
 from rollout.transport import IDS, WeightSpan
 
+#: What JSON can hold, integers of any size included.
+_JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**90), 2**90)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+)
 _IDS = st.lists(st.integers(0, 2**31 - 1), max_size=20)
 
 
@@ -44,7 +54,7 @@ def rollouts(draw: st.DrawFn) -> Rollout:
             )
         )
         messages.append(nodes[-1].message or message)
-    messages += [user(draw(st.text(max_size=8)))]
+    messages += [Message("user", draw(st.text(max_size=8)), extra=draw(st.dictionaries(st.text(), _JSON, max_size=2)))]
     return Rollout(
         id="0-a-0",
         task_id="0-a",
@@ -68,6 +78,15 @@ def test_a_rollout_comes_back_as_it_was(rollout: Rollout) -> None:
     assert isinstance(event, wire.Ended)
     assert (event.number, event.played.turns) == (3, 4)
     assert encode_rollout(wire.restored(event, {"n": 1})) == before
+
+
+@given(st.dictionaries(st.text(), _JSON, max_size=3))
+def test_any_task_is_played_as_it_is(task: dict[str, Any]) -> None:
+    """Whatever JSON can hold is what a process's environment gets, integers beyond 64 bits too."""
+    job = Job(task_index=0, task_id="0", task=task, member=0)
+    command = wire.decode_command(wire.encode(wire.Play(1, job, False)))
+    assert isinstance(command, wire.Play)
+    assert msgspec.json.encode(command.job) == msgspec.json.encode(job)
 
 
 def test_a_logprob_that_is_no_number_stays_none() -> None:
