@@ -26,6 +26,7 @@ from rollout.bridge import (
     TemplateBridge,
 )
 from rollout.canonical import value_digest
+from rollout.door import error_text
 from rollout.errors import ConfigError, RequestRefused, TransportError
 from rollout.memo import Memo
 from rollout.messages import Message, with_tool_names
@@ -67,10 +68,9 @@ class Lane:
             try:
                 found = bridge.extend(previous, tail, context)
             except Exception as error:  # a renderer's or a template's bug must cost a fallback, not the rollout
-                _log.warning(
-                    "bridge_raised", bridge=bridge.name, error=f"{type(error).__name__}: {error}", exc_info=error
-                )
-                found = Declined(f"{type(error).__name__}: {error}")
+                said = f"{type(error).__name__}: {error_text(error)}"
+                _log.warning("bridge_raised", bridge=bridge.name, error=said, exc_info=error)
+                found = Declined(said)
             if isinstance(found, Bridged):
                 return found
             reasons.append(f"{bridge.name}: {found.reason}")
@@ -92,7 +92,7 @@ class Lane:
             try:
                 return self.renderer.parse(prompt_ids, completion_ids, context)
             except Exception as error:  # a parser's bug on odd ids must not cost the rollout
-                _log.warning("parser_raised", error=f"{type(error).__name__}: {error}", exc_info=error)
+                _log.warning("parser_raised", error=f"{type(error).__name__}: {error_text(error)}", exc_info=error)
         if self.template is None:
             raise ConfigError("the tokenizer has no chat template, so its answers cannot be read")
         return self.template.parse(prompt_ids, completion_ids, context)

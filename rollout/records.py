@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from rollout.advantages import Advantage, grpo
+from rollout.door import is_well_formed, well_formed
 from rollout.messages import Message
 from rollout.trajectory import Node, Root, Trajectory
 from rollout.transport import FinishReason, WeightSpan
@@ -88,6 +89,11 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     """The exception's type."""
     turn: int | None = None
     """The turn that failed, from 1; None where it failed outside one."""
+
+    def __post_init__(self) -> None:
+        """A message is made of what exceptions, servers and files are called: it can be written all the same."""
+        if not is_well_formed(self.message):
+            msgspec.structs.force_setattr(self, "message", well_formed(self.message))
 
 
 class Turn(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):

@@ -22,6 +22,7 @@ from typing import Literal, TypeVar
 
 import msgspec
 
+from rollout.door import error_text
 from rollout.memo import Memo
 from rollout.messages import Function, Message, ToolCall, user
 
@@ -160,7 +161,7 @@ def drive(steps: Steps[T], render: Callable[[Conversation], list[int]]) -> T:
             try:
                 ids = render(wanted)
             except Exception as error:  # templates raise Jinja's errors, renderers their own: the steps may know better
-                wanted = steps.throw(NotRendered(f"the template refuses: {error}"))
+                wanted = steps.throw(NotRendered(f"the template refuses: {error_text(error)}"))
             else:
                 wanted = steps.send(ids)
     except StopIteration as stop:
