@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from collections import defaultdict
 
@@ -22,8 +23,8 @@ def read_load(metrics: str) -> ServerLoad:
     for line in metrics.splitlines():
         if line.startswith(("vllm:", "dynamo_frontend_")):
             name = line.partition("{")[0].partition(" ")[0]
-            with contextlib.suppress(ValueError):
-                values.setdefault(name, []).append(float(line.rpartition(" ")[2]))
+            if (value := _value(line)) is not None:
+                values.setdefault(name, []).append(value)
 
     def total(*names: str) -> int | None:
         found = [sum(values[name]) for name in names if name in values]
@@ -54,8 +55,17 @@ def read_histogram(metrics: str, name: str) -> Histogram | None:
     for line in metrics.splitlines():
         if line.startswith(f"{name}_bucket{{") and (bound := _BOUND.search(line)):
             with contextlib.suppress(ValueError):
-                counts[float(bound[1])] += float(line.rpartition(" ")[2])
+                counts[float(bound[1])] += _value(line) or 0.0
     if not counts:
         return None
     bounds = sorted(counts)
     return Histogram(tuple(bounds), tuple(counts[bound] for bound in bounds))
+
+
+def _value(line: str) -> float | None:
+    """The number that a line ends in; None where it is none, or NaN, which Prometheus writes for what is not known."""
+    try:
+        value = float(line.rpartition(" ")[2])
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None

@@ -47,3 +47,15 @@ def test_metrics_that_say_nothing() -> None:
     """No histogram is None, not an empty one."""
     assert read_first_tokens("up 1\n") is None
     assert read_load("up 1\n").running is None
+
+
+def test_a_gauge_that_is_no_number_is_not_said() -> None:
+    """NaN and infinities, which Prometheus' format has, are what a server does not say."""
+    load = read_load(
+        'vllm:num_requests_running{a="b"} NaN\nvllm:num_requests_waiting +Inf\nvllm:kv_cache_usage_perc NaN'
+    )
+    assert (load.running, load.waiting, load.cache_usage) == (None, None, None)
+    text = 'vllm:time_to_first_token_seconds_bucket{le="1.0"} NaN\nvllm:time_to_first_token_seconds_bucket{le="2.0"} 3'
+    found = read_first_tokens(text)
+    assert found is not None
+    assert list(found.counts) == [0.0, 3.0]
