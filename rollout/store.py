@@ -76,7 +76,10 @@ READ_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def encode_rollout(rollout: Rollout) -> bytes:
-    """One line, without its end."""
+    """One line, without its end. Raises what msgspec raises, and ValueError for a number that JSON does not have."""
+    for name, value in (("reward", rollout.reward), *rollout.metrics.items()):
+        if not math.isfinite(value):
+            raise ValueError(f"{name} is {value}, which JSON does not have")
     return _ENCODER.encode(rollout)
 
 

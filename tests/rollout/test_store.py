@@ -154,6 +154,18 @@ async def test_a_record_that_cannot_be_written_costs_one_rollout(tmp_path: Path)
     assert (first.id, poisoned.stop, second.ok) == ("0-a-0", None, True)
 
 
+@pytest.mark.parametrize("fields", [{"reward": math.nan}, {"reward": -math.inf}, {"metrics": {"loss": math.inf}}])
+async def test_a_number_that_could_not_be_read_back_is_never_written(fields: dict[str, Any], tmp_path: Path) -> None:
+    """A caller that puts NaN into a record has a failure on disk, and the folder is read like any other."""
+    folder = RunFolder.create(tmp_path / "run")
+    await folder.write(minimal(0, **fields))
+    folder.close()
+    (read,) = read_rollouts(tmp_path / "run")
+    assert read.failure is not None
+    assert "which JSON does not have" in read.failure.message
+    assert (read.reward, read.metrics) == (0.0, {})
+
+
 def test_null_rewards_of_format_1_are_failures(tmp_path: Path) -> None:
     """Format 1 wrote a NaN as null: such a folder is read, and that rollout is the environment's failure."""
     line = encode_rollout(minimal(0, metrics={"loss": 0.5, "kl": 0.25}))
