@@ -28,7 +28,7 @@ from array import array
 from collections import deque
 from collections.abc import ItemsView, Iterator, KeysView, Mapping, Sequence, ValuesView
 from pathlib import PurePath
-from typing import Any, cast
+from typing import Any, Literal, cast
 from urllib.parse import quote
 
 import msgspec
@@ -60,6 +60,8 @@ _MOST_PATH_CHARS = 160
 
 #: What msgspec writes as text, and so do we.
 _WRITTEN_AS_TEXT = (datetime.date, datetime.time, datetime.timedelta, uuid.UUID, decimal.Decimal)
+
+NotFinite = Literal["refuse", "null", "keep"]
 
 _ROWS = (Sequence, Iterator, deque, KeysView, ValuesView, ItemsView)
 
@@ -102,15 +104,15 @@ def is_well_formed(text: str) -> bool:
     return True
 
 
-def plain(value: Any, *, nulled: bool = False) -> Any:
+def plain(value: Any, *, not_finite: NotFinite = "refuse") -> Any:
     """The value as dicts, lists, well-formed texts, finite numbers, booleans and None: what JSON writes and reads back.
 
     Containers are copied. Arrays and scalars of numpy and torch become lists and numbers; structs, dataclasses and
     pydantic models become dicts, tuples lists, dates and UUIDs text. Integers may have any size up to 4,200 digits.
-    `nulled` writes None for NaN and the infinities, which JSON does not have. Raises Refused, with the place.
+    `not_finite` is what becomes of NaN and the infinities, which JSON does not have. Raises Refused, with the place.
     """
     try:
-        return _plain(value, nulled, 0)
+        return _plain(value, not_finite, 0)
     except Refused:
         raise
     except Exception as error:  # a mapping, a model or a tensor of the caller's that raises while it is read
@@ -254,7 +256,7 @@ def error_text(error: BaseException) -> str:
     return text if len(text) <= _MOST_ERROR_CHARS else f"{text[: _MOST_ERROR_CHARS - 3]}..."
 
 
-def _plain(value: Any, nulled: bool, depth: int) -> Any:
+def _plain(value: Any, not_finite: NotFinite, depth: int) -> Any:
     kind = type(value)
     if kind is str:
         return value if value.isascii() else well_formed(value)
@@ -263,45 +265,45 @@ def _plain(value: Any, nulled: bool, depth: int) -> Any:
     if kind is int:
         return _integer(value)
     if kind is float:
-        return _float(value, nulled)
+        return _float(value, not_finite)
     if depth > MOST_DEEP:
         raise Refused(f"is nested deeper than {MOST_DEEP} levels, or within itself")
     if kind is dict:
-        return _object(value.items(), nulled, depth)
+        return _object(value.items(), not_finite, depth)
     if kind is list or kind is tuple:
-        return _rows(value, nulled, depth)
-    return _of_other_kind(value, nulled, depth)
+        return _rows(value, not_finite, depth)
+    return _of_other_kind(value, not_finite, depth)
 
 
-def _of_other_kind(value: Any, nulled: bool, depth: int) -> Any:
+def _of_other_kind(value: Any, not_finite: NotFinite, depth: int) -> Any:
     """What is no plain data, but stands for it."""
     if isinstance(value, enum.Enum):
-        return _plain(value.value, nulled, depth + 1)
+        return _plain(value.value, not_finite, depth + 1)
     if isinstance(value, str):
         return well_formed(value)
     if isinstance(value, numbers.Integral):  # numpy's integers, too
         return _integer(int(value))
     if isinstance(value, numbers.Real):
-        return _float(float(value), nulled)
+        return _float(float(value), not_finite)
     if isinstance(value, _WRITTEN_AS_TEXT):
         return msgspec.to_builtins(value)
     if isinstance(value, PurePath):
         return well_formed(str(value))
     if isinstance(value, Mapping):
-        return _object(value.items(), nulled, depth)
+        return _object(value.items(), not_finite, depth)
     if isinstance(value, msgspec.Struct):
         fields = ((name, getattr(value, name)) for name in value.__struct_fields__)
-        return _object(((name, item) for name, item in fields if item is not msgspec.UNSET), nulled, depth)
+        return _object(((name, item) for name, item in fields if item is not msgspec.UNSET), not_finite, depth)
     if not isinstance(value, type | bytes | bytearray | memoryview):
         if hasattr(value, "model_dump"):  # pydantic, without importing it
-            return _plain(_dumped(value), nulled, depth + 1)
+            return _plain(_dumped(value), not_finite, depth + 1)
         if dataclasses.is_dataclass(value):
             names = [field.name for field in dataclasses.fields(value)]
-            return _object(((name, getattr(value, name)) for name in names), nulled, depth)
+            return _object(((name, getattr(value, name)) for name in names), not_finite, depth)
         if callable(to_list := getattr(value, "tolist", None)) and type(found := to_list()) is not type(value):
-            return _plain(found, nulled, depth + 1)  # numpy's and torch's arrays and scalars
+            return _plain(found, not_finite, depth + 1)  # numpy's and torch's arrays and scalars
         if isinstance(value, _ROWS):
-            return _rows(value, nulled, depth)
+            return _rows(value, not_finite, depth)
     raise Refused(f"is of type {type(value).__name__}")
 
 
@@ -312,24 +314,24 @@ def _dumped(model: Any) -> Any:
         return model.model_dump()
 
 
-def _object(items: Any, nulled: bool, depth: int) -> dict[str, Any]:
+def _object(items: Any, not_finite: NotFinite, depth: int) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for key, item in items:
         name = _key(key)
         if name in out:
             raise Refused(f"has two keys that are {name[:80]!r} as text")
         try:
-            out[name] = _plain(item, nulled, depth + 1)
+            out[name] = _plain(item, not_finite, depth + 1)
         except Refused as refused:
             raise refused.within(name) from None
     return out
 
 
-def _rows(items: Any, nulled: bool, depth: int) -> list[Any]:
+def _rows(items: Any, not_finite: NotFinite, depth: int) -> list[Any]:
     out: list[Any] = []
     for item in items:
         try:
-            out.append(_plain(item, nulled, depth + 1))
+            out.append(_plain(item, not_finite, depth + 1))
         except Refused as refused:
             raise refused.within(len(out)) from None
     return out
@@ -351,9 +353,9 @@ def _integer(value: int) -> int:
     return value
 
 
-def _float(value: float, nulled: bool) -> float | None:
+def _float(value: float, not_finite: NotFinite) -> float | None:
     if math.isfinite(value):
         return value
-    if nulled:
-        return None
+    if not_finite != "refuse":
+        return None if not_finite == "null" else value
     raise Refused(f"is {value}, which JSON does not have")

@@ -41,9 +41,9 @@ class ToolCall(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         return self.function.name
 
     def parsed_arguments(self) -> dict[str, Any]:
-        """The arguments as a dict. Raises MessageError where they are not a JSON object."""
+        """The arguments as a dict; a NaN stays one. Raises MessageError where they are not a JSON object."""
         try:
-            value = read_json(self.function.arguments or "{}")
+            value = read_json(self.function.arguments or "{}", not_finite="keep")
         except ValueError as error:
             raise MessageError(f"tool call {self.name!r}: arguments are not JSON: {error}") from error
         if not isinstance(value, dict):
@@ -139,10 +139,10 @@ def with_tool_names(messages: Sequence[Message]) -> list[Message]:
     ]
 
 
-def read_json(text: str) -> Any:
-    """Plain data from JSON that a model wrote. Raises ValueError for NaN and for JSON too deep to be read, too."""
+def read_json(text: str, *, not_finite: door.NotFinite = "refuse") -> Any:
+    """Plain data from JSON that a model wrote. Raises ValueError, also for JSON that is too deep to be read."""
     try:
-        return door.plain(json.loads(text))
+        return door.plain(json.loads(text), not_finite=not_finite)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 

@@ -194,9 +194,10 @@ def test_what_cannot_be_written_is_refused_by_its_place(value: Any, named: str) 
     assert "\n" not in str(refused.value)
 
 
-def test_numbers_that_json_does_not_have_can_be_nulled() -> None:
-    """`nulled` writes None in the place of NaN and the infinities."""
-    assert door.plain([math.nan, np.float32(math.inf), 1.0], nulled=True) == [None, None, 1.0]
+def test_numbers_that_json_does_not_have_can_be_nulled_or_kept() -> None:
+    """NaN and the infinities become None, or stay for a caller that does not write them."""
+    assert door.plain([math.nan, np.float32(math.inf), 1.0], not_finite="null") == [None, None, 1.0]
+    assert door.plain([np.float32(math.inf), "\udce9"], not_finite="keep") == [math.inf, "\ufffd"]
 
 
 def test_the_callers_later_changes_do_not_reach_what_came_in() -> None:

@@ -135,9 +135,7 @@ def test_a_message_that_cannot_be_written_is_refused_by_its_place(bad: Any, name
         Message.of(bad)
 
 
-@pytest.mark.parametrize(
-    "arguments", ["[" * 3_000 + "]" * 3_000, '{"a": NaN}', '{"a": 1e999}', '{"a": ' + "9" * 5_000 + "}", "[1]", "{"]
-)
+@pytest.mark.parametrize("arguments", ["[" * 3_000 + "]" * 3_000, '{"a": ' + "9" * 5_000 + "}", "[1]", "{"])
 def test_arguments_that_are_no_object_are_an_error_of_their_own(arguments: str) -> None:
     """Whatever a model wrote as arguments is an object of plain data, or a MessageError; its message still compares."""
     call = ToolCall(function=Function("f", arguments))
