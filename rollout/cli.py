@@ -293,6 +293,36 @@ def export(
 
 
 @app.command()
+def show(
+    run: Annotated[Path, typer.Argument(help="The run's folder.")],
+    worst: Annotated[int | None, typer.Option(help="The N finished rollouts with the lowest rewards.")] = None,
+    failed: Annotated[bool, typer.Option("--failed", help="Only rollouts that failed.")] = False,
+    task: Annotated[str | None, typer.Option(help="One task, by id or index, or one rollout by its id. [all]")] = None,
+    limit: Annotated[
+        int | None, typer.Option("-n", "--limit", help="Rollouts at most; 0 is all. [3; all with --json]")
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="Long texts whole. [cut in their middle]")] = False,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object per rollout and line. [conversations]")] = False,
+) -> None:
+    """Print rollouts of a run as conversations."""
+
+    def go() -> int:
+        from rollout.show import DEFAULT_LIMIT, Choice
+        from rollout.show import show as text_of
+
+        most = (None if json else DEFAULT_LIMIT) if limit is None else limit or None
+        choice = Choice(worst=worst, failed=failed, task=task, limit=most)
+        try:
+            for text in text_of(run, choice, full=full, as_json=json):
+                typer.echo(text, nl=False)
+        except BrokenPipeError:  # such as by `| head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+    _guarded(go)
+
+
+@app.command()
 def envs(json: Json = False) -> None:
     """List the environments with their arguments and defaults."""
 

@@ -1,108 +1,112 @@
-"""`rollout export`: a run's training samples as a file that a trainer reads."""
+"""`rollout export`: a run's training samples as a file that a trainer reads.
+
+Nothing grows with the run but the index of its rollouts: they are read group by group, and every writer writes as
+samples come. The file is whole or not there: it is a draft until its last byte is written.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from itertools import groupby
+import contextlib
+import os
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import msgspec
-import numpy as np
 
 from rollout.advantages import ADVANTAGES, Advantage
-from rollout.batch import joined
-from rollout.errors import UsageError
-from rollout.records import Group, Rollout
+from rollout.errors import RolloutError, UsageError
+from rollout.lock import writer_of
+from rollout.run_index import RunIndex
+from rollout.sample_files import WRITERS
 from rollout.samples import TrainingSample, group_samples
-from rollout.store import read_rollouts
 
 
 class Exported(msgspec.Struct):
     """What was written."""
 
     path: str
-    samples: int
-    tokens: int
-    trained_tokens: int
+    samples: int = 0
+    tokens: int = 0
+    trained_tokens: int = 0
+
+    def counted(self, samples: Iterator[TrainingSample]) -> Iterator[TrainingSample]:
+        """The samples, counted as they go by."""
+        for sample in samples:
+            self.samples += 1
+            self.tokens += len(sample.token_ids)
+            self.trained_tokens += sum(sample.loss_mask)
+            yield sample
 
 
 def export(run: Path, output: Path | None, format_name: str, advantage: str) -> Exported:
-    """Writes a run's samples. Raises UsageError for an unknown name, a folder that is no run, a missing package."""
+    """Writes a run's samples.
+
+    Raises UsageError for an unknown name, a folder that is no run, a missing package; RolloutError for a run that has
+    nothing to export.
+    """
     if format_name not in WRITERS:
         raise UsageError(f"no format {format_name!r}; there are: {', '.join(WRITERS)}")
     if advantage not in (*ADVANTAGES, "none"):
         raise UsageError(f"no advantage {advantage!r}; there are: {', '.join(ADVANTAGES)}, none")
     path = output or run / f"samples.{format_name}"
-    samples = list(samples_of_run(run, ADVANTAGES.get(advantage)))
-    try:
-        WRITERS[format_name](path, samples)
-    except OSError as error:
-        raise UsageError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise UsageError(f"cannot export {str(run)!r} as {format_name}: {error}") from error
-    tokens = sum(len(sample.token_ids) for sample in samples)
-    return Exported(str(path), len(samples), tokens, sum(sum(sample.loss_mask) for sample in samples))
+    done = Exported(str(path))
+    with RunIndex(run) as index:
+        _check_any(index)
+        samples = done.counted(_samples(index, ADVANTAGES.get(advantage)))
+        try:
+            with _draft(path) as draft:
+                WRITERS[format_name](draft, samples)
+                if not done.samples:
+                    raise RolloutError(
+                        f"nothing to export: none of the rollouts of {str(run)!r} has token ids that the server "
+                        "reported; `rollout probe` tells what it reports"
+                    )
+        except OSError as error:
+            raise UsageError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+        except ValueError as error:
+            raise UsageError(f"cannot export {str(run)!r} as {format_name}: {error}") from error
+    return done
 
 
 def samples_of_run(run: Path, advantage: Advantage | None = None) -> Iterator[TrainingSample]:
     """A run's samples, group by group. A rollout that was played again after a stop counts once, as it ended."""
-    last: dict[tuple[int, int], Rollout] = {}
-    for rollout in read_rollouts(run):
-        last[rollout.task_index, rollout.member] = rollout
-    ordered = [last[key] for key in sorted(last)]
-    for task_index, members in groupby(ordered, key=lambda rollout: rollout.task_index):
-        rollouts = list(members)
-        first = rollouts[0]
-        group = Group(task_id=first.task_id, task_index=task_index, task=first.task, rollouts=rollouts)
+    with RunIndex(run) as index:
+        yield from _samples(index, advantage)
+
+
+def _samples(index: RunIndex, advantage: Advantage | None) -> Iterator[TrainingSample]:
+    for group in index.groups():
         yield from group_samples(group, advantage)
 
 
-def _write_jsonl(path: Path, samples: list[TrainingSample]) -> None:
-    encoder = msgspec.json.Encoder(enc_hook=list)
-    with path.open("wb") as file:
-        for sample in samples:
-            file.write(encoder.encode(sample) + b"\n")
+def _check_any(index: RunIndex) -> None:
+    """Raises RolloutError for a run without a rollout that did not fail."""
+    failures = Counter(located.failure for located in index.last.values())
+    if failures[""]:
+        return
+    if not failures:
+        writer = writer_of(index.folder)
+        by = f" It was begun by {writer}." if writer else ""
+        raise RolloutError(f"nothing to export: no rollout of {str(index.folder)!r} has ended yet.{by}")
+    kinds = ", ".join(f"{kind} {count}" for kind, count in failures.most_common())
+    raise RolloutError(
+        f"nothing to export: all {len(index)} rollouts of {str(index.folder)!r} failed ({kinds}): see "
+        f"`rollout show {index.folder} --failed`"
+    )
 
 
-def _write_safetensors(path: Path, samples: list[TrainingSample]) -> None:
-    """Flat arrays with `cu_seqlens`; which sample is whose is in the metadata."""
-    from safetensors.numpy import save_file
-
-    packed = joined(samples)
-    names = {
-        "task_ids": msgspec.json.encode([sample.task_id for sample in samples]).decode(),
-        "rollout_ids": msgspec.json.encode([sample.rollout_id for sample in samples]).decode(),
-    }
-    arrays = {name: np.ascontiguousarray(getattr(packed, name)) for name in packed.__struct_fields__}
-    save_file(arrays, path, metadata=names)
-
-
-def _write_parquet(path: Path, samples: list[TrainingSample]) -> None:
+@contextlib.contextmanager
+def _draft(path: Path) -> Iterator[Path]:
+    """A file beside the wanted one, which takes its place once it is whole. A pipe or a device is written as it is."""
+    if path.is_dir():
+        raise IsADirectoryError(None, "it is a folder; give -o FILE")
+    if path.exists() and not path.is_file():
+        yield path
+        return
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise UsageError("format parquet needs pyarrow: pip install 'rollout-engine[parquet]'") from error
-    arrays = [sample.to_numpy() for sample in samples]
-    columns: dict[str, Any] = {
-        name: pa.array([part[name] for part in arrays], pa.list_(kind))
-        for name, kind in (
-            ("token_ids", pa.int32()),
-            ("loss_mask", pa.int8()),
-            ("logprobs", pa.float64()),
-        )
-    }
-    columns["weight_versions"] = pa.array([sample.weight_versions for sample in samples], pa.list_(pa.string()))
-    for name, kind in (("reward", pa.float64()), ("advantage", pa.float64())):
-        columns[name] = pa.array([getattr(sample, name) for sample in samples], kind)
-    for name in ("task_id", "rollout_id"):
-        columns[name] = pa.array([getattr(sample, name) for sample in samples], pa.string())
-    pq.write_table(pa.table(columns), path)
-
-
-WRITERS: dict[str, Callable[[Path, list[TrainingSample]], None]] = {
-    "jsonl": _write_jsonl,
-    "safetensors": _write_safetensors,
-    "parquet": _write_parquet,
-}
+        yield draft
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)

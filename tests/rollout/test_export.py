@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import tracemalloc
+from array import array
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,9 +15,16 @@ import pytest
 from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
+from rollout import sample_files
 from rollout.cli import app
-from rollout.errors import UsageError
+from rollout.errors import RolloutError, UsageError
 from rollout.export import export, samples_of_run
+from rollout.records import Failure, FailureKind, Rollout, StopReason
+from rollout.store import ROLLOUTS, RunFolder, encode_rollout
+from rollout.trajectory import Node, Root
+from rollout.transport import WeightSpan
+
+FORMAT_1 = Path(__file__).parent / "fixtures" / "run-format-1"
 
 
 @pytest.fixture(scope="module")
@@ -79,3 +91,128 @@ def test_the_command_tells_what_it_wrote(run: Path, tmp_path: Path) -> None:
     assert "8 samples" in result.stdout
     assert CliRunner().invoke(app, ["export", str(tmp_path)]).exit_code == 2
     assert CliRunner().invoke(app, ["export", str(run), "-o", str(tmp_path / "no" / "s")]).exit_code == 2
+
+
+def rollout_of(task: int, member: int, tokens: int, failure: FailureKind | None = None) -> Rollout:
+    nodes = [
+        Node(parent=-1, ids=array("i", range(tokens)), prompt_end=True),
+        Node(
+            parent=0,
+            ids=array("i", range(tokens)),
+            sampled=True,
+            logprobs=array("d", [-0.5] * tokens),
+            weight_versions=(WeightSpan("7", 0, tokens),),
+        ),
+    ]
+    return Rollout(
+        id=f"{task}-a-{member}",
+        task_id=f"{task}-a",
+        task_index=task,
+        member=member,
+        reward=float(member),
+        stop=None if failure else StopReason.DONE,
+        failure=Failure(kind=failure, message="x") if failure else None,
+        roots=[Root()],
+        nodes=nodes,
+        leaves=[1],
+    )
+
+
+def written(folder: Path, rollouts: Iterator[Rollout]) -> Path:
+    folder.mkdir()
+    with (folder / ROLLOUTS).open("wb") as file:
+        file.writelines(encode_rollout(rollout) + b"\n" for rollout in rollouts)
+    return folder
+
+
+def peak_of(run: Path, output: Path, format_name: str) -> int:
+    export(run, output, format_name, "grpo")  # imports and their memos
+    tracemalloc.start()
+    try:
+        export(run, output, format_name, "grpo")
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("format_name", ["jsonl", "safetensors", "parquet"])
+def test_a_larger_run_takes_no_more_memory(format_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten times the rollouts cost the bytes of their index: nothing of a sample is kept."""
+    monkeypatch.setattr(sample_files, "ROW_GROUP_TOKENS", 4_000)
+    peaks = []
+    for tasks in (10, 60):
+        rollouts = (rollout_of(task, member, 400) for task in range(tasks) for member in (0, 1))
+        peaks.append(peak_of(written(tmp_path / str(tasks), rollouts), tmp_path / "out", format_name))
+    assert peaks[1] - peaks[0] < 100 * 1_500, "a sample of these takes 15 kB"
+
+
+def test_members_that_ended_far_apart_are_one_group(tmp_path: Path) -> None:
+    """Whatever the order in the file: samples come by task and member, with their group's advantages."""
+    run = written(tmp_path / "run", (rollout_of(task, member, 3) for member in (1, 0) for task in (2, 0, 1)))
+    samples = list(samples_of_run(run, lambda rewards: [reward - sum(rewards) / len(rewards) for reward in rewards]))
+    assert [sample.rollout_id for sample in samples] == [f"{task}-a-{member}" for task in range(3) for member in (0, 1)]
+    assert [sample.advantage for sample in samples] == [-0.5, 0.5] * 3
+
+
+def test_safetensors_beyond_int32_have_wide_boundaries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`cu_seqlens` never wraps around."""
+    run = written(tmp_path / "run", (rollout_of(0, member, 3) for member in range(2)))
+    export(run, tmp_path / "narrow", "safetensors", "none")
+    monkeypatch.setattr(sample_files, "_INT32_MAX", 10)
+    export(run, tmp_path / "wide", "safetensors", "none")
+    narrow, wide = (load_file(tmp_path / name) for name in ("narrow", "wide"))
+    assert (narrow["cu_seqlens"].dtype, wide["cu_seqlens"].dtype) == ("int32", "int64")
+    for name in narrow:
+        assert narrow[name].tobytes() == wide[name].astype(narrow[name].dtype).tobytes()
+
+
+def test_a_run_of_failures_says_so(tmp_path: Path) -> None:
+    """With their kinds, and how to look at them; no file is left, and what was there before stays."""
+    run = written(tmp_path / "run", (rollout_of(0, member, 3, FailureKind.ENVIRONMENT) for member in range(2)))
+    (tmp_path / "out").write_text("before")
+    with pytest.raises(RolloutError, match=r"all 2 rollouts .*\(environment 2\): see `rollout show .*--failed`"):
+        export(run, tmp_path / "out", "jsonl", "grpo")
+    assert (tmp_path / "out").read_text() == "before"
+    assert os.listdir(tmp_path / "run") == [ROLLOUTS]
+    assert CliRunner().invoke(app, ["export", str(run)]).exit_code == 1
+
+
+async def test_a_run_that_is_being_written_is_exported_as_far_as_it_is(tmp_path: Path) -> None:
+    """Before its first rollout there is nothing, and its writer is named; a line that is half there is passed over."""
+    folder = RunFolder.create(tmp_path / "run")
+    with pytest.raises(RolloutError, match=f"no rollout of .* has ended yet.*process {os.getpid()}"):
+        export(tmp_path / "run", None, "jsonl", "grpo")
+    await folder.write(rollout_of(0, 0, 3))
+    with (tmp_path / "run" / ROLLOUTS).open("ab") as file:
+        file.write(encode_rollout(rollout_of(0, 1, 3))[:100])
+    assert export(tmp_path / "run", None, "jsonl", "grpo").samples == 1
+    folder.close()
+
+
+def test_a_fault_in_the_middle_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    """An export is whole or not there."""
+    run = written(tmp_path / "run", (rollout_of(0, member, 3) for member in range(2)))
+    with (run / ROLLOUTS).open("r+b") as file:
+        lines = file.readlines()
+        lines[1] = lines[1].replace(b'"ids":[0', b'"ids":["')
+        lines.append(lines[0].replace(b'"member":0', b'"member":2'))
+        file.seek(0)
+        file.truncate()
+        file.writelines(lines)
+    (tmp_path / "out").write_text("before")
+    with pytest.raises(UsageError, match="line 2"):
+        export(run, tmp_path / "out", "jsonl", "grpo")
+    assert (tmp_path / "out").read_text() == "before"
+    assert sorted(os.listdir(tmp_path)) == ["out", "run"]
+
+
+def test_a_device_is_written_as_it_is(run: Path) -> None:
+    """A pipe or /dev/null is not replaced by a file."""
+    assert export(run, Path("/dev/null"), "jsonl", "grpo").samples == 8
+    assert not Path("/dev/null").is_file()
+
+
+def test_a_folder_of_format_1_is_exported(tmp_path: Path) -> None:
+    """A folder from before there were versions, with a torn last line."""
+    shutil.copytree(FORMAT_1, tmp_path / "run")
+    assert export(tmp_path / "run", None, "jsonl", "grpo").samples == 2

@@ -1,0 +1,41 @@
+"""Case engine/two_writers: a job is queued anew while the one before is still ending."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from rollout.store import read_rollouts
+from tests.cases.folder_kit import command, env_file
+
+ENV = """
+class E(Env):
+    def tasks(self, n, seed): return [{"n": i} for i in range(n)]
+    async def reset(self, task): return [user("hi")]
+    async def step(self, m):
+        await asyncio.sleep(0.05)
+        return Step(done=True, reward=1.0)
+"""
+
+
+def test_one_folder_has_one_run(tmp_path: Path) -> None:
+    """The second gets status 2 and learns who writes; the folder is whole; after kill -9 the next one goes on."""
+    spec, out = env_file(tmp_path, ENV), tmp_path / "run"
+    args = ["run", spec, "-n", "40", "-c", "2", "--max-tokens", "4", "-o", str(out)]
+    script = Path(sys.executable).with_name("rollout")
+    first = subprocess.Popen([script, *args], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    path = out / "rollouts.jsonl"
+    while first.poll() is None and not (path.exists() and path.stat().st_size):
+        os.sched_yield()
+    second = command(*args, "--resume")
+    exported = command("export", out)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    assert second.exit_code == 2
+    assert f"is being written by process {first.pid} on " in second.stderr
+    assert exported.exit_code == 0
+    assert command("run", "--resume", "-o", out, "-c", "40").exit_code == 0
+    assert sorted(rollout.task_index for rollout in read_rollouts(out)) == list(range(40))
