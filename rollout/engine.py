@@ -120,7 +120,7 @@ class Engine:
         try:
             await self._stack.aclose()
         finally:
-            self._streams.closed()
+            await self._streams.closed()
 
     @property
     def server(self) -> ServerInfo:
@@ -288,7 +288,7 @@ class Engine:
         stats.queued = sum(run.scheduler.queued for run in self._streams.runs)
         stats.weight_version, stats.weight_updates = self._weights.version, self._weights.updates
         stats.add(self._player.played())
-        stats.hanging_calls += self._streams.abandoned
+        stats.hanging_calls += self._streams.hanging
         if self._crew is not None:
             stats.processes, stats.process_deaths = self.config.processes, self._crew.deaths
             for played in self._crew.played():

@@ -10,7 +10,6 @@ finished members are failures that say why. Nobody trains on a reward that nobod
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -19,8 +18,8 @@ import anyio
 import structlog
 
 from rollout import door
+from rollout.host import EnvironmentFault, Host, Hosts
 from rollout.records import Failure, FailureKind, Group
-from rollout.threads import ContainedError, Threads
 
 #: A whole group's rewards, one for each finished member in their order; a plain function runs in a thread.
 GroupReward = Callable[[Group], Sequence[float] | Awaitable[Sequence[float]]]
@@ -37,69 +36,76 @@ class GroupScorer:
     """Sets groups' rewards by one function."""
 
     def __init__(
-        self, reward: GroupReward, *, limit_s: float | None, threads: Threads, at_once: anyio.CapacityLimiter
+        self, reward: GroupReward, *, limit_s: float | None, hosts: Hosts, at_once: anyio.CapacityLimiter
     ) -> None:
         """`at_once` limits how many groups are scored at the same time, and is shared by the engine's streams."""
         self._reward = reward
         self._limit_s = limit_s
-        self._threads = threads
+        self._hosts = hosts
         self._at_once = at_once
+        self._in_loop = _is_async(reward)
+
+    def __repr__(self) -> str:
+        return f"<GroupScorer {self._reward!r}>"
 
     async def score(self, group: Group) -> Failure | None:
         """Sets the finished members' rewards, or makes them failures; returns the failure."""
-        async with self._at_once:
-            failure = await self._failure(group)
-        group.rewarded = failure is None
-        if failure is not None:
-            for rollout in group.finished:
+        members = group.finished
+        try:
+            async with self._at_once:
+                rewards = _numbers(await self._call(group))
+            if len(rewards) != len(members):
+                raise door.Refused(f"gave {len(rewards)} rewards for {len(members)} finished rollouts", _NAME)
+        except (EnvironmentFault, door.Refused) as error:
+            failure = _failure(group, error)
+            for rollout in members:
                 rollout.stop, rollout.failure = None, failure
-        return failure
+            return failure
+        for rollout, reward in zip(members, rewards, strict=True):
+            rollout.reward = reward
+        group.rewarded = True
+        return None
 
-    async def _failure(self, group: Group) -> Failure | None:
-        cause: BaseException
-        with anyio.CancelScope() as timer:
-            if self._limit_s is not None:
-                timer.deadline = anyio.current_time() + self._limit_s
-            try:
-                members = group.finished
-                found = await self._call(group)
-                if len(found) != len(members):
-                    raise door.Refused(f"gave {len(found)} rewards for {len(members)} finished rollouts", _NAME)
-                for rollout, value in zip(members, found, strict=True):
-                    rollout.reward = value
-                return None
-            except BaseException as error:
-                if isinstance(error, asyncio.CancelledError) and anyio.current_effective_deadline() < 0:
-                    raise  # its time is up, or the stream has ended
-                cause = error.error if isinstance(error, ContainedError) else error
-        if timer.cancelled_caught:
-            message = f"group_reward took longer than {self._limit_s:g} s"
-            return self._failed(group, FailureKind.TIMEOUT, message, TimeoutError(message))
-        message = door.error_text(cause)
-        if not isinstance(cause, door.Refused):
-            message = f"group_reward raised {type(cause).__name__}: {message}"
-        return self._failed(group, FailureKind.ENVIRONMENT, message, cause)
+    async def _call(self, group: Group) -> Any:
+        """What the function gives; numbers, where it gives them in its thread."""
+        host = Host(self._hosts, group.task_id)
+        try:
+            if not self._in_loop:
+                try:
+                    return await host.call(_NAME, self._read, group, limit_s=self._limit_s)
+                except EnvironmentFault as fault:
+                    if not _needs_loop(fault.raised):
+                        raise
+                    self._in_loop = True  # it makes a task or a future of its own, and does not block
+            return await host.call(_NAME, self._read, group, limit_s=self._limit_s, in_task=True)
+        finally:
+            host.end()
 
-    def _failed(self, group: Group, kind: FailureKind, message: str, cause: BaseException) -> Failure:
-        _log.warning("environment_raised", group=group.task_id, call="group_reward", error=message, exc_info=cause)
-        return Failure(kind=kind, message=message, error=type(cause).__name__)
-
-    async def _call(self, group: Group) -> list[float]:
-        if _is_async(self._reward):
-            found = self._reward(group)
-        else:
-            found = await self._threads.run(self._in_thread, group)
-        return _numbers(await found) if inspect.isawaitable(found) else _numbers(found)
-
-    def _in_thread(self, group: Group) -> Any:
-        """What a plain function gives: read here, too, since it may be a generator, or lie on a GPU."""
+    def _read(self, group: Group) -> Any:
+        """What it gives is read where it is called: it may be a generator, or lie on a GPU."""
         found = self._reward(group)
         return found if inspect.isawaitable(found) else _numbers(found)
+
+
+def _failure(group: Group, error: EnvironmentFault | door.Refused) -> Failure:
+    kind, message = FailureKind.ENVIRONMENT, str(error)
+    cause: BaseException = error
+    if isinstance(error, EnvironmentFault):
+        kind = error.kind
+        cause = error.raised or TimeoutError(message)
+        message = str(cause) if isinstance(cause, door.Refused) else message
+    _log.warning("environment_raised", group=group.task_id, call=_NAME, error=message, exc_info=cause)
+    return Failure(kind=kind, message=message, error=type(cause).__name__)
 
 
 def _is_async(function: Callable[..., object]) -> bool:
     """Whether calling it does nothing yet but make a coroutine. Sees through functools.partial."""
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
+
+
+def _needs_loop(error: BaseException | None) -> bool:
+    """Whether a function makes a task or a future of its own, as `asyncio.gather` does, which no thread can."""
+    return isinstance(error, RuntimeError) and "event loop" in str(error)
 
 
 def _numbers(found: object) -> list[float]:

@@ -51,6 +51,9 @@ from rollout.task_source import Drawn, TaskSource, as_error, checked
 #: Between so many starts the loop looks at its timers and sockets: starting one takes 60 µs.
 STARTED_AT_ONCE = 64
 
+#: Seconds that `on_rollout` may still take once its stream was given up or its engine closed.
+HAND_OVER_S = 60.0
+
 OnRollout = Callable[[Rollout], Awaitable[None]]
 Score = Callable[[Group], Awaitable[None]]
 
@@ -108,6 +111,7 @@ class StreamRun:
         give: Callable[[Group], None] | None = None,
         evaluation: bool = False,
         straggler_s: float | None = None,
+        hand_over_s: float = HAND_OVER_S,
     ) -> None:
         """`score` is awaited for each complete group before it is delivered. `straggler_s`: see `EngineConfig`.
 
@@ -123,6 +127,9 @@ class StreamRun:
         self._give = give or self._put
         self._evaluation = evaluation
         self._straggler_s = straggler_s
+        self._hand_over_s = hand_over_s
+        self._handing: set[anyio.CancelScope] = set()
+        """Calls of `on_rollout` under way."""
         self._scope = anyio.CancelScope()
         self._feeding = anyio.CancelScope()
         self._wake = anyio.Event()
@@ -177,6 +184,8 @@ class StreamRun:
         for group in self.scheduler.stop():
             self._give(group)
         self._scope.cancel()
+        for limit in self._handing:
+            limit.deadline = anyio.current_time() + self._hand_over_s
         self._arrived.set()
 
     def left(self) -> list[Group]:
@@ -354,12 +363,23 @@ class StreamRun:
 
     async def _hand_over(self, rollout: Rollout, on_rollout: OnRollout) -> None:
         """What the caller's function raises ends the stream: it may be the one that keeps the rollouts."""
-        try:
-            await on_rollout(rollout)
-        except KeyboardInterrupt as error:
-            self.fail(error)
-        except BaseException as error:
-            self.fail(as_error(error, "on_rollout"))
+        with anyio.CancelScope() as limit:
+            if self._given_up:
+                limit.deadline = anyio.current_time() + self._hand_over_s
+            self._handing.add(limit)
+            try:
+                await on_rollout(rollout)
+            except KeyboardInterrupt as error:
+                self.fail(error)
+            except BaseException as error:
+                if limit.cancel_called:
+                    raise
+                self.fail(as_error(error, "on_rollout"))
+            finally:
+                self._handing.discard(limit)
+        if limit.cancelled_caught:
+            _log.error("on_rollout_hangs", rollout=rollout.id, limit_s=self._hand_over_s)
+            self.fail(RolloutError(f"on_rollout took longer than {self._hand_over_s:g} s when the stream was over"))
 
     def _time_stragglers(self, task_index: int) -> None:
         """From when half of a group has ended, the rest have so long."""

@@ -19,6 +19,7 @@ from rollout.env import Task
 from rollout.episode import Job
 from rollout.errors import ConfigError, EngineClosed, EngineStopped, RolloutError
 from rollout.group_reward import SCORED_AT_ONCE, GroupReward, GroupScorer
+from rollout.host import Hosts
 from rollout.records import Failure, FailureKind, Group, Rollout
 from rollout.runs import OnRollout, Playable, StreamRun
 from rollout.scheduler import Scheduler, Slots
@@ -61,7 +62,9 @@ class Streams:
         """What is counted here of it."""
         self.untaken: list[Group] = []
         self._submissions: Submissions | None = None
-        self._threads = Threads(2 * SCORED_AT_ONCE, most_abandoned=config.max_abandoned_threads, on_exhausted=self.fail)
+        self._hosts = Hosts(
+            Threads(2 * SCORED_AT_ONCE, most_abandoned=config.max_abandoned_threads, on_exhausted=self.fail)
+        )
         """For tasks' iterators and group rewards, which then never wait behind environments."""
         self._scoring = anyio.CapacityLimiter(SCORED_AT_ONCE)
         self._gone: RolloutError | None = None
@@ -72,9 +75,9 @@ class Streams:
         return f"<Streams {len(self.runs)} under way, {self.slots}, {len(self.untaken)} groups untaken>"
 
     @property
-    def abandoned(self) -> int:
-        """Calls of tasks' iterators and group rewards that hang in a thread and were given up."""
-        return self._threads.abandoned
+    def hanging(self) -> int:
+        """Calls of tasks' iterators and group rewards that were given up and have not ended."""
+        return self._hosts.hanging
 
     def open(self, player: MakesEpisodes, tasks: anyio.abc.TaskGroup) -> None:
         """From now on rollouts are played, by the player and in the task group."""
@@ -86,11 +89,11 @@ class Streams:
         for run in self.runs:
             run.close(EngineClosed("the engine was closed; what had finished is in engine.untaken"))
 
-    def closed(self) -> None:
+    async def closed(self) -> None:
         """Keeps what nobody took, once everything has ended."""
-        self._threads.close()
         for run in self.runs:
             self.keep_untaken(run.left())
+        await self._hosts.aclose()
 
     def fail(self, error: RolloutError) -> None:
         """No server is left, or no process, or no thread: everything ends with this error."""
@@ -130,7 +133,7 @@ class Streams:
             StreamRun(
                 self,
                 scheduler,
-                task_source(tasks, self._threads),
+                task_source(tasks, self._hosts),
                 on_rollout=on_rollout,
                 score=self._scored_by(group_reward, evaluation) if group_reward is not None else None,
                 evaluation=evaluation,
@@ -219,7 +222,7 @@ class Streams:
     def _scored_by(self, reward: GroupReward, evaluation: bool) -> Callable[[Group], Awaitable[None]]:
         """What sets a complete group's rewards."""
         limit_s = self._config.score_timeout_s or self._config.step_timeout_s
-        scorer = GroupScorer(reward, limit_s=limit_s, threads=self._threads, at_once=self._scoring)
+        scorer = GroupScorer(reward, limit_s=limit_s, hosts=self._hosts, at_once=self._scoring)
 
         async def score(group: Group) -> None:
             if not evaluation:

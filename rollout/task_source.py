@@ -2,7 +2,7 @@
 
 A list's tasks are simply taken. Any other iterable may fetch a shard of a data set before it gives the next one, or
 hang: it is drawn from in a thread, in one and the same from its first task to its last, since what it holds (a
-database's connection, say) may belong to a thread. An async iterable is drawn from on the loop.
+database's connection, say) may belong to a thread. An async iterable is drawn from in one task, for the same reason.
 
 An iterator that raises has given its last task. What it raises is handed over beside the tasks drawn before.
 """
@@ -24,10 +24,13 @@ import structlog
 from rollout import door
 from rollout.env import Task
 from rollout.errors import ConfigError, RolloutError
+from rollout.host import EnvironmentFault, Host, Hosts
 from rollout.threads import Threads
 
 #: How long an iterator may take to end once the stream has.
 CLOSE_S = 5.0
+
+_END = object()
 
 _log = structlog.get_logger(__name__)
 
@@ -58,14 +61,14 @@ class TaskSource(Protocol):
         ...
 
 
-def task_source(tasks: Iterable[Task] | AsyncIterable[Task], threads: Threads) -> TaskSource:
+def task_source(tasks: Iterable[Task] | AsyncIterable[Task], hosts: Hosts) -> TaskSource:
     """The way to draw from these tasks. Raises ConfigError for what holds none."""
     if isinstance(tasks, list | tuple | range | deque):
         return _Listed(tasks)
     if isinstance(tasks, AsyncIterable):
-        return _Async(tasks)
+        return _Async(tasks, hosts)
     if isinstance(tasks, Iterable):
-        return _Threaded(tasks, threads)
+        return _Threaded(tasks, hosts.threads)
     raise ConfigError(f"tasks must be a list or another iterable of tasks, not {type(tasks).__name__}")
 
 
@@ -114,36 +117,37 @@ class _Listed:
 
 
 class _Async:
-    """Tasks that are awaited, one by one."""
+    """Tasks that are awaited one by one, in a task that is the iterator's own."""
 
-    def __init__(self, tasks: AsyncIterable[Task]) -> None:
+    def __init__(self, tasks: AsyncIterable[Task], hosts: Hosts) -> None:
         self._tasks = tasks
         self._iterator: AsyncIterator[Task] | None = None
+        self._host = Host(hosts, "tasks")
 
     def draw_now(self, count: int) -> None:
         return None
 
     async def draw(self, count: int) -> Drawn:
         try:
-            if self._iterator is None:
-                self._iterator = aiter(self._tasks)
-            return Drawn(tasks=[await anext(self._iterator)])
-        except StopAsyncIteration:
-            return Drawn(tasks=[], ended=True)
-        except BaseException as error:
-            if isinstance(error, asyncio.CancelledError) and anyio.current_effective_deadline() < 0:
-                raise  # ours: the stream has ended
-            return _ended_by(error, [])
+            task = await self._host.call("the tasks' iterator", self._next, in_task=True)
+        except EnvironmentFault as fault:
+            return _ended_by(fault.raised or fault, [])
+        return Drawn(tasks=[], ended=True) if task is _END else Drawn(tasks=[task])
 
     async def aclose(self) -> None:
         close = getattr(self._iterator, "aclose", None)
-        if close is None:
-            return
-        try:
-            with anyio.move_on_after(CLOSE_S, shield=True):
-                await close()
-        except Exception as error:
-            _log.warning("tasks_close_failed", error=door.error_text(error), exc_info=error)
+        if close is not None and self._host.pending is None:
+            try:
+                with anyio.CancelScope(shield=True):
+                    await self._host.call("the tasks' iterator", close, limit_s=CLOSE_S, in_task=True)
+            except EnvironmentFault as fault:
+                _log.warning("tasks_close_failed", error=str(fault), exc_info=fault.raised)
+        self._host.end()
+
+    async def _next(self) -> Any:
+        if self._iterator is None:
+            self._iterator = aiter(self._tasks)
+        return await anext(self._iterator, _END)
 
 
 class _Threaded:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import threading
 from collections.abc import Iterator
@@ -28,6 +29,10 @@ def plain(group: Group) -> list[float]:
 async def judged(group: Group) -> list[float]:
     await anyio.lowlevel.checkpoint()
     return plain(group)
+
+
+async def one(member: int) -> float:
+    return float(member)
 
 
 def by_name(name: str, group: Group) -> list[float]:
@@ -64,13 +69,17 @@ class Awaited:
         functools.partial(by_name, "judge"),
         functools.partial(judged),
         Awaited,
+        lambda group: asyncio.ensure_future(judged(group)),
+        lambda group: asyncio.gather(*[one(rollout.member) for rollout in group.finished]),
         lambda group: tuple(plain(group)),
         lambda group: np.array(plain(group), dtype=np.float32),
         lambda group: [np.int64(rollout.member) for rollout in group.finished],
         lambda group: [rollout.member == 1 for rollout in group.finished],
     ],
-    ids=range(12),
+    ids=range(14),
 )
+# A function that needs the loop is found out by calling it in a thread, where its coroutines are never awaited.
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited", "ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_every_shape_of_function_is_taken(reward: Any) -> None:
     """A plain function, an async one, an object, a partial, a generator, any awaitable; any numbers, in any row."""
     running, _ = engine(score_timeout_s=30)
@@ -167,7 +176,7 @@ async def test_a_function_that_hangs_costs_its_group(shape: str) -> None:
     try:
         async with running:
             groups = await collect(running, 3, rollouts_per_task=2, group_reward=reward)
-            assert running._streams.abandoned == (shape == "plain")
+            assert running._streams.hanging == (shape == "plain")
     finally:
         goes_on.set()
     assert [group.task["n"] for group in groups][-1] == 0
@@ -175,6 +184,23 @@ async def test_a_function_that_hangs_costs_its_group(shape: str) -> None:
     failures = [rollout.failure for rollout in groups[-1].rollouts if rollout.failure]
     assert {failure.kind for failure in failures} == {FailureKind.TIMEOUT}
     assert "group_reward took longer than 0.3 s" in failures[0].message
+
+
+@pytest.mark.slow
+async def test_a_function_that_swallows_its_cancellation_costs_its_group() -> None:
+    """It is given up after a while, and counted."""
+
+    async def stubborn(group: Group) -> list[float]:
+        while True:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(3600)
+
+    running, _ = engine(score_timeout_s=0.05)
+    async with running:
+        (group,) = await collect(running, 1, group_reward=stubborn)
+        assert running.stats().hanging_calls == 1
+    assert group.rollouts[0].failure is not None
+    assert group.rollouts[0].failure.kind is FailureKind.TIMEOUT
 
 
 async def test_the_steps_limit_is_the_groups_where_no_other_is_set() -> None:

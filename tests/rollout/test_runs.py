@@ -14,9 +14,15 @@ from hypothesis import strategies as st
 
 from rollout import EngineConfig, Env, Group, Message, Rollout, Step, user
 from rollout.engine import Engine, differing_rewards
+from rollout.episode import Job
 from rollout.errors import ConfigError, EngineClosed, EngineStopped, NoServerLeft, RolloutError, ServerBusy
-from rollout.records import FailureKind
+from rollout.host import Hosts
+from rollout.records import FailureKind, StopReason
+from rollout.runs import StreamRun
+from rollout.scheduler import Scheduler
 from rollout.submissions import Submission
+from rollout.task_source import task_source
+from rollout.threads import Threads
 from tests.rollout.test_engine import collect, engine
 from transports.scripted import Fault, Held, ScriptedTransport, Stalled, reply
 
@@ -129,6 +135,188 @@ async def test_stragglers_that_never_began_are_not_waited_for() -> None:
     async with running:
         (group,) = await collect(running, 1, rollouts_per_task=4)
     assert [rollout.ok for rollout in group.rollouts] == [True, True, False]
+
+
+class Made:
+    """A rollout that is played at once, in an engine's place."""
+
+    def __init__(self, job: Job) -> None:
+        self.rollout = job.rollout()
+
+    async def play(self) -> Rollout:
+        await anyio.lowlevel.checkpoint()
+        self.rollout.stop = StopReason.DONE
+        return self.rollout
+
+
+class Makers:
+    """What a stream needs of its engine, and no more."""
+
+    def __init__(self, fault: Exception | None = None) -> None:
+        self.fault = fault
+        self.ended = 0
+        self.run: StreamRun | None = None
+
+    def episode(self, job: Job, *, evaluation: bool) -> Made:
+        if self.fault is not None and job.task["n"] == 1:
+            raise self.fault
+        return Made(job)
+
+    def count_end(self, rollout: Rollout) -> None:
+        self.ended += 1
+
+    def again(self, rollout: Rollout) -> bool:
+        return False
+
+    def slot_freed(self) -> None:
+        if self.run is not None:
+            self.run.wake()
+
+
+def stream_of(makers: Makers, tasks: int, members: int = 1, **options: Any) -> StreamRun:
+    scheduler = Scheduler(cap=8, rollouts_per_task=members, max_waiting_groups=8)
+    source = task_source([{"n": n} for n in range(tasks)], Hosts(Threads(1)))
+    makers.run = StreamRun(makers, scheduler, source, **options)
+    return makers.run
+
+
+async def test_a_long_stream_leaves_nothing_behind() -> None:
+    """Of thousands of rollouts a stream holds those that run and wait, no timers, and nothing at its end."""
+    makers, most = Makers(), 0
+    run = stream_of(makers, 2_000, 3, straggler_s=3600.0)
+    async with anyio.create_task_group() as group:
+        group.start_soon(run.play)
+        count = 0
+        while await run.next() is not None:
+            count += 1
+            held: list[Any] = [run._ready, run._playing, run._timers, run._handing, run.scheduler._open]
+            most = max(most, sum(map(len, held)))
+            run.taken()
+    assert [count, makers.ended] == [2_000, 6_000]
+    assert most <= 8 * 5
+    assert [len(each) for each in held] == [0] * 5
+    assert [run.scheduler.waiting_groups, len(run.scheduler.running), run.left()] == [0, 0, []]
+
+
+async def test_a_fault_of_ours_costs_its_rollout() -> None:
+    """What cannot even be begun is a failure of kind internal, with its text; the stream goes on."""
+    run = stream_of(Makers(KeyError("bug")), 3)
+    groups = []
+    async with anyio.create_task_group() as group:
+        group.start_soon(run.play)
+        while (found := await run.next()) is not None:
+            groups.append(found)
+            run.taken()
+    failures = {one.task["n"]: one.rollouts[0].failure for one in groups}
+    assert [failures[0], failures[2]] == [None, None]
+    assert failures[1] is not None
+    assert [failures[1].kind, failures[1].error] == [FailureKind.INTERNAL, "KeyError"]
+
+
+async def test_an_on_rollout_that_hangs_does_not_keep_the_stream_from_ending() -> None:
+    """It has a while once the stream is given up; the rollout is kept all the same, and the stream says why."""
+
+    async def hang(rollout: Rollout) -> None:
+        await anyio.sleep_forever()
+
+    run = stream_of(Makers(), 1, on_rollout=hang, hand_over_s=0.05)
+    async with anyio.create_task_group() as group:
+        group.start_soon(run.play)
+        await anyio.wait_all_tasks_blocked()
+        kept = await run.give_up()
+    assert [len(one.finished) for one in kept] == [1]
+    assert isinstance(run.error, RolloutError)
+    assert "on_rollout took longer than 0.05 s" in str(run.error)
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "said"),
+    [
+        (OSError("disk full"), OSError, "disk full"),
+        (SystemExit(1), RolloutError, "on_rollout raised SystemExit: 1"),
+        (asyncio.CancelledError(), RolloutError, "on_rollout raised CancelledError"),
+        (KeyboardInterrupt(), KeyboardInterrupt, "^$"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+async def test_what_on_rollout_raises_ends_the_stream(
+    error: BaseException, raised: type[BaseException], said: str
+) -> None:
+    """What ran is ended and delivered, the error comes out, and nothing else of the engine ends."""
+
+    async def broken(rollout: Rollout) -> None:
+        raise error
+
+    running, _ = engine(*[reply("x")] * 60, concurrency=2)
+    groups: list[Group] = []
+
+    async def consume() -> None:
+        async for group in running.stream([{"n": n} for n in range(9)], rollouts_per_task=2, on_rollout=broken):
+            groups.append(group)  # noqa: PERF401  # what came before the error counts
+
+    async with running:
+        with pytest.raises(raised, match=said):
+            await consume()
+        assert running.stats().running == 0
+        kept = [*groups, *running.take_untaken()]
+        assert sum(len(group.finished) for group in kept) == running.stats().finished >= 1
+        assert len(await collect(running, 2)) == 2
+
+
+async def test_a_keep_that_raises_loses_nothing() -> None:
+    """The group that it was asked about is in `untaken`, with what was played besides."""
+
+    def broken(group: Group) -> bool:
+        raise ZeroDivisionError
+
+    running, _ = engine(concurrency=2)
+    async with running:
+        with pytest.raises(ZeroDivisionError):
+            await collect(running, 4, keep=broken)
+        kept = running.take_untaken()
+        assert sum(len(group.finished) for group in kept) == running.stats().finished >= 1
+
+
+async def test_a_cancelled_trainer_loses_nothing() -> None:
+    """Where the engine is cancelled from outside, with all that runs, what had finished is in `untaken`."""
+    running, transport = engine(*[reply("x")] * 3, *[Stalled()] * 3, concurrency=6, max_turns=1)
+    taken: list[Group] = []
+
+    async def train() -> None:
+        async for group in running.stream([{"n": n} for n in range(6)]):
+            taken.append(group)
+            await anyio.sleep_forever()
+
+    with anyio.CancelScope() as scope:
+        async with anyio.create_task_group() as group, running:
+            group.start_soon(train)
+            await transport.wait_for(6)
+            while running.stats().finished < 3 or not taken:
+                await anyio.lowlevel.checkpoint()
+            scope.cancel()
+    stats = running.stats()
+    assert [stats.running, stats.finished, stats.failed, transport.closed] == [0, 3, 3, True]
+    assert len(taken) == 1
+    assert sum(len(group.finished) for group in running.untaken) == 2
+
+
+async def test_a_stopped_engine_begins_no_stream() -> None:
+    """It says so at once, and what was stopped is delivered: nobody mistakes it for a stream that was played."""
+    held = Held(reply("x"))
+    running, transport = engine(held, concurrency=1)
+    async with running, anyio.create_task_group() as group:
+        groups: list[Group] = []
+
+        async def consume() -> None:
+            groups.extend(await collect(running, 3, rollouts_per_task=2))
+
+        group.start_soon(consume)
+        await transport.wait_for(1)
+        running.stop_admitting()
+        with pytest.raises(EngineStopped, match="stop_admitting"):
+            await collect(running, 1)
+        held.release()
+    assert [len(group.rollouts) for group in groups] == [1]
 
 
 class Quick(Env):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import threading
 from collections import deque
@@ -14,6 +15,7 @@ import pytest
 from rollout import Group
 from rollout.engine import Engine
 from rollout.errors import ConfigError, RolloutError
+from rollout.host import Hosts
 from rollout.task_source import Drawn, checked, task_source
 from rollout.threads import Threads
 from tests.rollout.test_engine import engine
@@ -175,6 +177,27 @@ async def test_an_iterator_lives_in_one_thread() -> None:
     assert where[0] != threading.get_ident()
 
 
+async def test_an_async_iterator_lives_in_one_task() -> None:
+    """A context that it holds, such as a task group, is left where it was entered; also when the stream is given up."""
+    left: list[bool] = []
+
+    async def tasks() -> AsyncIterator[Any]:
+        where = asyncio.current_task()
+        try:
+            async with anyio.create_task_group():
+                for n in itertools.count():
+                    yield {"n": n}
+        finally:
+            left.append(asyncio.current_task() is where)
+
+    running, _ = engine(*[reply("x")] * 100, concurrency=2)
+    async with running:
+        async for group in running.stream(tasks()):
+            if group.task["n"] == 5:
+                break
+    assert left == [True]
+
+
 async def test_an_iterator_that_hangs_does_not_keep_the_stream_from_ending() -> None:
     """Neither while it is waited for, nor when it is closed; that it hangs is counted."""
     goes_on = threading.Event()
@@ -193,7 +216,7 @@ async def test_an_iterator_that_hangs_does_not_keep_the_stream_from_ending() -> 
                     await transport.wait_for(1)
                     scope.cancel()
             await stream.aclose()
-            assert running._streams.abandoned == 1
+            assert running._streams.hanging == 1
         assert [len(group.rollouts) for group in running.untaken] == [1]
     finally:
         goes_on.set()
@@ -220,7 +243,7 @@ async def test_tasks_are_drawn_no_further_than_they_are_wanted() -> None:
 
 def test_a_listed_source_is_not_copied() -> None:
     """Of a hundred thousand tasks those are looked at that are asked for."""
-    source = task_source([{"n": n} for n in range(100_000)], Threads(1))
+    source = task_source([{"n": n} for n in range(100_000)], Hosts(Threads(1)))
     drawn = source.draw_now(3)
     assert drawn is not None
     assert [drawn.tasks, drawn.ended] == [[{"n": 0}, {"n": 1}, {"n": 2}], False]
