@@ -170,11 +170,17 @@ def encode(message: Command | Event) -> bytes:
 
 def decode_command(frame: bytes | bytearray) -> Command:
     """What an engine said. Raises msgspec.MsgspecError."""
-    command: Command = (_JSON_COMMANDS if frame[:1] == b"{" else _COMMANDS).decode(frame)
+    try:
+        command: Command = (_JSON_COMMANDS if frame[:1] == b"{" else _COMMANDS).decode(frame)
+    except UnicodeDecodeError as error:
+        raise msgspec.DecodeError(str(error)) from error
     return command
 
 
 def decode_event(frame: bytes | bytearray) -> Event:
     """What a process said. Raises msgspec.MsgspecError."""
-    event: Event = (_JSON_EVENTS if frame[:1] == b"{" else _EVENTS).decode(frame)
+    try:
+        event: Event = (_JSON_EVENTS if frame[:1] == b"{" else _EVENTS).decode(frame)
+    except UnicodeDecodeError as error:
+        raise msgspec.DecodeError(str(error)) from error
     return event

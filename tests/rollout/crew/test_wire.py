@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from array import array
 from typing import Any
@@ -119,3 +120,15 @@ def test_a_task_that_is_no_data_is_refused(task: Any) -> None:
     job = Job(task_index=0, task_id="0", task=task, member=0)
     with pytest.raises((NotImplementedError, TypeError)):
         wire.encode(wire.Play(1, job, False))
+
+
+@given(st.data())
+def test_garbage_is_refused_in_one_way(data: st.DataObject) -> None:
+    """Whatever bytes come, and whichever of a message's were changed: a message, or msgspec's error."""
+    frame = bytearray(wire.encode(wire.Logged("info", "event", {"text": "a", "number": 1})))
+    for at in data.draw(st.lists(st.integers(0, len(frame) - 1), max_size=4)):
+        frame[at] = data.draw(st.integers(0, 255))
+    for garbage in (bytes(frame), data.draw(st.binary())):
+        for decode in (wire.decode_event, wire.decode_command):
+            with contextlib.suppress(msgspec.MsgspecError):
+                decode(garbage)
