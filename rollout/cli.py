@@ -110,6 +110,9 @@ def run(
         float | None,
         typer.Option("--worker-silence", help="Seconds after which a process that hangs is replaced [20]."),
     ] = None,
+    weights_timeout_s: Annotated[
+        float | None, typer.Option("--weights-timeout", help="Seconds that loading weights may take [600].")
+    ] = None,
     rollout_retries: Annotated[int | None, typer.Option(help="Play a failed rollout again so often [0].")] = None,
     http_retries: Annotated[int | None, typer.Option()] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="The run folder.")] = None,

@@ -70,6 +70,8 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     rollout_retries: int = 0
     """How often a rollout that failed of its environment, the transport, its process or a deadline is played again,
     whole."""
+    weights_timeout_s: float = 600.0
+    """Loading weights, and a pause that waits for what runs, on one server."""
     cache_salt: str | None = None
     priority: int | None = None
     request_timeout_s: float = 600.0

@@ -10,6 +10,7 @@ import anyio
 import anyio.to_thread
 import structlog
 
+from rollout.address import server_url, shown_url
 from rollout.codec import Codec, ServerCodec, load_codec
 from rollout.config import EngineConfig
 from rollout.errors import ConfigError
@@ -39,6 +40,8 @@ def check_config(config: EngineConfig) -> None:
             raise ConfigError(f"{name} must be above 0 seconds, not {value:g}")
     if config.transport in ("vllm", "dynamo") and not config.base_urls:
         raise ConfigError(f"transport {config.transport!r} needs the server's address: give base_url")
+    for url in config.base_urls:
+        server_url(url)
 
 
 async def open_transport(config: EngineConfig) -> Transport:
@@ -47,7 +50,7 @@ async def open_transport(config: EngineConfig) -> Transport:
         name = "embedded" if config.transport == "auto" else config.transport
         return await find_transport(name)(transport_config(config, None))
     open_it = find_transport(config.transport)
-    members = [Member(url, partial(open_it, transport_config(config, url))) for url in config.base_urls]
+    members = [Member(shown_url(url), partial(open_it, transport_config(config, url))) for url in config.base_urls]
     return await opened(Fleet(members, wait_s=config.server_wait_s))
 
 
@@ -59,7 +62,9 @@ def transport_config(config: EngineConfig, url: str | None) -> TransportConfig:
         api_key=api_key(config.api_key_env),
         timeout_s=config.request_timeout_s,
         retries=config.http_retries,
-        max_connections=max(64, config.most_at_once),
+        # A rollout may have several requests in flight, and none is to wait for a connection.
+        max_connections=max(256, 2 * config.most_at_once),
+        weights_timeout_s=config.weights_timeout_s,
         token_route=config.token_route,
         headers=config.headers,
     )
@@ -69,7 +74,7 @@ def api_key(variable: str | None) -> str | None:
     """The key in an environment variable. Raises ConfigError where it was named and is not set."""
     if variable is None:
         return None
-    key = os.environ.get(variable)
+    key = os.environ.get(variable, "").strip()
     if not key:
         raise ConfigError(f"environment variable {variable} is not set; it was to hold the API key")
     return key

@@ -86,6 +86,10 @@ class ModelNotFound(RequestRefused):
     """The server does not serve the model that was asked for."""
 
 
+class ServerChanged(TransportError):
+    """The server is not what it was when it was opened: a shorter context, or another dialect. Open it anew."""
+
+
 class PromptTooLong(RequestRefused):
     """The prompt does not fit the model's context."""
 

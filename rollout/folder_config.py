@@ -14,11 +14,11 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 import tomli_w
 
+from rollout.address import shown_url
 from rollout.errors import ConfigError, UsageError
 from rollout.registry import absolute_spec
 from rollout.settings import DEFAULT_TASKS, RESUMABLE, RunSettings, to_settings
@@ -97,7 +97,7 @@ def config_of(settings: RunSettings) -> FolderConfig:
     kept: dict[str, Any] = msgspec.to_builtins(settings)
     not_kept = [f"headers.{name}" for name in kept.pop("headers", {})]
     urls = kept.get("base_url")
-    bare = [_without_secret(url) for url in ([urls] if isinstance(urls, str) else urls or [])]
+    bare = [shown_url(url) for url in ([urls] if isinstance(urls, str) else urls or [])]
     if bare and bare != ([urls] if isinstance(urls, str) else list(urls or ())):
         kept["base_url"] = bare[0] if isinstance(urls, str) else bare
         not_kept.append("base_url's password")
@@ -136,15 +136,6 @@ def _same_env(before: str, now: str) -> bool:
     if all(file.suffix == ".py" for file in files):
         return files[0].name == files[1].name and before.rpartition(":")[2] == now.rpartition(":")[2]
     return absolute_spec(before) == absolute_spec(now)
-
-
-def _without_secret(url: str) -> str:
-    try:
-        parts = urlsplit(url)
-        secret = parts.password is not None or parts.username is not None
-    except ValueError:  # no address at all, which connecting will say
-        return url
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if secret else url
 
 
 def _fits_toml(value: Any) -> bool:

@@ -6,6 +6,7 @@ import shlex
 
 import msgspec
 
+from rollout.address import shown_url
 from rollout.codec import Codec, LocalCodec
 from rollout.config import EngineConfig
 from rollout.connect import check_config, make_codec, open_transport
@@ -54,7 +55,7 @@ async def probe(config: EngineConfig) -> Probe:
     finally:
         await transport.aclose()
     found = Probe(
-        url=", ".join(config.base_urls) or "in process",
+        url=", ".join(map(shown_url, config.base_urls)) or "in process",
         server=info,
         bridges=codec.description if codec is not None else None,
         shapes=shapes,
@@ -108,7 +109,7 @@ def command_line(config: EngineConfig, info: ServerInfo, codec: Codec | None) ->
     """What to run against this server."""
     words = ["rollout", "run", "guess_number"]
     for url in config.base_urls:
-        words += ["--base-url", url]
+        words += ["--base-url", shown_url(url)]
     if config.base_urls:
         words += ["-m", info.model]
     if config.tokenizer:

@@ -50,6 +50,7 @@ RESUMABLE = frozenset(
         "rollout_retries",
         "request_timeout_s",
         "step_timeout_s",
+        "weights_timeout_s",
         "episode_timeout_s",
         "http_retries",
         "headers",

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import anyio
 import msgspec
 
+from rollout.address import shown_url
 from rollout.errors import ConfigError, TransportError
 from rollout.histogram import Histogram
 from rollout.messages import Message
@@ -189,6 +190,8 @@ class ServerInfo(msgspec.Struct, kw_only=True):
     dialect: str
     """vllm, dynamo, embedded or scripted."""
     version: str | None = None
+    owned_by: str | None = None
+    """The model's owner, as its list of models says: it tells dialects apart."""
     models: list[str] = []
     model: str
     """The served name that requests use."""
@@ -244,8 +247,10 @@ class TransportConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Served name; None takes the only one, and is an error where there are several."""
     api_key: str | None = msgspec.field(default=None)
     """Sent as a bearer token. Never logged; left out of `repr`."""
-    timeout_s: float = 600.0
-    """Deadline of one request, its retries included."""
+    timeout_s: float | None = 600.0
+    """Deadline of one request, its retries included; None leaves it to the caller, and retries end by their number."""
+    weights_timeout_s: float = 600.0
+    """Deadline of loading weights, and of a pause that waits for what runs."""
     connect_timeout_s: float = 10.0
     retries: int = 4
     max_connections: int = 4096
@@ -256,7 +261,7 @@ class TransportConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What only one transport understands (the scripted one's replies, the embedded one's folder)."""
 
     def __repr__(self) -> str:
-        return f"<TransportConfig {self.base_url or 'in process'} model={self.model}>"
+        return f"<TransportConfig {shown_url(self.base_url) if self.base_url else 'in process'} model={self.model}>"
 
 
 class Transport(ABC):

@@ -19,6 +19,8 @@ from rollout.errors import (
     ModelNotFound,
     RequestRefused,
     RequestTimeout,
+    ServerBusy,
+    ServerChanged,
     ServerError,
     TransportError,
 )
@@ -36,6 +38,7 @@ from rollout.transport import (
     TransportConfig,
     WeightSpan,
 )
+from transports.answers import RETRY_STATUSES
 from transports.http import Answer, HttpClient, decode
 from transports.metrics import read_first_tokens, read_load
 
@@ -50,6 +53,11 @@ class ModelCard(msgspec.Struct):
     """vLLM's."""
     context_window: int | None = None
     """Dynamo's; 0 where unknown."""
+
+    @property
+    def context(self) -> int | None:
+        """Tokens; None where it does not say."""
+        return self.max_model_len or self.context_window or None
 
 
 class ModelList(msgspec.Struct):
@@ -97,32 +105,53 @@ class Span(msgspec.Struct, gc=False):
 #: A probe that meets a passing fault must not conclude that a route is absent; it must not be slow either.
 PROBE_RETRIES = 2
 
+#: Within so many seconds a server that is there lists its models: a silent one is named soon.
+OPEN_S = 4.5
+
+#: Within so many seconds it has completed one token, also behind the queue of others' requests.
+PROBE_S = 60.0
+
 _MODELS = msgspec.json.Decoder(ModelList)
 
 
 class ServedTransport(Transport):
     """What the HTTP dialects share: one client, and what a probe by it saw."""
 
-    def __init__(self, client: HttpClient, info: ServerInfo) -> None:
+    def __init__(self, client: HttpClient, info: ServerInfo, *, weights_timeout_s: float = 600.0) -> None:
         """`client` is closed with the transport."""
         self.client = client
         self.info = info
+        self._weights_timeout_s = weights_timeout_s
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.client.base_url} {self.info.token_route or 'no token route'}>"
 
     async def check(self) -> None:
-        """See `rollout.transport.Transport`."""
+        """See `rollout.transport.Transport`. A refusal is an answer: raises what says that it cannot serve.
+
+        A frontend lives on without workers, and then lists no model; a server may be another one by now.
+        """
         try:
-            await self.client.get("/health", retries=0)
-        except RequestRefused as error:
-            if error.status not in (404, 405):  # a gateway without it may serve well
+            # A gateway without this route may serve well.
+            with contextlib.suppress(RequestRefused):
+                await self.client.get("/health")
+            cards = await _listed(self.client)
+        except ServerBusy as error:
+            if error.status not in RETRY_STATUSES:
                 raise
-        # A frontend lives on without workers; then it lists no model. A server may be another by now.
-        answer = await self.client.get("/v1/models", retries=0)
-        models: ModelList = decode(_MODELS, answer, "/v1/models")
-        if all(card.id != self.info.model for card in models.data):
-            raise ModelNotFound(f"{self.client.base_url} serves {self.info.model!r} no more", status=404)
+        else:
+            self._must_be_the_same(cards)
+
+    def _must_be_the_same(self, cards: Sequence[ModelCard]) -> None:
+        url, info = self.client.base_url, self.info
+        card = next((card for card in cards if card.id == info.model), None)
+        if card is None:
+            names = ", ".join(card.id for card in cards) or "no model"
+            raise ModelNotFound(f"{url} serves {info.model!r} no more; it serves {names}", status=404)
+        if info.max_model_len is not None and card.context is not None and card.context < info.max_model_len:
+            raise ServerChanged(f"{url} has a context of {card.context} tokens, and had {info.max_model_len}")
+        if info.owned_by is not None and card.owned_by != info.owned_by:
+            raise ServerChanged(f"{url}: the model is owned by {card.owned_by!r}, and was by {info.owned_by!r}")
 
     async def load(self) -> ServerLoad:
         """See `rollout.transport.Transport`."""
@@ -138,7 +167,7 @@ class ServedTransport(Transport):
         return self.client.traffic
 
     async def _metrics(self) -> str:
-        return (await self.client.get("/metrics", retries=0)).body.decode("utf-8", "replace")
+        return (await self.client.get("/metrics")).body.decode("utf-8", "replace")
 
     async def aclose(self) -> None:
         """See `rollout.transport.Transport`."""
@@ -151,10 +180,24 @@ async def opening(config: TransportConfig, client: HttpClient | None = None) -> 
     client = client or client_of(config)
     try:
         yield client
-    except BaseException:
+    except BaseException as error:
         with anyio.CancelScope(shield=True):
             await client.aclose()
+        if isinstance(error, TransportError):
+            raise ServerError(f"{client.base_url} cannot be used: {error}") from error
         raise
+
+
+async def probe_call(client: HttpClient, path: str, body: Any) -> Answer:
+    """Tries a route. Raises TransportError where it is refused, and ServerError where every request would be lost."""
+    try:
+        return await client.post(path, body, retries=PROBE_RETRIES, timeout_s=PROBE_S)
+    except AuthenticationFailed as error:
+        if error.status == 403:  # newer servers say so of a route that is not enabled
+            raise
+        raise _refused_key(client, error) from error
+    except (ConnectionFailed, RequestTimeout) as error:
+        raise ServerError(f"{client.base_url} lists its models but completes nothing: {error}") from error
 
 
 def probe_request(prompt: TokenPrompt | MessagePrompt, **changes: Any) -> Request:
@@ -180,18 +223,26 @@ def client_of(config: TransportConfig, **changes: Any) -> HttpClient:
 
 
 async def list_models(client: HttpClient) -> list[ModelCard]:
-    """The served models. Raises ServerError where there is no server, or it refuses."""
+    """The served models. Raises ServerError where there is no server, or it refuses, within `OPEN_S`."""
     try:
-        answer: Answer = await client.get("/v1/models", retries=PROBE_RETRIES)
-        models: ModelList = decode(_MODELS, answer, "/v1/models")
+        return await _listed(client, retries=PROBE_RETRIES, timeout_s=OPEN_S)
     except AuthenticationFailed as error:
-        raise ServerError(
-            f"{client.base_url} refused the API key: {error}; name the variable that holds it by --api-key-env"
-        ) from error
+        raise _refused_key(client, error) from error
     except (ConnectionFailed, RequestTimeout) as error:
-        raise ServerError(f"no server answers at {client.base_url}: {error}") from error
+        said = str(error).removeprefix(f"{client.base_url}/v1/models: ")
+        raise ServerError(f"no server answers at {client.base_url}: {said}") from error
     except TransportError as error:
         raise ServerError(f"{client.base_url} does not answer as a model server: {error}") from error
+
+
+def _refused_key(client: HttpClient, error: TransportError) -> ServerError:
+    return ServerError(
+        f"{client.base_url} refused the API key: {error}; name the variable that holds it by --api-key-env"
+    )
+
+
+async def _listed(client: HttpClient, **limits: Any) -> list[ModelCard]:
+    models: ModelList = decode(_MODELS, await client.get("/v1/models", **limits), "/v1/models")
     return models.data
 
 

@@ -13,11 +13,10 @@ from typing import Any
 import msgspec
 import structlog
 
-from rollout.errors import MalformedReply, TransportError
+from rollout.errors import MalformedReply, ServerError, TransportError
 from rollout.messages import user
 from rollout.transport import MessagePrompt, Reply, Request, ServerInfo, TokenPrompt, TransportConfig
 from transports.common import (
-    PROBE_RETRIES,
     ChatLogprobs,
     ServedTransport,
     TokenId,
@@ -29,6 +28,7 @@ from transports.common import (
     merged,
     opening,
     paired,
+    probe_call,
     probe_request,
     server_message_of,
 )
@@ -184,41 +184,48 @@ class _Probe:
     def __init__(self, config: TransportConfig, client: HttpClient) -> None:
         self._config = config
         self.client = client
+        self._refusal: str | None = None
+        """What it said to the first request that it did not answer."""
 
     async def run(self) -> ServerInfo:
         """Raises ServerError, ConfigError."""
         card = choose_model(await list_models(self.client), self._config.model, self.client.base_url)
         info = ServerInfo(dialect="dynamo", model=card.id, models=[card.id])
         info.max_model_len = card.context_window or card.max_model_len or None
-        info.tokenizer = card.root
-        if (answer := await self._try(MessagePrompt(messages=[user("Hi.")]), info)) is not None:
-            reply = read_chat(answer)
+        info.tokenizer, info.owned_by = card.root, card.owned_by
+        if (tried := await self._try(MessagePrompt(messages=[user("Hi.")]), info)) is not None:
+            answer, reply = tried
             info.reports_prompt_ids = reply.prompt_ids is not None
             info.reports_completion_ids = reply.completion_ids is not None
             info.reports_cached_tokens = reply.cached_tokens is not None
             info.ids_source = _ids_source(answer)
-        if (answer := await self._try(TokenPrompt([1, 2, 1]), info)) is not None:
-            reply = read_chat(answer)
+        if (tried := await self._try(TokenPrompt([1, 2, 1]), info)) is not None:
+            _, reply = tried
             if reply.completion_ids is not None:
                 info.token_route, info.token_routes = CHAT, [CHAT]
                 info.reports_cached_tokens = info.reports_cached_tokens or reply.cached_tokens is not None
                 info.keeps_stop_token = await self._keeps_stop(reply.completion_ids, info)
+        if not info.token_routes and not info.reports_completion_ids and self._refusal is not None:
+            raise ServerError(f"{self.client.base_url} lists {card.id!r} but completes nothing: {self._refusal}")
         return info
 
     async def _keeps_stop(self, first: list[int], info: ServerInfo) -> bool | None:
         """Whether a stop token is among the ids; None where the greedy token does not come twice (the mocker)."""
-        answer = await self._try(TokenPrompt([1, 2, 1]), info, stop_token_ids=first, max_tokens=2)
-        reply = read_chat(answer) if answer is not None else None
-        if reply is None or reply.finish_reason != "stop":
+        tried = await self._try(TokenPrompt([1, 2, 1]), info, stop_token_ids=first, max_tokens=2)
+        if tried is None or tried[1].finish_reason != "stop":
             return None
-        return reply.completion_ids == first
+        return tried[1].completion_ids == first
 
-    async def _try(self, prompt: TokenPrompt | MessagePrompt, info: ServerInfo, **changes: Any) -> Answer | None:
+    async def _try(
+        self, prompt: TokenPrompt | MessagePrompt, info: ServerInfo, **changes: Any
+    ) -> tuple[Answer, Reply] | None:
         try:
             body = chat_body(probe_request(prompt, **changes), info.model)
-            return await self.client.post(CHAT, body, retries=PROBE_RETRIES)
+            answer = await probe_call(self.client, CHAT, body)
+            return answer, read_chat(answer)
         except TransportError as error:
             _log.warning("probe_failed", path=CHAT, error=str(error))
+            self._refusal = self._refusal or str(error)
             return None
 
 

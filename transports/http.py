@@ -1,10 +1,14 @@
-"""One HTTP client for every dialect: deadlines, retries, and what an answer means. `pool` carries the bytes.
+"""One HTTP client for every dialect: connections, deadlines, retries. `pool` carries the bytes, `answers` reads them.
 
 Bodies are bytes that msgspec made; answers are bytes that msgspec reads. Everything that can go wrong becomes a
 `TransportError` here, with its cause, and nowhere else.
 
+Prompts have one pool of connections, and may fill it for minutes. What is asked and told of the server itself
+(health, metrics, pause, weights, abort) goes over other connections, whose number has no limit, with deadlines of its
+own: the busiest server is heard, and can be told to stop.
+
 Proxies and cookies from the environment are not used: a model server is reached directly, and keeps no state
-in cookies. The API key goes into one header and nowhere else.
+in cookies. The API key and a password in the address go into one header and nowhere else.
 """
 
 from __future__ import annotations
@@ -14,8 +18,6 @@ import re
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 import anyio
@@ -23,33 +25,27 @@ import httpx
 import msgspec
 import structlog
 
+from rollout.address import basic_auth, server_url
 from rollout.errors import (
-    AuthenticationFailed,
     ConfigError,
     ConnectionFailed,
     MalformedReply,
-    ModelNotFound,
-    PromptTooLong,
-    RequestRefused,
+    NotSent,
     RequestTimeout,
-    ServerBusy,
     TransportError,
 )
 from rollout.transport import Traffic
-from transports.pool import AiohttpPool, HttpxPool, Pool, Unreachable
+from transports.answers import UNREADABLE, error_of, hidden_status, retry_after_s, server_message
+from transports.patience import answered_within
+from transports.pool import MOST_BYTES, AiohttpPool, HttpxPool, Pool, Received, TooLarge, Unreachable
 
-#: Answers that may differ next time. Other 4xx would be the same again.
-RETRY_STATUSES = frozenset({408, 409, 425, 429})
 BACKOFF_FIRST_S = 0.5
 BACKOFF_MAX_S = 30.0
 
-#: How vLLM says that a prompt does not fit (seen on 0.31 and 0.32, completions and chat).
-_TOO_LONG = ("maximum model length", "maximum context length", "longer than the maximum", "context length of")
+#: A question to the server itself: it is answered at once, or something is wrong.
+ASK_S = 10.0
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-
-#: What msgspec raises for bytes that are no JSON. Two of them are Python's own: no UTF-8, and lists within lists.
-UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 _log = structlog.get_logger(__name__)
 
@@ -63,15 +59,29 @@ class Answer(msgspec.Struct, frozen=True):
     """The last attempt's time and all waits before it."""
 
 
+class _Call(msgspec.Struct, frozen=True):
+    """One request to be made until it is answered."""
+
+    method: str
+    path: str
+    content: bytes | None
+    headers: Mapping[str, str]
+    retries: int
+    timeout_s: float | None
+    """Over all attempts; None is no limit."""
+    own_connection: bool
+    """Whether it goes beside the prompts."""
+
+
 class HttpClient:
-    """Sends bodies to one server. Shared by all rollouts; one connection pool."""
+    """Sends bodies to one server. Shared by all rollouts."""
 
     def __init__(
         self,
         base_url: str,
         *,
         api_key: str | None = None,
-        timeout_s: float = 600.0,
+        timeout_s: float | None = 600.0,
         connect_timeout_s: float = 10.0,
         retries: int = 4,
         max_connections: int = 4096,
@@ -80,98 +90,140 @@ class HttpClient:
         sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
         chance: random.Random | None = None,
     ) -> None:
-        """`transport` takes the connections' place (a server in process); `sleep` and `chance` are the backoff's."""
-        self.base_url = normalize_url(base_url)
+        """`timeout_s` None leaves the deadline of prompts to the caller. Raises ConfigError for a wrong address.
+
+        `transport` takes the connections' place (a server in process); `sleep` and `chance` are the backoff's.
+        """
+        self.base_url = server_url(base_url)
+        """Without user and password."""
         self.retries: Counter[str] = Counter()
         """Retries by cause: a status, or an exception's name."""
         self.traffic = Traffic()
+        """Of prompts and their answers."""
         self._timeout_s = timeout_s
-        self._attempts = retries + 1
+        self._retries = retries
         self._sleep = sleep
         self._chance = chance or random.Random()
         self._limits = max_connections, connect_timeout_s
-        self._headers = {"content-type": "application/json", **checked_headers(headers or {})}
-        if api_key:
-            if not _is_sendable(api_key):
-                raise ConfigError("the API key holds a line break or characters that no header takes: give it anew")
-            self._headers["authorization"] = f"Bearer {api_key}"
-        self._given = transport
-        self._pool: Pool | None = None
+        self._headers = {
+            "content-type": "application/json",
+            **checked_headers(headers or {}),
+            **_authorization(base_url, api_key),
+        }
+        self._given = HttpxPool(self._headers, transport) if transport is not None else None
+        self._pools: dict[bool, Pool] = {}
+        self._closed = False
 
     def __repr__(self) -> str:
         return f"<HttpClient {self.base_url} {sum(self.retries.values())} retries>"
 
-    async def get(self, path: str, *, retries: int | None = None) -> Answer:
-        """GET. Raises TransportError for every status of 400 and above."""
-        return await self._with_retries("GET", path, None, {}, retries)
-
     async def post(
-        self, path: str, body: Any, *, headers: Mapping[str, str] | None = None, retries: int | None = None
+        self,
+        path: str,
+        body: Any,
+        *,
+        headers: Mapping[str, str] | None = None,
+        retries: int | None = None,
+        timeout_s: float | None = None,
     ) -> Answer:
-        """POST of a JSON body. Raises TransportError for every status of 400 and above."""
-        return await self._with_retries("POST", path, msgspec.json.encode(body), headers or {}, retries)
+        """POST of a prompt. Raises TransportError for every status of 300 and above."""
+        retries = self._retries if retries is None else retries
+        timeout_s = self._timeout_s if timeout_s is None else timeout_s
+        return await self._answer(
+            _Call("POST", path, msgspec.json.encode(body), headers or {}, retries, timeout_s, own_connection=False)
+        )
+
+    async def get(self, path: str, *, retries: int = 0, timeout_s: float = ASK_S) -> Answer:
+        """Asks the server about itself, whatever is in flight. Raises TransportError, and NotSent."""
+        return await self._answer(_Call("GET", path, None, {}, retries, timeout_s, own_connection=True))
+
+    async def tell(self, path: str, body: Any, *, timeout_s: float, retries: int = 0) -> Answer:
+        """Tells the server what concerns all of it, whatever is in flight. Raises TransportError, and NotSent."""
+        content = msgspec.json.encode(body)
+        return await self._answer(_Call("POST", path, content, {}, retries, timeout_s, own_connection=True))
 
     async def aclose(self) -> None:
-        if self._pool is not None:
-            pool, self._pool = self._pool, None
+        """May be called twice. What is asked for later raises ConnectionFailed."""
+        self._closed = True
+        pools, self._pools = list(self._pools.values()), {}
+        if self._given is not None:
+            pools, self._given = [self._given], None
+        for pool in pools:
             await pool.aclose()
 
-    async def _with_retries(
-        self, method: str, path: str, content: bytes | None, headers: Mapping[str, str], retries: int | None
-    ) -> Answer:
-        attempts = self._attempts if retries is None else retries + 1
+    async def _answer(self, call: _Call) -> Answer:
         started = time.perf_counter()
-        deadline = started + self._timeout_s
         attempt = 0
         while True:
             attempt += 1
-            try:
-                left_s = max(1e-3, deadline - time.perf_counter())
-                status, body, retry_after = await self._once(method, path, content, headers, left_s)
-                fault = None if status < 400 else error_of(status, body, path)
-            except TimeoutError as error:
-                raise RequestTimeout(f"{self.base_url}{path}: no answer within {self._timeout_s:g} s") from error
-            except Unreachable as error:
-                cause = error.__cause__ or error
-                retry_after, fault = None, ConnectionFailed(f"{self.base_url}{path}: {_reason(cause)}")
-                fault.__cause__ = cause
-            if fault is None:
-                return Answer(status, body, time.perf_counter() - started)
-            wait = self._wait_s(attempt, retry_after)
-            if not fault.retryable or attempt >= attempts or time.perf_counter() + wait >= deadline:
+            left_s = None
+            if call.timeout_s is not None:
+                left_s = max(1e-3, started + call.timeout_s - time.perf_counter())
+            received, fault = await self._attempt(call, left_s)
+            if received is not None and fault is None:
+                return Answer(received.status, received.body, time.perf_counter() - started)
+            assert fault is not None
+            asked_s = retry_after_s(received.headers) if received is not None else 0.0
+            wait_s = self._wait_s(attempt, asked_s)
+            late = call.timeout_s is not None and time.perf_counter() + wait_s >= started + call.timeout_s
+            if not fault.retryable or attempt > call.retries or late or self._closed:
                 raise fault
-            self._note_retry(fault, path, wait)
-            await self._sleep(wait)
+            self._note_retry(fault, call, wait_s)
+            await self._sleep(wait_s)
 
-    async def _once(
-        self, method: str, path: str, content: bytes | None, headers: Mapping[str, str], timeout_s: float
-    ) -> tuple[int, bytes, str | None]:
-        pool = self._pool or self._open()
-        self.traffic.sent += len(content or b"")
-        status, body, retry_after = await pool.send(method, self.base_url + path, content, headers, timeout_s)
-        self.traffic.received += len(body)
-        return hidden_status(body) or status if status < 400 else status, body, retry_after
+    async def _attempt(self, call: _Call, left_s: float | None) -> tuple[Received | None, TransportError | None]:
+        """(what came, what is wrong with it). Raises RequestTimeout, and MalformedReply for an endless answer."""
+        where = self.base_url + call.path
+        try:
+            received = await self._once(call, left_s)
+        except TimeoutError as error:
+            raise RequestTimeout(f"{where}: no answer within {call.timeout_s:g} s") from error
+        except TooLarge as error:
+            raise MalformedReply(f"{where}: the answer has more than {MOST_BYTES / 2**30:g} GiB") from error
+        except Unreachable as error:
+            fault = (ConnectionFailed if error.sent else NotSent)(f"{where}: {error}")
+            fault.__cause__ = error.__cause__
+            return None, fault
+        status = hidden_status(received.body) or received.status if received.status < 300 else received.status
+        return received, None if status < 300 else error_of(status, received.body, call.path, received.headers)
 
-    def _open(self) -> Pool:
-        # Opened at first use: connections belong to the event loop that runs then.
+    async def _once(self, call: _Call, left_s: float | None) -> Received:
+        pool = self._pool(call.own_connection)
+        url = self.base_url + call.path
+        if call.own_connection:
+            with answered_within(left_s or ASK_S):
+                return await pool.send(call.method, url, call.content, call.headers, None)
+        self.traffic.sent += len(call.content or b"")
+        received = await pool.send(call.method, url, call.content, call.headers, left_s)
+        self.traffic.received += len(received.body)
+        return received
+
+    def _pool(self, own_connection: bool) -> Pool:
+        """Opened at first use: connections belong to the event loop that runs then."""
+        if self._closed:
+            raise ConnectionFailed(f"{self.base_url}: this transport was closed")
         if self._given is not None:
-            self._pool = HttpxPool(self._headers, self._given)
-        else:
-            max_connections, connect_s = self._limits
-            self._pool = AiohttpPool(self._headers, max_connections=max_connections, connect_timeout_s=connect_s)
-        return self._pool
+            return self._given
+        if (pool := self._pools.get(own_connection)) is None:
+            most, connect_s = self._limits
+            pool = self._pools[own_connection] = AiohttpPool(
+                self._headers,
+                max_connections=0 if own_connection else most,
+                connect_timeout_s=None if own_connection else connect_s,
+            )
+        return pool
 
-    def _wait_s(self, attempt: int, retry_after: str | None) -> float:
+    def _wait_s(self, attempt: int, asked_s: float) -> float:
         """Full jitter over an exponential ceiling; at least what the server asked for."""
         ceiling = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2 ** (attempt - 1))
-        return max(self._chance.uniform(0, ceiling), retry_after_s(retry_after))
+        return max(self._chance.uniform(0, ceiling), asked_s)
 
-    def _note_retry(self, fault: TransportError, path: str, wait_s: float) -> None:
+    def _note_retry(self, fault: TransportError, call: _Call, wait_s: float) -> None:
         cause = str(fault.status) if fault.status is not None else type(fault.__cause__ or fault).__name__
         first = cause not in self.retries
         self.retries[cause] += 1
-        (_log.warning if first else _log.debug)(
-            "retry", path=path, cause=cause, error=str(fault), wait_s=round(wait_s, 2)
+        (_log.warning if first and not call.own_connection else _log.debug)(
+            "retry", path=call.path, cause=cause, error=str(fault), wait_s=round(wait_s, 2)
         )
 
 
@@ -189,27 +241,18 @@ def _is_sendable(value: str) -> bool:
     return value.isascii() and value.isprintable() and value == value.strip()
 
 
-def normalize_url(url: str) -> str:
-    """A server's root from what people give: with or without scheme, slash, or /v1."""
-    url = url.strip().rstrip("/")
-    if "://" not in url:
-        url = f"http://{url}"
-    return url.removesuffix("/v1")
-
-
-def retry_after_s(value: str | None) -> float:
-    """Seconds from a Retry-After header, which is a number or a date; 0 where it is neither."""
-    if not value:
-        return 0.0
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        at = parsedate_to_datetime(value)
-    except ValueError:
-        return 0.0
-    return max(0.0, (at - datetime.now(UTC)).total_seconds())
+def _authorization(base_url: str, api_key: str | None) -> dict[str, str]:
+    """The header of the key, or of the address' password. Raises ConfigError where both are given."""
+    basic = basic_auth(base_url)
+    if basic is not None and api_key:
+        raise ConfigError(f"{server_url(base_url)}: the address has a password and there is an API key: give one")
+    if basic is not None:
+        return {"authorization": basic}
+    if not api_key:
+        return {}
+    if not _is_sendable(api_key):
+        raise ConfigError("the API key holds a line break or characters that no header takes: give it anew")
+    return {"authorization": f"Bearer {api_key}"}
 
 
 def decode(decoder: msgspec.json.Decoder[Any], answer: Answer, path: str) -> Any:
@@ -218,59 +261,5 @@ def decode(decoder: msgspec.json.Decoder[Any], answer: Answer, path: str) -> Any
         return decoder.decode(answer.body)
     except UNREADABLE as error:
         start = answer.body[:200].decode("utf-8", "replace")
-        raise MalformedReply(f"{path}: the answer cannot be read: {error}", status=answer.status, body=start) from error
-
-
-def error_of(status: int, body: bytes, path: str) -> TransportError:
-    """The error that a status and its body are."""
-    text = server_message(body)
-    message = f"{path}: {status}: {text}" if text else f"{path}: {status}"
-    kind: type[TransportError] = RequestRefused
-    if _retryable(status):
-        kind = ServerBusy
-    elif status in (401, 403):
-        kind = AuthenticationFailed
-    elif status == 404 and "model" in text.lower():
-        kind = ModelNotFound
-    elif status in (400, 413, 422) and any(phrase in text.lower() for phrase in _TOO_LONG):
-        kind = PromptTooLong
-    return kind(message, status=status, body=body[:500].decode("utf-8", "replace"))
-
-
-def hidden_status(body: bytes) -> int | None:
-    """The status of an error object that came as a success, as gateways send it; None where there is none.
-
-    500 where it names no status: whoever made it did not know either.
-    """
-    if b'"error"' not in body[:100]:
-        return None
-    try:
-        value = msgspec.json.decode(body)
-    except UNREADABLE:
-        return None
-    if not isinstance(value, dict) or "choices" in value:
-        return None
-    found = value.get("error")
-    codes = (found.get("code"), value.get("code")) if isinstance(found, dict) else (value.get("code"),)
-    return next((code for code in codes if isinstance(code, int) and 400 <= code < 600), 500)
-
-
-def server_message(body: bytes) -> str:
-    """What the server says went wrong, in the forms that vLLM, Dynamo and FastAPI have, in one short line."""
-    try:
-        value = msgspec.json.decode(body)
-    except UNREADABLE:
-        value = body.decode("utf-8", "replace")
-    while isinstance(value, dict):
-        value = next((value[key] for key in ("error", "message", "detail") if value.get(key)), "")
-    text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
-    return " ".join(text.split())[:400]
-
-
-def _retryable(status: int) -> bool:
-    return status in RETRY_STATUSES or status >= 500
-
-
-def _reason(error: BaseException) -> str:
-    text = str(error) or type(error).__name__
-    return f"the connection failed: {text}"
+        said = server_message(answer.body) if answer.body.lstrip().startswith(b"<") else str(error)
+        raise MalformedReply(f"{path}: the answer cannot be read: {said}", status=answer.status, body=start) from error

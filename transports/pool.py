@@ -6,9 +6,13 @@ connections), and httpx over aiohttp's takes 0.3 ms a request, of which aiohttp'
 
 from __future__ import annotations
 
+import errno
 import io
+import os
+import socket
+import ssl
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import anyio
 import httpx
@@ -20,26 +24,62 @@ IDLE_CONNECTION_S = 4.0
 #: aiohttp writes larger bodies in pieces if they are given as a file, and warns if they are not.
 _LARGE_BYTES = 2**20
 
+#: No answer of a model server is larger; what is would fill the memory.
+MOST_BYTES = 2**30
+
+#: What the operating system says when it is this machine that cannot send: files, ports, memory or network are lacking.
+_OURS = frozenset(
+    {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL, errno.ENETDOWN, errno.ENETUNREACH}
+)
+
+if TYPE_CHECKING:
+    import aiohttp
+
 
 class Received(NamedTuple):
     """An answer, whole."""
 
     status: int
     body: bytes
-    retry_after: str | None
+    headers: Mapping[str, str]
+    """Names in any case."""
 
 
 class Unreachable(Exception):
     """No answer came; the cause is the library's own error."""
+
+    @property
+    def sent(self) -> bool:
+        """Whether it may have left this machine. Where it has not, nothing is known of the server."""
+        cause = self.__cause__
+        error = getattr(cause, "os_error", cause)
+        return not isinstance(error, socket.gaierror) and getattr(error, "errno", None) not in _OURS
+
+    def __str__(self) -> str:
+        cause = self.__cause__
+        error = getattr(cause, "os_error", None) or getattr(cause, "certificate_error", None) or cause
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return f"its certificate is not trusted: {error.verify_message or error}"
+        if isinstance(error, ssl.SSLError):
+            return f"TLS failed ({error.reason or error}): does it speak http, not https?"
+        number = getattr(error, "errno", None) or 0
+        said = os.strerror(number) if number > 0 else getattr(error, "strerror", None)
+        text = said or str(error) or type(error).__name__
+        text = " ".join(text.split())[:300]
+        return f"the connection failed: {text[:1].lower()}{text[1:]}"
+
+
+class TooLarge(Exception):
+    """The answer has more than `MOST_BYTES`."""
 
 
 class Pool(Protocol):
     """Connections to one server."""
 
     async def send(
-        self, method: str, url: str, content: bytes | None, headers: Mapping[str, str], timeout_s: float
+        self, method: str, url: str, content: bytes | None, headers: Mapping[str, str], timeout_s: float | None
     ) -> Received:
-        """Raises Unreachable, and TimeoutError where the answer is not there in time."""
+        """Raises Unreachable, TooLarge, and TimeoutError where the answer is not there in time; None is no limit."""
         ...
 
     async def aclose(self) -> None: ...
@@ -48,7 +88,15 @@ class Pool(Protocol):
 class AiohttpPool:
     """Connections of aiohttp's, kept open. Belongs to the event loop in which it was made."""
 
-    def __init__(self, headers: Mapping[str, str], *, max_connections: int, connect_timeout_s: float) -> None:
+    def __init__(
+        self,
+        headers: Mapping[str, str],
+        *,
+        max_connections: int,
+        connect_timeout_s: float | None,
+        most_bytes: int = MOST_BYTES,
+    ) -> None:
+        """`max_connections` of 0 is no limit."""
         import aiohttp  # imported here: a run on the embedded model needs none of it
         from yarl import URL
 
@@ -58,7 +106,7 @@ class AiohttpPool:
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=headers,
         )
-        self._connect_s = connect_timeout_s
+        self._connect_s, self._most_bytes = connect_timeout_s, most_bytes
         self._make_timeout = aiohttp.ClientTimeout
         self._client_error = aiohttp.ClientError
         self._parse_url = URL
@@ -68,7 +116,7 @@ class AiohttpPool:
         return f"<AiohttpPool {len(self._urls)} urls>"
 
     async def send(
-        self, method: str, url: str, content: bytes | None, headers: Mapping[str, str], timeout_s: float
+        self, method: str, url: str, content: bytes | None, headers: Mapping[str, str], timeout_s: float | None
     ) -> Received:
         """See `Pool`."""
         if (target := self._urls.get(url)) is None:
@@ -79,11 +127,26 @@ class AiohttpPool:
             async with self._session.request(
                 method, target, data=data, headers=headers, allow_redirects=False, timeout=timeout
             ) as response:
-                return Received(response.status, await response.read(), response.headers.get("retry-after"))
-        except (self._client_error, OSError) as error:
+                return Received(response.status, await self._read(response), response.headers)
+        except (self._client_error, OSError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not self._session.closed:
+                raise
             if isinstance(error, TimeoutError) and not isinstance(error, self._client_error):
                 raise  # the whole request's; a connection's is one of aiohttp's errors
             raise Unreachable from error
+
+    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+        """The body, unpacked. Raises TooLarge."""
+        length = response.content_length
+        if length is not None and length <= self._most_bytes and "content-encoding" not in response.headers:
+            return await response.read()
+        parts, size = [], 0
+        async for part in response.content.iter_any():
+            parts.append(part)
+            size += len(part)
+            if size > self._most_bytes:
+                raise TooLarge
+        return b"".join(parts)
 
     async def aclose(self) -> None:
         """See `Pool`."""
@@ -97,7 +160,7 @@ class HttpxPool:
         self._client = httpx.AsyncClient(transport=transport, headers=headers, timeout=None, trust_env=False)
 
     async def send(
-        self, method: str, url: str, content: bytes | None, headers: Mapping[str, str], timeout_s: float
+        self, method: str, url: str, content: bytes | None, headers: Mapping[str, str], timeout_s: float | None
     ) -> Received:
         """See `Pool`."""
         try:
@@ -105,7 +168,7 @@ class HttpxPool:
                 response = await self._client.request(method, url, content=content, headers=dict(headers))
         except httpx.HTTPError as error:
             raise Unreachable from error
-        return Received(response.status_code, response.content, response.headers.get("retry-after"))
+        return Received(response.status_code, response.content, response.headers)
 
     async def aclose(self) -> None:
         """See `Pool`."""

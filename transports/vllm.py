@@ -11,10 +11,20 @@ from typing import Any
 import msgspec
 import structlog
 
-from rollout.errors import ConfigError, RequestRefused, TransportError
+from rollout import door
+from rollout.errors import ConfigError, RequestRefused, ServerError, TransportError
 from rollout.messages import user
 from rollout.transport import InFlight, MessagePrompt, Reply, Request, ServerInfo, TokenPrompt, TransportConfig
-from transports.common import PROBE_RETRIES, ServedTransport, choose_model, list_models, opening, probe_request
+from transports.answers import UNREADABLE
+from transports.common import (
+    PROBE_RETRIES,
+    ServedTransport,
+    choose_model,
+    list_models,
+    opening,
+    probe_call,
+    probe_request,
+)
 from transports.http import HttpClient, decode
 from transports.vllm_wire import (
     CHAT,
@@ -28,7 +38,25 @@ from transports.vllm_wire import (
 
 _TOKENIZED = msgspec.json.Decoder(Tokenized)
 _DETOKENIZED = msgspec.json.Decoder(Detokenized)
-_OPENAPI = msgspec.json.Decoder(dict[str, Any])
+
+#: Seconds for what a server does at once, such as a pause that waits for nothing.
+CONTROL_S = 30.0
+CONTROL_RETRIES = 2
+
+#: The second needs VLLM_SERVER_DEV_MODE=1, the first --enable-scale-out.
+ABORT_ROUTES = ("/inference/v1/abort_requests", "/abort_requests")
+
+#: What vLLM 0.32 calls a request of each route (seen in its source, and by aborting each).
+_NAMED = ("{}", "generate-tokens-{}", "cmpl-{}-0", "cmpl-{}", "chatcmpl-{}")
+
+
+class _Paths(msgspec.Struct):
+    """A part of /openapi.json."""
+
+    paths: dict[str, Any] = {}
+
+
+_OPENAPI = msgspec.json.Decoder(_Paths)
 
 _log = structlog.get_logger(__name__)
 
@@ -36,8 +64,8 @@ _log = structlog.get_logger(__name__)
 class VllmTransport(ServedTransport):
     """Carries prompts to a vLLM server."""
 
-    def __init__(self, client: HttpClient, info: ServerInfo) -> None:
-        super().__init__(client, info)
+    def __init__(self, client: HttpClient, info: ServerInfo, *, weights_timeout_s: float = 600.0) -> None:
+        super().__init__(client, info, weights_timeout_s=weights_timeout_s)
         self._route = next((route for route in TOKEN_ROUTES if route.path == info.token_route), None)
 
     async def generate(self, request: Request) -> Reply:
@@ -76,7 +104,7 @@ class VllmTransport(ServedTransport):
 
         This and the next two need a server started with VLLM_SERVER_DEV_MODE=1.
         """
-        await self._control(f"/pause?mode={mode}", {})
+        await self._control(f"/pause?mode={mode}", {}, self._weights_timeout_s if mode == "wait" else CONTROL_S)
 
     async def resume(self) -> None:
         """Goes on after `pause`."""
@@ -85,13 +113,29 @@ class VllmTransport(ServedTransport):
     async def update_weights(self, version: str, path: str | None) -> None:
         """Loads the weights of a folder that the server can read, and names their version."""
         if path is not None:
-            await self._control("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": path}})
+            body = {"method": "reload_weights", "kwargs": {"weights_path": path}}
+            await self._control("/collective_rpc", body, self._weights_timeout_s, retries=0)
         await self._control("/update_weight_version", {"new_version": version})
 
-    async def _control(self, path: str, body: dict[str, Any]) -> None:
+    async def abort(self, request_ids: Sequence[str]) -> None:
+        """See `rollout.transport.Transport`. Does nothing where the server has no such route."""
+        if not request_ids:
+            return  # an empty list means all of them to some servers
+        # vLLM names a request by its route and our id; names that it does not know are passed over.
+        names = [form.format(door.header(one)) for one in request_ids for form in _NAMED]
+        for path in ABORT_ROUTES:
+            try:
+                await self.client.tell(path, {"request_ids": names}, timeout_s=CONTROL_S, retries=CONTROL_RETRIES)
+                return
+            except RequestRefused as error:
+                _log.debug("abort_refused", path=path, error=str(error))
+
+    async def _control(
+        self, path: str, body: dict[str, Any], timeout_s: float = CONTROL_S, *, retries: int = CONTROL_RETRIES
+    ) -> None:
         """Raises ConfigError where the server has no such route, and TransportError."""
         try:
-            await self.client.post(path, body)
+            await self.client.tell(path, body, timeout_s=timeout_s, retries=retries)
         except RequestRefused as error:
             if error.status not in (404, 405):
                 raise
@@ -106,12 +150,16 @@ class _Probe:
     def __init__(self, config: TransportConfig, client: HttpClient) -> None:
         self._config = config
         self.client = client
+        self._completes = False
+        """Whether it answers messages."""
+        self._refusal: str | None = None
+        """Why not."""
 
     async def run(self) -> ServerInfo:
         """Raises ServerError, ConfigError."""
         card = choose_model(await list_models(self.client), self._config.model, self.client.base_url)
         info = ServerInfo(dialect="vllm", model=card.id, models=[card.id], max_model_len=card.max_model_len)
-        info.tokenizer = card.root
+        info.tokenizer, info.owned_by = card.root, card.owned_by
         info.version = await self._version()
         paths = await self._paths()
         info.can_tokenize = {"/tokenize", "/detokenize"} <= paths
@@ -119,6 +167,8 @@ class _Probe:
         for route in TOKEN_ROUTES:
             if (not paths or route.path in paths) and await self._probe_route(route, info):
                 info.token_routes.append(route.path)
+        if not self._completes and not info.token_routes:
+            raise ServerError(f"{self.client.base_url} lists {card.id!r} but completes nothing: {self._refusal}")
         info.token_route = self._choose_route(info)
         return info
 
@@ -133,7 +183,7 @@ class _Probe:
         try:
             answer = await self.client.get("/version", retries=PROBE_RETRIES)
             version = msgspec.json.decode(answer.body, type=dict[str, Any]).get("version")
-        except (TransportError, msgspec.DecodeError):
+        except (TransportError, *UNREADABLE):
             return None
         return str(version) if version else None
 
@@ -141,7 +191,7 @@ class _Probe:
         """The server's routes; empty where it does not list them."""
         try:
             answer = await self.client.get("/openapi.json", retries=PROBE_RETRIES)
-            return frozenset(decode(_OPENAPI, answer, "/openapi.json").get("paths", ()))
+            return frozenset(decode(_OPENAPI, answer, "/openapi.json").paths)
         except TransportError:
             return frozenset()
 
@@ -149,10 +199,12 @@ class _Probe:
         prompt = MessagePrompt(messages=[user("Hi.")])
         try:
             body = chat_body(probe_request(prompt), info.model)
-            reply = read_chat(await self.client.post(CHAT, body, retries=PROBE_RETRIES))
+            reply = read_chat(await probe_call(self.client, CHAT, body))
         except TransportError as error:
             _log.warning("probe_failed", path=CHAT, error=str(error))
+            self._refusal = self._refusal or str(error)
             return
+        self._completes = True
         info.reports_prompt_ids = reply.prompt_ids is not None
         info.reports_completion_ids = reply.completion_ids is not None
         info.reports_cached_tokens = reply.cached_tokens is not None
@@ -179,10 +231,11 @@ class _Probe:
         return reply.completion_ids == [token]
 
     async def _call(self, route: TokenRoute, request: Request, model: str) -> Reply:
-        return route.read(await self.client.post(route.path, route.body(request, model), retries=PROBE_RETRIES))
+        return route.read(await probe_call(self.client, route.path, route.body(request, model)))
 
 
 async def open(config: TransportConfig, client: HttpClient | None = None) -> VllmTransport:
     """Entry point `vllm`. See `rollout.transport.Open`. `client` takes the place of one of its own."""
     async with opening(config, client) as client:
-        return VllmTransport(client, await _Probe(config, client).run())
+        info = await _Probe(config, client).run()
+        return VllmTransport(client, info, weights_timeout_s=config.weights_timeout_s)

@@ -8,7 +8,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 #: The shipped model folder: weights, tokenizer and chat template, as vLLM and Dynamo load them.
 MODEL_DIR = Path(__file__).resolve().parent / "weights"
 
-__all__ = ["MODEL_DIR"]
+#: What reading a folder raises that holds no such model.
+NOT_A_MODEL = (OSError, ValueError, KeyError, TypeError, SafetensorError)
+
+__all__ = ["MODEL_DIR", "NOT_A_MODEL"]

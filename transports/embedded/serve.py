@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import socket
+import sys
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
 from rollout.errors import ConfigError
-from transports.embedded import MODEL_DIR
+from transports.embedded import MODEL_DIR, NOT_A_MODEL
 from transports.embedded.app import create_app
 
 
@@ -19,12 +24,47 @@ def run(
     model_dir: Path | None = None,
     served_name: str = "rollout-tiny",
 ) -> None:
-    """Serves until it is interrupted. Raises ConfigError for a dialect or a folder that is none."""
+    """Serves until it is interrupted, and says so when it does. Port 0 takes a free one.
+
+    Raises ConfigError for a dialect or a folder that is none, and an address that cannot be listened on.
+    """
     if dialect not in ("vllm", "dynamo"):
         raise ConfigError(f"--dialect is vllm or dynamo, not {dialect!r}")
     folder = model_dir or MODEL_DIR
+    # Before the model is loaded: a port that is taken is said at once.
+    with _listening(host, port) as listener:
+        try:
+            app = create_app(folder, served_name=served_name, dialect="vllm" if dialect == "vllm" else "dynamo")
+        except NOT_A_MODEL as error:
+            raise ConfigError(f"no model to serve in {str(folder)!r}: {error}") from error
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5)
+        shown = f"[{host}]" if ":" in host else host
+        where = f"http://{shown}:{listener.getsockname()[1]}"
+        server = _Server(config, f"serving {served_name} ({dialect} dialect) on {where}")
+        with contextlib.suppress(KeyboardInterrupt):
+            server.run(sockets=[listener])
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    if not 0 <= port <= 65535:
+        raise ConfigError(f"--port is a number from 0 (any that is free) to 65535, not {port}")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        app = create_app(folder, served_name=served_name, dialect="vllm" if dialect == "vllm" else "dynamo")
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"no model to serve in {str(folder)!r}: {error}") from error
-    uvicorn.run(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=5)
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except (OSError, UnicodeError) as error:
+        number = getattr(error, "errno", None) or 0
+        reason = os.strerror(number) if number > 0 else str(error).rstrip(".")
+        raise ConfigError(f"cannot listen on {host}:{port}: {reason}; give another --host or --port") from error
+
+
+class _Server(uvicorn.Server):
+    """Says what it serves once it does."""
+
+    def __init__(self, config: uvicorn.Config, ready: str) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: Any = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            print(self._ready, file=sys.stdout, flush=True)

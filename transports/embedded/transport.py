@@ -12,7 +12,7 @@ from rollout.errors import ConfigError
 from rollout.transport import TransportConfig
 from transports import dynamo, vllm
 from transports.dynamo import DynamoTransport
-from transports.embedded import MODEL_DIR
+from transports.embedded import MODEL_DIR, NOT_A_MODEL
 from transports.embedded.app import create_app
 from transports.http import HttpClient
 from transports.vllm import VllmTransport
@@ -35,7 +35,7 @@ async def open(config: TransportConfig) -> VllmTransport | DynamoTransport:
     folder = Path(config.options.get("model_dir", MODEL_DIR))
     try:
         app = await anyio.to_thread.run_sync(lambda: create_app(folder, dialect=dialect))
-    except (OSError, ValueError, KeyError) as error:
+    except NOT_A_MODEL as error:
         raise ConfigError(f"no embedded model in {folder}: {error}") from error
     client = HttpClient(
         "http://embedded",
