@@ -101,7 +101,8 @@ def run(
         float | None, typer.Option("--straggler-timeout", help="Seconds for the rest of a group once half have ended.")
     ] = None,
     server_wait_s: Annotated[
-        float | None, typer.Option("--server-wait", help="Seconds to wait for a server where none is left [300].")
+        float | None,
+        typer.Option("--server-wait", help="Seconds to wait where no server is there [at the start 0, later 300]."),
     ] = None,
     worker_start_s: Annotated[
         float | None, typer.Option("--worker-start", help="Seconds until a process of --processes must play [300].")

@@ -23,8 +23,9 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Entry point of group `rollout.transports`. `auto` asks the server; without `base_url`, `embedded`."""
     base_url: str | Sequence[str] | None = None
     """The server's address, or several servers' of one model: trajectories are balanced over them."""
-    server_wait_s: float = 300.0
-    """How long a run waits for a server to come back where none is left, before it ends, resumable."""
+    server_wait_s: float | None = None
+    """How long a run waits for a first server to be there, and for one to come back where none is left, before it ends,
+    resumable. None tries each once at the start, and waits for 300 s later."""
     model: str | None = None
     """Served name; None takes the server's only model."""
     api_key_env: str | None = None

@@ -18,6 +18,10 @@ from rollout.fleet import Fleet
 from rollout.member import Member
 from rollout.registry import find_transport
 from rollout.transport import ServerInfo, Transport, TransportConfig, opened
+from rollout.weights import Weights
+
+#: How long a run waits for a server that it has lost, where nothing is said.
+DEFAULT_WAIT_S = 300.0
 
 _log = structlog.get_logger(__name__)
 
@@ -44,14 +48,27 @@ def check_config(config: EngineConfig) -> None:
         server_url(url)
 
 
-async def open_transport(config: EngineConfig) -> Transport:
-    """The transport that a configuration names. Raises ConfigError, ServerError."""
+async def open_fleet(config: EngineConfig, given: Transport | None = None, weights: Weights | None = None) -> Fleet:
+    """The servers that a configuration names, or that a given transport is. Raises ConfigError, ServerError."""
+    if isinstance(given, Fleet):
+        fleet = given
+    else:
+        lost_s = DEFAULT_WAIT_S if config.server_wait_s is None else config.server_wait_s
+        fleet = Fleet(_members(config, given), wait_s=lost_s, start_wait_s=config.server_wait_s)
+    fleet.weights = weights or fleet.weights
+    fleet.request_timeout_s = config.request_timeout_s
+    await opened(fleet)
+    return fleet
+
+
+def _members(config: EngineConfig, given: Transport | None) -> list[Member]:
+    if given is not None:
+        return [Member(type(given).__name__, given)]
+    name = "embedded" if config.transport == "auto" and not config.base_urls else config.transport
+    open_it = find_transport(name)
     if not config.base_urls:
-        name = "embedded" if config.transport == "auto" else config.transport
-        return await find_transport(name)(transport_config(config, None))
-    open_it = find_transport(config.transport)
-    members = [Member(shown_url(url), partial(open_it, transport_config(config, url))) for url in config.base_urls]
-    return await opened(Fleet(members, wait_s=config.server_wait_s))
+        return [Member(name, partial(open_it, transport_config(config, None)))]
+    return [Member(shown_url(url), partial(open_it, transport_config(config, url))) for url in config.base_urls]
 
 
 def transport_config(config: EngineConfig, url: str | None) -> TransportConfig:
@@ -60,7 +77,7 @@ def transport_config(config: EngineConfig, url: str | None) -> TransportConfig:
         base_url=url,
         model=config.model,
         api_key=api_key(config.api_key_env),
-        timeout_s=config.request_timeout_s,
+        timeout_s=None,  # it stands still while we paused the server: `rollout.fleet` has it
         retries=config.http_retries,
         # A rollout may have several requests in flight, and none is to wait for a connection.
         max_connections=max(256, 2 * config.most_at_once),

@@ -8,7 +8,6 @@ async with Engine(EngineConfig(), GuessNumber) as engine:
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Container, Iterable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -25,7 +24,7 @@ from rollout.crew import Crew, Standing
 from rollout.crew.launch import Launch
 from rollout.env import Env, Task
 from rollout.errors import ConfigError, EngineClosed, RolloutError, TransportError
-from rollout.fleet import Fleet
+from rollout.fleet import UPDATE, Fleet
 from rollout.group_reward import GroupReward
 from rollout.histogram import Histogram
 from rollout.pace import START, Pace, keep_pace
@@ -68,6 +67,9 @@ class Engine:
         self._weights = self._player.weights
         self._weights_lock = anyio.Lock()
         self._pacing: anyio.CancelScope | None = None
+        self._telling: anyio.CancelScope | None = None
+        self._news = anyio.Event()
+        """The servers have changed, and the processes do not know it yet."""
         self._streams = Streams(config, self._weights)
         self._closed = False
 
@@ -83,30 +85,43 @@ class Engine:
             raise ConfigError("processes open transports of their own: name one by the configuration")
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._player)
-            transport = self._player.model.transport
             if self.config.concurrency == "auto":
-                await _must_say_its_load(transport)
+                await _must_say_its_load(self._player.fleet)
             if self.config.processes > 1:
                 crew = Crew(self.config, self._make_env, self._standing, on_gone=self._ended, launch=self._launch)
                 self._crew = await stack.enter_async_context(crew)
             tasks = await stack.enter_async_context(anyio.create_task_group())
+            if self._crew is not None:
+                self._telling = anyio.CancelScope()
+                tasks.start_soon(self._keep_telling, self._telling)
+                self._player.fleet.on_change = self._servers_changed
             if self.config.concurrency == "auto":
                 self._pacing = anyio.CancelScope()
-                tasks.start_soon(self._keep_pace, transport, self._pacing)
+                tasks.start_soon(self._keep_pace, self._pacing)
             self._streams.open(self._crew or self._player, tasks)
             self._stack = stack.pop_all()
         return self
 
-    async def _keep_pace(self, transport: Transport, scope: anyio.CancelScope) -> None:
+    def _servers_changed(self) -> None:
+        self._news.set()
+
+    async def _keep_telling(self, scope: anyio.CancelScope) -> None:
+        """Has the processes use the servers that are up here, at once when that changes."""
+        with scope:
+            while True:
+                await self._news.wait()
+                self._news = anyio.Event()
+                await self._tell()
+
+    async def _keep_pace(self, scope: anyio.CancelScope) -> None:
         with scope:
             streams = self._streams
             pace = Pace(START * max(1, len(self.config.base_urls)), self.config.most_at_once)
-            await keep_pace(pace, streams.slots, transport, lambda: streams.stats.faults, streams.slot_freed)
+            await keep_pace(pace, streams.slots, self._player.fleet, lambda: streams.stats.faults, streams.slot_freed)
 
     def _standing(self) -> Standing:
         """What the processes must know."""
-        transport = self._player.model.transport
-        return self._weights.standing, transport.standing if isinstance(transport, Fleet) else None
+        return self._weights.standing, self._player.fleet.standing
 
     def _ended(self, error: RolloutError) -> None:
         """No server is left, or no process."""
@@ -115,8 +130,9 @@ class Engine:
     async def __aexit__(self, *exc_info: object) -> None:
         self._closed = True
         self._streams.close()
-        if self._pacing is not None:
-            self._pacing.cancel()
+        for scope in (self._pacing, self._telling):
+            if scope is not None:
+                scope.cancel()
         try:
             await self._stack.aclose()
         finally:
@@ -226,12 +242,25 @@ class Engine:
 
     async def pause(self, in_flight: InFlight = "keep") -> None:
         """Has the server stop sampling until `resume`. Raises ConfigError where it cannot be told to."""
-        await self._control().pause(in_flight)
+        await self._pause(in_flight, "caller")
         await self._tell()
+
+    async def _pause(self, in_flight: InFlight, reason: str) -> None:
+        """Nothing new is sent, by any process, from before the servers are told."""
+        fleet = self._controlled()
+        self._weights.hold(reason)
+        try:
+            await self._tell()
+            await fleet.pause(in_flight, reason=reason)
+        except BaseException:
+            fleet.end_pause(reason)
+            with anyio.CancelScope(shield=True):
+                await self._tell()
+            raise
 
     async def resume(self) -> None:
         """Goes on after `pause`."""
-        await self._control().resume()
+        await self._controlled().resume()
         await self._tell()
 
     async def update_weights(
@@ -240,51 +269,48 @@ class Engine:
         """Pauses, loads the folder's weights (None: the server has them), names their version, resumes.
 
         Requests in flight are kept, waited for, or aborted; an aborted one goes on from its sampled tokens. Tokens
-        carry the version that sampled them. The server goes on, with its old weights, where loading fails: raises
-        TransportError then, and ConfigError for a server whose weights cannot be changed.
+        carry the version that sampled them. The servers go on, with their old weights, where loading fails on all:
+        raises TransportError then. Where it fails on some these are out, until they are level with the others. Raises
+        ConfigError for a server whose weights cannot be changed. A `pause` of the caller's own stays in force.
         """
-        control = self._control()
-        async with self._weights_lock, self._updating():
+        fleet = self._controlled()
+        async with self._weights_lock:
+            await self._pause(in_flight, UPDATE)
             try:
-                await control.pause(in_flight)
-                await control.update_weights(str(version), str(path) if path is not None else None)
-                self._weights.updated(str(version), in_flight)
-                self._streams.end_stale()
-                await self._tell()
-            finally:
-                # Shielded: a trainer that is interrupted must not leave the server paused.
+                await fleet.update_weights(str(version), str(path) if path is not None else None, in_flight=in_flight)
+            except Exception:
+                await self._go_on(fleet)
+                raise
+            except BaseException:
+                # A trainer that is interrupted waits for nothing, and leaves no server paused.
+                fleet.end_pause(UPDATE)
                 with anyio.CancelScope(shield=True):
-                    await control.resume()
+                    await self._tell()
+                raise
+            await self._go_on(fleet)
 
-    @contextlib.asynccontextmanager
-    async def _updating(self) -> AsyncGenerator[None]:
-        """Holds back new requests, in every process."""
-        try:
-            with self._weights.updating():
-                await self._tell()
-                yield
-        finally:
-            with anyio.CancelScope(shield=True):
-                await self._tell()
+    async def _go_on(self, fleet: Fleet) -> None:
+        """After an update, however it ended."""
+        self._streams.end_stale()
+        await fleet.resume(reason=UPDATE)
+        await self._tell()
 
     async def _tell(self) -> None:
         """Has the processes stand as this one does."""
         if self._crew is not None:
             await self._crew.tell()
 
-    def _control(self) -> Transport:
-        model = self._player.model
-        if self._crew is not None and not isinstance(model.transport, Fleet):
+    def _controlled(self) -> Fleet:
+        if self._crew is not None and not self.config.base_urls:
             raise ConfigError("each process has an embedded model of its own: serve one by `rollout serve`")
-        return model.transport
+        return self._player.fleet
 
     def stats(self) -> Stats:
         """Where the engine stands now."""
         stats = msgspec.structs.replace(self._streams.stats)
         slots = self._streams.slots
         stats.running, stats.most_running, stats.concurrency = slots.used, slots.most_used, slots.cap
-        transport = self._player.transport
-        stats.servers = transport.states if isinstance(transport, Fleet) else []
+        stats.servers = self._player.servers
         stats.queued = sum(run.scheduler.queued for run in self._streams.runs)
         stats.weight_version, stats.weight_updates = self._weights.version, self._weights.updates
         stats.add(self._player.played())
@@ -300,7 +326,7 @@ class Engine:
 
         Raises TransportError.
         """
-        return await self._player.model.transport.first_tokens()
+        return await self._player.fleet.first_tokens()
 
 
 async def _must_say_its_load(transport: Transport) -> None:

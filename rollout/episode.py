@@ -117,7 +117,7 @@ class Episode:
         rollout.timing = Timing(started_at=time.time())
         failed: BaseException | None = None
         try:
-            with anyio.fail_after(self._config.episode_timeout_s):
+            with self._session.clock.fail_after(self._config.episode_timeout_s):
                 with self._while_whole:
                     stop = await self._play()
                     self._refuse_stale()

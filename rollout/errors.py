@@ -74,6 +74,12 @@ class ServerBusy(TransportError):
     retryable = True
 
 
+class CompletionAborted(TransportError):
+    """The server ended a completion again and again, and nobody here had asked it to."""
+
+    retryable = True
+
+
 class RequestRefused(TransportError):
     """The server refused this request (another 4xx). The same request would be refused again."""
 

@@ -1,24 +1,26 @@
-"""Several servers as one transport: each trajectory has its server, and goes on at another when that dies.
+"""One or more servers as one transport: each trajectory has its server, and goes on at another when that dies.
 
 A request holds the whole prompt, so whatever was in flight on a dead server is sent to another as it is: the
 trajectory goes on from its last finished turn. With no server left requests wait, up to a limit. A server that
-comes back is given the weights that the others have, and takes new trajectories.
+comes back is given the weights that the others have, and takes new trajectories: `rollout.server_life` decides that.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
 import anyio
 import msgspec
 import structlog
 
+from rollout.deadlines import Clock
 from rollout.errors import (
     ConfigError,
     ConnectionFailed,
     ModelNotFound,
     NoServerLeft,
+    RequestTimeout,
     RolloutError,
     ServerBusy,
     ServerError,
@@ -27,6 +29,8 @@ from rollout.errors import (
 from rollout.histogram import Histogram, added
 from rollout.member import Member
 from rollout.placement import Placement
+from rollout.resumption import with_version
+from rollout.servers import Servers
 from rollout.transport import (
     InFlight,
     MessagePrompt,
@@ -37,12 +41,21 @@ from rollout.transport import (
     Traffic,
     Transport,
 )
+from rollout.weights import Weights
 
 #: A request that was in flight on so many servers when they died may be what kills them: it is not sent again.
 MAX_DEATHS = 3
 
+#: With a server up, how long a run waits for the others before it begins; they come later then.
+START_S = 5.0
+
+#: The pause of an update, beside the caller's own.
+UPDATE = "update"
+
 #: What servers of one fleet must have in common: a trajectory may go on at any of them.
 _ALIKE = ("model", "dialect", "token_route", "keeps_stop_token")
+
+Answer = TypeVar("Answer")
 
 _log = structlog.get_logger(__name__)
 
@@ -54,6 +67,8 @@ class ServerState(msgspec.Struct, kw_only=True):
     up: bool
     deaths: int
     trajectories: int = 0
+    phase: str = ""
+    """What is being done with it: see `rollout.server_life.Phase`."""
 
 
 class FleetStanding(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,24 +77,39 @@ class FleetStanding(msgspec.Struct, frozen=True, kw_only=True):
     pushed: tuple[str, str | None] | None = None
     """The version and the folder that the servers were last told to load."""
     paused: bool = False
-    out: list[int] = []
-    """Servers that are not to be used, by index: one may have missed the last weights."""
+    """Whether they are, so that what is in flight there makes no progress."""
+    up: list[int] = []
+    """For each server that may be used which life of it that is, and 0 for the others."""
 
 
 class Fleet(Transport):
     """One or more servers of one model as a transport. See `rollout.transport.Transport`."""
 
-    def __init__(self, members: Sequence[Member], *, wait_s: float) -> None:
-        """`wait_s` is how long requests wait where no server is left."""
+    def __init__(self, members: Sequence[Member], *, wait_s: float, start_wait_s: float | None = None) -> None:
+        """`wait_s` is how long requests wait where no server is left.
+
+        `start_wait_s` is how long `connect` waits for a first server; None tries each once.
+        """
+        self.weights = Weights()
+        self.clock = Clock()
+        """Stands still while the servers are paused by us: deadlines of requests go by it."""
+        self.request_timeout_s: float | None = None
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when `standing` has changed."""
         self._members = members
         self._placement = Placement(len(members))
-        self._wait_s = wait_s
-        self._pushed: tuple[str, str | None] | None = None
-        """The version and the folder that the servers were last told to load."""
-        self._paused = False
-        """Between `pause` and `resume`, where no server may come back in between."""
+        self._placement.up = [False] * len(members)
+        self._servers = Servers(members, self._join, self._changed)
+        self._wait_s, self._start_wait_s = wait_s, start_wait_s
+        self._in_flight: InFlight = "keep"
+        """What the update under way does with requests."""
+        self._updated = 0
+        """The number of the weights that `weights` knows of."""
+        self._paused_elsewhere = False
         self._returned = anyio.Event()
+        self._told = self.standing
         self._info: ServerInfo | None = None
+        self._started = False
 
     def __repr__(self) -> str:
         return f"<Fleet of {len(self._members)}, {sum(self._placement.up)} up>"
@@ -87,8 +117,11 @@ class Fleet(Transport):
     @property
     def states(self) -> list[ServerState]:
         """The servers as they stand."""
-        up = self._placement.up
-        return [ServerState(url=member.url, up=up[at], deaths=member.deaths) for at, member in enumerate(self._members)]
+        lives = self._servers.lives.servers
+        return [
+            ServerState(url=member.url, up=life.up, deaths=member.deaths, phase=life.phase.value)
+            for member, life in zip(self._members, lives, strict=True)
+        ]
 
     @property
     def loads(self) -> list[int]:
@@ -98,71 +131,115 @@ class Fleet(Transport):
     @property
     def standing(self) -> FleetStanding:
         """What another fleet of the same servers must know of this one."""
-        out = [at for at, up in enumerate(self._placement.up) if not up]
-        return FleetStanding(pushed=self._pushed, paused=self._paused, out=out)
+        lives = self._servers.lives
+        pushed = (lives.weights.version, lives.weights.path) if lives.weights.number else None
+        return FleetStanding(pushed=pushed, paused=lives.paused, up=lives.ups)
 
     def follow(self, standing: FleetStanding) -> None:
-        """Stands as another fleet of the same servers does. A server that is out there comes back here by itself."""
-        self._pushed, self._paused = standing.pushed, standing.paused
-        for at in standing.out:
-            self._take_out(at, "it was taken out by the engine")
+        """Uses the servers that another fleet of the same ones says are up. That one loads weights, and pauses."""
+        self._paused_elsewhere = standing.paused
+        self._servers.follow(standing.up)
 
     async def connect(self) -> ServerInfo:
-        """Connects to all; one that is not there is out, until it is. Raises ServerError where none is there.
+        """Connects to all at once; one that is not there is out, until it is.
 
-        Raises ConfigError where they do not serve the same.
+        Raises ServerError where none is there, naming each with its error, and ConfigError where one cannot be used.
         """
-        missing: list[tuple[int, ServerError]] = []
-        known: list[int] = []
-        for at, member in enumerate(self._members):
-            try:
-                info = await member.open()
-                self._must_be_alike(member, info)
-                known += [info.max_model_len] if info.max_model_len is not None else []
-            except ServerError as error:
-                missing.append((at, error))
-        if self._info is None:
-            raise missing[0][1]
-        self.info = self._info
-        # The shortest context is the fleet's: a trajectory must fit any server.
-        self._info.max_model_len = min(known, default=None)
-        for at, why in missing:
-            self._take_out(at, str(why))
-        return self._info
+        if self._started:
+            return self.info
+        deadline = anyio.current_time() + (self._start_wait_s or 0.0)
+        while True:
+            await self._first_up()
+            refused = [error for error in self._servers.errors.values() if isinstance(error, ConfigError)]
+            if refused:
+                raise refused[0]
+            if self._info is not None and any(self._placement.up):
+                break
+            left_s = deadline - anyio.current_time()
+            if left_s <= 0:
+                raise ServerError(self._why_none())
+            await anyio.sleep(min(left_s, *(member.check_every_s for member in self._members)))
+        self._started, self.info = True, self._info
+        self.weights.version = self.info.weight_version
+        return self.info
 
-    def _must_be_alike(self, member: Member, info: ServerInfo) -> None:
+    async def _first_up(self) -> None:
+        """Tries all; returns when each has been tried, or a while after the first is up."""
+        lives = self._servers.lives.servers
+        self._servers.step()
+        await self._servers.until(lambda: any(life.up for life in lives) or not any(life.doing for life in lives))
+        if any(life.up for life in lives):
+            with anyio.move_on_after(START_S):
+                await self._servers.until(lambda: not any(life.doing for life in lives))
+
+    def _why_none(self) -> str:
+        errors = self._servers.errors
+        said = [str(errors[at]) if at in errors else f"{m.url} is not there" for at, m in enumerate(self._members)]
+        if len(said) == 1:
+            return said[0]
+        named = [text if m.url in text else f"{m.url}: {text}" for m, text in zip(self._members, said, strict=True)]
+        return f"none of {len(said)} servers can be used: {'; '.join(named)}"
+
+    def _join(self, member: Member, info: ServerInfo) -> None:
+        """A server was opened. Raises ConfigError where it is not like the others."""
         first = self._info = self._info or msgspec.structs.replace(info)
         for field in _ALIKE:
             mine, theirs = getattr(first, field), getattr(info, field)
             if mine != theirs:
                 raise ConfigError(f"{member.url} is not like the other servers: {field} is {theirs!r}, not {mine!r}")
-
-    def _must_be_long_enough(self, member: Member, info: ServerInfo) -> None:
-        least = self._info.max_model_len if self._info is not None else None
-        length = info.max_model_len
-        if least is not None and length is not None and length < least:
+        least, length = first.max_model_len, info.max_model_len
+        if length is None or least is None:
+            first.max_model_len = least if self._started else least or length
+        elif not self._started:
+            # The shortest context is the fleet's: a trajectory must fit any server.
+            first.max_model_len = min(least, length)
+        elif length < least:
             raise ConfigError(f"{member.url} has a context of {length} tokens, and the others of {least} at least")
 
+    def _changed(self) -> None:
+        """Something has changed of the servers."""
+        lives = self._servers.lives
+        if lives.weights.number != self._updated:
+            self._updated = lives.weights.number
+            self.weights.updated(lives.weights.version, self._in_flight)
+        if not lives.updating:
+            self.weights.release("loading")
+        (self.clock.stop if lives.paused or self._paused_elsewhere else self.clock.go)()
+        if any(life.up > up for life, up in zip(lives.servers, self._placement.up, strict=True)):
+            returned, self._returned = self._returned, anyio.Event()
+            returned.set()
+        self._placement.up = [life.up for life in lives.servers]
+        if self._told != (now := self.standing):
+            self._told = now
+            self.on_change()
+
     async def generate(self, request: Request) -> Reply:
-        """Completes the prompt at the trajectory's server, or at another when that dies. Raises TransportError."""
-        deaths = 0
+        """Completes the prompt at the trajectory's server, or at another when that dies. Raises TransportError.
+
+        It waits while the servers are paused or updated. Tokens of a server that names no version carry the one that
+        it had when it sampled them.
+        """
+        deaths, weights = 0, self.weights
         while True:
             at = await self._place(request)
-            member = self._members[at]
+            member, deaths_before = self._members[at], self._members[at].deaths
+            sent, salt = weights.now(), weights.salt(request.cache_salt)
+            salted = request if salt == request.cache_salt else msgspec.structs.replace(request, cache_salt=salt)
             try:
-                reply = await member.generate(request)
+                reply = await member.generate(salted, self.clock, self.request_timeout_s)
                 if reply is not None:
-                    return reply
-            except (ConnectionFailed, ServerBusy, ModelNotFound) as error:
-                if await member.alive():
+                    return with_version(reply, weights.sampled(sent, aborted=reply.finish_reason == "abort"))
+            except (ConnectionFailed, ServerBusy, ModelNotFound):
+                if await self._servers.is_alive(at):
                     raise
-                self._take_out(at, str(error))
-            deaths += 1
+            deaths += member.deaths > deaths_before
             if deaths >= MAX_DEATHS:
                 raise ConnectionFailed(f"this request was in flight on {deaths} servers when they died")
 
     async def _place(self, request: Request) -> int:
         while True:
+            if self.weights.held:
+                await self.weights.settled()
             at = self._placement.place(request.session_id, request.group_id, request.group_size)
             if at is not None:
                 return at
@@ -180,21 +257,56 @@ class Fleet(Transport):
 
     async def first_tokens(self) -> Histogram | None:
         """See `rollout.transport.Transport`. Of the servers that are up."""
-        up = [member.transport for member, is_up in zip(self._members, self._placement.up, strict=True) if is_up]
-        parts = [await transport.first_tokens() for transport in up]
+        parts = await self._of_all(lambda transport: transport.first_tokens())
         return added([part for part in parts if part is not None])
 
     async def tokenize(self, prompt: MessagePrompt, *, add_generation_prompt: bool) -> list[int]:
         """See `rollout.transport.Transport`."""
-        return await self._any().tokenize(prompt, add_generation_prompt=add_generation_prompt)
+        return await self._on_any(
+            lambda transport: transport.tokenize(prompt, add_generation_prompt=add_generation_prompt)
+        )
 
     async def detokenize(self, ids: Sequence[int]) -> str:
         """See `rollout.transport.Transport`."""
-        return await self._any().detokenize(ids)
+        return await self._on_any(lambda transport: transport.detokenize(ids))
+
+    async def _on_any(self, ask: Callable[[Transport], Awaitable[Answer]]) -> Answer:
+        """Asks a server that is up, and another when that dies."""
+        while True:
+            while not any(self._placement.up):
+                await self._returned.wait()
+            at = self._placement.up.index(True)
+            try:
+                with self.clock.fail_after(self.request_timeout_s):
+                    return await ask(self._members[at].transport)
+            except TimeoutError as error:
+                raise RequestTimeout(f"{self._members[at].url}: no answer in time") from error
+            except (ConnectionFailed, ServerBusy):
+                if await self._servers.is_alive(at):
+                    raise
+
+    async def _of_all(self, ask: Callable[[Transport], Awaitable[Answer]]) -> list[Answer]:
+        """Asks all servers that are up at once. Raises TransportError where none answers."""
+        answers: list[Answer] = []
+        errors: list[RolloutError] = []
+
+        async def one(transport: Transport) -> None:
+            try:
+                answers.append(await ask(transport))
+            except (TransportError, ConfigError) as error:
+                errors.append(error)
+
+        async with anyio.create_task_group() as group:
+            for member, up in zip(self._members, self._placement.up, strict=True):
+                if up:
+                    group.start_soon(one, member.transport)
+        if not answers:
+            raise errors[0] if errors else ConnectionFailed(f"no server is up: {self._urls()}")
+        return answers
 
     async def aclose(self) -> None:
-        for member in self._members:
-            await member.aclose()
+        """Closes all. Servers that were paused from here go on: nobody else would resume them."""
+        await self._servers.aclose()
 
     async def check(self) -> None:
         """See `rollout.transport.Transport`."""
@@ -202,9 +314,13 @@ class Fleet(Transport):
             raise ConnectionFailed("no server is up")
 
     async def load(self) -> ServerLoad:
-        """All servers' together: sums, and the fullest cache. Raises TransportError where none can be asked."""
-        up = [member for member, is_up in zip(self._members, self._placement.up, strict=True) if is_up]
-        loads = [await member.transport.load() for member in up]
+        """All servers' together: sums, and the fullest cache.
+
+        Raises TransportError where none can be asked, or none samples: what they say then is no measure.
+        """
+        if self.clock.stopped:
+            raise TransportError("the servers are paused")
+        loads = await self._of_all(lambda transport: transport.load())
         return ServerLoad(
             running=_sum([load.running for load in loads]),
             waiting=_sum([load.waiting for load in loads]),
@@ -215,103 +331,63 @@ class Fleet(Transport):
     async def watch(self, on_gone: Callable[[NoServerLeft], None]) -> None:
         """Looks at every server again and again; `on_gone` is called when none came back in time. Never returns."""
         async with anyio.create_task_group() as group:
-            for at in range(len(self._members)):
-                group.start_soon(self._watch_one, at)
+            group.start_soon(self._servers.watch)
             gone_since: float | None = None
+            clock = self.weights.clock  # a pause of ours is no part of the wait
             while True:
                 await anyio.sleep(min(member.check_every_s for member in self._members))
                 if any(self._placement.up):
                     gone_since = None
                     continue
                 if gone_since is None:
-                    gone_since = time.monotonic()
+                    gone_since = clock.now()
                     _log.warning("no_server_left", waiting_s=self._wait_s, servers=[m.url for m in self._members])
-                if time.monotonic() - gone_since > self._wait_s:
+                if clock.now() - gone_since > self._wait_s:
                     on_gone(NoServerLeft(f"no server came back within {self._wait_s:g} s: {self._urls()}"))
                     gone_since = None
 
-    async def _watch_one(self, at: int) -> None:
-        member = self._members[at]
-        while True:
-            await anyio.sleep(member.check_every_s)
-            alive = await member.alive()
-            if self._placement.up[at] and not alive:
-                self._take_out(at, "it does not answer that it is well")
-            elif not self._placement.up[at] and alive and not self._paused:
-                await self._bring_back(at)
+    async def pause(self, mode: InFlight = "keep", *, reason: str = "caller") -> None:
+        """See `rollout.transport.Transport`. Lasts until `resume` with the same reason; new requests wait here.
 
-    def _take_out(self, at: int, why: str) -> None:
-        if not self._placement.up[at]:
-            return
-        self._placement.up[at] = False
-        self._members[at].drop()
-        _log.warning("server_out", server=self._members[at].url, why=why)
-
-    async def _bring_back(self, at: int) -> None:
-        """Gives the server the others' weights first: a new process has those that it started with."""
-        member = self._members[at]
-        try:
-            info = await member.open()
-            self._must_be_alike(member, info)
-            self._must_be_long_enough(member, info)
-            if self._pushed is not None:
-                version, path = self._pushed
-                if path is None:
-                    raise ConfigError("its weights were loaded by someone else, so they cannot be loaded again here")
-                await member.transport.update_weights(version, path)
-        except RolloutError as error:
-            (_log.debug if member.refused else _log.warning)("server_stays_out", server=member.url, why=str(error))
-            member.refused = True
-            return
-        member.refused = False
-        self._placement.up[at] = True
-        returned, self._returned = self._returned, anyio.Event()
-        returned.set()
-        _log.warning("server_back", server=member.url)
-
-    async def pause(self, mode: InFlight = "keep") -> None:
-        """See `rollout.transport.Transport`."""
-        self._paused = True
-        await self._on_all(lambda member: member.transport.pause(mode))
-
-    async def resume(self) -> None:
-        """See `rollout.transport.Transport`."""
-        self._paused = False
-        await self._on_all(lambda member: member.transport.resume())
-
-    async def update_weights(self, version: str, path: str | None) -> None:
-        """See `rollout.transport.Transport`."""
-        await self._on_all(lambda member: member.transport.update_weights(version, path))
-        self._pushed = version, path
-
-    async def _on_all(self, act: Callable[[Member], Awaitable[None]]) -> None:
-        """Acts on every server that is up, at once; those that fail where others do not are taken out.
-
-        Raises the first error where it succeeds on none, and ConfigError.
+        Raises the first error where it succeeds on none, and ConfigError: nothing is paused then. Servers that fail
+        where others do not are out.
         """
-        errors: list[tuple[int, RolloutError]] = []
-        there = [at for at, up in enumerate(self._placement.up) if up]
+        self.weights.hold(reason)
+        self.weights.aborts += mode == "abort"
+        try:
+            await self._servers.asked(self._servers.lives.pause(reason, mode))
+        except BaseException:
+            self.end_pause(reason)
+            raise
 
-        async def one(at: int) -> None:
-            try:
-                await act(self._members[at])
-            except (TransportError, ConfigError) as error:
-                errors.append((at, error))
+    def end_pause(self, reason: str) -> None:
+        """Nobody wants this pause any more. The servers are told in the background."""
+        self._servers.lives.resume(reason)
+        self._servers.step()
+        self.weights.release(reason)
 
-        async with anyio.create_task_group() as group:
-            for at in there:
-                group.start_soon(one, at)
-        if not there:
+    async def resume(self, *, reason: str = "caller") -> None:
+        """Ends `pause`; returns when the servers go on, unless another reason is left. One that cannot is out."""
+        self.end_pause(reason)
+        lives = self._servers.lives
+        await self._servers.until(
+            lambda: bool(lives.pauses) or not any(life.up and life.paused is not False for life in lives.servers)
+        )
+
+    async def update_weights(self, version: str, path: str | None, *, in_flight: InFlight = "keep") -> None:
+        """See `rollout.transport.Transport`. Servers that fail where others do not are out, until they are level.
+
+        Raises the first error where it succeeds on none: all go on with the weights that they had. Raises ConfigError
+        where a server cannot be told to, also where others have them now.
+        """
+        lives = self._servers.lives
+        await self._servers.until(lambda: not lives.updating)
+        if not any(self._placement.up):
             raise ConnectionFailed(f"no server is up: {self._urls()}")
-        refused = [error for _, error in errors if isinstance(error, ConfigError)]
-        if refused or len(errors) == len(there):
-            raise refused[0] if refused else errors[0][1]
-        for at, error in errors:
-            self._take_out(at, str(error))
-
-    def _any(self) -> Transport:
-        up = self._placement.up
-        return self._members[up.index(True) if any(up) else 0].transport
+        # What the caller's own pause has frozen is not waited for: it goes on under the new weights.
+        self._in_flight = "keep" if lives.pauses - {UPDATE} else in_flight
+        self.weights.hold("loading")
+        await self._servers.asked(lives.load(version, path))
 
     def _urls(self) -> str:
         return ", ".join(member.url for member in self._members)

@@ -1,4 +1,4 @@
-"""One server of a fleet: what is in flight on it, and whether it is alive."""
+"""One server of a fleet: its transport, what is in flight on it, and whether it is alive."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from functools import partial
 from typing import Any
 
 import anyio
+import structlog
 
-from rollout.errors import ConnectionFailed, TransportError
+from rollout.deadlines import Clock, Deadline
+from rollout.errors import ConnectionFailed, NotSent, RequestTimeout, RolloutError, ServerError
 from rollout.transport import Reply, Request, ServerInfo, Traffic, Transport, opened
 
 #: Seconds between two looks at each server.
@@ -18,10 +20,54 @@ CHECK_EVERY_S = 1.0
 #: A server that refuses or answers an error this often in a row, asked how it is, is taken out.
 STRIKES = 2
 
-#: One that answers nothing for so long is, too: a busy server may be slow, so this is long.
+#: One that answers nothing at all for so long is, too: a busy server may be slow, so this is long.
 HUNG_S = 60.0
 
+#: How long one answer to the question how it is may take.
+ANSWER_S = 10.0
+
+#: How long opening may take: a probe samples a few tokens, and a busy server has others to sample.
+OPEN_S = 120.0
+
 Opener = Callable[[], Awaitable[Transport]]
+
+_log = structlog.get_logger(__name__)
+
+
+class Health:
+    """Whether a server is alive, from what was heard of it. Pure.
+
+    Any answer says that it is not hung; only its own word that it is well says that it is.
+    """
+
+    def __init__(self, now: float) -> None:
+        self.strikes = 0
+        self._heard_at = now
+        self._silences = 0
+
+    def __repr__(self) -> str:
+        return f"<Health {self.strikes} strikes, {self._silences} silences>"
+
+    def heard(self, now: float) -> None:
+        """It answered something."""
+        self._heard_at, self._silences = now, 0
+
+    def well(self, now: float) -> None:
+        """It said that it is well."""
+        self.strikes = 0
+        self.heard(now)
+
+    def refused(self) -> None:
+        """It was asked how it is, and refused the connection, or said that it is not well."""
+        self.strikes += 1
+
+    def silent(self) -> None:
+        """It was asked how it is, and did not answer in time."""
+        self._silences += 1
+
+    def dead(self, now: float) -> bool:
+        """A look that comes late says nothing of the server: silence counts where it was asked, and again."""
+        return self.strikes >= STRIKES or (self._silences >= STRIKES and now - self._heard_at > HUNG_S)
 
 
 class Member:
@@ -36,12 +82,11 @@ class Member:
         """What went over the connections of transports that were closed."""
         self.check_every_s = check_every_s
         self.deaths = 0
-        self.refused = False
-        """Whether it is well, but cannot be used."""
-        self._strikes = 0
-        self._heard_at = time.monotonic()
-        self._dead_at = 0.0
-        self._in_flight: set[anyio.CancelScope] = set()
+        self._health = Health(time.monotonic())
+        self._clear_at = 0.0
+        """When it was last clear whether it lives, and which it was."""
+        self._clear = True
+        self._in_flight: set[Deadline] = set()
         self._checking = anyio.Lock()
 
     def __repr__(self) -> str:
@@ -61,59 +106,80 @@ class Member:
         return Traffic(self._earlier.sent + now.sent, self._earlier.received + now.received)
 
     async def open(self) -> ServerInfo:
-        """Opens a transport in place of the one before. Raises ServerError, ConfigError."""
-        before, found = self._open, await self._opener()
+        """Opens a transport in place of the one before, whose server may be another by now, and sees that it is well.
+
+        Raises ServerError, ConfigError, TransportError.
+        """
+        try:
+            with anyio.fail_after(OPEN_S):
+                found = await self._opener()
+                await self._put(found)
+                await found.check()
+        except TimeoutError as error:
+            raise ServerError(f"{self.url} did not answer what it was probed with within {OPEN_S:g} s") from error
+        self._health = Health(time.monotonic())
+        return found.info
+
+    async def _put(self, found: Transport) -> None:
+        before = self._open
         if before is not None and before is not found:
             self._earlier = self.traffic
             self._open = found
             await before.aclose()
         self._open = found
-        return found.info
 
     async def aclose(self) -> None:
         """Closes what is open."""
         if self._open is not None:
             await self._open.aclose()
 
-    async def generate(self, request: Request) -> Reply | None:
+    async def generate(self, request: Request, clock: Clock, timeout_s: float | None) -> Reply | None:
         """The reply; None where the server was taken out meanwhile. Raises TransportError."""
-        with anyio.CancelScope() as scope:
-            self._in_flight.add(scope)
+        with clock.move_on_after(timeout_s) as deadline:
+            self._in_flight.add(deadline)
             try:
-                return await self.transport.generate(request)
+                reply = await self.transport.generate(request)
             finally:
-                self._in_flight.discard(scope)
+                self._in_flight.discard(deadline)
+            self._health.heard(time.monotonic())
+            return reply
+        if deadline.expired:
+            raise RequestTimeout(f"{self.url}: no answer within {timeout_s:g} s")
         return None
 
     async def alive(self) -> bool:
-        """Asks the server how it is, until it is clear."""
-        if self._open is None:
-            return True  # whether it is there is found out by opening it
-        transport, asked = self._open, time.monotonic()
+        """Asks the server how it is, until it is clear. Raises nothing."""
+        asked = time.monotonic()
         async with self._checking:
-            if max(self._heard_at, self._dead_at) > asked:
-                return self._heard_at > self._dead_at  # someone else has asked since
-            while not await self._answers(transport):
-                if self._strikes >= STRIKES or time.monotonic() - self._heard_at > HUNG_S:
-                    self._dead_at = time.monotonic()
-                    return False
+            if self._clear_at > asked:
+                return self._clear  # someone else has asked since
+            while (clear := await self._answers()) is None:  # noqa: ASYNC110  # a server sets no event
                 await anyio.sleep(self.check_every_s / 2)
-        return True
+            self._clear, self._clear_at = clear, time.monotonic()
+            return clear
 
-    async def _answers(self, transport: Transport) -> bool:
+    async def _answers(self) -> bool | None:
+        """Whether it lives; None where that is not clear yet."""
+        health = self._health
         try:
-            with anyio.fail_after(HUNG_S / 6):
-                await transport.check()
-        except TransportError:
-            self._strikes += 1
-            return False
-        except TimeoutError:
-            return False
-        self._strikes, self._heard_at = 0, time.monotonic()
-        return True
+            with anyio.fail_after(ANSWER_S):
+                await self.transport.check()
+        except NotSent as error:
+            _log.warning("check_not_sent", server=self.url, error=str(error))
+            return True  # that is no word of the server's
+        except (TimeoutError, RequestTimeout):
+            health.silent()
+        except RolloutError:
+            health.refused()
+        except Exception as error:  # a transport of another make may raise anything
+            _log.warning("check_failed", server=self.url, exc_info=error)
+            health.refused()
+        else:
+            health.well(time.monotonic())
+            return True
+        return False if health.dead(time.monotonic()) else None
 
     def drop(self) -> None:
         """Ends what is in flight: it goes elsewhere."""
-        self.deaths += 1
-        for scope in list(self._in_flight):
-            scope.cancel()
+        for deadline in list(self._in_flight):
+            deadline.scope.cancel()

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import anyio
 import structlog
 
-from rollout.errors import TransportError
+from rollout.errors import ConfigError, TransportError
 from rollout.scheduler import Slots
 from rollout.transport import ServerLoad, Transport
 
@@ -72,15 +72,17 @@ class Pace:
 async def keep_pace(
     pace: Pace, slots: Slots, server: Transport, faults: Callable[[], int], wake: Callable[[], None]
 ) -> None:
-    """Sets the slots' cap again and again. Never returns. A look that fails changes nothing."""
+    """Sets the slots' cap again and again. Never returns. A look that fails changes nothing, nor one at no server."""
     slots.cap = pace.cap
     while True:
         await anyio.sleep(LOOK_EVERY_S)
         try:
             load = await server.load()
-        except TransportError as error:
+        except (TransportError, ConfigError) as error:
             _log.debug("no_metrics", error=str(error))
             continue
+        if load.running is None and load.waiting is None:
+            continue  # nothing is said that growth could be founded on
         before = slots.cap
         slots.cap = pace.look(load, used=slots.used, faults=faults())
         if slots.cap > before:

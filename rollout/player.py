@@ -15,11 +15,11 @@ import anyio.abc
 import msgspec
 
 from rollout.config import EngineConfig
-from rollout.connect import make_codec, open_transport
+from rollout.connect import make_codec, open_fleet
 from rollout.env import Env
 from rollout.episode import Episode, Job
 from rollout.errors import RolloutError
-from rollout.fleet import Fleet
+from rollout.fleet import Fleet, ServerState
 from rollout.host import Hosts
 from rollout.imports import settle_path
 from rollout.lag import Lag
@@ -27,7 +27,7 @@ from rollout.registry import is_asynchronous
 from rollout.session import ServedModel, Session
 from rollout.stats import Played
 from rollout.threads import Threads
-from rollout.transport import Transport, opened
+from rollout.transport import Transport
 from rollout.weights import Weights
 
 
@@ -51,6 +51,7 @@ class Player:
         self._make_env = make_env
         self._given = transport
         self._on_gone = on_gone
+        self._fleet: Fleet | None = None
         self._model: ServedModel | None = None
         self._threads = Threads(
             max(40, config.most_at_once), most_abandoned=config.max_abandoned_threads, on_exhausted=on_gone
@@ -72,18 +73,16 @@ class Player:
         # A file's environment is imported here, once, and not by many rollouts at a time.
         self._asynchronous = is_asynchronous(self._make_env)
         async with AsyncExitStack() as stack:
-            transport = await (open_transport(self.config) if self._given is None else opened(self._given))
-            stack.push_async_callback(_close_shielded, transport)
-            info = transport.info
-            codec = await make_codec(self.config, transport, info)
-            self.weights.version = info.weight_version
+            fleet = await open_fleet(self.config, self._given, self.weights)
+            stack.push_async_callback(_close_shielded, fleet)
+            codec = await make_codec(self.config, fleet, fleet.info)
+            self._fleet = fleet
             self._model = ServedModel(
-                transport=transport, info=info, codec=codec, config=self.config, weights=self.weights
+                transport=fleet, info=fleet.info, codec=codec, config=self.config, weights=self.weights
             )
             self._watchers = await stack.enter_async_context(anyio.create_task_group())
             self._watchers.start_soon(self._lag.watch)
-            if isinstance(transport, Fleet):
-                self._watchers.start_soon(transport.watch, self._on_gone)
+            self._watchers.start_soon(fleet.watch, self._on_gone)
             self._stack = stack.pop_all()
         return self
 
@@ -101,9 +100,16 @@ class Player:
         return self._model
 
     @property
-    def transport(self) -> Transport | None:
-        """What carries the prompts; None before this was entered."""
-        return self._model.transport if self._model is not None else None
+    def fleet(self) -> Fleet:
+        """The servers; there once this was entered."""
+        if self._fleet is None:
+            raise RuntimeError("enter the engine first: async with Engine(...) as engine")
+        return self._fleet
+
+    @property
+    def servers(self) -> list[ServerState]:
+        """The servers as they stand; none before this was entered."""
+        return self._fleet.states if self._fleet is not None else []
 
     @property
     def threads(self) -> Threads:
@@ -137,14 +143,13 @@ class Player:
         played.measure()
         played.loop_lag_p99_s, played.loop_lag_max_s = self._lag.p99_s, self._lag.max_s
         played.hanging_calls = self._hosts.hanging
-        transport = self.transport
-        if transport is not None:
-            played.sent_bytes, played.received_bytes = transport.traffic.sent, transport.traffic.received
-        if isinstance(transport, Fleet):
-            played.trajectories = transport.loads
+        if self._fleet is not None:
+            traffic = self._fleet.traffic
+            played.sent_bytes, played.received_bytes = traffic.sent, traffic.received
+            played.trajectories = self._fleet.loads
         return played
 
 
-async def _close_shielded(transport: Transport) -> None:
+async def _close_shielded(fleet: Fleet) -> None:
     with anyio.CancelScope(shield=True):
-        await transport.aclose()
+        await fleet.aclose()

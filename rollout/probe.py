@@ -9,7 +9,7 @@ import msgspec
 from rollout.address import shown_url
 from rollout.codec import Codec, LocalCodec
 from rollout.config import EngineConfig
-from rollout.connect import check_config, make_codec, open_transport
+from rollout.connect import check_config, make_codec, open_fleet
 from rollout.errors import TransportError
 from rollout.messages import user
 from rollout.session import ServedModel, Session
@@ -46,7 +46,7 @@ class Probe(msgspec.Struct, kw_only=True):
 async def probe(config: EngineConfig) -> Probe:
     """Asks a server. Raises ServerError, ConfigError."""
     check_config(config)
-    transport = await open_transport(config)
+    transport = await open_fleet(config)
     info = transport.info
     try:
         codec = await make_codec(config, transport, info)

@@ -8,12 +8,26 @@ import msgspec
 
 from rollout.transport import Reply, Request, TokenPrompt, WeightSpan
 
-#: A completion that is aborted more often is left as it is: whoever aborts it means it.
-MAX_RESUMPTIONS = 16
+#: A completion that a server aborts more often by itself has failed: whoever aborts it means it.
+MAX_RESUMPTIONS = 8
+
+#: Before a completion is asked for again that a server aborted by itself: a growing pause, in seconds.
+FIRST_PAUSE_S = 0.5
+LONGEST_PAUSE_S = 8.0
+
+
+def pause_s(times: int) -> float:
+    """Seconds to wait after a server has aborted a completion so often."""
+    return min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** (times - 1))
+
+
+def is_whole(request: Request, reply: Reply) -> bool:
+    """Whether nothing is missing of what was asked for, although the server says that it was aborted."""
+    return request.max_tokens is not None and len(reply.completion_ids or ()) >= request.max_tokens
 
 
 def rest_of(request: Request, parts: Sequence[Reply]) -> Request | None:
-    """The request for what is missing; None where nothing is, or where the ids to go on from are not known.
+    """The request for what is missing; None where the ids to go on from are not known.
 
     `request` is the last one sent, `parts` what was answered so far, the answer to it last.
     """
@@ -28,8 +42,6 @@ def rest_of(request: Request, parts: Sequence[Reply]) -> Request | None:
         return None
     sampled = len(last.completion_ids)
     left = None if request.max_tokens is None else request.max_tokens - sampled
-    if left is not None and left < 1:
-        return None
     sampling = dict(request.sampling)
     if isinstance(least := sampling.get("min_tokens"), int):
         sampling["min_tokens"] = max(0, least - sampled)  # a server refuses one above max_tokens

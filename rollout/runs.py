@@ -112,8 +112,10 @@ class StreamRun:
         evaluation: bool = False,
         straggler_s: float | None = None,
         hand_over_s: float = HAND_OVER_S,
+        sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
     ) -> None:
-        """`score` is awaited for each complete group before it is delivered. `straggler_s`: see `EngineConfig`.
+        """`score` is awaited for each complete group before it is delivered. `straggler_s`: see `EngineConfig`; `sleep`
+        waits for it.
 
         `give` takes the groups where nobody awaits `next`.
         """
@@ -126,7 +128,7 @@ class StreamRun:
         self._score = score
         self._give = give or self._put
         self._evaluation = evaluation
-        self._straggler_s = straggler_s
+        self._straggler_s, self._sleep = straggler_s, sleep
         self._hand_over_s = hand_over_s
         self._handing: set[anyio.CancelScope] = set()
         """Calls of `on_rollout` under way."""
@@ -392,7 +394,7 @@ class StreamRun:
     async def _end_stragglers(self, task_index: int, scope: anyio.CancelScope, wait_s: float) -> None:
         """Ends what is left of a group, so that it is delivered."""
         with scope:
-            await anyio.sleep(wait_s)
+            await self._sleep(wait_s)
         if scope.cancelled_caught:
             return  # it was complete before
         message = f"half of its group had ended {wait_s:g} s before"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -21,13 +21,14 @@ from rollout.bridge import Context, Declined, Previous
 from rollout.canonical import digest
 from rollout.codec import Codec, ServerCodec, make_context
 from rollout.config import EngineConfig
+from rollout.deadlines import Clock
 from rollout.door import header
-from rollout.errors import MalformedReply, RolloutError
+from rollout.errors import CompletionAborted, MalformedReply, RolloutError
 from rollout.messages import Message
 from rollout.parsing import number_calls
 from rollout.prefix import Extend, Fallback, Planner, Prompt
 from rollout.records import EXPECTED_FALLBACKS, FallbackReason, Route, Turn
-from rollout.resumption import MAX_RESUMPTIONS, joined, rest_of, with_version
+from rollout.resumption import MAX_RESUMPTIONS, is_whole, joined, pause_s, rest_of
 from rollout.trajectory import Trajectory, ids_array
 from rollout.transport import MessagePrompt, Reply, Request, ServerInfo, TokenPrompt, Transport
 from rollout.turnstile import Turnstile
@@ -59,6 +60,8 @@ class ServedModel(msgspec.Struct, kw_only=True):
     """None where there is neither a tokenizer nor /tokenize: every turn goes message-in."""
     config: EngineConfig
     weights: Weights = msgspec.field(default_factory=Weights)
+    sleep: Callable[[float], Awaitable[None]] | None = None
+    """Waits before a completion is asked for again that the server aborted by itself; None is the weights' clock."""
     turnstile: Turnstile = msgspec.field(default_factory=Turnstile)
     """Before each piece of an episode's work: its start, each prompt, and each answer."""
 
@@ -111,6 +114,11 @@ class Session:
     def __repr__(self) -> str:
         return f"<Session {self._id} {len(self.turns)} turns, {self.trajectory.token_count} tokens>"
 
+    @property
+    def clock(self) -> Clock:
+        """Stands still while nothing may be sent."""
+        return self._model.weights.clock
+
     def close(self) -> None:
         """The trajectory has ended, however it did: its server has room for another."""
         self._model.transport.release(self._id)
@@ -152,22 +160,29 @@ class Session:
         return message
 
     async def _generate(self, request: Request) -> Reply:
-        """The whole completion: one that the server aborted, for new weights, goes on from its sampled tokens."""
-        weights, parts = self._model.weights, list[Reply]()
+        """The whole completion: one that was aborted goes on from its sampled tokens, or is asked for anew.
+
+        At once where we had it aborted, for new weights. After growing pauses where the server did so by itself.
+        """
+        weights, parts, asked, aborted = self._model.weights, list[Reply](), request, 0
         while True:
-            await weights.settled()
-            sent = weights.now()
-            if (salt := weights.salt(self._model.config.cache_salt)) != request.cache_salt:
-                request = msgspec.structs.replace(request, cache_salt=salt)
-            reply = await self._model.transport.generate(request)
+            ours = weights.aborts
+            reply = await self._model.transport.generate(asked)
             reply = check_reply(reply)
-            version = weights.sampled(sent, aborted=reply.finish_reason == "abort")
-            parts.append(with_version(reply, version))
-            if reply.finish_reason != "abort" or self._model.info.token_route is None or len(parts) > MAX_RESUMPTIONS:
+            parts.append(reply)
+            if reply.finish_reason != "abort":
                 return joined(parts)
-            if (rest := rest_of(request, parts)) is None:
-                return joined(parts)
-            request = msgspec.structs.replace(rest, request_id=f"{self._id}-{next(self._numbers)}")
+            if is_whole(asked, reply):
+                return msgspec.structs.replace(joined(parts), finish_reason="length")
+            if ours == weights.aborts and not weights.held:
+                aborted += 1
+                if aborted > MAX_RESUMPTIONS:
+                    raise CompletionAborted(f"the server ended this completion {aborted} times before it was whole")
+                await (self._model.sleep or weights.clock.sleep)(pause_s(aborted))
+            rest = rest_of(asked, parts) if self._model.info.token_route is not None else None
+            if rest is None:
+                parts.clear()
+            asked = msgspec.structs.replace(rest or request, request_id=f"{self._id}-{next(self._numbers)}")
 
     def _make_context(self, prompt: Prompt) -> Context:
         key = prompt.root.tools_key + prompt.root.args_key
@@ -267,6 +282,7 @@ class Session:
             sampling=_sampling(config, room),
             stop_token_ids=self._model.stop_token_ids,
             priority=config.priority,
+            cache_salt=config.cache_salt,
             echo_prompt=config.verify,
         )
 

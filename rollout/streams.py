@@ -138,6 +138,7 @@ class Streams:
                 score=self._scored_by(group_reward, evaluation) if group_reward is not None else None,
                 evaluation=evaluation,
                 straggler_s=self._config.straggler_timeout_s,
+                sleep=self._weights.clock.sleep,
             )
         )
         try:
@@ -193,7 +194,8 @@ class Streams:
             open_ended=True,
             updates=lambda: self._weights.updates,
         )
-        return self._start(StreamRun(self, scheduler, give=give, straggler_s=self._config.straggler_timeout_s))
+        straggler_s, sleep = self._config.straggler_timeout_s, self._weights.clock.sleep
+        return self._start(StreamRun(self, scheduler, give=give, straggler_s=straggler_s, sleep=sleep))
 
     async def collect(self, count: int) -> list[Group]:
         """See `Engine.collect`."""

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import anyio
 import msgspec
 
+from rollout.deadlines import Clock
 from rollout.transport import InFlight, WeightControl
 
 __all__ = ["InFlight", "Sent", "WeightControl", "Weights", "WeightsStanding"]
@@ -26,11 +27,12 @@ class WeightsStanding(msgspec.Struct, frozen=True, kw_only=True):
     version: str | None
     updates: int
     last_kept: int
-    updating: bool
+    aborts: int = 0
+    held: bool = False
 
 
 class Weights(msgspec.Struct):
-    """What is known of the weights in use."""
+    """What is known of the weights in use, and whether anything may be sent."""
 
     version: str | None = None
     """As it was last named by `Engine.update_weights`; before that as the server named it, None where it does not."""
@@ -39,23 +41,48 @@ class Weights(msgspec.Struct):
 
     last_kept: int = 0
     """The last update that kept what was in flight, by its number; 0 where there was none."""
+    aborts: int = 0
+    """How often we had the servers end what was in flight."""
+    clock: Clock = msgspec.field(default_factory=Clock)
+    """Stands still while new requests are held back: deadlines of episodes and groups go by it."""
+    _holds: set[str] = msgspec.field(default_factory=set)
+    """Why new requests are held back: a pause, an update."""
     _settled: anyio.Event | None = None
-    """There while an update is under way."""
+    """There while there are any."""
+
+    @property
+    def held(self) -> bool:
+        """Whether new requests are held back."""
+        return self._settled is not None
 
     async def settled(self) -> None:
-        """Waits while an update is under way: what is sent meanwhile would be sampled under either weights."""
+        """Waits while the servers are paused or updated: what is sent meanwhile might be sampled under either."""
         while self._settled is not None:
             await self._settled.wait()
+
+    def hold(self, reason: str) -> None:
+        """Holds back new requests. May be called twice."""
+        self._holds.add(reason)
+        if self._settled is None:
+            self._settled = anyio.Event()
+            self.clock.stop()
+
+    def release(self, reason: str) -> None:
+        """Ends `hold`; they go out once there is no reason left. May be called twice."""
+        self._holds.discard(reason)
+        if not self._holds and self._settled is not None:
+            self._settled.set()
+            self._settled = None
+            self.clock.go()
 
     @contextmanager
     def updating(self) -> Iterator[None]:
         """Holds back new requests."""
-        self._settled = anyio.Event()
+        self.hold("updating")
         try:
             yield
         finally:
-            self._settled.set()
-            self._settled = None
+            self.release("updating")
 
     @property
     def standing(self) -> WeightsStanding:
@@ -64,17 +91,15 @@ class Weights(msgspec.Struct):
             version=self.version,
             updates=self.updates,
             last_kept=self.last_kept,
-            updating=self._settled is not None,
+            aborts=self.aborts,
+            held=self.held,
         )
 
     def follow(self, standing: WeightsStanding) -> None:
         """Takes over what another process knows of them."""
         self.version, self.updates, self.last_kept = standing.version, standing.updates, standing.last_kept
-        if standing.updating and self._settled is None:
-            self._settled = anyio.Event()
-        elif not standing.updating and self._settled is not None:
-            self._settled.set()
-            self._settled = None
+        self.aborts = standing.aborts
+        (self.hold if standing.held else self.release)("the engine")
 
     def updated(self, version: str, in_flight: InFlight) -> None:
         """The server has them now."""

@@ -65,7 +65,7 @@ DRAIN_S = 600.0
 #: After a process has ended, how long what it had said before may take to come.
 _LAST_WORDS_S = 1.0
 
-Standing = tuple[WeightsStanding, FleetStanding | None]
+Standing = tuple[WeightsStanding, FleetStanding]
 
 _log = structlog.get_logger(__name__)
 
@@ -187,6 +187,8 @@ class Crew:
             with anyio.fail_after(limit_s):
                 await self._ready(hand, worker)
             hand.begin(worker)
+            # It knows nothing of what happened before. Nothing is played there before it has read this.
+            hand.send(wire.Follow(0, *self._standing()))
         except TimeoutError as error:
             _log.warning("worker_not_ready", after_s=limit_s, stack=await worker.trace())
             raise RolloutError(
@@ -303,9 +305,6 @@ class Crew:
             except RolloutError as error:
                 hand.strikes += 1
                 _log.warning("process_not_started", error=str(error))
-        # It knows nothing of what happened before. Nothing is played there before it has read this.
-        weights, servers = self._standing()
-        hand.send(wire.Follow(0, weights, servers))
         if self._stopping:
             hand.send(wire.Stop())
 

@@ -55,7 +55,7 @@ class Follow(msgspec.Struct, tag=True):
 
     number: int
     weights: WeightsStanding
-    servers: FleetStanding | None
+    servers: FleetStanding
 
 
 class Stop(msgspec.Struct, tag=True):

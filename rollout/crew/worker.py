@@ -20,7 +20,6 @@ from rollout.crew.channel import Channel
 from rollout.door import error_text
 from rollout.episode import Job
 from rollout.errors import RolloutError
-from rollout.fleet import Fleet
 from rollout.lag import spared_collector
 from rollout.player import Player
 from rollout.records import Failure, FailureKind, Rollout
@@ -106,9 +105,7 @@ class _Serving:
                 self._scopes[command.number].cancel()
             case wire.Follow():
                 self._player.weights.follow(command.weights)
-                transport = self._player.model.transport
-                if command.servers is not None and isinstance(transport, Fleet):
-                    transport.follow(command.servers)
+                self._player.fleet.follow(command.servers)
                 self._say(wire.Followed(command.number))
             case wire.Stop():
                 self._player.stop()

@@ -156,7 +156,7 @@ async def test_a_server_comes_back_with_the_weights_of_the_others() -> None:
 
 
 async def test_a_server_whose_weights_are_unknown_stays_out() -> None:
-    """Weights that a trainer loaded by itself cannot be loaded again here, so tokens of old ones are never mixed in."""
+    """Weights that a trainer loaded by itself cannot be loaded again here; the next that can be bring it back."""
     lost, other = Server(), Server()
     served = fleet(lost, other)
     await served.connect()
@@ -166,9 +166,13 @@ async def test_a_server_whose_weights_are_unknown_stays_out() -> None:
         lost.well = False
         await until(lambda: not served.states[0].up)
         lost.well = True
-        await until(lambda: served._members[0].refused)
+        seen = other.checks
+        await until(lambda: other.checks > seen + 3)
         assert not served.states[0].up
+        await served.update_weights("2", "folder")
+        await until(lambda: served.states[0].up)
         group.cancel_scope.cancel()
+    assert lost.pushed == [("1", None), ("2", "folder")]
 
 
 async def test_a_server_that_cannot_load_is_taken_out() -> None:
@@ -187,41 +191,59 @@ async def test_a_server_that_cannot_load_is_taken_out() -> None:
     assert served.states[1].up
 
 
-async def test_fleets_in_several_processes_agree() -> None:
-    """A server that missed the last weights is used in no process, and in each only once it has been given them."""
+async def test_a_server_comes_back_once_for_several_processes() -> None:
+    """The engine's fleet gives it the weights; those of its processes use it when they hear that it is up."""
     servers = Server(), Server()
     here, there = fleet(*servers), fleet(*servers)
+    here.on_change = lambda: there.follow(here.standing)
     await here.connect()
     await there.connect()
+    there.follow(here.standing)
     servers[1].refuses = ConnectionFailed("gone")
     await here.update_weights("2", "folder")
-    there.follow(here.standing)
     assert [state.up for state in there.states] == [True, False]
-    servers[1].refuses = None
     async with anyio.create_task_group() as group:
         group.start_soon(there.watch, lambda error: None)
+        group.start_soon(here.watch, lambda error: None)
+        servers[1].refuses = None
         await until(lambda: there.states[1].up)
+        assert here.states[1].up
         group.cancel_scope.cancel()
     assert servers[1].pushed == [("2", "folder")]
 
 
-async def test_a_pause_elsewhere_keeps_servers_out_here() -> None:
-    """Between pause and resume no server may come back in any process: it would sample while the others rest."""
-    servers = Server(), Server()
+async def test_what_a_process_finds_dead_is_the_engines_to_bring_back() -> None:
+    """Until the engine has said more it is not used there, even where it answers again at once."""
+    servers = Server(), Server(Fault(ConnectionFailed("reset")))
     here, there = fleet(*servers), fleet(*servers)
     await here.connect()
     await there.connect()
-    await here.pause()
     there.follow(here.standing)
-    there._take_out(1, "it died")
+    servers[1].well = False
+    there._placement.up[0] = False
     async with anyio.create_task_group() as group:
-        group.start_soon(there.watch, lambda error: None)
-        checked = servers[1].checks
-        await until(lambda: servers[1].checks > checked + 2)
-        assert not there.states[1].up
-        await here.resume()
+        group.start_soon(there.generate, request())
+        await until(lambda: not there.states[1].up)
         there.follow(here.standing)
-        await until(lambda: there.states[1].up)
+        assert [state.up for state in there.states] == [True, False]
+    assert len(servers[0].requests) == 1
+
+
+async def test_a_pause_holds_what_comes_back() -> None:
+    """Between pause and resume a server that comes back is paused before it is used."""
+    servers = Server(), Server()
+    served = fleet(*servers)
+    await served.connect()
+    await served.pause()
+    async with anyio.create_task_group() as group:
+        group.start_soon(served.watch, lambda error: None)
+        servers[1].well = False
+        await until(lambda: not served.states[1].up)
+        servers[1].paused, servers[1].well = False, True
+        await until(lambda: served.states[1].up)
+        assert servers[1].paused
+        await served.resume()
+        assert not servers[1].paused
         group.cancel_scope.cancel()
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import anyio
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rollout.errors import CompletionAborted
 from rollout.messages import user
 from rollout.records import Route
-from rollout.resumption import MAX_RESUMPTIONS, joined, with_version
+from rollout.resumption import LONGEST_PAUSE_S, MAX_RESUMPTIONS, joined, with_version
 from rollout.samples import samples_of_tree
+from rollout.session import Session
 from rollout.transport import Reply, TokenPrompt, WeightSpan
 from tests.rollout.test_session import session
-from transports.scripted import STOP, encode_bytes, render_bytes, reply
+from transports.scripted import STOP, Held, encode_bytes, render_bytes, reply
 
 
 def part(count: int, version: str | None, finish: str = "abort") -> Reply:
@@ -51,6 +55,7 @@ def test_a_version_is_given_where_the_server_reports_none() -> None:
 async def test_an_aborted_turn_goes_on_from_its_tokens() -> None:
     """The second request is the first prompt and what was sampled; the turn's completion is both parts."""
     talk, transport = session(reply("ab", finish_reason="abort"), reply("cd"), max_tokens=9, sampling={"min_tokens": 3})
+    unhurried(talk)
     message = await talk.turn([user("x")])
     assert message.text == "abcd"
     assert isinstance(transport.requests[1].prompt, TokenPrompt)
@@ -68,6 +73,7 @@ async def test_an_aborted_turn_goes_on_from_its_tokens() -> None:
 async def test_an_aborted_turn_on_token_in_goes_on_too() -> None:
     """From turn 2 on the resumed prompt still starts with everything sampled before."""
     talk, _ = session(reply("b"), reply("c", finish_reason="abort"), reply("d"))
+    unhurried(talk)
     history = [user("a")]
     history += [await talk.turn(history), user("x")]
     assert (await talk.turn(history)).text == "cd"
@@ -75,10 +81,59 @@ async def test_an_aborted_turn_on_token_in_goes_on_too() -> None:
     assert talk.turns[1].prefix_break is False
 
 
-async def test_who_aborts_again_and_again_means_it() -> None:
-    """After so many resumptions the turn stays as it is, aborted."""
+async def test_a_server_that_aborts_by_itself_is_asked_after_growing_pauses_then_fails() -> None:
+    """A completion that it never ends is no turn."""
     entries = [reply("a", finish_reason="abort") for _ in range(MAX_RESUMPTIONS + 5)]
     talk, transport = session(*entries)
-    await talk.turn([user("x")])
-    assert talk.turns[0].finish_reason == "abort"
+    waited = unhurried(talk)
+    with pytest.raises(CompletionAborted, match=f"ended this completion {MAX_RESUMPTIONS + 1} times"):
+        await talk.turn([user("x")])
+    assert talk.turns == []
     assert len(transport.requests) == MAX_RESUMPTIONS + 1
+    assert waited[:3] == [0.5, 1.0, 2.0]
+    assert max(waited) == LONGEST_PAUSE_S
+
+
+async def test_what_we_aborted_ourselves_is_asked_for_at_once() -> None:
+    """An update that aborts what is in flight costs its completions no pause, however many there are."""
+    held = [Held(reply("a", finish_reason="abort")) for _ in range(MAX_RESUMPTIONS + 2)]
+    talk, transport = session(*held, reply("z"))
+    waited = unhurried(talk)
+    async with anyio.create_task_group() as group:
+        group.start_soon(talk.turn, [user("x")])
+        for number, one in enumerate(held, start=1):
+            await transport.wait_for(number)
+            talk._model.weights.aborts += 1
+            one.release()
+    assert waited == []
+    assert talk.turns[0].finish_reason == "stop"
+
+
+async def test_an_aborted_completion_without_ids_is_asked_for_anew() -> None:
+    """Where there is nothing to go on from, what was sampled is lost, and not taken for the answer."""
+    talk, transport = session(
+        reply("ab", finish_reason="abort", without={"completion_ids", "logprobs"}), reply("whole")
+    )
+    unhurried(talk)
+    assert (await talk.turn([user("x")])).text == "whole"
+    assert transport.requests[0].prompt is transport.requests[1].prompt
+
+
+async def test_an_abort_after_the_last_token_is_a_completion_at_its_limit() -> None:
+    """Nothing is missing of it."""
+    talk, transport = session(reply("ab", finish_reason="abort"), max_tokens=2)
+    unhurried(talk)
+    await talk.turn([user("x")])
+    assert talk.turns[0].finish_reason == "length"
+    assert len(transport.requests) == 1
+
+
+def unhurried(talk: Session) -> list[float]:
+    """Has the session wait for nothing; the list is what it would have waited."""
+    waited: list[float] = []
+
+    async def note(seconds: float) -> None:
+        waited.append(seconds)
+
+    talk._model.sleep = note
+    return waited
