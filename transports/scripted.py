@@ -4,6 +4,9 @@
 
 Each request takes the next entry. Ids are made by `encode`: by default one id per UTF-8 byte, and STOP for the
 end of a turn. Message-in prompts are rendered by `render`, so that prompts of turn 2 start with those of turn 1.
+
+`well = False` takes the server away: whatever is asked then fails as it fails over a connection. With `weights=True`
+the server can be paused and updated. `tests/transports/contract.py` holds the double to what real ones do.
 """
 
 from __future__ import annotations
@@ -16,9 +19,11 @@ import anyio
 import msgspec
 
 from rollout.errors import ConnectionFailed, ServerError, TransportError
+from rollout.histogram import Histogram
 from rollout.messages import Message
 from rollout.transport import (
     FinishReason,
+    InFlight,
     MessagePrompt,
     Reply,
     Request,
@@ -105,14 +110,24 @@ class ScriptedTransport(Transport):
         stop_id: int = STOP,
         info: ServerInfo | None = None,
         connect_error: ServerError | None = None,
+        weights: bool = False,
     ) -> None:
+        """`weights` says whether it can be paused, and its weights changed."""
         self.requests: list[Request] = []
         self.cancelled = 0
         """Requests that the caller gave up."""
         self.closed = False
         self.well = True
-        """What `check` answers."""
+        """Whether the server is there."""
         self.load_now = ServerLoad()
+        """What `load` answers; where it leaves `running` out, it is the number of requests in flight."""
+        self._pause_mode: InFlight | None = None
+        self.pushed: list[tuple[str, str | None]] = []
+        """Versions and folders of weights that were loaded."""
+        self._controls_weights = weights
+        self._running: dict[anyio.CancelScope, str] = {}
+        """Requests in flight, and their ids: callers may use one twice."""
+        self._changed = anyio.Event()
         self._arrived = anyio.Event()
         self._entries = deque(entries)
         self._encode, self._render, self._stop_id = encode, render, stop_id
@@ -148,52 +163,126 @@ class ScriptedTransport(Transport):
         """Opens it, again where it was closed: see `rollout.transport.opened`. Raises `connect_error`."""
         if self._connect_error is not None:
             raise self._connect_error
+        if not self.well:
+            raise ServerError("no server answers: the script says that it is gone")
+        self.closed = False
         return self._info
+
+    def add(self, entry: Entry) -> None:
+        """What the request after those listed so far will be answered."""
+        self._entries.append(entry)
 
     async def generate(self, request: Request) -> Reply:
         """Takes the next entry. Raises its error, or TransportError where none is left."""
+        self._must_be_there()
         self.requests.append(request)
         arrived, self._arrived = self._arrived, anyio.Event()
         arrived.set()
         if not self._entries:
             raise TransportError(f"the script has no entry for request {len(self.requests)}")
         entry = self._entries.popleft()
-        try:
-            # Every server takes a moment: what runs beside must be able to.
-            await anyio.lowlevel.checkpoint()
-            if isinstance(entry, Stalled):
-                await anyio.sleep_forever()
-            if isinstance(entry, Held):
-                await entry.event.wait()
-                entry = entry.reply
-        except anyio.get_cancelled_exc_class():
-            self.cancelled += 1
-            raise
+        with anyio.CancelScope() as scope:
+            self._running[scope] = request.request_id
+            try:
+                entry = await self._settled(entry)
+            except anyio.get_cancelled_exc_class():
+                self.cancelled += not scope.cancel_called
+                raise
+            finally:
+                del self._running[scope]
+                self._tell()
+        if scope.cancelled_caught:  # aborted, by its name or by a pause
+            entry = Scripted(completion_ids=[], finish_reason="abort")
         if isinstance(entry, Fault):
             raise entry.error
         assert isinstance(entry, Scripted)
         return self._answer(entry, request)
 
+    async def _settled(self, entry: Entry) -> Scripted | Fault:
+        # Every server takes a moment: what runs beside must be able to.
+        await anyio.lowlevel.checkpoint()
+        if isinstance(entry, Stalled):
+            await anyio.sleep_forever()
+        if isinstance(entry, Held):
+            await entry.event.wait()
+            entry = entry.reply
+        while self._pause_mode is not None:
+            await self._changed.wait()
+        assert isinstance(entry, Scripted | Fault)
+        return entry
+
     async def tokenize(self, prompt: MessagePrompt, *, add_generation_prompt: bool) -> list[int]:
         """The ids of `render`, without the generation prompt where it is not wanted."""
+        self._must_be_there()
         ids = self._render(prompt.messages)
         return ids if add_generation_prompt else ids[: -1 - len("assistant\n")]
 
     async def detokenize(self, ids: Sequence[int]) -> str:
         """The text of bytes; markers are left out."""
+        self._must_be_there()
         return bytes(i for i in ids if i < 256).decode("utf-8", "replace")
 
     async def check(self) -> None:
         """See `rollout.transport.Transport`."""
-        if not self.well:
-            raise ConnectionFailed("the script says that it is gone")
+        self._must_be_there()
 
     async def load(self) -> ServerLoad:
         """See `rollout.transport.Transport`."""
+        self._must_be_there()
+        if self.load_now.running is None:
+            return msgspec.structs.replace(self.load_now, running=len(self._running))
         return self.load_now
 
+    async def first_tokens(self) -> Histogram | None:
+        """None: it keeps none."""
+        self._must_be_there()
+        return None
+
+    async def pause(self, mode: InFlight = "keep") -> None:
+        """See `rollout.transport.Transport`."""
+        self._must_control()
+        self._pause_mode = mode
+        if mode == "abort":
+            await self.abort(list(self._running.values()))
+        while mode == "wait" and self._running:
+            await self._changed.wait()
+
+    async def resume(self) -> None:
+        """See `rollout.transport.Transport`."""
+        self._must_control()
+        self._pause_mode = None
+        self._tell()
+
+    async def update_weights(self, version: str, path: str | None) -> None:
+        """See `rollout.transport.Transport`."""
+        self._must_control()
+        self.pushed.append((version, path))
+
+    async def abort(self, request_ids: Sequence[str]) -> None:
+        """See `rollout.transport.Transport`."""
+        self._must_be_there()
+        for scope, name in list(self._running.items()):
+            if name in request_ids:
+                scope.cancel()
+
     async def aclose(self) -> None:
+        """What is asked for later fails, until `connect` opens it again."""
         self.closed = True
+
+    def _must_be_there(self) -> None:
+        if self.closed:
+            raise ConnectionFailed("this transport was closed")
+        if not self.well:
+            raise ConnectionFailed("the script says that it is gone")
+
+    def _must_control(self) -> None:
+        self._must_be_there()
+        if not self._controls_weights:
+            raise self._fixed_weights()
+
+    def _tell(self) -> None:
+        changed, self._changed = self._changed, anyio.Event()
+        changed.set()
 
     def _answer(self, entry: Scripted, request: Request) -> Reply:
         ids = entry.completion_ids

@@ -1,0 +1,121 @@
+"""Every transport that ships keeps one contract: the double as well as the real ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import anyio
+import pytest
+
+from rollout.errors import RequestRefused
+from rollout.transport import Request, ServerInfo, Transport, TransportConfig, opened
+from tests.live.servers import free_port
+from tests.local_server import serving
+from tests.transports.contract import Subject, TransportContract
+from transports import auto
+from transports.embedded import MODEL_DIR
+from transports.embedded.app import create_app
+from transports.embedded.engine import Engine
+from transports.embedded.model import Model
+from transports.embedded.transport import open as open_embedded
+from transports.scripted import Fault, ScriptedTransport, Stalled, reply
+
+
+class Double(Subject):
+    """The double, told before each request what a server would answer."""
+
+    def __init__(self, *, weights: bool) -> None:
+        self.controls_weights = weights
+        self.transports: list[ScriptedTransport] = []
+
+    async def open(self, **config: Any) -> Transport:
+        info = ServerInfo(
+            dialect="scripted",
+            model="scripted",
+            models=["scripted"],
+            token_route="scripted",
+            token_routes=["scripted"],
+            reports_prompt_ids=True,
+            reports_completion_ids=True,
+            can_tokenize=True,
+        )
+        self.transports.append(ScriptedTransport([], info=info, weights=self.controls_weights))
+        return await opened(self.transports[-1])
+
+    async def open_nowhere(self) -> Transport:
+        transport = ScriptedTransport([])
+        transport.well = False
+        return await opened(transport)
+
+    async def leave(self) -> None:
+        for transport in self.transports:
+            transport.well = False
+
+    def expect(self, transport: Transport, request: Request) -> None:
+        assert isinstance(transport, ScriptedTransport)
+        sampling = request.sampling
+        if sampling.get("temperature", 0) < 0:
+            transport.add(Fault(RequestRefused("temperature must be non-negative", status=400)))
+        elif sampling.get("ignore_eos"):
+            transport.add(Stalled())
+        elif request.stop_token_ids:
+            transport.add(reply(completion_ids=[ord("x")]))
+        else:
+            transport.add(reply("x" * (request.max_tokens or 1), finish_reason="length"))
+
+
+class InProcess(Subject):
+    """The embedded model, with no socket between."""
+
+    def __init__(self, dialect: str) -> None:
+        self.dialect = dialect
+        self.controls_weights = self.aborts_by_name = self.tokenizes = dialect == "vllm"
+
+    async def open(self, **config: Any) -> Transport:
+        return await open_embedded(TransportConfig(options={"dialect": self.dialect}, **config))
+
+
+class OverHttp(Subject):
+    """The embedded model behind a real port, told apart by asking."""
+
+    def __init__(self, url: str, dialect: str, stack: ExitStack) -> None:
+        self.url, self._stack = url, stack
+        self.controls_weights = self.aborts_by_name = self.tokenizes = dialect == "vllm"
+
+    async def open(self, **config: Any) -> Transport:
+        return await auto.open(TransportConfig(base_url=self.url, **config))
+
+    async def open_nowhere(self) -> Transport:
+        return await auto.open(TransportConfig(base_url=f"http://127.0.0.1:{free_port()}"))
+
+    async def leave(self) -> None:
+        await anyio.to_thread.run_sync(self._stack.close)
+
+
+class TestDouble(TransportContract):
+    @pytest.fixture(params=[True, False], ids=["weights", "fixed"])
+    def subject(self, request: pytest.FixtureRequest) -> Subject:
+        return Double(weights=request.param)
+
+
+class TestInProcess(TransportContract):
+    @pytest.fixture(params=["vllm", "dynamo"])
+    def subject(self, request: pytest.FixtureRequest) -> Subject:
+        return InProcess(request.param)
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return Model.load(MODEL_DIR)
+
+
+class TestOverHttp(TransportContract):
+    @pytest.fixture(params=["vllm", "dynamo"])
+    def subject(self, request: pytest.FixtureRequest, model: Model) -> Iterator[Subject]:
+        with ExitStack() as stack:
+            engine = Engine(model)
+            stack.callback(engine.close)
+            url = stack.enter_context(serving(create_app(engine=engine, dialect=request.param)))
+            yield OverHttp(url, request.param, stack)
