@@ -336,7 +336,7 @@ class Fleet(Transport):
             clock = self.weights.clock  # a pause of ours is no part of the wait
             while True:
                 await anyio.sleep(min(member.check_every_s for member in self._members))
-                if any(self._placement.up):
+                if any(self._placement.up) or self._servers.following:
                     gone_since = None
                     continue
                 if gone_since is None:

@@ -128,6 +128,14 @@ class Member:
             await before.aclose()
         self._open = found
 
+    async def resume(self) -> Exception | None:
+        """Has the server go on, where it can; answers why it could not."""
+        try:
+            await self.transport.resume()
+        except Exception as error:  # it may be gone
+            return error
+        return None
+
     async def aclose(self) -> None:
         """Closes what is open."""
         if self._open is not None:

@@ -174,6 +174,11 @@ class Lives:
         return any(wanted.ask.decided for wanted in self._pauses.values())
 
     @property
+    def following(self) -> bool:
+        """Whether an engine elsewhere says which servers are up."""
+        return self._followed is not None
+
+    @property
     def pauses(self) -> frozenset[str]:
         """Who wants a pause."""
         return frozenset(self._pauses)

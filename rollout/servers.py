@@ -67,6 +67,11 @@ class Servers:
         changed.set()
         self._on_change()
 
+    @property
+    def following(self) -> bool:
+        """Whether another fleet has the word on these servers."""
+        return self.lives.following
+
     def follow(self, ups: Sequence[int]) -> None:
         """See `rollout.server_life.Lives.follow`."""
         self._say = _log.debug  # the engine says it, once for all processes
@@ -132,9 +137,7 @@ class Servers:
             await member.aclose()
 
     async def _leave(self, member: Member) -> None:
-        try:
-            await member.transport.resume()
-        except RolloutError as error:
+        if (error := await member.resume()) is not None:
             _log.warning("left_paused", server=member.url, why=str(error))
 
     async def _act(self, do: Do) -> None:
@@ -157,6 +160,9 @@ class Servers:
         member = self.members[do.server]
         match do.action:
             case Open():
+                if self.lives.servers[do.server].paused is not False:
+                    # It was lost with a pause of ours: it would answer nothing that it is probed with.
+                    await member.resume()
                 self._join(member, await member.open())
             case Load(version=version, path=path):
                 await member.transport.update_weights(version, path)

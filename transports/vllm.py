@@ -158,6 +158,11 @@ class _Probe:
     async def run(self) -> ServerInfo:
         """Raises ServerError, ConfigError."""
         card = choose_model(await list_models(self.client), self._config.model, self.client.base_url)
+        if await self._is_paused():
+            url = self.client.base_url
+            raise ServerError(
+                f"{url} is paused and samples nothing: whoever paused it must resume it (POST {url}/resume)"
+            )
         info = ServerInfo(dialect="vllm", model=card.id, models=[card.id], max_model_len=card.max_model_len)
         info.tokenizer, info.owned_by = card.root, card.owned_by
         info.version = await self._version()
@@ -186,6 +191,14 @@ class _Probe:
         except (TransportError, *UNREADABLE):
             return None
         return str(version) if version else None
+
+    async def _is_paused(self) -> bool:
+        """A client that was killed in the middle of an update leaves a server so."""
+        try:
+            answer = await self.client.get("/is_paused")
+            return msgspec.json.decode(answer.body, type=dict[str, Any]).get("is_paused") is True
+        except (TransportError, *UNREADABLE):
+            return False
 
     async def _paths(self) -> frozenset[str]:
         """The server's routes; empty where it does not list them."""

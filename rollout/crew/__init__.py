@@ -300,6 +300,7 @@ class Crew:
         while hand.worker is None and hand.strikes < (STRIKES_OF_PROVEN if hand.proven else STRIKES):
             if hand.strikes > 1:
                 await anyio.sleep(min(MOST_PAUSE_S, PAUSE_S * 2 ** (hand.strikes - 1)))
+            await self._servers_there()
             try:
                 await self._start(hand)
             except RolloutError as error:
@@ -307,6 +308,11 @@ class Crew:
                 _log.warning("process_not_started", error=str(error))
         if self._stopping:
             hand.send(wire.Stop())
+
+    async def _servers_there(self) -> None:
+        """A process that finds no server, or none that samples, could not begin: that is no fault of its own."""
+        while (servers := self._standing()[1]).paused or not any(servers.up):  # noqa: ASYNC110  # a look costs nothing
+            await anyio.sleep(LOOK_S)
 
     async def _end(self) -> None:
         """Ends the processes: they end when their channel is closed, or are killed."""

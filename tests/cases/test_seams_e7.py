@@ -7,6 +7,7 @@ import pytest
 
 from envs.echo import Echo
 from rollout import Engine, EngineConfig
+from rollout.errors import ServerError
 from tests.cases.test_engine_fleet_weights import Weighted
 from tests.cases.test_engine_restarted_other_model import often
 from tests.cases.vllm_double import until, vllm_double
@@ -96,3 +97,28 @@ async def test_processes_use_a_server_that_came_back_only_with_its_weights() -> 
                 groups += [group async for group in running.stream(Echo().tasks(8, 0))]
             assert (two.version, two.loads) == ("1", ["/w/1"])
     assert all(group.rollouts[0].ok for group in groups)
+
+
+async def test_a_server_that_was_lost_with_our_pause_comes_back() -> None:
+    """It would answer no probe, and nobody else would resume it."""
+    async with vllm_double() as one, vllm_double() as two:
+        config = EngineConfig(base_url=[one.url, two.url], max_tokens=8, concurrency=4, http_retries=0)
+        async with Engine(config, lambda: Echo(turns=2)) as running:
+            often(running)
+            two.loads_fail = True
+            await running.update_weights("1", "/w/1")
+            assert [state.up for state in running.stats().servers] == [True, False]
+            two.loads_fail = False
+            await until(lambda: running.stats().servers[1].up)
+            assert (two.version, two.paused, one.paused) == ("1", False, False)
+
+
+async def test_a_server_that_someone_else_paused_is_named() -> None:
+    """A client that was killed in the middle of an update leaves it so: it is not probed, and not resumed."""
+    async with vllm_double() as server:
+        server._goes_on.clear()
+        server.paused = True
+        with pytest.raises(ServerError, match=f"{server.url} is paused and samples nothing"):
+            async with Engine(EngineConfig(base_url=server.url, http_retries=0), Echo):
+                pass
+        assert server.paused

@@ -26,6 +26,7 @@ class VllmDouble:
         self._goes_on.set()
         self.version = "start"
         self.loads: list[str] = []
+        self.loads_fail = False
         self.completions = 0
         self.port = free_port() if port is None else port
         self._runner: web.AppRunner | None = None
@@ -54,6 +55,7 @@ class VllmDouble:
                 web.get("/version", _said),
                 web.get("/health", _said),
                 web.get("/metrics", self._metrics),
+                web.get("/is_paused", self._is_paused),
                 web.post("/v1/chat/completions", self._complete),
                 web.post("/v1/completions", self._complete),
                 web.post("/pause", self._pause),
@@ -80,7 +82,7 @@ class VllmDouble:
         if not probe:
             self.completions += 1
             await asyncio.sleep(self.answer_s)
-            await self._goes_on.wait()
+        await self._goes_on.wait()
         ids = (body.get("stop_token_ids") or [7])[:1] if probe else [7, 8]
         choice: dict[str, Any] = {"index": 0, "finish_reason": "stop", "token_ids": ids}
         if "messages" in body:
@@ -102,7 +104,12 @@ class VllmDouble:
         self._goes_on.set()
         return web.json_response({})
 
+    async def _is_paused(self, request: web.Request) -> web.Response:
+        return web.json_response({"is_paused": self.paused})
+
     async def _load(self, request: web.Request) -> web.Response:
+        if self.loads_fail:
+            return web.json_response({"error": {"message": "out of memory"}}, status=400)
         self.loads.append((await request.json())["kwargs"]["weights_path"])
         return web.json_response({})
 
