@@ -1,6 +1,5 @@
-"""The command line: argv and TOML -> settings -> engine -> exit status.
+"""The command line: argv and TOML -> settings -> engine -> exit status (see `rollout.command`).
 
-Exit status: 0 all played, 1 some rollouts failed, 2 wrong use, 3 the server could not be reached or refused.
 Heavy imports are inside the commands, so that `--help` is quick.
 """
 
@@ -8,14 +7,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, NoReturn
 
 import msgspec
 import typer
 
-from rollout.errors import RolloutError, ServerError, UsageError
+from rollout import command
+from rollout.command import command_of
+from rollout.errors import UsageError
 
 app = typer.Typer(
     name="rollout",
@@ -28,29 +28,56 @@ app = typer.Typer(
 
 DEFAULT_KEY_ENV = "ROLLOUT_API_KEY"
 
-Model = Annotated[
-    str | None, typer.Option("-m", "--model", help="Served model name; the server's only one if not given.")
-]
+#: Where nothing is said; what is in brackets at the end of a help text is the default.
+Model = Annotated[str | None, typer.Option("-m", "--model", help="Served model name. [the server's only one]")]
 BaseUrls = Annotated[
     list[str] | None,
-    typer.Option(
-        "--base-url", help="The server's address; several share the work. Without it the embedded model plays."
-    ),
+    typer.Option("--base-url", help="The server's address; give several to share the work. [the embedded model plays]"),
 ]
-TransportName = Annotated[str | None, typer.Option("--transport", help="auto, vllm, dynamo, embedded.")]
-Tokenizer = Annotated[str | None, typer.Option(help="Name or folder of the model's tokenizer.")]
-Renderer = Annotated[str | None, typer.Option(help="A family of `renderers`, template, server, or auto.")]
+TransportName = Annotated[
+    str | None, typer.Option("--transport", help="auto, vllm, dynamo, or another that is installed. [auto]")
+]
+Tokenizer = Annotated[
+    str | None, typer.Option(help="Name or folder of the model's tokenizer. [what the server names, or the model]")
+]
+Renderer = Annotated[str | None, typer.Option(help="A family of `renderers`, template, server, or auto. [auto]")]
 KeyEnv = Annotated[
-    str | None, typer.Option("--api-key-env", help=f"Variable that holds the API key [{DEFAULT_KEY_ENV}].")
+    str | None, typer.Option("--api-key-env", help=f"Variable that holds the API key. [{DEFAULT_KEY_ENV}]")
 ]
 Processes = Annotated[
-    int | None, typer.Option("--processes", help="Processes that play, where one core is not enough [1].")
+    int | None, typer.Option("--processes", help="Processes that play, where one core is not enough. [1]")
 ]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, and nothing else there.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="One JSON object on standard output, and nothing else there. [a table]")
+]
+
+EXIT_STATUS = (
+    "Exit status: 0 all was played; 1 a rollout failed, the run was stopped, or it left nothing to train on; 2 wrong "
+    "use; 3 the server could not be reached, or refused; 4 too many rollouts failed (--fail-fast, --max-failures). "
+    "Control-C once lets running turns end, twice ends at once, three times leaves; SIGTERM and SIGHUP do the same."
+)
 
 
-@app.command()
+def _version(asked: bool) -> None:
+    if asked:
+        from rollout.registry import version
+
+        typer.echo(f"rollout {version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def _rollout(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version, and end. [no]")
+    ] = False,
+) -> None:
+    """Multi-turn rollouts for reinforcement learning, token-in from turn 2."""
+
+
+@app.command(epilog=EXIT_STATUS)
 def run(
+    context: typer.Context,
     env: Annotated[str | None, typer.Argument(help="Name, package.module:Name, or path/to/file.py:Name.")] = None,
     model: Model = None,
     base_url: BaseUrls = None,
@@ -58,77 +85,119 @@ def run(
     tokenizer: Tokenizer = None,
     renderer: Renderer = None,
     api_key_env: KeyEnv = None,
-    num_tasks: Annotated[int | None, typer.Option("-n", "--num-tasks", help="Tasks to play [8].")] = None,
-    rollouts_per_task: Annotated[int | None, typer.Option("-r", "--rollouts-per-task")] = None,
+    num_tasks: Annotated[
+        int | None, typer.Option("-n", "--num-tasks", help="Tasks to play. [8; all of --tasks]")
+    ] = None,
+    rollouts_per_task: Annotated[
+        int | None, typer.Option("-r", "--rollouts-per-task", help="How often each task is played: a group. [1]")
+    ] = None,
     concurrency: Annotated[
-        str | None, typer.Option("-c", "--concurrency", help="Rollouts at once [64], or auto: as the servers keep up.")
+        str | None,
+        typer.Option("-c", "--concurrency", help="Rollouts at once, or auto: as the servers keep up. [64]"),
     ] = None,
     processes: Processes = None,
     env_args: Annotated[
-        list[str] | None, typer.Option("-a", "--env-arg", help="KEY=VALUE for the environment.")
+        list[str] | None, typer.Option("-a", "--env-arg", help="KEY=VALUE for the environment. [its own defaults]")
     ] = None,
-    sampling: Annotated[list[str] | None, typer.Option("-s", "--sampling", help="KEY=VALUE for the server.")] = None,
+    sampling: Annotated[
+        list[str] | None, typer.Option("-s", "--sampling", help="KEY=VALUE for the server. [its own defaults]")
+    ] = None,
     template_args: Annotated[
-        list[str] | None, typer.Option("--template-arg", help="KEY=VALUE for the template.")
+        list[str] | None, typer.Option("--template-arg", help="KEY=VALUE for the chat template. [none]")
     ] = None,
-    tasks: Annotated[str | None, typer.Option(help="A JSONL file with one task per line.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Completion length per turn at most.")] = None,
-    temperature: Annotated[float | None, typer.Option()] = None,
-    max_turns: Annotated[int | None, typer.Option()] = None,
-    max_model_len: Annotated[int | None, typer.Option(help="Context length; asks the server if not given.")] = None,
-    mode: Annotated[str | None, typer.Option(help="tito (token-in) or mito (message-in).")] = None,
-    token_route: Annotated[str | None, typer.Option(help="Force a token-in route by its path.")] = None,
-    thinking_retention: Annotated[str | None, typer.Option(help="all or tool_cycle.")] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="A JSONL file with one task per line. [the environment's own tasks]")
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Completion length per turn at most. [what fits the context]")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="The same as -s temperature=... [the server's own]")] = None,
+    max_turns: Annotated[int | None, typer.Option(help="Turns of a rollout at most. [no limit]")] = None,
+    max_model_len: Annotated[int | None, typer.Option(help="Context length in tokens. [what the server says]")] = None,
+    mode: Annotated[str | None, typer.Option(help="tito (token-in) or mito (message-in). [tito]")] = None,
+    token_route: Annotated[
+        str | None, typer.Option(help="Force a token-in route by its path. [the best that the server has]")
+    ] = None,
+    thinking_retention: Annotated[
+        str | None, typer.Option(help="What is kept of earlier reasoning: all or tool_cycle. [all]")
+    ] = None,
     match: Annotated[
-        str | None, typer.Option(help="What counts as the same message: strict, loose_tool_call or role_content.")
+        str | None,
+        typer.Option(help="What counts as the same message: strict, loose_tool_call or role_content. [strict]"),
     ] = None,
     require_token_in: Annotated[
-        bool | None, typer.Option("--require-token-in", help="A fallback is a failure.")
+        bool | None, typer.Option("--require-token-in", help="A fallback to message-in is a failure. [no]")
     ] = None,
-    verify: Annotated[bool | None, typer.Option("--verify", help="Check the invariants while running.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the environment's tasks.")] = None,
-    request_timeout_s: Annotated[float | None, typer.Option("--request-timeout")] = None,
-    step_timeout_s: Annotated[float | None, typer.Option("--step-timeout")] = None,
-    episode_timeout_s: Annotated[float | None, typer.Option("--episode-timeout")] = None,
-    score_timeout_s: Annotated[float | None, typer.Option("--score-timeout")] = None,
+    verify: Annotated[bool | None, typer.Option("--verify", help="Check the invariants while running. [no]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the environment's tasks. [0]")] = None,
+    success_at: Annotated[
+        float | None, typer.Option(help="The reward from which a task counts as solved, for pass@k. [1.0]")
+    ] = None,
+    request_timeout_s: Annotated[
+        float | None, typer.Option("--request-timeout", help="Seconds for one completion. [600]")
+    ] = None,
+    step_timeout_s: Annotated[
+        float | None, typer.Option("--step-timeout", help="Seconds for one reset or step. [no limit]")
+    ] = None,
+    episode_timeout_s: Annotated[
+        float | None, typer.Option("--episode-timeout", help="Seconds for a whole rollout. [no limit]")
+    ] = None,
+    score_timeout_s: Annotated[
+        float | None, typer.Option("--score-timeout", help="Seconds for the environment's score. [--step-timeout]")
+    ] = None,
     close_timeout_s: Annotated[
-        float | None, typer.Option("--close-timeout", help="Seconds that an environment's close may take [60].")
+        float | None, typer.Option("--close-timeout", help="Seconds that an environment's close may take. [60]")
     ] = None,
     max_abandoned_threads: Annotated[
-        int | None, typer.Option(help="Environments' calls that may hang for ever before the run ends [256].")
+        int | None, typer.Option(help="Environments' calls that may hang for ever before the run ends. [256]")
     ] = None,
     straggler_timeout_s: Annotated[
-        float | None, typer.Option("--straggler-timeout", help="Seconds for the rest of a group once half have ended.")
+        float | None,
+        typer.Option("--straggler-timeout", help="Seconds for the rest of a group once half have ended. [no limit]"),
     ] = None,
     server_wait_s: Annotated[
         float | None,
-        typer.Option("--server-wait", help="Seconds to wait where no server is there [at the start 0, later 300]."),
+        typer.Option("--server-wait", help="Seconds to wait where no server is there. [at the start 0, later 300]"),
     ] = None,
     worker_start_s: Annotated[
-        float | None, typer.Option("--worker-start", help="Seconds until a process of --processes must play [300].")
+        float | None, typer.Option("--worker-start", help="Seconds until a process of --processes must play. [300]")
     ] = None,
     worker_silence_s: Annotated[
         float | None,
-        typer.Option("--worker-silence", help="Seconds after which a process that hangs is replaced [20]."),
+        typer.Option("--worker-silence", help="Seconds after which a process that hangs is replaced. [20]"),
     ] = None,
     weights_timeout_s: Annotated[
-        float | None, typer.Option("--weights-timeout", help="Seconds that loading weights may take [600].")
+        float | None, typer.Option("--weights-timeout", help="Seconds that loading weights may take. [600]")
     ] = None,
-    rollout_retries: Annotated[int | None, typer.Option(help="Play a failed rollout again so often [0].")] = None,
-    http_retries: Annotated[int | None, typer.Option()] = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="The run folder.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in -o, with its settings.")] = False,
+    rollout_retries: Annotated[int | None, typer.Option(help="Play a failed rollout again so often. [0]")] = None,
+    http_retries: Annotated[
+        int | None, typer.Option(help="Send a request again so often where another try may help. [4]")
+    ] = None,
+    max_failures: Annotated[
+        str | None,
+        typer.Option(help="Failed rollouts that end the run: a number, or a rate such as 50%. [no limit]"),
+    ] = None,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="The first failed rollout ends the run. [no]")] = False,
+    stop_grace_s: Annotated[
+        float | None, typer.Option("--stop-grace", help="Seconds for running turns to end after a signal. [25]")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The run folder. [runs/ENV--MODEL--TIME]")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in -o, with its settings. [a new run]")
+    ] = False,
     json: Json = False,
-    config: Annotated[str | None, typer.Option(help="A TOML file with these settings; flags beat it.")] = None,
+    config: Annotated[str | None, typer.Option(help="A TOML file with these settings; flags beat it. [none]")] = None,
 ) -> None:
     """Play rollouts of an environment."""
     flags = dict(locals())
-    for name in ("output", "resume", "json", "config", "temperature"):
+    for name in ("context", "output", "resume", "json", "config", "temperature", "fail_fast"):
         flags.pop(name)
+    the = command_of(context)
 
     def go() -> int:
-        import anyio
-
+        from rollout.failure_limit import failure_limit_of
         from rollout.logs import EventLog
         from rollout.play import Run
         from rollout.resume import resumed_settings
@@ -142,26 +211,30 @@ def run(
             flags["sampling"]["temperature"] = temperature
         flags["template_args"] = key_values(template_args, "--template-arg", as_json=True) or None
         flags["sampling"] = flags["sampling"] or None
+        flags["max_failures"] = failure_limit_of(max_failures, fail_fast=fail_fast)
         if resume and output is None:
             raise UsageError("--resume needs -o DIR, the folder of the run to go on with")
-        with EventLog() as log:
-            given: frozenset[str] = frozenset()
-            if resume and output is not None:
-                settings, given = resumed_settings(output, config, flags)
-            else:
-                settings = read_settings(config, flags)
-            if settings.api_key_env is None:
-                settings.api_key_env = _default_key_env()
-            played = anyio.run(Run(settings, output, resume, log, given).play)
-        if json:
-            _print_json(played.result)
-        return 0 if played.complete else 1
 
-    _guarded(go)
+        async def play() -> int:
+            with EventLog() as log:
+                given: frozenset[str] = frozenset()
+                if resume and output is not None:
+                    settings, given = resumed_settings(output, config, flags)
+                else:
+                    settings = read_settings(config, flags)
+                if settings.api_key_env is None:
+                    settings.api_key_env = _default_key_env()
+                played = await Run(settings, output, resume, log, the, given).play()
+                return the.tell(played, as_json=json)
+
+        return the.run(play)
+
+    the.do(go)
 
 
 @app.command()
 def probe(
+    context: typer.Context,
     url: Annotated[str | None, typer.Argument(help="The server's address; the embedded model if not given.")] = None,
     model: Model = None,
     transport: TransportName = None,
@@ -172,9 +245,9 @@ def probe(
 ) -> None:
     """Tell what a server can do, and the command line to use."""
 
-    def go() -> int:
-        import anyio
+    the = command_of(context)
 
+    def go() -> int:
         from rollout import progress
         from rollout.config import EngineConfig
         from rollout.logs import EventLog
@@ -189,19 +262,24 @@ def probe(
             renderer=renderer or "auto",
             api_key_env=api_key_env or _default_key_env(),
         )
-        with EventLog():
-            found = anyio.run(ask, config)
-        if json:
-            _print_json(msgspec.to_builtins(found))
-        else:
-            progress.print_rows(progress.make_console(), found.url, rows(found))
-        return 0
 
-    _guarded(go)
+        async def asked() -> int:
+            with EventLog():
+                found = await ask(config)
+            if json:
+                the.print_json(msgspec.to_builtins(found))
+            else:
+                the.output.write(progress.table_text(found.url, rows(found), terminal=the.output.is_terminal))
+            return 0
+
+        return the.run(asked)
+
+    the.do(go)
 
 
 @app.command()
 def bench(
+    context: typer.Context,
     model: Model = None,
     base_url: BaseUrls = None,
     transport: TransportName = None,
@@ -210,19 +288,19 @@ def bench(
     api_key_env: KeyEnv = None,
     turns: Annotated[
         str | None,
-        typer.Option(help="Turns of a conversation; several with commas [8,32,128; 4,16 on the embedded model]."),
+        typer.Option(help="Turns of a conversation; several with commas. [8,32,128; 4,16 on the embedded model]"),
     ] = None,
     concurrency: Annotated[
         str | None,
         typer.Option(
-            "-c", "--concurrency", help="Rollouts at once; several with commas [16,64,256; 16 on the embedded model]."
+            "-c", "--concurrency", help="Rollouts at once; several with commas. [16,64,256; 16 on the embedded model]"
         ),
     ] = None,
     processes: Processes = None,
     replay: Annotated[
-        Path | None, typer.Option(help="A run's folder: play its environment's side again, with its lengths.")
+        Path | None, typer.Option(help="A run's folder: play its environment's side again, with its lengths. [none]")
     ] = None,
-    rollouts: Annotated[int | None, typer.Option("-n", "--rollouts", help="Of each run [the concurrency].")] = None,
+    rollouts: Annotated[int | None, typer.Option("-n", "--rollouts", help="Of each run. [the concurrency]")] = None,
     env_chars: Annotated[int, typer.Option(help="Characters of each message of the environment.")] = 400,
     max_tokens: Annotated[int, typer.Option(help="Tokens of every completion.")] = 32,
     repeats: Annotated[int, typer.Option(help="Runs of each mode.")] = 3,
@@ -233,9 +311,9 @@ def bench(
 ) -> None:
     """Compare token-in with message-in on the same conversations."""
 
-    def go() -> int:
-        import anyio
+    the = command_of(context)
 
+    def go() -> int:
         from rollout.bench import bench as compare
         from rollout.bench import faults, markdown, said, settings_of
         from rollout.config import EngineConfig
@@ -260,47 +338,58 @@ def bench(
             max_tokens=max_tokens,
             repeats=repeats,
         )
-        with EventLog():
-            results = anyio.run(compare, settings, output, lambda run: print(said(run), file=sys.stderr, flush=True))
-        if json:
-            _print_json(msgspec.to_builtins(results))
-        else:
-            typer.echo(markdown(results), nl=False)
-        return 1 if faults(results.runs) else 0
 
-    _guarded(go)
+        async def compared() -> int:
+            with EventLog():
+                results = await compare(settings, output, lambda run: print(said(run), file=sys.stderr, flush=True))
+            if json:
+                the.print_json(msgspec.to_builtins(results))
+            else:
+                the.output.write(markdown(results))
+            return 1 if faults(results.runs) else 0
+
+        return the.run(compared)
+
+    the.do(go)
 
 
 @app.command()
 def export(
+    context: typer.Context,
     run: Annotated[Path, typer.Argument(help="The run's folder.")],
     format: Annotated[str, typer.Option(help="jsonl, parquet or safetensors.")] = "jsonl",
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="The file; in the run's folder if not given.")
+        Path | None, typer.Option("-o", "--output", help="The file. [samples.FORMAT in the run's folder]")
     ] = None,
     advantage: Annotated[str, typer.Option(help="grpo, leave_one_out or none.")] = "grpo",
     json: Json = False,
 ) -> None:
     """Write a run's training samples as a file that a trainer reads."""
 
+    the = command_of(context)
+
     def go() -> int:
         from rollout.export import export as write
 
         done = write(run, output, format, advantage)
         if json:
-            _print_json(msgspec.to_builtins(done))
+            the.print_json(msgspec.to_builtins(done))
         else:
-            typer.echo(f"{done.path}: {done.samples} samples, {done.tokens} tokens, {done.trained_tokens} trained on")
+            tokens = f"{done.tokens} tokens, {done.trained_tokens} trained on"
+            the.output.write(f"{done.path}: {done.samples} samples, {tokens}\n")
         return 0
 
-    _guarded(go)
+    the.do(go)
 
 
 @app.command()
 def show(
+    context: typer.Context,
     run: Annotated[Path, typer.Argument(help="The run's folder.")],
-    worst: Annotated[int | None, typer.Option(help="The N finished rollouts with the lowest rewards.")] = None,
-    failed: Annotated[bool, typer.Option("--failed", help="Only rollouts that failed.")] = False,
+    worst: Annotated[
+        int | None, typer.Option(help="The N finished rollouts with the lowest rewards. [the first ones]")
+    ] = None,
+    failed: Annotated[bool, typer.Option("--failed", help="Only rollouts that failed. [all]")] = False,
     task: Annotated[str | None, typer.Option(help="One task, by id or index, or one rollout by its id. [all]")] = None,
     limit: Annotated[
         int | None, typer.Option("-n", "--limit", help="Rollouts at most; 0 is all. [3; all with --json]")
@@ -309,6 +398,7 @@ def show(
     json: Annotated[bool, typer.Option("--json", help="One JSON object per rollout and line. [conversations]")] = False,
 ) -> None:
     """Print rollouts of a run as conversations."""
+    the = command_of(context)
 
     def go() -> int:
         from rollout.show import DEFAULT_LIMIT, Choice
@@ -316,64 +406,65 @@ def show(
 
         most = (None if json else DEFAULT_LIMIT) if limit is None else limit or None
         choice = Choice(worst=worst, failed=failed, task=task, limit=most)
-        try:
-            for text in text_of(run, choice, full=full, as_json=json):
-                typer.echo(text, nl=False)
-        except BrokenPipeError:  # such as by `| head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        for text in text_of(run, choice, full=full, as_json=json):
+            the.output.write(text)
+            if the.output.unread:  # such as by `| head`
+                break
         return 0
 
-    _guarded(go)
+    the.do(go)
 
 
 @app.command()
-def envs(json: Json = False) -> None:
+def envs(context: typer.Context, json: Json = False) -> None:
     """List the environments with their arguments and defaults."""
 
-    def go() -> int:
-        from rollout.registry import arguments_of, env_names, find_env
+    the = command_of(context)
 
-        listed = []
-        for name in env_names():
-            env = find_env(name)
-            summary = (env.__doc__ or "").strip().splitlines()[:1]
-            arguments = [msgspec.to_builtins(argument) for argument in arguments_of(env)]
-            listed.append({"name": name, "summary": summary[0] if summary else "", "arguments": arguments})
+    def go() -> int:
+        from rollout.registry import listed_envs
+
+        listed = listed_envs()
         if json:
-            _print_json(listed)
+            the.print_json(msgspec.to_builtins(listed))
             return 0
         for entry in listed:
-            typer.echo(f"{entry['name']}   {entry['summary']}")
-            for argument in entry["arguments"]:
-                default = "(required)" if argument["required"] else f"= {argument['default']!r}"
-                typer.echo(f"    -a {argument['name']}: {argument['type']} {default}")
+            the.output.write(f"{entry.name}   {entry.error or entry.summary}\n")
+            for argument in entry.arguments:
+                default = "(required)" if argument.required else f"= {argument.default!r}"
+                the.output.write(f"    -a {argument.name}: {argument.type} {default}\n")
         return 0
 
-    _guarded(go)
+    the.do(go)
 
 
 @app.command()
-def model() -> None:
+def model(context: typer.Context) -> None:
     """Print the embedded model's folder, ready to be served by vLLM or Dynamo."""
+
+    the = command_of(context)
 
     def go() -> int:
         from rollout.registry import load_entry
 
-        typer.echo(str(load_entry("rollout.models", "embedded")))
+        the.output.write(f"{load_entry('rollout.models', 'embedded')}\n")
         return 0
 
-    _guarded(go)
+    the.do(go)
 
 
 @app.command()
 def serve(
-    host: Annotated[str, typer.Option()] = "127.0.0.1",
-    port: Annotated[int, typer.Option()] = 8000,
+    context: typer.Context,
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The port to listen on.")] = 8000,
     dialect: Annotated[str, typer.Option(help="vllm or dynamo.")] = "vllm",
-    model_dir: Annotated[Path | None, typer.Option(help="A folder in place of the embedded model's.")] = None,
-    served_model_name: Annotated[str, typer.Option()] = "rollout-tiny",
+    model_dir: Annotated[Path | None, typer.Option(help="The model's folder. [the embedded model's]")] = None,
+    served_model_name: Annotated[str, typer.Option(help="The name that clients ask for.")] = "rollout-tiny",
 ) -> None:
     """Serve the embedded model on a port, in vLLM's or Dynamo's dialect."""
+
+    the = command_of(context)
 
     def go() -> int:
         from rollout.registry import load_entry
@@ -382,33 +473,13 @@ def serve(
         serve_embedded(host=host, port=port, dialect=dialect, model_dir=model_dir, served_name=served_model_name)
         return 0
 
-    _guarded(go)
+    the.do(go)
 
 
 def _default_key_env() -> str | None:
     return DEFAULT_KEY_ENV if os.environ.get(DEFAULT_KEY_ENV) else None
 
 
-def _print_json(value: Any) -> None:
-    sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
-    sys.stdout.flush()
-
-
-def _guarded(command: Callable[[], int]) -> None:
-    """Runs a command; a user's mistake and a server's are one line and an exit status."""
-    from rollout.registry import check_packages
-
-    try:
-        check_packages()
-        status = command()
-    except RolloutError as error:
-        print(f"rollout: {error}", file=sys.stderr)
-        status = 3 if isinstance(error, ServerError) else 2 if isinstance(error, UsageError) else 1
-    except KeyboardInterrupt:
-        status = 1
-    raise typer.Exit(status)
-
-
-def main() -> None:
+def main() -> NoReturn:
     """The console script."""
-    app()
+    command.main(app)

@@ -73,6 +73,8 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     whole."""
     weights_timeout_s: float = 600.0
     """Loading weights, and a pause that waits for what runs, on one server."""
+    success_at: float = 1.0
+    """The reward from which a rollout has solved its task: what pass@k counts."""
     cache_salt: str | None = None
     priority: int | None = None
     request_timeout_s: float = 600.0

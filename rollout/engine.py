@@ -313,6 +313,7 @@ class Engine:
         stats.servers = self._player.servers
         stats.queued = sum(run.scheduler.queued for run in self._streams.runs)
         stats.weight_version, stats.weight_updates = self._weights.version, self._weights.updates
+        self._streams.tallies.tell(stats)
         stats.add(self._player.played())
         stats.hanging_calls += self._streams.hanging
         if self._crew is not None:

@@ -19,6 +19,10 @@ class ConfigError(UsageError):
     """A setting that cannot be used, named with its remedy."""
 
 
+class UserCodeFailed(ConfigError):
+    """Code of the user's that was called before anything was played raised; its error is the cause."""
+
+
 class MessageError(UsageError):
     """A message that cannot be read."""
 
@@ -37,6 +41,10 @@ class EngineClosed(RolloutError):
 
 class EngineStopped(RolloutError):
     """`stop_admitting` was called: the engine begins no further rollouts."""
+
+
+class TooManyFailures(RolloutError):
+    """So many rollouts failed that the run was ended (`--fail-fast`, `--max-failures`). Exit status 4."""
 
 
 class TransportError(RolloutError):

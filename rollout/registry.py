@@ -20,6 +20,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 
+from rollout.door import error_text
 from rollout.env import Env
 from rollout.errors import ConfigError
 from rollout.imports import absolute_file, import_file, import_module, loaded
@@ -88,6 +89,29 @@ def arguments_of(env: type[Env]) -> list[Argument]:
         default = None if required else parameter.default
         found.append(Argument(name, _type_name(hints.get(name, str)), default, required))
     return found
+
+
+class ListedEnv(msgspec.Struct, frozen=True):
+    """One environment, as `rollout envs` lists it."""
+
+    name: str
+    summary: str = ""
+    arguments: list[Argument] = []
+    error: str | None = None
+    """Why it cannot be loaded, where it cannot."""
+
+
+def listed_envs() -> list[ListedEnv]:
+    """Every environment that has an entry point. One that is broken is listed as such, and hides no other."""
+    listed = []
+    for name in env_names():
+        try:
+            env = find_env(name)
+            summary = (env.__doc__ or "").strip().splitlines()[:1]
+            listed.append(ListedEnv(name, summary[0] if summary else "", arguments_of(env)))
+        except (Exception, SystemExit) as error:  # importing it runs another distribution's code
+            listed.append(ListedEnv(name, error=f"cannot be loaded: {type(error).__name__}: {error_text(error)}"))
+    return listed
 
 
 class NamedEnv(msgspec.Struct, frozen=True):

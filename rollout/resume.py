@@ -105,14 +105,17 @@ class Plan:
         played = sum(index < len(self.tasks) and member < members for index, member in self.skip)
         return len(self.tasks) * members - played
 
-    def folder(self, output: Path | None, model: str) -> store.RunFolder:
-        """The folder to write to: a new one, or that of the run which goes on. Raises UsageError."""
+    def folder(self, output: Path | None, model: str, here: Path | None = None) -> store.RunFolder:
+        """The folder to write to: a new one, beneath `here` where none is named, or that of the run which goes on.
+
+        Raises UsageError.
+        """
         config = config_of(self._settings)
         if self._index is not None:
             assert self._folder is not None
             self._folder.append(config, self.tasks, self._index.end)
         else:
-            path = output or store.new_path(self._settings.env, model)
+            path = output or store.new_path(self._settings.env, model, here)
             self._folder = store.RunFolder.create(path, config, self.tasks)
         return self._folder
 

@@ -27,6 +27,10 @@ class RunSettings(EngineConfig, kw_only=True, forbid_unknown_fields=True):
     """A JSONL file: one task per line."""
     seed: int = 0
     """Of the environment's tasks."""
+    max_failures: int | float | None = None
+    """Failed rollouts that end the run: a number, or a rate (0.5, 50%) once 20 have ended. None is no limit."""
+    stop_grace_s: float = 25.0
+    """How long running turns may take to end after a signal. Slurm and Kubernetes kill after 30 s."""
 
     def engine_config(self) -> EngineConfig:
         """The engine's part."""
@@ -43,6 +47,9 @@ RESUMABLE = frozenset(
         "worker_start_s",
         "worker_silence_s",
         "server_wait_s",
+        "max_failures",
+        "stop_grace_s",
+        "success_at",
         "score_timeout_s",
         "close_timeout_s",
         "max_abandoned_threads",

@@ -9,7 +9,8 @@ import time
 import msgspec
 
 from rollout.fleet import ServerState
-from rollout.records import FailureKind, Rollout, Route, Turn
+from rollout.outcomes import GroupSums, GroupTally, Outcomes, Spread
+from rollout.records import FailureKind, Group, Rollout, Route, Turn
 
 
 class Played(msgspec.Struct, kw_only=True):
@@ -19,6 +20,8 @@ class Played(msgspec.Struct, kw_only=True):
     token_in_turns: int = 0
     message_in_turns: int = 0
     completion_tokens: int = 0
+    cut_off_turns: int = 0
+    """Turns that ended at `max_tokens`, or at the end of the context: the answer was not finished."""
     sent_bytes: int = 0
     """Of requests' bodies, retries included; a proxy in front may add to them."""
     received_bytes: int = 0
@@ -39,6 +42,7 @@ class Played(msgspec.Struct, kw_only=True):
         """Counts a finished turn."""
         self.turns += 1
         self.completion_tokens += turn.completion_tokens
+        self.cut_off_turns += turn.finish_reason == "length"
         if turn.route is Route.TOKEN_IN:
             self.token_in_turns += 1
         else:
@@ -77,6 +81,22 @@ class Stats(Played, kw_only=True):
     """Groups that `Engine.untaken` had no room for."""
     unrewarded: int = 0
     """Rollouts that finished, and failed of their stream's group reward."""
+    stops: dict[str, int] = {}
+    """Rollouts that did not fail, by why they ended."""
+    failures: dict[str, int] = {}
+    """Rollouts that failed, by kind."""
+    reward_mean: float | None = None
+    """Of the groups that came, after `group_reward`; None before the first."""
+    reward_std: float | None = None
+    """As of a whole population."""
+    metrics: dict[str, float] = {}
+    """The environment's own: the mean over rollouts that did not fail."""
+    groups: int = 0
+    """Groups that came with more than one finished member; what follows is over these."""
+    equal_groups: int = 0
+    """Those whose rewards are all the same."""
+    pass_at_k: dict[int, float] = {}
+    """See `rollout.outcomes`."""
     faults: int = 0
     """Rollouts and attempts that failed of the transport."""
     servers: list[ServerState] = []
@@ -95,6 +115,11 @@ class Stats(Played, kw_only=True):
         for server, count in zip(self.servers, played.trajectories, strict=False):
             server.trajectories += count
 
+    @property
+    def cut_off_share(self) -> float:
+        """Turns that were cut off, of all."""
+        return self.cut_off_turns / self.turns if self.turns else 0.0
+
     def add_end(self, rollout: Rollout) -> None:
         """Counts a rollout that ended."""
         if rollout.failure is None:
@@ -105,6 +130,31 @@ class Stats(Played, kw_only=True):
         self.stale += kind is FailureKind.STALE
         self.stragglers += kind is FailureKind.STRAGGLER
         self.faults += kind is FailureKind.TRANSPORT
+
+
+class Tallies(msgspec.Struct):
+    """What an engine's rollouts and groups came to, over its whole life."""
+
+    ended: Outcomes = msgspec.field(default_factory=Outcomes)
+    rewards: Spread = msgspec.field(default_factory=Spread)
+    groups: GroupSums = msgspec.field(default_factory=GroupSums)
+
+    def add_group(self, group: Group, success_at: float) -> None:
+        """Counts a group, with its rewards as they are then."""
+        tally = GroupTally()
+        for reward in group.rewards:
+            self.rewards.add(reward)
+            tally.add(reward, success_at)
+        self.groups.add(tally)
+
+    def tell(self, stats: Stats) -> None:
+        """Sets what is known so far."""
+        stats.stops, stats.failures = dict(self.ended.stops), dict(self.ended.failures)
+        stats.metrics = dict(self.ended.metric_means)
+        if self.rewards.count:
+            stats.reward_mean, stats.reward_std = self.rewards.mean, self.rewards.std
+        stats.groups, stats.equal_groups = self.groups.groups, self.groups.equal
+        stats.pass_at_k = self.groups.pass_at_k
 
 
 _NOT_SUMMED = ("loop_lag_p99_s", "loop_lag_max_s", "trajectories")

@@ -260,10 +260,10 @@ def read_config(path: Path) -> dict[str, Any]:
     return read_folder_config(path).settings
 
 
-def new_path(env: str, model: str) -> Path:
-    """A new folder runs/<env>--<model>--<time>, which nobody else gets. Raises UsageError."""
+def new_path(env: str, model: str, here: Path | None = None) -> Path:
+    """A new folder runs/<env>--<model>--<time> beneath `here`, which nobody else gets. Raises UsageError."""
     while True:
-        path = default_path(env, model)
+        path = default_path(env, model, here)
         with _said_of(path, "; choose another by -o"):
             try:
                 path.mkdir(parents=True)
@@ -272,11 +272,11 @@ def new_path(env: str, model: str) -> Path:
         return path
 
 
-def default_path(env: str, model: str) -> Path:
-    """runs/<env>--<model>--<time>, which does not exist yet."""
+def default_path(env: str, model: str, here: Path | None = None) -> Path:
+    """runs/<env>--<model>--<time> beneath `here`, or where the process is; it does not exist yet."""
     names = [Path(part.rpartition(":")[2] or part).name.replace(" ", "_") for part in (env, model)]
     stem = f"{names[0]}--{names[1]}--{time.strftime('%Y%m%d-%H%M%S')}"
-    path, number = Path("runs").absolute() / stem, 1
+    path, number = (here or Path.cwd()) / "runs" / stem, 1
     while path.exists():
         path, number = path.with_name(f"{stem}-{number}"), number + 1
     return path

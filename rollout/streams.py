@@ -23,7 +23,7 @@ from rollout.host import Hosts
 from rollout.records import Failure, FailureKind, Group, Rollout
 from rollout.runs import OnRollout, Playable, StreamRun
 from rollout.scheduler import Scheduler, Slots
-from rollout.stats import Stats
+from rollout.stats import Stats, Tallies
 from rollout.submissions import Submission, Submissions
 from rollout.task_source import task_source
 from rollout.threads import Threads
@@ -60,6 +60,7 @@ class Streams:
         self.slots = Slots(config.most_at_once)
         self.stats = Stats()
         """What is counted here of it."""
+        self.tallies = Tallies()
         self.untaken: list[Group] = []
         self._submissions: Submissions | None = None
         self._hosts = Hosts(
@@ -155,6 +156,7 @@ class Streams:
         """Whether the consumer gets a group, as it is now."""
         if not evaluation:
             self._drop_stale(group)
+        self.tallies.add_group(group, self._config.success_at)
         try:
             wanted = keep is None or keep(group)
         except BaseException:
@@ -194,8 +196,13 @@ class Streams:
             open_ended=True,
             updates=lambda: self._weights.updates,
         )
+
+        def counted(group: Group) -> None:
+            self.tallies.add_group(group, self._config.success_at)
+            give(group)
+
         straggler_s, sleep = self._config.straggler_timeout_s, self._weights.clock.sleep
-        return self._start(StreamRun(self, scheduler, give=give, straggler_s=straggler_s, sleep=sleep))
+        return self._start(StreamRun(self, scheduler, give=counted, straggler_s=straggler_s, sleep=sleep))
 
     async def collect(self, count: int) -> list[Group]:
         """See `Engine.collect`."""
@@ -265,6 +272,7 @@ class Streams:
     def count_end(self, rollout: Rollout) -> None:
         """Counts a rollout that ended."""
         self.stats.add_end(rollout)
+        self.tallies.ended.add(rollout)
 
     def again(self, rollout: Rollout) -> bool:
         """Whether a failed rollout is played again; counts it."""

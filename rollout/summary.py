@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from typing import Any
 
 import msgspec
 
+from rollout.outcomes import GroupSums, GroupTally, Outcomes
 from rollout.records import Failure, Rollout, Route
 from rollout.samples import samples_of
 from rollout.stats import Stats
@@ -34,18 +36,21 @@ class Summary(msgspec.Struct, kw_only=True):
     model: str = ""
     transport: str = ""
     mode: str = "tito"
-    tasks: set[str] = set()
+    success_at: float = 1.0
+    """The reward from which a rollout has solved its task."""
+    tasks: dict[int, GroupTally] = {}
+    """By task index: its finished members."""
     rollouts: int = 0
-    failures: Counter[str] = msgspec.field(default_factory=Counter)
+    outcomes: Outcomes = msgspec.field(default_factory=Outcomes)
     first_failures: dict[str, Failure] = {}
     """The first failure of each kind."""
-    stops: Counter[str] = msgspec.field(default_factory=Counter)
     turns: int = 0
+    cut_off_turns: int = 0
+    """Those that ended at `max_tokens`, or at the end of the context: the answer was not finished."""
     token_in_turns: int = 0
     message_in_turns: int = 0
     fallbacks: Counter[str] = msgspec.field(default_factory=Counter)
     prefix_breaks: int = 0
-    rewards: list[float] = []
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
@@ -55,19 +60,27 @@ class Summary(msgspec.Struct, kw_only=True):
     """Of these turns, those that an earlier run played: they say nothing of this run's speed."""
     resumed_tokens: int = 0
 
+    _lock: Any = msgspec.field(default_factory=threading.Lock)
+    """Rollouts are counted in threads."""
+
     def add(self, rollout: Rollout) -> None:
-        """Counts one rollout."""
+        """Counts one rollout. Threads may call this at once."""
+        samples = len(samples_of(rollout)) if rollout.failure is None else 0
+        with self._lock:
+            self.samples += samples
+            self._add(rollout)
+
+    def _add(self, rollout: Rollout) -> None:
         self.rollouts += 1
-        self.tasks.add(rollout.task_id)
+        self.outcomes.add(rollout)
+        tally = self.tasks.setdefault(rollout.task_index, GroupTally())
         if rollout.failure is not None:
-            self.failures[rollout.failure.kind.value] += 1
             self.first_failures.setdefault(rollout.failure.kind.value, rollout.failure)
         else:
-            self.rewards.append(rollout.reward)
-            self.stops[rollout.stop.value if rollout.stop else "unknown"] += 1
-        self.samples += len(samples_of(rollout))
+            tally.add(rollout.reward, self.success_at)
         for turn in rollout.turns:
             self.turns += 1
+            self.cut_off_turns += turn.finish_reason == "length"
             self.token_in_turns += turn.route is Route.TOKEN_IN
             self.message_in_turns += turn.route is Route.MESSAGE_IN
             self.prefix_breaks += bool(turn.prefix_break)
@@ -93,7 +106,20 @@ class Summary(msgspec.Struct, kw_only=True):
     @property
     def reward_mean(self) -> float | None:
         """Over the rollouts that did not fail; None where all did."""
-        return sum(self.rewards) / len(self.rewards) if self.rewards else None
+        return self.outcomes.rewards.mean if self.outcomes.rewards.count else None
+
+    @property
+    def failures(self) -> Counter[str]:
+        """How many rollouts failed, by kind."""
+        return self.outcomes.failures
+
+    @property
+    def groups(self) -> GroupSums:
+        """Of tasks with more than one finished member."""
+        sums = GroupSums()
+        for tally in self.tasks.values():
+            sums.add(tally)
+        return sums
 
     @property
     def cached_share(self) -> float:
@@ -102,6 +128,7 @@ class Summary(msgspec.Struct, kw_only=True):
 
     def as_json(self, *, wall_s: float, client_cpu_s: float, run_dir: str, stats: Stats) -> dict[str, Any]:
         """The object of `--json` and of summary.json."""
+        rewards, groups = self.outcomes.rewards, self.groups
         return {
             "env": self.env,
             "model": self.model,
@@ -110,12 +137,21 @@ class Summary(msgspec.Struct, kw_only=True):
             "tasks": len(self.tasks),
             "rollouts": self.rollouts,
             "failures": self.failures.total(),
+            "failures_by_kind": dict(self.failures),
+            "stops": dict(self.outcomes.stops),
             "turns": self.turns,
+            "cut_off_turns": self.cut_off_turns,
+            "cut_off_share": round(self.cut_off_turns / self.turns, 4) if self.turns else 0.0,
             "token_in_turns": self.token_in_turns,
             "message_in_turns": self.message_in_turns,
             "fallbacks": dict(self.fallbacks),
             "prefix_breaks": self.prefix_breaks,
             "reward_mean": self.reward_mean,
+            "reward_std": rewards.std if rewards.count else None,
+            "metrics": dict(self.outcomes.metric_means),
+            "groups": groups.groups,
+            "equal_groups": groups.equal,
+            "pass_at_k": {str(k): value for k, value in groups.pass_at_k.items()},
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "cached_tokens": self.cached_tokens,
@@ -139,12 +175,11 @@ def table_rows(summary: Summary, wall_s: float, run_dir: str, stats: Stats) -> l
     """The summary for people: what, and how much."""
     s = summary
     tokens_per_s, turns_per_s = s.speeds(wall_s)
-    mean = "no rollout finished" if s.reward_mean is None else f"{s.reward_mean:.3f}"
-    spread = f"   min {min(s.rewards):g}, max {max(s.rewards):g}" if s.rewards else ""
+    cut_off = f", cut off at max_tokens {s.cut_off_turns} ({s.cut_off_turns / s.turns:.0%})" if s.cut_off_turns else ""
     rows = [
         ("rollouts", f"{s.rollouts} over {len(s.tasks)} tasks{_ends(s)}"),
-        ("reward", f"{mean}{spread}"),
-        ("turns", f"{s.turns}   token-in {s.token_in_turns}, message-in {s.message_in_turns}"),
+        *_rewards(s),
+        ("turns", f"{s.turns}   token-in {s.token_in_turns}, message-in {s.message_in_turns}{cut_off}"),
     ]
     rows += [
         ("fallback", f"{reason} {count}   {REMEDIES.get(reason, '')}") for reason, count in s.fallbacks.most_common()
@@ -157,9 +192,38 @@ def table_rows(summary: Summary, wall_s: float, run_dir: str, stats: Stats) -> l
     ]
     rows += _machinery(stats)
     rows += [
-        (f"failed: {kind}", f"{count}   first: {s.first_failures[kind].message}") for kind, count in s.failures.items()
+        (f"failed: {kind}", f"{count}   first: {s.first_failures[kind].message}")
+        for kind, count in s.failures.most_common()
     ]
     return [*rows, ("run folder", run_dir)]
+
+
+def why_untrainable(summary: Summary) -> str | None:
+    """Why a run has left nothing to train on; None where it has."""
+    s = summary
+    if s.samples or not s.rollouts:
+        return None
+    if s.failures.total() == s.rollouts:
+        kind, count = s.failures.most_common(1)[0]
+        return f"all {s.rollouts} rollouts failed, {count} of them as {kind}: {s.first_failures[kind].message}"
+    if s.turns:
+        return "the server reported no token ids for what it sampled; see `rollout probe`"
+    return "no rollout that did not fail had a turn: the model was never asked"
+
+
+def _rewards(summary: Summary) -> list[tuple[str, str]]:
+    """Rewards, the environment's metrics, and what groups came to."""
+    rewards, groups = summary.outcomes.rewards, summary.groups
+    if not rewards.count:
+        return [("reward", "no rollout finished")]
+    rows = [("reward", f"{rewards.mean:.3f} ± {rewards.std:.3f}   min {rewards.low:g}, max {rewards.high:g}")]
+    if means := summary.outcomes.metric_means:
+        rows.append(("metrics", ", ".join(f"{name} {value:.4g}" for name, value in means.items())))
+    if groups.groups:
+        passes = ", ".join(f"@{k} {value:.3f}" for k, value in groups.pass_at_k.items())
+        rows.append(("pass", f"{passes}   (reward of {summary.success_at:g} or more)"))
+        rows.append(("equal rewards", f"{groups.equal} of {groups.groups} groups ({groups.equal / groups.groups:.0%})"))
+    return rows
 
 
 def _machinery(stats: Stats) -> list[tuple[str, str]]:
@@ -178,6 +242,7 @@ def _machinery(stats: Stats) -> list[tuple[str, str]]:
 
 
 def _ends(summary: Summary) -> str:
-    ends = ", ".join(f"{reason} {count}" for reason, count in summary.stops.most_common())
-    failed = f", failed {summary.failures.total()}" if summary.failures else ""
-    return f"   {ends}{failed}" if ends or failed else ""
+    ends = ", ".join(f"{reason} {count}" for reason, count in summary.outcomes.stops.most_common())
+    failed = f"failed {summary.failures.total()}" if summary.failures else ""
+    said = ", ".join(part for part in (ends, failed) if part)
+    return f"   {said}" if said else ""

@@ -23,7 +23,7 @@ import structlog
 
 from rollout import door, registry
 from rollout.env import Env, Task
-from rollout.errors import ConfigError
+from rollout.errors import ConfigError, UserCodeFailed
 from rollout.settings import DEFAULT_TASKS, RunSettings
 
 _log = structlog.get_logger(__name__)
@@ -165,7 +165,7 @@ def _guarded(call: Callable[[], Any], spec: str, what: str) -> Any:
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
             raise  # control-C; in another thread nobody but user code raises it
-        raise ConfigError(
+        raise UserCodeFailed(
             f"{spec}: {what} raised {type(error).__name__}: {door.error_text(error)}{_place(spec, error)}"
         ) from error
 
