@@ -470,7 +470,10 @@ def serve(
         from rollout.registry import load_entry
 
         serve_embedded = load_entry("rollout.servers", "embedded")
-        serve_embedded(host=host, port=port, dialect=dialect, model_dir=model_dir, served_name=served_model_name)
+        try:
+            serve_embedded(host=host, port=port, dialect=dialect, model_dir=model_dir, served_name=served_model_name)
+        except KeyboardInterrupt:
+            the.say("stopped serving")
         return 0
 
     the.do(go)

@@ -11,6 +11,7 @@ import anyio.to_thread
 import structlog
 
 from rollout.address import server_url, shown_url
+from rollout.checks import check_values
 from rollout.codec import Codec, ServerCodec, load_codec
 from rollout.config import EngineConfig
 from rollout.errors import ConfigError
@@ -28,6 +29,7 @@ _log = structlog.get_logger(__name__)
 
 def check_config(config: EngineConfig) -> None:
     """Raises ConfigError for settings that contradict each other or cannot be."""
+    check_values(config)
     if config.mode == "mito" and config.require_token_in:
         raise ConfigError("mode mito sends messages, and require_token_in forbids it: drop one of them")
     for name in ("concurrency", "processes", "max_tokens", "max_turns", "max_model_len"):

@@ -31,7 +31,7 @@ from typing import Any
 ONE_SIGNAL_S = 0.05
 
 #: Once a command has its status: how long the loop's tasks and threads may take to end, and exit hooks after that.
-LEAVE_S = 5.0
+LEAVE_S = 3.0
 HOOKS_S = 30.0
 
 _STOPS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))

@@ -11,12 +11,15 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Container, Iterable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Self
+from typing import Self, get_args
 
 import anyio
 import anyio.abc
 import msgspec
+import structlog
 
+from rollout import open_files
+from rollout.checks import check_values, choice
 from rollout.codec import Codec
 from rollout.config import EngineConfig
 from rollout.connect import check_config
@@ -35,6 +38,8 @@ from rollout.stats import Stats
 from rollout.streams import Streams
 from rollout.submissions import Submission
 from rollout.transport import InFlight, ServerInfo, Transport
+
+_log = structlog.get_logger(__name__)
 
 
 def differing_rewards(group: Group) -> bool:
@@ -57,6 +62,7 @@ class Engine:
 
         `launch` starts a process, where there are to be several: a cluster has another way than this machine.
         """
+        check_values(config)
         self.config = config
         self._make_env = make_env
         self._given = transport is not None
@@ -81,6 +87,7 @@ class Engine:
         if self._closed:
             raise EngineClosed("the engine is closed: make another")
         check_config(self.config)
+        self._streams.slots.cap = self._allowed()
         if self.config.processes > 1 and self._given:
             raise ConfigError("processes open transports of their own: name one by the configuration")
         async with AsyncExitStack() as stack:
@@ -102,6 +109,19 @@ class Engine:
             self._stack = stack.pop_all()
         return self
 
+    def _allowed(self) -> int:
+        """Rollouts that can be in flight: what is asked for, as far as the limit of open files goes."""
+        asked = self.config.most_at_once
+        allowed = open_files.raise_limit(asked)
+        if allowed < asked and self.config.base_urls:
+            limit = open_files.limit()
+            if not allowed:
+                raise ConfigError(f"no more than {limit} files may be open: too few to play; raise it by `ulimit -n`")
+            remedy = "raise the hard limit of open files, or lower the concurrency"
+            _log.warning("concurrency_limited", open_files=limit, asked=asked, concurrency=allowed, remedy=remedy)
+            return allowed
+        return asked
+
     def _servers_changed(self) -> None:
         self._news.set()
 
@@ -116,7 +136,7 @@ class Engine:
     async def _keep_pace(self, scope: anyio.CancelScope) -> None:
         with scope:
             streams = self._streams
-            pace = Pace(START * max(1, len(self.config.base_urls)), self.config.most_at_once)
+            pace = Pace(START * max(1, len(self.config.base_urls)), streams.slots.cap)
             await keep_pace(pace, streams.slots, self._player.fleet, lambda: streams.stats.faults, streams.slot_freed)
 
     def _standing(self) -> Standing:
@@ -242,6 +262,7 @@ class Engine:
 
     async def pause(self, in_flight: InFlight = "keep") -> None:
         """Has the server stop sampling until `resume`. Raises ConfigError where it cannot be told to."""
+        choice("in_flight", in_flight, get_args(InFlight))
         await self._pause(in_flight, "caller")
         await self._tell()
 
@@ -273,6 +294,7 @@ class Engine:
         raises TransportError then. Where it fails on some these are out, until they are level with the others. Raises
         ConfigError for a server whose weights cannot be changed. A `pause` of the caller's own stays in force.
         """
+        choice("in_flight", in_flight, get_args(InFlight))
         fleet = self._controlled()
         async with self._weights_lock:
             await self._pause(in_flight, UPDATE)

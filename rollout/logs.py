@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import queue
+import re
 import sys
 import threading
 import time
@@ -35,6 +36,9 @@ CLOSE_S = 5.0
 _SHOWN = ("warning", "error", "critical", "exception")
 
 _HIDDEN = ("event", "level", "timestamp", "exc_info", "exception", "session")
+
+#: An exception's type, at the beginning of a text.
+_ERROR = re.compile(r"\w{1,60}(?:Error|Exception|Exit|Interrupt|Group|Timeout)(?=: |$)")
 
 #: What is long on a terminal: the whole of it is in events.log.
 _MOST_SHOWN = 2_000
@@ -156,6 +160,8 @@ def _kind(event: Event) -> tuple[str, ...]:
     error = event.get("exc_info")
     raised = error[0].__name__ if isinstance(error, tuple) and error[0] else ""
     raised = type(error).__name__ if isinstance(error, BaseException) else raised
+    if not raised and (named := _ERROR.match(str(event.get("error", "")))):
+        raised = named[0]  # a worker's event has no exception any more
     fields = [event.get(name) for name in ("kind", "reason", "cause", "call", "bridge", "server", "error_type")]
     return tuple(str(part)[:80] for part in (event.get("event", ""), raised, *fields) if part)
 

@@ -18,7 +18,7 @@ from rollout.command import Command
 from rollout.ends import ONE_SIGNAL_S
 from rollout.engine import Engine
 from rollout.env import Env
-from rollout.errors import NoServerLeft, RolloutError, ServerError, TooManyFailures, UsageError
+from rollout.errors import RolloutError, ServerError, TooManyFailures, UsageError
 from rollout.failure_limit import FailureLimit
 from rollout.lag import spared_collector
 from rollout.logs import EventLog
@@ -156,7 +156,7 @@ class Run:
                 try:
                     async for _ in engine.stream(tasks, rollouts_per_task=members, skip=skip, on_rollout=keep):
                         pass
-                except (NoServerLeft, _FolderFault) as error:
+                except RolloutError as error:  # no server or no process is left, the disk is full, too much hangs
                     self._error = error
             beside.cancel_scope.cancel()
 
@@ -215,7 +215,7 @@ class Run:
         return self._folder.path
 
     def _say(self, line: str) -> None:
-        self._console.print(line, markup=False, style="yellow")
+        self._console.print(line, markup=False, style="yellow", soft_wrap=True)  # a path is not to be folded
 
     def _add_resumed(self, plan: Plan) -> None:
         """The summary counts what is on disk already."""

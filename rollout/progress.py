@@ -59,10 +59,12 @@ async def show(console: Console, total: int, stats: Callable[[], Stats], summary
     """Shows the run until it is cancelled."""
     started = time.perf_counter()
     if not console.is_terminal:
-        while True:
-            await anyio.sleep(PLAIN_S)
-            line = state_line(stats(), summary, time.perf_counter() - started)
-            print(f"{summary.rollouts}/{total} rollouts, {line}", file=sys.stderr, flush=True)
+        try:
+            while True:
+                await anyio.sleep(PLAIN_S)
+                _print_state(total, stats(), summary, time.perf_counter() - started)
+        finally:  # a log ends with where the run ended
+            _print_state(total, stats(), summary, time.perf_counter() - started)
     columns = (
         SpinnerColumn(),
         BarColumn(24),
@@ -76,6 +78,11 @@ async def show(console: Console, total: int, stats: Callable[[], Stats], summary
             line = state_line(stats(), summary, time.perf_counter() - started)
             progress.update(task, completed=summary.rollouts, description=line, refresh=True)
             await anyio.sleep(REFRESH_S)
+
+
+def _print_state(total: int, stats: Stats, summary: Summary, elapsed_s: float) -> None:
+    line = state_line(stats, summary, elapsed_s)
+    print(f"{summary.rollouts}/{total} rollouts, {line}", file=sys.stderr, flush=True)
 
 
 def print_rows(console: Console, title: str, rows: Sequence[tuple[str, str]]) -> None:

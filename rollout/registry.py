@@ -109,6 +109,8 @@ def listed_envs() -> list[ListedEnv]:
             env = find_env(name)
             summary = (env.__doc__ or "").strip().splitlines()[:1]
             listed.append(ListedEnv(name, summary[0] if summary else "", arguments_of(env)))
+        except ConfigError as error:
+            listed.append(ListedEnv(name, error=f"cannot be used: {error}"))
         except (Exception, SystemExit) as error:  # importing it runs another distribution's code
             listed.append(ListedEnv(name, error=f"cannot be loaded: {type(error).__name__}: {error_text(error)}"))
     return listed

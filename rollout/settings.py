@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from rollout.checks import check_value, hints_of
 from rollout.config import EngineConfig
 from rollout.errors import ConfigError
 from rollout.registry import absolute_spec
@@ -114,11 +115,27 @@ def overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, An
 
 
 def to_settings(values: Mapping[str, Any], source: str) -> RunSettings:
-    """Raises ConfigError for a value of the wrong type."""
+    """Raises ConfigError for a value of the wrong type, or of none that the setting can have."""
+    for name, value in values.items():
+        if name in (hints := hints_of(RunSettings)):
+            _refuse_null(name, value)
+            check_value(name, value, hints[name])
     try:
         return msgspec.convert(values, RunSettings)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{source}: {error}") from error
+
+
+def _refuse_null(place: str, value: Any, *, within: bool = False) -> None:
+    """The run folder's settings are TOML, which has no null: a key is left out, but a list would become another."""
+    if value is None and within:
+        raise ConfigError(f"{place} is null, which the run folder cannot keep: leave it out of the list")
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _refuse_null(f"{place}.{key}", item)
+    elif isinstance(value, list | tuple):
+        for at, item in enumerate(value):
+            _refuse_null(f"{place}[{at}]", item, within=True)
 
 
 def absolute_paths(given: Mapping[str, Any]) -> dict[str, Any]:

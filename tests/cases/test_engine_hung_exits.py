@@ -45,8 +45,8 @@ def test_the_command_ends_whatever_hangs(how: str, failed: int, tmp_path: Path) 
     sizes = ("-n", 3, "--max-tokens", 4, "--step-timeout", 1)
     done = ran("run", spec, "-a", f"how={how}", *sizes, "-o", out, "--json")
     ended = time.time()
-    assert ended - (out / "summary.json").stat().st_mtime < 10
+    assert ended - (out / "summary.json").stat().st_mtime < 30
     assert done.returncode == failed, done.stderr
     assert done.stdout.count("\n") == 1
-    assert "left behind" in done.stderr
+    assert "left behind" in done.stderr or "environment_left_tasks" in done.stderr
     assert len([kind for kind in kinds(out) if kind]) == failed

@@ -6,17 +6,21 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import EntryPoint, entry_points, version
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 from typer.testing import CliRunner, Result
 
+from rollout import registry
 from rollout.cli import app
+from rollout.settings import RunSettings
 from rollout.store import read_config, read_rollouts
 from tests.live.servers import free_port
 from tests.local_server import serving
@@ -263,10 +267,51 @@ def test_failed_rollouts_are_status_one(tmp_path: Path) -> None:
     assert "reset raised RuntimeError: boom" in result.stderr
 
 
+def test_the_version_is_said() -> None:
+    """On standard output, with status 0."""
+    result = invoke("--version")
+    assert (result.exit_code, result.stdout) == (0, f"rollout {version('rollout-engine')}\n")
+
+
+def test_every_option_has_a_help_text_and_its_default() -> None:
+    """Of every command: what it does, and what holds where it is not given."""
+    root = typer.main.get_command(app)
+    commands = {"rollout": root, **root.commands}  # type: ignore[attr-defined]  # it is a group
+    for name, command in commands.items():
+        for option in command.params:
+            said = getattr(option, "help", None) or ""
+            assert said, f"{name}: {option.name} has no help"
+            if option.param_type_name == "option":
+                told = said.endswith("]") or (option.default is not None and option.show_default)
+                assert told, f"{name} {option.opts}: no default in {said!r}"
+
+
+@pytest.mark.parametrize(("name", "default"), [("request_timeout_s", "600"), ("stop_grace_s", "25")])
+def test_defaults_in_help_texts_are_those_of_the_settings(name: str, default: str) -> None:
+    """A text that has fallen behind misleads."""
+    options = {option.name: option for option in typer.main.get_command(app).commands["run"].params}  # type: ignore[attr-defined]
+    assert options[name].help.endswith(f"[{default}]")
+    assert getattr(RunSettings(), name) == float(default)
+
+
+def test_an_environment_that_is_broken_hides_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody else's distribution cannot be imported: it is listed with the reason."""
+    broken = EntryPoint("broken", "no_such_module:Env", "rollout.envs")
+    leaves = EntryPoint("leaves", "sys:exit", "rollout.envs")
+    known = entry_points(group="rollout.envs")
+    monkeypatch.setattr(registry, "entry_points", lambda group: [*known, broken, leaves])
+    result = invoke("envs")
+    assert result.exit_code == 0
+    assert "broken   cannot be used: " in result.stdout
+    assert "ModuleNotFoundError: No module named 'no_such_module'" in result.stdout
+    assert "-a turns: int = 8" in result.stdout
+
+
 def test_envs_lists_arguments_and_defaults() -> None:
     """Each environment with its arguments, for people and as JSON."""
     assert "-a turns: int = 8" in invoke("envs").stdout
     listed = {entry["name"]: entry for entry in json.loads(invoke("envs", "--json").stdout)}
+    assert listed["echo"]["error"] is None
     assert listed["echo"]["arguments"][0] == {"name": "turns", "type": "int", "default": 8, "required": False}
     assert listed["guess_number"]["summary"]
 
