@@ -20,6 +20,7 @@ from rollout.errors import (
     ConnectionFailed,
     ModelNotFound,
     NoServerLeft,
+    PromptTooLong,
     RequestTimeout,
     RolloutError,
     ServerBusy,
@@ -229,7 +230,7 @@ class Fleet(Transport):
                 reply = await member.generate(salted, self.clock, self.request_timeout_s)
                 if reply is not None:
                     return with_version(reply, weights.sampled(sent, aborted=reply.finish_reason == "abort"))
-            except (ConnectionFailed, ServerBusy, ModelNotFound):
+            except (ConnectionFailed, ServerBusy, ModelNotFound, PromptTooLong):  # it may be another server by now
                 if await self._servers.is_alive(at):
                     raise
             deaths += member.deaths > deaths_before

@@ -82,6 +82,8 @@ class Member:
         """What went over the connections of transports that were closed."""
         self.check_every_s = check_every_s
         self.deaths = 0
+        self.why = ""
+        """Why it was last found not to be well."""
         self._health = Health(time.monotonic())
         self._clear_at = 0.0
         """When it was last clear whether it lives, and which it was."""
@@ -175,12 +177,15 @@ class Member:
         except NotSent as error:
             _log.warning("check_not_sent", server=self.url, error=str(error))
             return True  # that is no word of the server's
-        except (TimeoutError, RequestTimeout):
+        except (TimeoutError, RequestTimeout) as error:
+            self.why = str(error) or f"no answer within {ANSWER_S:g} s"
             health.silent()
-        except RolloutError:
+        except RolloutError as error:
+            self.why = str(error)
             health.refused()
         except Exception as error:  # a transport of another make may raise anything
             _log.warning("check_failed", server=self.url, exc_info=error)
+            self.why = f"its check raised {type(error).__name__}"
             health.refused()
         else:
             health.well(time.monotonic())

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import anyio
 import structlog
 
-from rollout.errors import RolloutError
+from rollout.errors import ConnectionFailed, RolloutError
 from rollout.member import Member
 from rollout.server_life import Ask, Do, Lives, Load, Open, Pause, Resume
 from rollout.transport import ServerInfo
@@ -116,8 +116,8 @@ class Servers:
         if opened and self.lives.servers[at].open:
             if self.lives.servers[at].up:
                 self.members[at].deaths += 1
-            self._why[at] = "it does not answer that it is well"
-            self.lives.lost(at, f"{self.members[at].url} does not answer that it is well", time.monotonic())
+            self._why[at] = why = f"it does not answer that it is well: {self.members[at].why}"
+            self.lives.lost(at, f"{self.members[at].url}: {why}", time.monotonic())
             self.step()
         return False
 
@@ -143,17 +143,25 @@ class Servers:
     async def _act(self, do: Do) -> None:
         try:
             await self._carry_out(do)
+        except asyncio.CancelledError:
+            if not self._closed and self.lives.servers[do.server].doing is do:  # by a transport of another make
+                self._failed(do, ConnectionFailed(f"{self.members[do.server].url}: cancelled"))
+            raise
         except Exception as error:
             if not isinstance(error, RolloutError):
                 _log.warning("server_action_failed", server=self.members[do.server].url, exc_info=error)
-            self._acting.pop(do, None)
-            self._note(do, error)
-            self.lives.failed(do, error, time.monotonic())
+            self._failed(do, error)
         else:
             self._acting.pop(do, None)
             if isinstance(do.action, Open):
                 self.errors.pop(do.server, None)
             self.lives.done(do, time.monotonic())
+            self.step()
+
+    def _failed(self, do: Do, error: Exception) -> None:
+        self._acting.pop(do, None)
+        self._note(do, error)
+        self.lives.failed(do, error, time.monotonic())
         self.step()
 
     async def _carry_out(self, do: Do) -> None:

