@@ -237,7 +237,7 @@ class Episode:
         rollout.roots, rollout.nodes, rollout.leaves = tree.roots, tree.nodes, tree.leaves
         rollout.staleness = self._staleness()
         rollout.timing.wall_s = wall_s
-        rollout.timing.request_s = sum(turn.request_s for turn in rollout.turns)
+        rollout.timing.request_s = sum((turn.request_s for turn in rollout.turns), 0.0)
         if self._config.verify and rollout.failure is None:
             try:
                 check_trajectory(tree, sum(turn.completion_tokens for turn in rollout.turns))

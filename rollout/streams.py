@@ -25,7 +25,7 @@ from rollout.runs import OnRollout, Playable, StreamRun
 from rollout.scheduler import Scheduler, Slots
 from rollout.stats import Stats, Tallies
 from rollout.submissions import Submission, Submissions
-from rollout.task_source import task_source
+from rollout.task_source import refuse_unwritable, task_source
 from rollout.threads import Threads
 from rollout.weights import Weights
 
@@ -116,6 +116,7 @@ class Streams:
         ahead: int | None = None,
     ) -> AsyncGenerator[Group]:
         """See `Engine.stream`."""
+        await refuse_unwritable(tasks)
         self._playable()
         if not 0 < share <= 1:
             raise ConfigError(f"share must be above 0 and at most 1, not {share:g}")

@@ -18,6 +18,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, It
 from typing import Any, Protocol
 
 import anyio
+import anyio.lowlevel
 import msgspec
 import structlog
 
@@ -26,6 +27,9 @@ from rollout.env import Task
 from rollout.errors import ConfigError, RolloutError
 from rollout.host import EnvironmentFault, Host, Hosts
 from rollout.threads import Threads
+
+#: Tasks that are looked at before the event loop may do something else: about a millisecond.
+_CHECKED_AT_ONCE = 500
 
 #: How long an iterator may take to end once the stream has.
 CLOSE_S = 5.0
@@ -70,6 +74,20 @@ def task_source(tasks: Iterable[Task] | AsyncIterable[Task], hosts: Hosts) -> Ta
     if isinstance(tasks, Iterable):
         return _Threaded(tasks, hosts.threads)
     raise ConfigError(f"tasks must be a list or another iterable of tasks, not {type(tasks).__name__}")
+
+
+async def refuse_unwritable(tasks: object) -> None:
+    """Raises ConfigError for a list with a task that cannot be written, before anything of it is played.
+
+    Other iterables' tasks are seen when they are drawn: see `checked`.
+    """
+    if not isinstance(tasks, list | tuple | deque):
+        return
+    for index, task in enumerate(list(tasks)):
+        if index % _CHECKED_AT_ONCE == _CHECKED_AT_ONCE - 1:
+            await anyio.lowlevel.checkpoint()
+        if type(task) is not dict or not door.is_plain(task):
+            door.task(task, index)
 
 
 def checked(drawn: Drawn, first_index: int) -> Drawn:
