@@ -14,7 +14,7 @@ import msgspec
 from rollout.door import Refused, error_text, named_numbers, number, plain
 from rollout.env import Env, Step
 from rollout.errors import MessageError
-from rollout.host import EnvironmentFault, raised_by
+from rollout.faults import EnvironmentFault, raised_by
 from rollout.messages import Message
 from rollout.threads import contained
 

@@ -30,7 +30,8 @@ from rollout.config import EngineConfig
 from rollout.door import error_text
 from rollout.env import Env
 from rollout.errors import PromptTooLong, TransportError
-from rollout.host import EnvironmentFault, Host, Hosts
+from rollout.faults import EnvironmentFault
+from rollout.host import Host, Hosts
 from rollout.messages import Message, with_tool_names
 from rollout.records import Failure, FailureKind, Rollout, StopReason, Timing, Turn
 from rollout.session import ContextFull, FallbackRefused, Session
@@ -136,6 +137,7 @@ class Episode:
                 close_fault = await self._close(cancelled=failed is not None and not isinstance(failed, Exception))
             if failed is not None:
                 rollout.stop, rollout.failure = None, self._failure(failed, close_fault)
+            failed = close_fault = None  # their tracebacks hold this frame, and so the environment
             self._finish(time.perf_counter() - started)
         return rollout
 

@@ -20,16 +20,18 @@ import asyncio
 import contextlib
 import contextvars
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import anyio
 import structlog
 
-from rollout.door import error_text
 from rollout.env import Env
+from rollout.faults import EnvironmentFault, raised_by, said_by
+from rollout.imports import place_in, stack_of
 from rollout.records import FailureKind
-from rollout.threads import ContainedError, Threads, contained
+from rollout.threads import Threads, contained
 from rollout.user_tasks import UserTasks, owner, unwatch, watch
 
 _log = structlog.get_logger(__name__)
@@ -37,30 +39,6 @@ _log = structlog.get_logger(__name__)
 #: Seconds that an asynchronous call may take to end when it is cancelled, and that an engine waits at its end for
 #: environments whose call was abandoned.
 GRACE_S = 5.0
-
-
-class EnvironmentFault(Exception):
-    """The environment raised, took too long, or answered something that it may not. The cause is what it raised."""
-
-    def __init__(self, message: str, *, kind: FailureKind = FailureKind.ENVIRONMENT, call: str = "") -> None:
-        super().__init__(message)
-        self.kind = kind
-        self.call = call
-        """Such as `step`, where it failed in a call."""
-
-    @property
-    def raised(self) -> BaseException | None:
-        """What user code raised, as it did; None where it did not raise."""
-        return raised_by(self.__cause__) if self.__cause__ is not None else None
-
-
-def raised_by(error: BaseException) -> BaseException:
-    """What user code raised, where Python or we put something else in its place."""
-    if isinstance(error, ContainedError):
-        return error.error
-    if type(error) is RuntimeError and isinstance(error.__cause__, StopIteration | StopAsyncIteration):
-        return error.__cause__  # a coroutine cannot raise them: Python says so instead
-    return error
 
 
 class Hosts:
@@ -177,6 +155,8 @@ class Host:
         self._asked: _Request | None = None
         self._arrival: asyncio.Future[None] | None = None
         self._ended = False
+        self._place = ""
+        """Where the last call that was interrupted stood."""
 
     def __repr__(self) -> str:
         where = "in a task" if self._task is not None else "in threads" if self.blocks else "on the loop"
@@ -199,8 +179,9 @@ class Host:
                 return await self._make(function, args, in_task)
         except Exception as error:
             raised = raised_by(error)
-            raise EnvironmentFault(f"{name} raised {type(raised).__name__}{_said(raised)}", call=name) from error
-        raise EnvironmentFault(f"{name} took longer than {limit_s:g} s", kind=FailureKind.TIMEOUT, call=name)
+            raise EnvironmentFault(f"{name} raised {type(raised).__name__}{said_by(raised)}", call=name) from error
+        message = f"{name} took longer than {limit_s:g} s{self._place}"
+        raise EnvironmentFault(message, kind=FailureKind.TIMEOUT, call=name)
 
     async def close(self, env: Any, limit_s: float | None) -> EnvironmentFault | None:
         """The last call: closes the environment, where it has a `close` of its own; returns how that failed.
@@ -285,6 +266,7 @@ class Host:
         except BaseException:
             if call.abandoned:
                 self.pending = call.returned
+                self._place = place_in(stack_of(call.stack()))
             raise
 
     async def _in_task(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
@@ -320,6 +302,7 @@ class Host:
         if request.done:
             return
         assert self._task is not None
+        self._place = place_in(stack_of(_frames(self._task.get_coro())))
         request.interrupted = True
         self._task.cancel()
         with anyio.move_on_after(GRACE_S):
@@ -385,9 +368,16 @@ class Host:
         return request
 
 
-def _said(error: BaseException) -> str:
-    text = error_text(error)
-    return "" if text == type(error).__name__ else f": {text}"
+def _frames(coroutine: Any) -> Iterator[FrameType]:
+    """Where a coroutine waits, the oldest frame first."""
+    while coroutine is not None:
+        kind = next((kind for kind in ("cr", "ag", "gi") if hasattr(coroutine, f"{kind}_frame")), None)
+        if kind is None:
+            return
+        frame = getattr(coroutine, f"{kind}_frame")
+        if frame is not None:
+            yield frame
+        coroutine = getattr(coroutine, "gi_yieldfrom" if kind == "gi" else f"{kind}_await")
 
 
 def _seen(task: asyncio.Task[None]) -> None:

@@ -15,9 +15,9 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import TypeVar
 
 from rollout.door import error_text
@@ -67,11 +67,21 @@ def place_of(error: BaseException) -> str:
     """Where user code raised it, such as " (env.py, line 7, in step)"; "" where none was under way."""
     if isinstance(error, SyntaxError):
         return ""  # it says so itself
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_ours(frame.filename)]
+    return place_in(traceback.extract_tb(error.__traceback__))
+
+
+def place_in(stack: Iterable[traceback.FrameSummary]) -> str:
+    """The last of the user's own places on a stack, the oldest frame first."""
+    frames = [frame for frame in stack if not _is_ours(frame.filename)]
     own = [frame for frame in frames if "-packages" + os.sep not in frame.filename]  # no library's, where there is one
     for frame in reversed(own or frames):
         return f" ({os.path.basename(frame.filename)}, line {frame.lineno}, in {frame.name})"
     return ""
+
+
+def stack_of(frames: Iterable[FrameType]) -> traceback.StackSummary:
+    """Frames that are under way, as they can be kept."""
+    return traceback.StackSummary.extract(((frame, frame.f_lineno) for frame in frames), lookup_lines=False)
 
 
 def _is_ours(file: str) -> bool:

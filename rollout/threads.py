@@ -16,10 +16,12 @@ import asyncio
 import contextlib
 import contextvars
 import queue
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, Generic, TypeVar, cast
 
 from rollout.errors import RolloutError
@@ -78,6 +80,8 @@ class Call(Generic[T]):
         "begun",
         "done",
         "loop",
+        "taken_back",
+        "thread_id",
     )
 
     def __init__(self, threads: Threads, function: Callable[[], T]) -> None:
@@ -94,6 +98,11 @@ class Call(Generic[T]):
         """Whether its caller went on without it, while it ran."""
         self.done = False
         """Whether the function has returned or raised. Set by the thread."""
+
+        self.taken_back = False
+        """Whether its thread has been taken back."""
+        self.thread_id: int | None = None
+        """Of the thread that makes it, while it does."""
 
     def __repr__(self) -> str:
         state = "done" if self.done else "abandoned" if self.abandoned else "running" if self.begun else "not begun"
@@ -126,15 +135,26 @@ class Call(Generic[T]):
 
     def make(self) -> None:
         """Calls the function; in the thread."""
-        function, self._function = self._function, None
-        assert function is not None
-        if _library is not None:  # else anyio.run() in the thread would see our loop and refuse
-            self._context.run(_library.set, None)
         try:
+            self.thread_id = threading.get_ident()
+            if _library is not None:  # else anyio.run() in the thread would see our loop and refuse
+                self._context.run(_library.set, None)
+            function, self._function = self._function, None
+            if function is None:
+                raise RuntimeError("the call was cut off from outside, by an exception set in its thread")
             self._value = self._context.run(function)
         except BaseException as error:
             self._error = error
         self.done = True
+
+    def stack(self) -> list[FrameType]:
+        """Where the thread stands, the oldest frame first; nothing once it has returned."""
+        frame = None if self.done or self.thread_id is None else sys._current_frames().get(self.thread_id)
+        frames = []
+        while frame is not None:
+            frames.append(frame)
+            frame = frame.f_back
+        return frames[::-1]
 
     def wake(self) -> None:
         """Tells whoever waits; on the loop."""
@@ -183,7 +203,7 @@ class Threads:
         """Idle threads end now, others once their call returns. Nothing is waited for."""
         self._closed = True
         while self._idle:
-            self._idle.pop().calls.put(None)
+            self._idle.pop().stop()
 
     async def start(self, call: Call[Any]) -> None:
         """Has a thread make the call, once there is a slot. Raises ThreadsExhausted."""
@@ -194,7 +214,7 @@ class Threads:
             self._give_back()
             raise ThreadsExhausted(f"the system gives no more threads: {error}; lower the concurrency") from error
         call.begun = True
-        thread.calls.put(call)
+        thread.make(call)
 
     def abandon(self, call: Call[Any]) -> None:
         """Goes on without a call, if it has not ended. Its slot is free."""
@@ -215,18 +235,21 @@ class Threads:
 
     def ended(self, thread: _Thread, call: Call[Any]) -> None:
         """Takes a thread back whose call has returned."""
+        if call.taken_back:
+            return
+        call.taken_back = True
         if call.abandoned:
             self._hanging.discard(call)
         else:
             self._give_back()
         call.wake()
         if self._closed:
-            thread.calls.put(None)
+            thread.stop()
             return
         thread.idle_since = time.monotonic()
         self._idle.append(thread)
         if thread.idle_since - self._idle[0].idle_since > IDLE_S:
-            self._idle.popleft().calls.put(None)
+            self._idle.popleft().stop()
 
     async def _slot(self) -> None:
         if self._busy < self.most:
@@ -255,21 +278,56 @@ class Threads:
 
 
 class _Thread:
-    """One thread, and the calls that it makes one after another."""
+    """One thread, and the calls that it makes one after another.
 
-    __slots__ = ("calls", "idle_since", "owner")
+    Libraries set exceptions in threads to end what takes too long; one that comes too late hits the loop below, at any
+    place. So each step of it may be done again, and what it is to do is never only in the hands of a function.
+    """
+
+    __slots__ = ("_bell", "_call", "_owner", "_stopped", "idle_since")
 
     def __init__(self, owner: Threads) -> None:
-        self.owner = owner
-        self.calls: queue.SimpleQueue[Call[Any] | None] = queue.SimpleQueue()
+        self._owner = owner
+        self._call: Call[Any] | None = None
+        self._stopped = False
+        self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
         self.idle_since = 0.0
         threading.Thread(target=self._make_calls, name="rollout-call", daemon=True).start()
 
+    def make(self, call: Call[Any]) -> None:
+        """Has an idle thread make a call."""
+        self._call = call
+        self._bell.put(None)
+
+    def stop(self) -> None:
+        """Ends an idle thread."""
+        self._stopped = True
+        self._bell.put(None)
+
     def _make_calls(self) -> None:
-        while (call := self.calls.get()) is not None:
-            call.make()
+        made: Call[Any] | None = None
+        while not self._stopped:
             try:
-                call.loop.call_soon_threadsafe(self.owner.ended, self, call)
-            except RuntimeError:  # the loop is closed: nobody waits any more
-                return
-            del call  # while it waits for the next one it holds nothing of this one
+                if made is not None:
+                    if self._call is made:
+                        self._call = None
+                    if not self._tell(made):
+                        return
+                    made = None
+                call = self._call
+                if call is None:
+                    self._bell.get()
+                    continue
+                if not call.done:
+                    call.make()
+                made = call
+            except BaseException:
+                continue
+
+    def _tell(self, made: Call[Any]) -> bool:
+        """Tells the loop; twice is as good as once. False where it is closed: nobody waits any more."""
+        try:
+            made.loop.call_soon_threadsafe(self._owner.ended, self, made)
+        except RuntimeError:
+            return False
+        return True

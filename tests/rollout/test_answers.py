@@ -18,7 +18,7 @@ from rollout.answers import (
     read_tools,
 )
 from rollout.env import Env, Step
-from rollout.host import EnvironmentFault
+from rollout.faults import EnvironmentFault
 from rollout.messages import user
 
 

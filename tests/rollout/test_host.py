@@ -16,7 +16,8 @@ from structlog.testing import capture_logs
 
 from rollout import host as host_module
 from rollout.env import Env
-from rollout.host import EnvironmentFault, Host, Hosts
+from rollout.faults import EnvironmentFault
+from rollout.host import Host, Hosts
 from rollout.records import FailureKind
 from rollout.threads import Threads
 from tests.rollout.test_threads import Gate
@@ -182,6 +183,24 @@ async def test_a_deadline_cancels_within_a_held_context(hosts: Hosts) -> None:
     await host.call("close", stack.aclose)
     host.end()
     assert host.broken is None
+
+
+async def test_what_took_too_long_is_said_with_its_place(hosts: Hosts) -> None:
+    """The line of user code in which a thread hangs, or a coroutine waits."""
+    host, gate = Host(hosts, "r"), threading.Event()
+
+    def hangs() -> None:
+        gate.wait(60)
+
+    async def waits() -> None:
+        await anyio.sleep_forever()
+
+    with pytest.raises(EnvironmentFault, match=r"took longer than 0\.1 s \(test_host\.py, line \d+, in hangs\)$"):
+        await host.call("step", hangs, limit_s=0.1)
+    gate.set()
+    with pytest.raises(EnvironmentFault, match=r"took longer than 0\.1 s \(test_host\.py, line \d+, in waits\)$"):
+        await host.call("step", waits, limit_s=0.1)
+    host.end()
 
 
 @pytest.mark.parametrize("make_group", [anyio.create_task_group, asyncio.TaskGroup])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
+import ctypes
 import subprocess
 import sys
 import threading
@@ -179,6 +181,18 @@ async def test_too_many_abandoned_calls_are_told_once() -> None:
     assert "max_abandoned_threads" in str(told[0])
     for gate in gates:
         gate.let_go.set()
+
+
+async def test_an_exception_that_a_library_sets_too_late_does_not_cost_the_thread() -> None:
+    """What ends calls that take too long sets an exception in their thread, which may have returned by then."""
+    threads = Threads(1)
+    ident = await threads.run(threading.get_ident)
+    set_exception = ctypes.pythonapi.PyThreadState_SetAsyncExc
+    for _ in range(20):
+        set_exception(ctypes.c_ulong(ident), ctypes.py_object(KeyboardInterrupt))
+        with contextlib.suppress(ContainedError):  # it may hit the next call, which is the caller's own fault
+            assert await threads.run(threading.get_ident) == ident
+    assert repr(threads) == "<Threads 0 of 1 busy, 0 waiting, 0 abandoned>"
 
 
 async def test_closed_threads_end() -> None:
