@@ -74,6 +74,8 @@ class Command:
         """
         import anyio
 
+        from rollout.user_tasks import run
+
         async def settled() -> int:
             status = 1
             try:
@@ -88,7 +90,7 @@ class Command:
             self._settle(status)
             return status
 
-        return anyio.run(settled)
+        return run(settled)
 
     def bound(self, seconds: float, line: str) -> None:
         """Ends the process with status 1 and a line, unless the work has ended by then."""

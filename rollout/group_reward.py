@@ -18,7 +18,8 @@ import anyio
 import structlog
 
 from rollout import door
-from rollout.host import EnvironmentFault, Host, Hosts
+from rollout.faults import EnvironmentFault
+from rollout.host import Host, Hosts
 from rollout.records import Failure, FailureKind, Group
 
 #: A whole group's rewards, one for each finished member in their order; a plain function runs in a thread.

@@ -43,6 +43,9 @@ _ERROR = re.compile(r"\w{1,60}(?:Error|Exception|Exit|Interrupt|Group|Timeout)(?
 #: What is long on a terminal: the whole of it is in events.log.
 _MOST_SHOWN = 2_000
 
+#: Characters of one traceback in the log.
+_MOST_TRACEBACK = 20_000
+
 
 def printable(text: str, *, lines: bool = False) -> str:
     """A text without what a terminal would obey: control characters as escapes. `lines` keeps ends of lines."""
@@ -80,6 +83,7 @@ class EventLog:
                 structlog.processors.TimeStamper(fmt="iso"),
                 self._for_people,
                 structlog.processors.format_exc_info,
+                _bounded,
                 structlog.processors.JSONRenderer(ensure_ascii=False),
             ],
             wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
@@ -146,13 +150,26 @@ class EventLog:
         text = event.get("exception") or _traceback_of(event.get("exc_info"))
         if text:
             self._traceback_shown = True
-            self.show(printable(str(text).rstrip(), lines=True))
+            self.show(printable(_cut(str(text).rstrip()), lines=True))
 
     def _say_repeated(self) -> None:
         where = f"; all are in {self.path}" if self.path else ""
         for kind, count in self._kinds.items():
             if count > 1:
                 self.show(f"{printable(' '.join(kind))}: {count - 1} more{where}")
+
+
+def _bounded(logger: object, method: str, event: Event) -> Event:
+    """Cuts a traceback that the log has no room for."""
+    if isinstance(text := event.get("exception"), str):
+        event["exception"] = _cut(text)
+    return event
+
+
+def _cut(text: str) -> str:
+    """A traceback without its middle: its exception may carry a whole page, or a tensor, or be raised very deep."""
+    half = _MOST_TRACEBACK // 2
+    return text if len(text) <= _MOST_TRACEBACK else f"{text[:half]}\n...\n{text[-half:]}"
 
 
 def _kind(event: Event) -> tuple[str, ...]:

@@ -25,7 +25,8 @@ import structlog
 from rollout import door
 from rollout.env import Task
 from rollout.errors import ConfigError, RolloutError
-from rollout.host import EnvironmentFault, Host, Hosts
+from rollout.faults import EnvironmentFault
+from rollout.host import Host, Hosts
 from rollout.threads import Threads
 
 #: Tasks that are looked at before the event loop may do something else: about a millisecond.

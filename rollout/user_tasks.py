@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import structlog
 
@@ -22,6 +22,8 @@ _log = structlog.get_logger(__name__)
 
 #: Failed tasks whose exception nobody took, that one rollout keeps until its end; asyncio says the others itself.
 _MOST_KEPT = 16
+
+T = TypeVar("T")
 
 Factory = Callable[..., asyncio.Task[Any]]
 
@@ -98,6 +100,20 @@ async def _contained(started: Coroutine[Any, Any, Any]) -> Any:
         return await started
     except (SystemExit, KeyboardInterrupt) as error:
         raise ContainedError(error) from error
+
+
+def run(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """As `asyncio.run`, for a process that is ours: SystemExit in a callback of user code does not end the loop."""
+    with asyncio.Runner() as runner:
+        loop = runner.get_loop()
+        main = loop.create_task(work())
+        while True:
+            try:
+                return loop.run_until_complete(main)
+            except SystemExit as error:
+                if main.done():
+                    raise
+                _log.warning("environment_raised_in_callback", reason="SystemExit", exc_info=error)
 
 
 def watch(loop: asyncio.AbstractEventLoop) -> None:

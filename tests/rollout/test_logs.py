@@ -98,3 +98,19 @@ def test_what_is_shown_obeys_nobody(text: str) -> None:
     assert all(char.isprintable() or char == "\n" or char == "\t" for char in printable(text, lines=True))
     if text.isprintable():
         assert printable(text) == text
+
+
+def test_a_traceback_is_cut_in_its_middle(tmp_path: Path) -> None:
+    """In the file as to people: an exception may carry whatever it likes."""
+    shown: list[str] = []
+    with EventLog(shown.append) as log:
+        log.open(tmp_path / "events.log")
+        try:
+            raise ValueError("x" * 10**6 + " the end")
+        except ValueError as error:
+            structlog.get_logger().warning("environment_raised", exc_info=error)
+    (event,) = events(tmp_path / "events.log")
+    for text in (event["exception"], shown[1]):
+        assert len(text) < 30_000
+        assert text.startswith("Traceback")
+        assert text.endswith(" the end")

@@ -9,11 +9,12 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
+import anyio.to_thread
 import pytest
 from structlog.testing import capture_logs
 
 from rollout.threads import ContainedError
-from rollout.user_tasks import UserTasks, owner, unwatch, watch
+from rollout.user_tasks import UserTasks, owner, run, unwatch, watch
 
 
 @pytest.fixture
@@ -134,6 +135,26 @@ async def test_a_factory_that_was_there_before_is_used_and_put_back() -> None:
         assert made == ["task"]
     finally:
         loop.set_task_factory(None)
+
+
+def test_an_exit_in_a_callback_does_not_end_our_own_loop() -> None:
+    """What runs goes on, and the exit is said."""
+
+    async def work() -> int:
+        with anyio.fail_after(60):
+            asyncio.get_running_loop().call_soon(sys.exit, 5)
+            assert await anyio.to_thread.run_sync(lambda: 3) == 3
+        return 4
+
+    with capture_logs() as logs:
+        assert run(work) == 4
+    assert [(entry["event"], entry["reason"]) for entry in logs] == [("environment_raised_in_callback", "SystemExit")]
+
+
+def test_an_exit_of_our_own_ends_it() -> None:
+    """It is no user code's."""
+    with pytest.raises(SystemExit):
+        run(exits)
 
 
 @pytest.fixture(autouse=True)
