@@ -89,6 +89,20 @@ async def test_a_rollout_that_ends_every_process_is_given_up() -> None:
     assert len(poison.earlier_failures) == 2
 
 
+async def test_a_process_in_whose_threads_too_much_hangs_is_replaced() -> None:
+    """Its hanging threads end with it. That is no death, and other rollouts are played meanwhile and afterwards."""
+    config: dict[str, Any] = {"step_timeout_s": 0.2, "max_abandoned_threads": 1, "concurrency": 4}
+    with capture_logs() as log:
+        async with engine(**config) as running:
+            first = await play(running, *["hang"] * 8)
+            while not any(event["event"] == "process_replaced" for event in log):
+                again = await play(running, "nothing", "nothing")
+            stats = running.stats()
+    assert kinds(first) == [FailureKind.TIMEOUT] * 8
+    assert kinds(again) == [FailureKind.TRANSPORT] * 2
+    assert stats.process_deaths == 0
+
+
 @pytest.mark.parametrize(
     ("deed", "result"),
     [("pool, forked", "6"), ("pool, spawned", "6"), ("executor", "6"), ("terminate", "-15")],
