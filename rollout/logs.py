@@ -35,7 +35,7 @@ CLOSE_S = 5.0
 
 _SHOWN = ("warning", "error", "critical", "exception")
 
-_HIDDEN = ("event", "level", "timestamp", "exc_info", "exception", "session")
+_HIDDEN = ("event", "level", "timestamp", "exc_info", "exception", "stack", "session")
 
 #: An exception's type, at the beginning of a text.
 _ERROR = re.compile(r"\w{1,60}(?:Error|Exception|Exit|Interrupt|Group|Timeout)(?=: |$)")

@@ -12,6 +12,7 @@ that has worn out, by calls that hang in its threads, takes no more rollouts and
     silence  how long one has said nothing
     remote   one rollout that a process plays
     launch   how processes are started here
+    where    the place at which one hung or crashed
     process  what a process is before and after it plays
     worker   what it does meanwhile
 """
@@ -37,6 +38,7 @@ from rollout.crew.hand import Hand
 from rollout.crew.launch import Launch, LocalLaunch, Worker
 from rollout.crew.remote import GRACE_S, RemoteEpisode
 from rollout.crew.silence import LOOK_S
+from rollout.crew.where import place_of
 from rollout.door import error_text
 from rollout.env import Env
 from rollout.episode import Job
@@ -226,11 +228,13 @@ class Crew:
             await self._listen(hand, worker)
             self._placement.up[at] = False
             how = hand.why or await _end_of(worker)
+            if hand.why is None:
+                stack = await worker.trace()
+                how += place_of(stack)
+                _log.warning("process_ended", how=how, rollouts=len(hand.playing), stack=stack)
             if not hand.replacing:
                 self.deaths += 1
                 hand.strikes += 1
-                stack = "" if hand.why else await worker.trace()  # else it was said before
-                _log.warning("process_ended", how=how, rollouts=len(hand.playing), stack=stack)
             hand.lose(f"the process that played it ended: {how}")
             with anyio.CancelScope(shield=True):
                 if not hand.replacing:
@@ -264,6 +268,7 @@ class Crew:
                     hand.take(wire.decode_event(frame))
             except msgspec.MsgspecError as error:
                 hand.why = f"what it said cannot be read: {error_text(error)}"
+                _log.error("process_not_understood", how=hand.why)
                 worker.kill()
             beside.cancel_scope.cancel()
 
@@ -284,7 +289,7 @@ class Crew:
         if silent_s > (min(limit_s, AWAITED_S) if hand.told else limit_s):
             assert self._attending is not None
             self._placement.up[at] = False
-            hand.why = f"it was silent for {silent_s:.0f} s, so its event loop hangs; what it was doing is in the log"
+            hand.why = f"it was silent for {silent_s:.0f} s, so its event loop hangs"
             self._attending.start_soon(_end_silent, hand, worker)
         elif hand.draining_s is not None:
             hand.draining_s += elapsed_s
@@ -329,7 +334,9 @@ class Crew:
 
 async def _end_silent(hand: Hand, worker: Worker) -> None:
     """Ends a process that does not answer any more; whoever listens to it sees that."""
-    _log.warning("process_silent", for_s=round(hand.silence.seconds, 1), stack=await worker.trace())
+    stack = await worker.trace()
+    hand.why = f"{hand.why}{place_of(stack)}"
+    _log.warning("process_silent", how=hand.why, rollouts=len(hand.playing), stack=stack)
     worker.kill()
 
 

@@ -38,6 +38,7 @@ async def test_a_process_that_hangs_is_found_out() -> None:
     assert len(failures) == 4
     assert failures[0] is not None
     assert "silent" in failures[0].message
+    assert failures[0].message.endswith("in step")  # where it hung
     assert {failure.kind for failure in failures.values() if failure} == {FailureKind.PROCESS}
     assert (stats.running, stats.process_deaths) == (0, 1)
     assert all(group.rollouts[0].ok for group in again)

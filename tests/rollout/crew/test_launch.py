@@ -96,7 +96,8 @@ async def test_a_process_in_whose_threads_too_much_hangs_is_replaced() -> None:
         async with engine(**config) as running:
             first = await play(running, *["hang"] * 8)
             while not any(event["event"] == "process_replaced" for event in log):
-                again = await play(running, "nothing", "nothing")
+                await play(running, "nothing", "nothing")
+            again = await play(running, "nothing", "nothing")
             stats = running.stats()
     assert kinds(first) == [FailureKind.TIMEOUT] * 8
     assert kinds(again) == [FailureKind.TRANSPORT] * 2
