@@ -202,7 +202,8 @@ async def test_a_transport_that_was_handed_in_is_refused() -> None:
 async def test_a_task_that_is_no_data_ends_its_stream() -> None:
     """As without processes: it is named, what was drawn before it is played, and the engine plays on."""
     async with engine() as running:
-        stream = running.stream(iter([{"n": 0, "id": 1}, {"n": object(), "id": 2}]))
+        drawn: list[dict[str, Any]] = [{"n": 0, "id": 1}, {"n": object(), "id": 2}]
+        stream = running.stream(iter(drawn))
         assert len((await anext(stream)).finished) == 1
         with pytest.raises(ConfigError, match=r"task 1 \(id '2'\)"):
             await anext(stream)
