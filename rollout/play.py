@@ -122,6 +122,8 @@ class Run:
                 folder.close()
                 with contextlib.suppress(OSError):  # a full disk is said by what it stopped
                     folder.write_summary(result)
+        if not self._console.is_terminal:  # a log ends with where the run lies; the table may go elsewhere
+            self._say(f"run folder: {run_dir}")
         expected = len(tasks) * settings.rollouts_per_task
         return Played(
             result,
