@@ -28,27 +28,38 @@ app = typer.Typer(
 
 DEFAULT_KEY_ENV = "ROLLOUT_API_KEY"
 
-#: Where nothing is said; what is in brackets at the end of a help text is the default.
-Model = Annotated[str | None, typer.Option("-m", "--model", help="Served model name. [the server's only one]")]
+Model = Annotated[
+    str | None, typer.Option("-m", "--model", help="Served model name.", show_default="the server's only one")
+]
 BaseUrls = Annotated[
     list[str] | None,
-    typer.Option("--base-url", help="The server's address; give several to share the work. [the embedded model plays]"),
+    typer.Option(
+        "--base-url",
+        help="The server's address; give several to share the work.",
+        show_default="the embedded model plays",
+    ),
 ]
 TransportName = Annotated[
-    str | None, typer.Option("--transport", help="auto, vllm, dynamo, or another that is installed. [auto]")
+    str | None,
+    typer.Option("--transport", help="auto, vllm, dynamo, or another that is installed.", show_default="auto"),
 ]
 Tokenizer = Annotated[
-    str | None, typer.Option(help="Name or folder of the model's tokenizer. [what the server names, or the model]")
+    str | None,
+    typer.Option(help="Name or folder of the model's tokenizer.", show_default="what the server names, or the model"),
 ]
-Renderer = Annotated[str | None, typer.Option(help="A family of `renderers`, template, server, or auto. [auto]")]
+Renderer = Annotated[
+    str | None, typer.Option(help="A family of `renderers`, template, server, or auto.", show_default="auto")
+]
 KeyEnv = Annotated[
-    str | None, typer.Option("--api-key-env", help=f"Variable that holds the API key. [{DEFAULT_KEY_ENV}]")
+    str | None,
+    typer.Option("--api-key-env", help="Variable that holds the API key.", show_default=f"{DEFAULT_KEY_ENV}"),
 ]
 Processes = Annotated[
-    int | None, typer.Option("--processes", help="Processes that play, where one core is not enough. [1]")
+    int | None, typer.Option("--processes", help="Processes that play, where one core is not enough.", show_default="1")
 ]
 Json = Annotated[
-    bool, typer.Option("--json", help="One JSON object on standard output, and nothing else there. [a table]")
+    bool,
+    typer.Option("--json", help="One JSON object on standard output, and nothing else there.", show_default="a table"),
 ]
 
 EXIT_STATUS = (
@@ -69,7 +80,10 @@ def _version(asked: bool) -> None:
 @app.callback()
 def _rollout(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version, and end. [no]")
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Say the version, and end.", show_default="no"
+        ),
     ] = False,
 ) -> None:
     """Multi-turn rollouts for reinforcement learning, token-in from turn 2."""
@@ -86,109 +100,146 @@ def run(
     renderer: Renderer = None,
     api_key_env: KeyEnv = None,
     num_tasks: Annotated[
-        int | None, typer.Option("-n", "--num-tasks", help="Tasks to play. [8; all of --tasks]")
+        int | None, typer.Option("-n", "--num-tasks", help="Tasks to play.", show_default="8; all of --tasks")
     ] = None,
     rollouts_per_task: Annotated[
-        int | None, typer.Option("-r", "--rollouts-per-task", help="How often each task is played: a group. [1]")
+        int | None,
+        typer.Option("-r", "--rollouts-per-task", help="How often each task is played: a group.", show_default="1"),
     ] = None,
     concurrency: Annotated[
         str | None,
-        typer.Option("-c", "--concurrency", help="Rollouts at once, or auto: as the servers keep up. [64]"),
+        typer.Option(
+            "-c", "--concurrency", help="Rollouts at once, or auto: as the servers keep up.", show_default="64"
+        ),
     ] = None,
     processes: Processes = None,
     env_args: Annotated[
-        list[str] | None, typer.Option("-a", "--env-arg", help="KEY=VALUE for the environment. [its own defaults]")
+        list[str] | None,
+        typer.Option("-a", "--env-arg", help="KEY=VALUE for the environment.", show_default="its own defaults"),
     ] = None,
     sampling: Annotated[
-        list[str] | None, typer.Option("-s", "--sampling", help="KEY=VALUE for the server. [its own defaults]")
+        list[str] | None,
+        typer.Option("-s", "--sampling", help="KEY=VALUE for the server.", show_default="its own defaults"),
     ] = None,
     template_args: Annotated[
-        list[str] | None, typer.Option("--template-arg", help="KEY=VALUE for the chat template. [none]")
+        list[str] | None, typer.Option("--template-arg", help="KEY=VALUE for the chat template.", show_default="none")
     ] = None,
     tasks: Annotated[
-        str | None, typer.Option(help="A JSONL file with one task per line. [the environment's own tasks]")
+        str | None,
+        typer.Option(help="A JSONL file with one task per line.", show_default="the environment's own tasks"),
     ] = None,
     max_tokens: Annotated[
-        int | None, typer.Option(help="Completion length per turn at most. [what fits the context]")
+        int | None, typer.Option(help="Completion length per turn at most.", show_default="what fits the context")
     ] = None,
-    temperature: Annotated[float | None, typer.Option(help="The same as -s temperature=... [the server's own]")] = None,
-    max_turns: Annotated[int | None, typer.Option(help="Turns of a rollout at most. [no limit]")] = None,
-    max_model_len: Annotated[int | None, typer.Option(help="Context length in tokens. [what the server says]")] = None,
-    mode: Annotated[str | None, typer.Option(help="tito (token-in) or mito (message-in). [tito]")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="The same as -s temperature=...", show_default="the server's own")
+    ] = None,
+    max_turns: Annotated[int | None, typer.Option(help="Turns of a rollout at most.", show_default="no limit")] = None,
+    max_model_len: Annotated[
+        int | None, typer.Option(help="Context length in tokens.", show_default="what the server says")
+    ] = None,
+    mode: Annotated[str | None, typer.Option(help="tito (token-in) or mito (message-in).", show_default="tito")] = None,
     token_route: Annotated[
-        str | None, typer.Option(help="Force a token-in route by its path. [the best that the server has]")
+        str | None,
+        typer.Option(help="Force a token-in route by its path.", show_default="the best that the server has"),
     ] = None,
     thinking_retention: Annotated[
-        str | None, typer.Option(help="What is kept of earlier reasoning: all or tool_cycle. [all]")
+        str | None, typer.Option(help="What is kept of earlier reasoning: all or tool_cycle.", show_default="all")
     ] = None,
     match: Annotated[
         str | None,
-        typer.Option(help="What counts as the same message: strict, loose_tool_call or role_content. [strict]"),
+        typer.Option(
+            help="What counts as the same message: strict, loose_tool_call or role_content.", show_default="strict"
+        ),
     ] = None,
     require_token_in: Annotated[
-        bool | None, typer.Option("--require-token-in", help="A fallback to message-in is a failure. [no]")
+        bool | None,
+        typer.Option("--require-token-in", help="A fallback to message-in is a failure.", show_default="no"),
     ] = None,
-    verify: Annotated[bool | None, typer.Option("--verify", help="Check the invariants while running. [no]")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the environment's tasks. [0]")] = None,
+    verify: Annotated[
+        bool | None, typer.Option("--verify", help="Check the invariants while running.", show_default="no")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the environment's tasks.", show_default="0")] = None,
     success_at: Annotated[
-        float | None, typer.Option(help="The reward from which a task counts as solved, for pass@k. [1.0]")
+        float | None,
+        typer.Option(help="The reward from which a task counts as solved, for pass@k.", show_default="1.0"),
     ] = None,
     request_timeout_s: Annotated[
-        float | None, typer.Option("--request-timeout", help="Seconds for one completion. [600]")
+        float | None, typer.Option("--request-timeout", help="Seconds for one completion.", show_default="600")
     ] = None,
     step_timeout_s: Annotated[
-        float | None, typer.Option("--step-timeout", help="Seconds for one reset or step. [no limit]")
+        float | None, typer.Option("--step-timeout", help="Seconds for one reset or step.", show_default="no limit")
     ] = None,
     episode_timeout_s: Annotated[
-        float | None, typer.Option("--episode-timeout", help="Seconds for a whole rollout. [no limit]")
+        float | None, typer.Option("--episode-timeout", help="Seconds for a whole rollout.", show_default="no limit")
     ] = None,
     score_timeout_s: Annotated[
-        float | None, typer.Option("--score-timeout", help="Seconds for the environment's score. [--step-timeout]")
+        float | None,
+        typer.Option("--score-timeout", help="Seconds for the environment's score.", show_default="--step-timeout"),
     ] = None,
     close_timeout_s: Annotated[
-        float | None, typer.Option("--close-timeout", help="Seconds that an environment's close may take. [60]")
+        float | None,
+        typer.Option("--close-timeout", help="Seconds that an environment's close may take.", show_default="60"),
     ] = None,
     max_abandoned_threads: Annotated[
-        int | None, typer.Option(help="Environments' calls that may hang for ever before the run ends. [256]")
+        int | None,
+        typer.Option(help="Environments' calls that may hang for ever before the run ends.", show_default="256"),
     ] = None,
     straggler_timeout_s: Annotated[
         float | None,
-        typer.Option("--straggler-timeout", help="Seconds for the rest of a group once half have ended. [no limit]"),
+        typer.Option(
+            "--straggler-timeout", help="Seconds for the rest of a group once half have ended.", show_default="no limit"
+        ),
     ] = None,
     server_wait_s: Annotated[
         float | None,
-        typer.Option("--server-wait", help="Seconds to wait where no server is there. [at the start 0, later 300]"),
+        typer.Option(
+            "--server-wait", help="Seconds to wait where no server is there.", show_default="at the start 0, later 300"
+        ),
     ] = None,
     worker_start_s: Annotated[
-        float | None, typer.Option("--worker-start", help="Seconds until a process of --processes must play. [300]")
+        float | None,
+        typer.Option("--worker-start", help="Seconds until a process of --processes must play.", show_default="300"),
     ] = None,
     worker_silence_s: Annotated[
         float | None,
-        typer.Option("--worker-silence", help="Seconds after which a process that hangs is replaced. [20]"),
+        typer.Option(
+            "--worker-silence", help="Seconds after which a process that hangs is replaced.", show_default="20"
+        ),
     ] = None,
     weights_timeout_s: Annotated[
-        float | None, typer.Option("--weights-timeout", help="Seconds that loading weights may take. [600]")
+        float | None,
+        typer.Option("--weights-timeout", help="Seconds that loading weights may take.", show_default="600"),
     ] = None,
-    rollout_retries: Annotated[int | None, typer.Option(help="Play a failed rollout again so often. [0]")] = None,
+    rollout_retries: Annotated[
+        int | None, typer.Option(help="Play a failed rollout again so often.", show_default="0")
+    ] = None,
     http_retries: Annotated[
-        int | None, typer.Option(help="Send a request again so often where another try may help. [4]")
+        int | None, typer.Option(help="Send a request again so often where another try may help.", show_default="4")
     ] = None,
     max_failures: Annotated[
         str | None,
-        typer.Option(help="Failed rollouts that end the run: a number, or a rate such as 50%. [no limit]"),
+        typer.Option(
+            help="Failed rollouts that end the run: a number, or a rate such as 50%.", show_default="no limit"
+        ),
     ] = None,
-    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="The first failed rollout ends the run. [no]")] = False,
+    fail_fast: Annotated[
+        bool, typer.Option("--fail-fast", help="The first failed rollout ends the run.", show_default="no")
+    ] = False,
     stop_grace_s: Annotated[
-        float | None, typer.Option("--stop-grace", help="Seconds for running turns to end after a signal. [25]")
+        float | None,
+        typer.Option("--stop-grace", help="Seconds for running turns to end after a signal.", show_default="25"),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="The run folder. [runs/ENV--MODEL--TIME]")
+        Path | None, typer.Option("-o", "--output", help="The run folder.", show_default="runs/ENV--MODEL--TIME")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in -o, with its settings. [a new run]")
+        bool, typer.Option("--resume", help="Go on with the run in -o, with its settings.", show_default="a new run")
     ] = False,
     json: Json = False,
-    config: Annotated[str | None, typer.Option(help="A TOML file with these settings; flags beat it. [none]")] = None,
+    config: Annotated[
+        str | None, typer.Option(help="A TOML file with these settings; flags beat it.", show_default="none")
+    ] = None,
 ) -> None:
     """Play rollouts of an environment."""
     flags = dict(locals())
@@ -288,19 +339,27 @@ def bench(
     api_key_env: KeyEnv = None,
     turns: Annotated[
         str | None,
-        typer.Option(help="Turns of a conversation; several with commas. [8,32,128; 4,16 on the embedded model]"),
+        typer.Option(
+            help="Turns of a conversation; several with commas.", show_default="8,32,128; 4,16 on the embedded model"
+        ),
     ] = None,
     concurrency: Annotated[
         str | None,
         typer.Option(
-            "-c", "--concurrency", help="Rollouts at once; several with commas. [16,64,256; 16 on the embedded model]"
+            "-c",
+            "--concurrency",
+            help="Rollouts at once; several with commas.",
+            show_default="16,64,256; 16 on the embedded model",
         ),
     ] = None,
     processes: Processes = None,
     replay: Annotated[
-        Path | None, typer.Option(help="A run's folder: play its environment's side again, with its lengths. [none]")
+        Path | None,
+        typer.Option(help="A run's folder: play its environment's side again, with its lengths.", show_default="none"),
     ] = None,
-    rollouts: Annotated[int | None, typer.Option("-n", "--rollouts", help="Of each run. [the concurrency]")] = None,
+    rollouts: Annotated[
+        int | None, typer.Option("-n", "--rollouts", help="Of each run.", show_default="the concurrency")
+    ] = None,
     env_chars: Annotated[int, typer.Option(help="Characters of each message of the environment.")] = 400,
     max_tokens: Annotated[int, typer.Option(help="Tokens of every completion.")] = 32,
     repeats: Annotated[int, typer.Option(help="Runs of each mode.")] = 3,
@@ -359,7 +418,7 @@ def export(
     run: Annotated[Path, typer.Argument(help="The run's folder.")],
     format: Annotated[str, typer.Option(help="jsonl, parquet or safetensors.")] = "jsonl",
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="The file. [samples.FORMAT in the run's folder]")
+        Path | None, typer.Option("-o", "--output", help="The file.", show_default="samples.FORMAT in the run's folder")
     ] = None,
     advantage: Annotated[str, typer.Option(help="grpo, leave_one_out or none.")] = "grpo",
     json: Json = False,
@@ -387,15 +446,19 @@ def show(
     context: typer.Context,
     run: Annotated[Path, typer.Argument(help="The run's folder.")],
     worst: Annotated[
-        int | None, typer.Option(help="The N finished rollouts with the lowest rewards. [the first ones]")
+        int | None, typer.Option(help="The N finished rollouts with the lowest rewards.", show_default="the first ones")
     ] = None,
-    failed: Annotated[bool, typer.Option("--failed", help="Only rollouts that failed. [all]")] = False,
-    task: Annotated[str | None, typer.Option(help="One task, by id or index, or one rollout by its id. [all]")] = None,
+    failed: Annotated[bool, typer.Option("--failed", help="Only rollouts that failed.", show_default="all")] = False,
+    task: Annotated[
+        str | None, typer.Option(help="One task, by id or index, or one rollout by its id.", show_default="all")
+    ] = None,
     limit: Annotated[
-        int | None, typer.Option("-n", "--limit", help="Rollouts at most; 0 is all. [3; all with --json]")
+        int | None, typer.Option("-n", "--limit", help="Rollouts at most; 0 is all.", show_default="3; all with --json")
     ] = None,
-    full: Annotated[bool, typer.Option("--full", help="Long texts whole. [cut in their middle]")] = False,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object per rollout and line. [conversations]")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Long texts whole.", show_default="cut in their middle")] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="One JSON object per rollout and line.", show_default="conversations")
+    ] = False,
 ) -> None:
     """Print rollouts of a run as conversations."""
     the = command_of(context)
@@ -459,7 +522,9 @@ def serve(
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The port to listen on.")] = 8000,
     dialect: Annotated[str, typer.Option(help="vllm or dynamo.")] = "vllm",
-    model_dir: Annotated[Path | None, typer.Option(help="The model's folder. [the embedded model's]")] = None,
+    model_dir: Annotated[
+        Path | None, typer.Option(help="The model's folder.", show_default="the embedded model's")
+    ] = None,
     served_model_name: Annotated[str, typer.Option(help="The name that clients ask for.")] = "rollout-tiny",
 ) -> None:
     """Serve the embedded model on a port, in vLLM's or Dynamo's dialect."""

@@ -138,6 +138,8 @@ class Run:
         played = self._summary.rollouts - self._summary.failures[FailureKind.CANCELLED.value]
         so = go_on(self._folder.path)
         error = self._error
+        if isinstance(error, _Refused):
+            return error
         if error is not None:
             return type(error)(f"{error}; what has ended is kept; {so}")
         if self._stopped and played < expected:
@@ -174,7 +176,7 @@ class Run:
         ended: RolloutError | None = None
         if failure is not None and failure.error in _REFUSALS and not engine.stats().turns:
             # Nothing was ever answered, so nothing will be: say it once instead of once per rollout.
-            ended = ServerError(f"the server refuses these requests: {failure.message}")
+            ended = _Refused(f"the server refuses these requests: {failure.message}")
         elif (why := self._limit.add(rollout)) is not None:
             ended = TooManyFailures(why)
         if ended is not None and self._error is None:
@@ -223,6 +225,10 @@ class Run:
         """The summary counts what is on disk already."""
         for rollout in plan.on_disk():
             self._summary.add_resumed(rollout)
+
+
+class _Refused(ServerError):
+    """Nothing was ever answered: there is nothing to go on with."""
 
 
 class _FolderFault(UsageError):

@@ -28,7 +28,7 @@ def command(*arguments: object) -> list[str]:
 def ran(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
     """`rollout` with these arguments, to its end."""
     options.setdefault("env", {**os.environ, "COLUMNS": "140"})
-    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=120, **options)
+    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=300, **options)
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:

@@ -22,9 +22,9 @@ def test_the_limit_is_raised_or_said(hard: int | None, tmp_path: Path) -> None:
 
     app = create_app()
     with serving(app) as url:
-        sizes = ("-n", 200, "-c", 200, "--max-tokens", 4, "-a", "turns=1")
+        sizes = ("-n", 120, "-c", 120, "--max-tokens", 4, "-a", "turns=1")
         done = ran("run", "echo", *sizes, "--base-url", url, "-o", tmp_path / "r", preexec_fn=limited)
     app.state.engine.close()
     assert done.returncode == 0, done.stderr
-    assert kinds(tmp_path / "r") == [None] * 200
+    assert kinds(tmp_path / "r") == [None] * 120
     assert ("concurrency_limited" in done.stderr) == (hard is not None)

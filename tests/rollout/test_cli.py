@@ -273,25 +273,50 @@ def test_the_version_is_said() -> None:
     assert (result.exit_code, result.stdout) == (0, f"rollout {version('rollout-engine')}\n")
 
 
+def options() -> Iterator[tuple[str, Any]]:
+    """Every option of every command, with the command's name."""
+    root: Any = typer.main.get_command(app)
+    for name, command in {"": root, **root.commands}.items():
+        yield from ((name, option) for option in command.params)
+
+
 def test_every_option_has_a_help_text_and_its_default() -> None:
-    """Of every command: what it does, and what holds where it is not given."""
-    root = typer.main.get_command(app)
-    commands = {"rollout": root, **root.commands}  # type: ignore[attr-defined]  # it is a group
-    for name, command in commands.items():
-        for option in command.params:
-            said = getattr(option, "help", None) or ""
-            assert said, f"{name}: {option.name} has no help"
-            if option.param_type_name == "option":
-                told = said.endswith("]") or (option.default is not None and option.show_default)
-                assert told, f"{name} {option.opts}: no default in {said!r}"
+    """Of every command, as it is printed: what it does, and what holds where it is not given."""
+    for name, option in options():
+        assert option.help, f"{name}: {option.name} has no help"
+        if option.param_type_name == "option":
+            default = option.show_default if isinstance(option.show_default, str) else option.default
+            assert default not in (None, True), f"{name}: {option.opts} does not say its default"
+            printed = CliRunner().invoke(app, [name, "--help"] if name else ["--help"], env={"COLUMNS": "400"}).stdout
+            line = next(
+                line for line in printed.splitlines() if line.strip("│ ").startswith(max(option.opts, key=len) + " ")
+            )
+            assert f"[default: {f'({default})' if isinstance(option.show_default, str) else default}]" in line
 
 
-@pytest.mark.parametrize(("name", "default"), [("request_timeout_s", "600"), ("stop_grace_s", "25")])
-def test_defaults_in_help_texts_are_those_of_the_settings(name: str, default: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        ("concurrency", "64"),
+        ("request_timeout_s", "600"),
+        ("close_timeout_s", "60"),
+        ("stop_grace_s", "25"),
+        ("weights_timeout_s", "600"),
+        ("worker_silence_s", "20"),
+        ("worker_start_s", "300"),
+        ("max_abandoned_threads", "256"),
+        ("http_retries", "4"),
+        ("rollout_retries", "0"),
+        ("success_at", "1.0"),
+        ("seed", "0"),
+        ("processes", "1"),
+    ],
+)
+def test_defaults_that_are_told_are_those_of_the_settings(name: str, setting: str) -> None:
     """A text that has fallen behind misleads."""
-    options = {option.name: option for option in typer.main.get_command(app).commands["run"].params}  # type: ignore[attr-defined]
-    assert options[name].help.endswith(f"[{default}]")
-    assert getattr(RunSettings(), name) == float(default)
+    told = next(option.show_default for command, option in options() if command == "run" and option.name == name)
+    assert told == setting
+    assert getattr(RunSettings(), name) == float(setting)
 
 
 def test_an_environment_that_is_broken_hides_no_other(monkeypatch: pytest.MonkeyPatch) -> None:

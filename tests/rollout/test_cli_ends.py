@@ -111,7 +111,7 @@ def test_control_c_twice_stops_at_once(tmp_path: Path) -> None:
         assert asked.wait(60)
         process.send_signal(signal.SIGINT)
         assert process.stderr is not None
-        assert "control-C again" in process.stderr.readline()
+        assert any("control-C again" in line for line in process.stderr)  # a busy machine warns before that
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     served.state.engine.close()

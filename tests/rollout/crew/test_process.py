@@ -72,7 +72,7 @@ def test_control_c_reaches_the_engine_only(hanging: tuple[Hanging, str], tmp_pat
     assert app.all_asked()
     os.killpg(process.pid, signal.SIGINT)
     assert process.stderr is not None
-    assert "control-C again" in process.stderr.readline()
+    assert any("control-C again" in line for line in process.stderr)  # a busy machine warns before that
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 1, err
