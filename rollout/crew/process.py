@@ -26,6 +26,7 @@ from typing import Any
 from rollout.crew.channel import Channel
 from rollout.crew.launch import JOB_SIGNALS, TRACE_SIGNAL
 from rollout.crew.worker import log_to, serve
+from rollout.stdio import tolerate
 
 #: How long the interpreter may take to leave, with whatever threads and exit handlers it was left.
 LEAVE_S = 3.0
@@ -45,7 +46,7 @@ def main(start: Mapping[str, Any]) -> None:
     faulthandler.register(TRACE_SIGNAL, start["report"], all_threads=True)
     with open(os.devnull) as nothing:
         os.dup2(nothing.fileno(), 0)
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # what was printed before a crash is seen
+    tolerate()  # a print that cannot be written is no fault of a rollout; what was printed before a crash is seen
     end = socket.socket(fileno=start["channel"])
     end.set_inheritable(False)
     os.set_inheritable(start["report"], False)

@@ -40,10 +40,10 @@ def test_each_kind_of_warning_is_said_once(tmp_path: Path) -> None:
     assert (tmp_path / "r" / "events.log").read_text().count("env_close_failed") == 60
 
 
-@pytest.mark.parametrize("streams", ["2>/dev/full", "2>&-"])
+@pytest.mark.parametrize("streams", ["2>/dev/full", "2>&-", "--processes 2 2>/dev/full"])
 def test_a_broken_standard_error_loses_nothing(streams: str, tmp_path: Path) -> None:
-    """The run is played, its object printed, the status right."""
-    shell = ["bash", "-c", f'"$0" "$@" {streams}', *command(*sized(tmp_path, "", "--json"))]
+    """The run is played, its object printed, the status right, though the environment prints, too."""
+    shell = ["bash", "-c", f'"$0" "$@" {streams}', *command(*sized(tmp_path, "print", "--json"))]
     done = subprocess.run(shell, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0
     assert done.stdout.startswith("{")
