@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TypeVar
 
 K = TypeVar("K")
@@ -9,7 +10,10 @@ V = TypeVar("V")
 
 
 class Memo(dict[K, V]):
-    """A dict of the last `size` keys that were set: the oldest goes when another comes. Set by `memo[key] = value`."""
+    """A dict of the last `size` keys that were set: the oldest goes when another comes. Set by `memo[key] = value`.
+
+    Several threads may share one: then it may hold a key more for each of them, and `get` reads it.
+    """
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -17,5 +21,6 @@ class Memo(dict[K, V]):
 
     def __setitem__(self, key: K, value: V) -> None:
         if len(self) >= self.size and key not in self:
-            del self[next(iter(self))]
+            with contextlib.suppress(RuntimeError, StopIteration):  # another thread set or took one meanwhile
+                self.pop(next(iter(self)), None)
         super().__setitem__(key, value)
