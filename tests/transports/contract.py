@@ -28,7 +28,7 @@ import pytest
 
 from rollout.errors import ConfigError, ConnectionFailed, PromptTooLong, RequestRefused, ServerError, TransportError
 from rollout.messages import user
-from rollout.transport import MessagePrompt, Reply, Request, TokenPrompt, Transport
+from rollout.transport import InFlight, MessagePrompt, Reply, Request, TokenPrompt, Transport
 
 HELLO = MessagePrompt(messages=[user("Hello. Who are you?")])
 
@@ -81,6 +81,10 @@ async def until(condition: Callable[[], Awaitable[bool]]) -> None:
     with anyio.fail_after(SOON_S):
         while not await condition():  # noqa: ASYNC110  # what is asked is a server
             await anyio.sleep(0.01)
+
+
+async def _is(value: bool) -> bool:
+    return value
 
 
 class TransportContract:
@@ -233,15 +237,23 @@ class TransportContract:
             async def late() -> None:
                 replies.append(await self.ask(subject, transport, HELLO))
 
-            async with anyio.create_task_group() as group:
-                await transport.pause("keep")
+            async with self.paused(transport, "keep"), anyio.create_task_group() as group:
                 group.start_soon(late)
-                await self.running(transport, 1)
-                await transport.check()
+                for _ in range(3):
+                    await transport.check()
                 assert not replies
                 await transport.resume()
             assert len(replies) == 1
-            await transport.resume()
+
+    @asynccontextmanager
+    async def paused(self, transport: Transport, mode: InFlight) -> AsyncIterator[None]:
+        """A server that others use too goes on again, whatever came of the test."""
+        try:
+            await transport.pause(mode)
+            yield
+        finally:
+            with anyio.CancelScope(shield=True):
+                await transport.resume()
 
     async def test_a_pause_aborts_what_runs(self, subject: Subject) -> None:
         """It answers what it has, and why it ended."""
@@ -252,9 +264,9 @@ class TransportContract:
             async with anyio.create_task_group() as group:
                 self.start(subject, transport, group, ended)
                 await self.running(transport, 1)
-                await transport.pause("abort")
+                async with self.paused(transport, "abort"):
+                    await until(lambda: _is(bool(ended)))
             assert [reply.finish_reason for reply in ended] == ["abort"]
-            await transport.resume()
             self.must_be_whole(subject, await self.ask(subject, transport, HELLO))
 
     async def test_a_pause_waits_for_what_runs(self, subject: Subject) -> None:
@@ -269,8 +281,8 @@ class TransportContract:
                     await self.running(transport, 1)
 
                     async def pause() -> None:
-                        await transport.pause("wait")
-                        paused.set()
+                        async with self.paused(transport, "wait"):
+                            paused.set()
 
                     group.start_soon(pause)
                     await transport.check()
@@ -278,7 +290,6 @@ class TransportContract:
                     scope.cancel()
             with anyio.fail_after(SOON_S):
                 await paused.wait()
-            await transport.resume()
 
     async def test_weights_have_a_version(self, subject: Subject) -> None:
         """Where the server reports versions, what is sampled after an update says the new one."""
@@ -287,9 +298,8 @@ class TransportContract:
                 with pytest.raises(ConfigError, match="cannot be changed"):
                     await transport.update_weights("contract-1", None)
                 return
-            await transport.pause("keep")
-            await transport.update_weights("contract-1", None)
-            await transport.resume()
+            async with self.paused(transport, "keep"):
+                await transport.update_weights("contract-1", None)
             reply = await self.ask(subject, transport, TokenPrompt([1, 2, 1]))
             if transport.info.reports_weight_versions:
                 assert [span.version for span in reply.weight_versions] == ["contract-1"]
