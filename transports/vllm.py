@@ -11,7 +11,6 @@ from typing import Any
 import msgspec
 import structlog
 
-from rollout import door
 from rollout.errors import ConfigError, RequestRefused, ServerError, TransportError
 from rollout.messages import user
 from rollout.transport import InFlight, MessagePrompt, Reply, Request, ServerInfo, TokenPrompt, TransportConfig
@@ -25,7 +24,7 @@ from transports.common import (
     probe_call,
     probe_request,
 )
-from transports.http import HttpClient, decode
+from transports.http import Answer, HttpClient, decode
 from transports.vllm_wire import (
     CHAT,
     TOKEN_ROUTES,
@@ -43,10 +42,13 @@ _DETOKENIZED = msgspec.json.Decoder(Detokenized)
 CONTROL_S = 30.0
 CONTROL_RETRIES = 2
 
+#: Seconds for ids of a text, retries included, behind the work of a busy server.
+TOKENIZE_S = 60.0
+
 #: The second needs VLLM_SERVER_DEV_MODE=1, the first --enable-scale-out.
 ABORT_ROUTES = ("/inference/v1/abort_requests", "/abort_requests")
 
-#: What vLLM 0.32 calls a request of each route (seen in its source, and by aborting each).
+#: What vLLM 0.32 calls a request of each route, as its source says; tests/live aborts one of the generate route.
 _NAMED = ("{}", "generate-tokens-{}", "cmpl-{}-0", "cmpl-{}", "chatcmpl-{}")
 
 
@@ -90,14 +92,18 @@ class VllmTransport(ServedTransport):
             body["tools"] = list(prompt.tools)
         if prompt.template_args:
             body["chat_template_kwargs"] = dict(prompt.template_args)
-        tokenized: Tokenized = decode(_TOKENIZED, await self.client.post("/tokenize", body), "/tokenize")
+        tokenized: Tokenized = decode(_TOKENIZED, await self._asked("/tokenize", body), "/tokenize")
         return tokenized.tokens
 
     async def detokenize(self, ids: Sequence[int]) -> str:
         """See `rollout.transport.Transport`."""
-        answer = await self.client.post("/detokenize", {"model": self.info.model, "tokens": list(ids)})
+        answer = await self._asked("/detokenize", {"model": self.info.model, "tokens": list(ids)})
         text: str = decode(_DETOKENIZED, answer, "/detokenize").prompt
         return text
+
+    async def _asked(self, path: str, body: dict[str, Any]) -> Answer:
+        """What needs no decoding is answered soon, also by a server that is paused."""
+        return await self.client.post(path, body, timeout_s=TOKENIZE_S)
 
     async def pause(self, mode: InFlight = "keep") -> None:
         """Stops decoding: `keep` freezes what runs, `wait` lets it end, `abort` ends it.
@@ -122,7 +128,7 @@ class VllmTransport(ServedTransport):
         if not request_ids:
             return  # an empty list means all of them to some servers
         # vLLM names a request by its route and our id; names that it does not know are passed over.
-        names = [form.format(door.header(one)) for one in request_ids for form in _NAMED]
+        names = [form.format(one) for one in request_ids for form in _NAMED]
         for path in ABORT_ROUTES:
             try:
                 await self.client.tell(path, {"request_ids": names}, timeout_s=CONTROL_S, retries=CONTROL_RETRIES)

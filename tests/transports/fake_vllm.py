@@ -56,7 +56,14 @@ class FakeVllm:
             setattr(self, name, value)
         self._paused = asyncio.Event()
         routes = [Route(path, self._get) for path in ("/v1/models", "/openapi.json", "/version", "/health", "/metrics")]
-        told = ("/pause", "/resume", "/collective_rpc", "/update_weight_version", "/inference/v1/abort_requests")
+        told = (
+            "/pause",
+            "/resume",
+            "/collective_rpc",
+            "/update_weight_version",
+            "/inference/v1/abort_requests",
+            "/detokenize",
+        )
         routes += [Route(path, self._tell, methods=["POST"]) for path in told]
         routes += [Route(path, self._complete, methods=["POST"]) for path in COMPLETIONS]
         self.app = Starlette(routes=routes)

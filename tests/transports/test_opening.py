@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 import pytest
 
-from rollout.errors import ConfigError, ModelNotFound, ServerBusy, ServerChanged, ServerError
+from rollout.errors import ConfigError, ModelNotFound, RequestTimeout, ServerBusy, ServerChanged, ServerError
 from rollout.transport import TransportConfig
 from tests.live.servers import free_port
 from tests.local_server import serving
@@ -164,3 +164,12 @@ async def test_a_full_pool_does_not_keep_the_server_from_being_heard() -> None:
             await transport.pause("abort")
             await transport.resume()
     await until(lambda: fake.running == 0)
+
+
+async def test_ids_of_a_text_have_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the deadline of prompts is the caller's, a silent /tokenize still ends."""
+    monkeypatch.setattr(vllm, "TOKENIZE_S", 0.1)
+    fake = FakeVllm(silent={"/detokenize"})
+    async with opened(fake, timeout_s=None) as transport:
+        with pytest.raises(RequestTimeout):
+            await transport.detokenize([1])
