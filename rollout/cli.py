@@ -536,7 +536,14 @@ def serve(
 
         serve_embedded = load_entry("rollout.servers", "embedded")
         try:
-            serve_embedded(host=host, port=port, dialect=dialect, model_dir=model_dir, served_name=served_model_name)
+            serve_embedded(
+                host=host,
+                port=port,
+                dialect=dialect,
+                model_dir=model_dir,
+                served_name=served_model_name,
+                say=the.say,
+            )
         except KeyboardInterrupt:
             the.say("stopped serving")
         return 0

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,12 @@ def run(
     dialect: str = "vllm",
     model_dir: Path | None = None,
     served_name: str = "rollout-tiny",
+    say: Callable[[str], None] = print,
 ) -> None:
-    """Serves until it is interrupted, and says so when it does. Port 0 takes a free one.
+    """Serves until it is interrupted; tells `say` what and where as soon as it does. Port 0 takes a free one.
 
-    Raises ConfigError for a dialect or a folder that is none, and an address that cannot be listened on.
+    Raises KeyboardInterrupt at the end, and ConfigError for a dialect or a folder that is none, and an address that
+    cannot be listened on.
     """
     if dialect not in ("vllm", "dynamo"):
         raise ConfigError(f"--dialect is vllm or dynamo, not {dialect!r}")
@@ -40,9 +41,8 @@ def run(
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5)
         shown = f"[{host}]" if ":" in host else host
         where = f"http://{shown}:{listener.getsockname()[1]}"
-        server = _Server(config, f"serving {served_name} ({dialect} dialect) on {where}")
-        with contextlib.suppress(KeyboardInterrupt):
-            server.run(sockets=[listener])
+        ready = f"serving {served_name} ({dialect} dialect) on {where}"
+        _Server(config, lambda: say(ready)).run(sockets=[listener])
 
 
 def _listening(host: str, port: int) -> socket.socket:
@@ -58,13 +58,13 @@ def _listening(host: str, port: int) -> socket.socket:
 
 
 class _Server(uvicorn.Server):
-    """Says what it serves once it does."""
+    """Tells when it serves."""
 
-    def __init__(self, config: uvicorn.Config, ready: str) -> None:
+    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
         super().__init__(config)
-        self._ready = ready
+        self._on_ready = on_ready
 
     async def startup(self, sockets: Any = None) -> None:
         await super().startup(sockets)
         if self.started:
-            print(self._ready, file=sys.stdout, flush=True)
+            self._on_ready()

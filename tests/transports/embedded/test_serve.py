@@ -18,19 +18,18 @@ SERVE = [str(Path(sys.executable).with_name("rollout")), "serve"]
 
 
 def test_it_says_where_it_listens() -> None:
-    """Port 0 takes a free one, which the line names; an interrupt ends it without a word."""
+    """Port 0 takes a free one, which the line names; an interrupt ends it with a line."""
     command = [*SERVE, "--port", "0", "--served-model-name", "mine", "--dialect", "dynamo"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         try:
             assert process.stdout is not None
             line = process.stdout.readline()
-            assert line.startswith("serving mine (dynamo dialect) on http://127.0.0.1:")
+            assert line.startswith("rollout: serving mine (dynamo dialect) on http://127.0.0.1:")
             with urllib.request.urlopen(f"{line.split()[-1]}/v1/models", timeout=10) as answer:
                 assert b'"mine"' in answer.read()
         finally:
             process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
-        assert (out, err) == ("", "")
+        assert process.communicate(timeout=30)[0] == "rollout: stopped serving\n"
 
 
 def test_a_port_that_is_taken_is_said() -> None:
