@@ -50,9 +50,9 @@ class Form(msgspec.Struct, kw_only=True):
 
 
 FORMS = {
-    "ci": Form(command_tasks=220, trainer_tasks=170, memory_rollouts=2_000, turns=1_500, deadline_s=400, proofs=40),
+    "ci": Form(command_tasks=500, trainer_tasks=250, memory_rollouts=2_000, turns=1_500, deadline_s=300, proofs=40),
     "full": Form(
-        command_tasks=1_400, trainer_tasks=900, memory_rollouts=6_000, turns=10_000, deadline_s=5_400, proofs=300
+        command_tasks=2_400, trainer_tasks=1_500, memory_rollouts=8_000, turns=10_000, deadline_s=5_400, proofs=300
     ),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -172,11 +173,20 @@ class TrainerJob:
         return list(self.state.get("workers", []))
 
     def order(self, order: str, timeout_s: float) -> dict[str, Any]:
-        """Has it do something; returns what came of it. Raises queue.Empty after so long."""
+        """Has it do something; returns what came of it, also where it ended meanwhile. Raises queue.Empty."""
         assert self._process.stdin is not None
-        self._process.stdin.write(order + "\n")
-        self._process.stdin.flush()
-        return self._answers.get(timeout=timeout_s)
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(order + "\n")
+            self._process.stdin.flush()
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                return self._answers.get(timeout=0.5)
+            except queue.Empty:
+                if not self.running:
+                    return {"event": "ended meanwhile", "order": order}
+                if time.monotonic() > deadline:
+                    raise
 
     def wait(self, timeout_s: float) -> int:
         """The exit status. Raises subprocess.TimeoutExpired."""

@@ -197,7 +197,7 @@ def _order(world: World, order: str) -> None:
     if not world.trainer.running:
         return
     answer = world.trainer.order(order, 300.0)
-    world.thrown["refused" if answer["event"] == "refused" else "obeyed"] += 1
+    world.thrown[f"orders {answer['event']}"] += 1
     say(f"  {answer}")
 
 
