@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -45,14 +45,24 @@ class Form(msgspec.Struct, kw_only=True):
     turns: int
     """Live turns at least, of both jobs together."""
     deadline_s: float
+    rounds: int
+    """How often each fault is thrown."""
     proofs: int
     """Turns whose logprobs are calculated."""
 
 
 FORMS = {
-    "ci": Form(command_tasks=500, trainer_tasks=250, memory_rollouts=2_000, turns=1_500, deadline_s=300, proofs=40),
+    "ci": Form(
+        command_tasks=700, trainer_tasks=250, memory_rollouts=2_000, turns=1_500, deadline_s=330, rounds=1, proofs=40
+    ),
     "full": Form(
-        command_tasks=2_400, trainer_tasks=1_500, memory_rollouts=8_000, turns=10_000, deadline_s=5_400, proofs=300
+        command_tasks=2_400,
+        trainer_tasks=1_500,
+        memory_rollouts=8_000,
+        turns=10_000,
+        deadline_s=2_400,
+        rounds=4,
+        proofs=300,
     ),
 }
 
@@ -74,16 +84,19 @@ def play(world: World, form: Form, seed: int) -> list[str]:
     over = threading.Event()
     wrong: list[str] = []
 
-    def blow(faults: storm.Faults, alive: Callable[[], bool], salt: int) -> None:
+    def blow(faults: storm.Faults, salt: int, begun: storm.Condition, alive: storm.Condition) -> None:
+        def still() -> bool:
+            return alive() and not over.is_set()
+
         try:
-            storm.blow(world, faults, lambda: alive() and not over.is_set(), seed + salt)
+            storm.blow(world, faults, seed + salt, rounds=form.rounds, begun=begun, alive=still)
         except Exception as error:
             wrong.append(f"the storm itself broke: {type(error).__name__}: {error}")
 
-    threads = [
-        threading.Thread(target=blow, args=(storm.ON_COMMAND, lambda: not world.command.done, 1)),
-        threading.Thread(target=blow, args=(storm.ON_TRAINER, lambda: world.trainer.running, 2)),
-    ]
+    command, trainer = world.command, world.trainer
+    on_command = (storm.ON_COMMAND, 1, lambda: command.ended > 20, lambda: not command.done)
+    on_trainer = (storm.ON_TRAINER, 2, lambda: trainer.state.get("ended", 0) > 5, lambda: trainer.running)
+    threads = [threading.Thread(target=blow, args=args) for args in (on_command, on_trainer)]
     for thread in threads:
         thread.start()
     while not world.command.done or world.trainer.running:
@@ -126,8 +139,8 @@ def soak(name: str, seed: int, home: Path) -> list[str]:
         trainer = TrainerJob(plan)
         stack.callback(trainer.kill)
         stack.callback(command.hit, signal.SIGKILL, group=True)
-        command.start()
         trainer.until("ready", 120)
+        command.start()
         world = World(vllm=vllm, dynamo=dynamo, command=command, trainer=trainer, disk=disk)
         wrong = play(world, form, seed)
         say("the storm is over")

@@ -155,7 +155,9 @@ class TrainerJob:
                 event = json.loads(line)
                 kind = event["event"]
             except (ValueError, TypeError, KeyError):
-                continue  # an environment printed: a library redirects nothing
+                with self.log.open("a") as log:
+                    log.write(line)  # an environment printed, or a library logged
+                continue
             if kind in ("stands", "memory", "played"):
                 self.state = event
             if kind != "stands":

@@ -23,7 +23,7 @@ from benchmarks.soak.jobs import END_S, CommandJob, TrainerJob
 from tests.live.servers import Server
 
 #: Seconds between two faults: some work must get done between them.
-PAUSE_S = (2.0, 6.0)
+PAUSE_S = (4.0, 9.0)
 
 #: How long vLLM takes to be back, at most: a minute on two cores that play at the same time, mostly.
 BACK_S = 240.0
@@ -148,6 +148,7 @@ def update_abort(world: World) -> None:
     _order(world, "update abort")
 
 
+Condition = Callable[[], bool]
 Faults = dict[str, Callable[[World], None]]
 
 #: What is thrown at the command and its servers, by name.
@@ -170,14 +171,14 @@ ON_TRAINER: Faults = {
 }
 
 
-def blow(world: World, faults: Faults, alive: Callable[[], bool], seed: int) -> None:
-    """Throws each fault of a list, in one shuffled order after another, while its job is alive."""
+def blow(world: World, faults: Faults, seed: int, *, rounds: int, begun: Condition, alive: Condition) -> None:
+    """Throws each fault of a list so many times, in a shuffled order, from when its job has begun to when it is over."""
     chance = random.Random(seed)
-    while alive():
+    while alive() and not begun():
+        time.sleep(0.1)
+    for _ in range(rounds):
         order = list(faults)
         chance.shuffle(order)
-        if not world.thrown:
-            order.sort(key=lambda name: name != "vllm killed")  # it takes longest to be felt
         for name in order:
             _rest(chance.uniform(*PAUSE_S), alive)
             if not alive():
@@ -187,7 +188,7 @@ def blow(world: World, faults: Faults, alive: Callable[[], bool], seed: int) -> 
             faults[name](world)
 
 
-def _rest(seconds: float, alive: Callable[[], bool]) -> None:
+def _rest(seconds: float, alive: Condition) -> None:
     until = time.monotonic() + seconds
     while time.monotonic() < until and alive():
         time.sleep(0.1)
