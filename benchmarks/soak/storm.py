@@ -172,7 +172,7 @@ ON_TRAINER: Faults = {
 
 
 def blow(world: World, faults: Faults, seed: int, *, rounds: int, begun: Condition, alive: Condition) -> None:
-    """Throws each fault of a list so many times, in a shuffled order, from when its job has begun to when it is over."""
+    """Throws each fault so many times, in a shuffled order, from when its job has begun to when it is over."""
     chance = random.Random(seed)
     while alive() and not begun():
         time.sleep(0.1)
