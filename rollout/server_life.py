@@ -16,7 +16,9 @@ paused, with weights 2. The caller resumes: both are told Resume.
 
 A request to all servers that are up, to load or to pause, is an `Ask`, which is decided when each of them has answered
 or is lost. Those that failed where others obeyed are out, and come back level or not at all. Where all failed it is
-withdrawn: the servers go on as they were. A server that cannot be told (ConfigError) withdraws a pause, since nothing
+withdrawn: the servers go on as they were. One whose answer was lost may have loaded all the same, so it is out until it
+has been given the wanted weights again; those that it started with cannot be given again, and are taken for what it
+has. A server that cannot be told (ConfigError) withdraws a pause, since nothing
 else would keep it from sampling; weights that another server has loaded are not withdrawn, so it is out.
 
 A follower is the fleet of a process that plays for an engine elsewhere. It loads and pauses nothing: it uses the
@@ -31,7 +33,7 @@ from enum import StrEnum
 
 import msgspec
 
-from rollout.errors import ConfigError, ConnectionFailed
+from rollout.errors import ConfigError, ConnectionFailed, RequestRefused
 from rollout.transport import InFlight
 
 #: A server that refuses to be used is tried again after twice as long each time, up to this many seconds.
@@ -355,6 +357,10 @@ class Lives:
         if ask.obeyed:
             self.weights = load
             self._refuse_all(ask, now)
+        elif self.weights.path is not None:
+            for at, error in ask.errors.items():
+                if self.servers[at].up and not isinstance(error, RequestRefused | ConfigError):
+                    self._refuse(at, now)
         if not ask.obeyed or any(isinstance(error, ConfigError) for error in ask.errors.values()):
             ask.error = ask.first_error() or ConnectionFailed("no server is up")
 

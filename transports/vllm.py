@@ -117,10 +117,13 @@ class VllmTransport(ServedTransport):
         await self._control("/resume", {})
 
     async def update_weights(self, version: str, path: str | None) -> None:
-        """Loads the weights of a folder that the server can read, and names their version."""
+        """Loads the weights of a folder that the server can read, and names their version.
+
+        A load whose answer was lost is asked for again: it may have been done, and may be done twice.
+        """
         if path is not None:
             body = {"method": "reload_weights", "kwargs": {"weights_path": path}}
-            await self._control("/collective_rpc", body, self._weights_timeout_s, retries=0)
+            await self._control("/collective_rpc", body, self._weights_timeout_s)
         await self._control("/update_weight_version", {"new_version": version})
 
     async def abort(self, request_ids: Sequence[str]) -> None:

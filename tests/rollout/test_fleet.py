@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from rollout import Engine, EngineConfig
-from rollout.errors import ConfigError, ConnectionFailed, NoServerLeft, ServerBusy, ServerError
+from rollout.errors import ConfigError, ConnectionFailed, NoServerLeft, RequestRefused, ServerBusy, ServerError
 from rollout.fleet import MAX_DEATHS, Fleet
 from rollout.histogram import Histogram
 from rollout.member import Member
@@ -185,8 +185,8 @@ async def test_a_server_that_cannot_load_is_taken_out() -> None:
     await served.update_weights("1", "folder")
     await served.resume()
     assert [state.up for state in served.states] == [False, True]
-    other.refuses = ConnectionFailed("no such folder")
-    with pytest.raises(ConnectionFailed):
+    other.refuses = RequestRefused("no such folder", status=400)
+    with pytest.raises(RequestRefused):
         await served.update_weights("2", "folder")
     assert served.states[1].up
 

@@ -192,6 +192,23 @@ def test_an_update_that_all_fail_changes_nothing() -> None:
     assert made.weights == ["start", "start"]
 
 
+def test_a_load_whose_answer_was_lost_is_undone_by_the_wanted_weights() -> None:
+    """Nobody obeyed, as far as is known; one did. Both are given the old weights before they are used again."""
+    made = world()
+    made.lives.load("1", "/w/1")
+    made.settle()
+    ask = made.lives.load("2", "/w/2")
+    made.step()
+    made.fail(made.take(0, Load), ConnectionFailed("the answer was cut"), obeyed=True)
+    made.fail(made.take(1, Load), ConnectionFailed("the answer was cut"))
+    assert isinstance(ask.error, ConnectionFailed)
+    assert phases(made) == ["out", "out"]
+    assert made.weights == ["2", "1"]
+    made.settle()
+    assert phases(made) == ["up", "up"]
+    assert made.weights == ["1", "1"]
+
+
 def test_a_server_that_failed_to_load_comes_back_level_and_resumed() -> None:
     """It is out with its pause, and is given the weights and resumed before it is used."""
     made = world()
@@ -415,8 +432,10 @@ class Storm(RuleBasedStateMachine):
     def fails(self, data: Any, refused: bool, obeyed: bool) -> None:
         do = data.draw(st.sampled_from(self.world.begun))
         error = ConfigError("refused") if refused else ConnectionFailed("reset")
-        # A load that failed is taken for one that was not done: whether it was cannot be asked.
-        obeyed = obeyed and isinstance(do.action, Pause | Resume)
+        if isinstance(do.action, Load):
+            # What a server started with cannot be given to it again, so a lost answer to the first load is not mended.
+            obeyed = obeyed and not refused and self.lives.weights.path is not None
+            self.world.loads[do.server] = 0
         self.world.fail(do, error, obeyed=obeyed)
 
     @rule(seconds=st.sampled_from([0.5, 1.0, 40.0]))
