@@ -140,7 +140,8 @@ class TrainerJob:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 start_new_session=True,
-                text=True,
+                encoding="utf-8",
+                errors="replace",
             )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -171,8 +172,13 @@ class TrainerJob:
 
     @property
     def workers(self) -> list[int]:
-        """The worker processes' ids, as it last said."""
-        return list(self.state.get("workers", []))
+        """The ids of its worker processes: its children."""
+        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
+        found: set[int] = set()
+        with contextlib.suppress(OSError):
+            for thread in children.parent.parent.iterdir():
+                found.update(map(int, (thread / "children").read_text().split()))
+        return sorted(found)
 
     def order(self, order: str, timeout_s: float) -> dict[str, Any]:
         """Has it do something; returns what came of it, also where it ended meanwhile. Raises queue.Empty."""

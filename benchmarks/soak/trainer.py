@@ -12,7 +12,6 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
-import multiprocessing
 import os
 import sys
 import time
@@ -142,12 +141,10 @@ class Job:
 
     def _say_where(self, engine: Engine, event: str, **fields: Any) -> None:
         stats = engine.stats()
-        workers = [child.pid for child in multiprocessing.active_children()]
         say(
             event,
             turns=stats.turns,
             ended=self._ended,
-            workers=workers,
             deaths=stats.process_deaths,
             retried=stats.retried,
             servers=[msgspec.to_builtins(server) for server in stats.servers],

@@ -26,12 +26,16 @@ class FaultyProxy:
         self._chance = random.Random(seed)
         self.met: Counter[str] = Counter()
         """How often each fault was met."""
+        self._serving: set[asyncio.Task[None] | None] = set()
+        """asyncio itself keeps no task from being collected in the middle of its work."""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._serving.add(task := asyncio.current_task())
         with contextlib.suppress(OSError, asyncio.IncompleteReadError, ValueError):
             await self._serve(reader, writer)
         with contextlib.suppress(OSError):
             writer.close()
+        self._serving.discard(task)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         request = await _read_request(reader)
