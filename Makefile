@@ -5,13 +5,16 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SEEDS := 3
 
-.PHONY: rollout test check format lint types fidelity live bench results bench-smoke install clean
+.PHONY: rollout test slow check format lint types fidelity servers live live-full soak soak-full bench results bench-smoke install clean
 
 rollout: $(INSTALLED)  ## play 64 rollouts of a bundled environment on the embedded model
 	$(BIN)/rollout run guess_number -n 16 -r 4
 
 test: $(INSTALLED)  ## the tests that need no live server, but the slow ones
 	$(BIN)/python -m pytest -q -n auto -m 'not live and not slow'
+
+slow: $(INSTALLED)  ## the slow ones
+	$(BIN)/python -m pytest -q -n auto -m 'slow and not live'
 
 check: format lint types $(INSTALLED)  ## format, lint, types, all tests that need no live server
 	$(BIN)/python -m pytest -q -n auto
@@ -25,9 +28,20 @@ lint: $(INSTALLED)
 types: $(INSTALLED)
 	$(BIN)/mypy
 
-live: $(INSTALLED)  ## install and start real vLLM and Dynamo servers, and test against them
+servers: $(INSTALLED)  ## install real vLLM (CPU) and Dynamo, each in an environment of its own under .servers
 	$(BIN)/python -m tests.live.install vllm dynamo train
+
+live: servers  ## start real servers, and test against them
+	$(BIN)/python -m pytest -q -rP -m 'live and not full' tests/live
+
+live-full: servers  ## the same with the whole matrix of servers and models
 	$(BIN)/python -m pytest -q -rP -m live tests/live
+
+soak: servers  ## a real job under a storm, in the form of CI; needs root, for a disk that can be filled
+	$(BIN)/python -m benchmarks.soak
+
+soak-full: servers  ## 10,000 live turns or more: its printed result is kept in benchmarks/SOAK.md
+	$(BIN)/python -m benchmarks.soak --form full
 
 fidelity: $(INSTALLED)  ## is every prompt what was sampled plus what the environment added? family by shape
 	$(BIN)/python -m benchmarks.fidelity --markdown --seeds $(SEEDS)

@@ -53,7 +53,7 @@ class Form(msgspec.Struct, kw_only=True):
 
 FORMS = {
     "ci": Form(
-        command_tasks=700, trainer_tasks=250, memory_rollouts=2_000, turns=1_500, deadline_s=330, rounds=1, proofs=40
+        command_tasks=500, trainer_tasks=130, memory_rollouts=1_600, turns=1_500, deadline_s=330, rounds=1, proofs=40
     ),
     "full": Form(
         command_tasks=2_400,
@@ -208,6 +208,7 @@ def memory(home: Path, url: str, form: Form, seed: int) -> list[str]:
         processes=1,
         concurrency=64,
         max_tokens=8,
+        retries=0,
         kinds=quiet,
     )
     job = TrainerJob(plan)

@@ -48,6 +48,7 @@ class Plan(msgspec.Struct, kw_only=True):
     processes: int = 2
     concurrency: int = 32
     max_tokens: int = 24
+    retries: int = 3
     kinds: list[str] = []
     """What misbehaves; empty is what the environment has."""
 
@@ -74,7 +75,7 @@ class Job:
             processes=plan.processes,
             sampling={"temperature": 1.0},
             verify=True,
-            rollout_retries=3,
+            rollout_retries=plan.retries,
             step_timeout_s=4.0,
             worker_silence_s=6.0,
             server_wait_s=240.0,

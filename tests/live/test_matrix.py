@@ -43,14 +43,21 @@ def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_random_model(tmp_path_factory.mktemp("models") / "random")
 
 
-@pytest.fixture(params=["embedded", "random"])
-def model(request: pytest.FixtureRequest, random_model: Path) -> Path:
-    return MODEL_DIR if request.param == "embedded" else random_model
+#: What every landing plays: each server with the model that knows its format, and the newest with one that knows
+#: nothing. The rest of the matrix is `make live-full`.
+OFTEN = {*((name, "embedded") for name in SERVERS), ("vllm-0.32", "random")}
+
+MATRIX = [
+    pytest.param(name, model, id=f"{name}-{model}", marks=[] if (name, model) in OFTEN else [pytest.mark.full])
+    for name in SERVERS
+    for model in ("embedded", "random")
+]
 
 
-@pytest.fixture(params=list(SERVERS))
-def server(request: pytest.FixtureRequest, model: Path, logs: Path) -> Iterator[Server]:
-    with SERVERS[request.param](model, logs) as running:
+@pytest.fixture(params=MATRIX)
+def server(request: pytest.FixtureRequest, random_model: Path, logs: Path) -> Iterator[Server]:
+    name, model = request.param
+    with SERVERS[name](MODEL_DIR if model == "embedded" else random_model, logs) as running:
         yield running
 
 

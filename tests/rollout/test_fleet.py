@@ -9,7 +9,15 @@ import anyio
 import pytest
 
 from rollout import Engine, EngineConfig
-from rollout.errors import ConfigError, ConnectionFailed, NoServerLeft, RequestRefused, ServerBusy, ServerError
+from rollout.errors import (
+    ConfigError,
+    ConnectionFailed,
+    NoServerLeft,
+    RequestRefused,
+    ServerBusy,
+    ServerError,
+    TransportError,
+)
 from rollout.fleet import MAX_DEATHS, Fleet
 from rollout.histogram import Histogram
 from rollout.member import Member
@@ -30,7 +38,7 @@ class Server(ScriptedTransport):
         super().__init__([*entries, *[reply("x") for _ in range(200)]], **options)
         self._info.can_tokenize = True
         self.pushed: list[tuple[str, str | None]] = []
-        self.refuses: ConnectionFailed | ConfigError | None = None
+        self.refuses: TransportError | ConfigError | None = None
         self.paused = False
         self.checks = 0
 
