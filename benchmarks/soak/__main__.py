@@ -56,13 +56,13 @@ FORMS = {
         command_tasks=500, trainer_tasks=130, memory_rollouts=1_600, turns=1_500, deadline_s=330, rounds=1, proofs=40
     ),
     "full": Form(
-        command_tasks=2_400,
-        trainer_tasks=1_500,
-        memory_rollouts=8_000,
+        command_tasks=1_700,
+        trainer_tasks=500,
+        memory_rollouts=4_000,
         turns=10_000,
-        deadline_s=2_400,
-        rounds=4,
-        proofs=300,
+        deadline_s=900,
+        rounds=3,
+        proofs=200,
     ),
 }
 
@@ -202,7 +202,6 @@ def memory(home: Path, url: str, form: Form, seed: int) -> list[str]:
         url=url,
         folder=str(home / "memory"),
         tasks=form.memory_rollouts // 2,
-        members=2,
         seed=seed,
         env="PlainZoo",
         processes=1,
