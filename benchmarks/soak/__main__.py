@@ -202,6 +202,7 @@ def memory(home: Path, url: str, form: Form, seed: int) -> list[str]:
         url=url,
         folder=str(home / "memory"),
         tasks=form.memory_rollouts // 2,
+        members=2,
         seed=seed,
         env="PlainZoo",
         processes=1,
