@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import anyio
 
 from envs.echo import Echo
@@ -49,7 +47,6 @@ async def test_weights_are_updated_at_once_under_full_load() -> None:
 
             beside.start_soon(play)
             await until(lambda: fake.running == AT_ONCE)
-            began = time.perf_counter()
-            await running.update_weights("1", "/w/1", in_flight="abort")
-            assert time.perf_counter() - began < 1
+            with anyio.fail_after(60):  # the completions are held for as long as nothing aborts them
+                await running.update_weights("1", "/w/1", in_flight="abort")
             beside.cancel_scope.cancel()

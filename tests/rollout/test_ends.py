@@ -124,5 +124,5 @@ async def test_a_signal_between_two_meanings_is_not_lost() -> None:
     with Signals() as signals:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGTERM)
-        with signals.meaning(came.set), anyio.fail_after(10):
+        with signals.meaning(came.set), anyio.fail_after(60):
             await came.wait()

@@ -25,7 +25,7 @@ def test_it_says_where_it_listens() -> None:
             assert process.stdout is not None
             line = process.stdout.readline()
             assert line.startswith("rollout: serving mine (dynamo dialect) on http://127.0.0.1:")
-            with urllib.request.urlopen(f"{line.split()[-1]}/v1/models", timeout=10) as answer:
+            with urllib.request.urlopen(f"{line.split()[-1]}/v1/models", timeout=60) as answer:
                 assert b'"mine"' in answer.read()
         finally:
             process.send_signal(signal.SIGINT)

@@ -53,7 +53,7 @@ async def refused(client: httpx.AsyncClient, path: str, **body: Any) -> tuple[in
 
 async def running(app: Starlette, count: int) -> None:
     """Waits until so many requests run."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while app.state.engine.stats().running != count:  # noqa: ASYNC110 - another thread's state, without an event
             await asyncio.sleep(0.005)
 
