@@ -40,7 +40,9 @@ def test_each_kind_of_warning_is_said_once(tmp_path: Path) -> None:
     assert (tmp_path / "r" / "events.log").read_text().count("env_close_failed") == 60
 
 
-@pytest.mark.parametrize("streams", ["2>/dev/full", "2>&-", "--processes 2 2>/dev/full"])
+@pytest.mark.parametrize(
+    "streams", ["2>/dev/full", "2>&-", pytest.param("--processes 2 2>/dev/full", marks=pytest.mark.slow)]
+)
 def test_a_broken_standard_error_loses_nothing(streams: str, tmp_path: Path) -> None:
     """The run is played, its object printed, the status right, though the environment prints, too."""
     shell = ["bash", "-c", f'"$0" "$@" {streams}', *command(*sized(tmp_path, "print", "--json"))]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 from envs.echo import Echo
 from rollout import Engine, EngineConfig
 
 
+@pytest.mark.slow
 async def test_a_long_integer_ends_no_stream() -> None:
     """All of the tasks are played, the long one with the number that was given, and none is finished unplayed."""
     tasks = [{"index": 1}, {"index": 2, "seed": 2**70}, {"index": 3}, {"index": 4}]

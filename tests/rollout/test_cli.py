@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
@@ -280,6 +281,12 @@ def options() -> Iterator[tuple[str, Any]]:
         yield from ((name, option) for option in command.params)
 
 
+@functools.cache
+def printed_help(command: str) -> list[str]:
+    arguments = [command, "--help"] if command else ["--help"]
+    return CliRunner().invoke(app, arguments, env={"COLUMNS": "400"}).stdout.splitlines()
+
+
 def test_every_option_has_a_help_text_and_its_default() -> None:
     """Of every command, as it is printed: what it does, and what holds where it is not given."""
     for name, option in options():
@@ -287,10 +294,8 @@ def test_every_option_has_a_help_text_and_its_default() -> None:
         if option.param_type_name == "option":
             default = option.show_default if isinstance(option.show_default, str) else option.default
             assert default not in (None, True), f"{name}: {option.opts} does not say its default"
-            printed = CliRunner().invoke(app, [name, "--help"] if name else ["--help"], env={"COLUMNS": "400"}).stdout
-            line = next(
-                line for line in printed.splitlines() if line.strip("│ ").startswith(max(option.opts, key=len) + " ")
-            )
+            longest = max(option.opts, key=len)
+            line = next(line for line in printed_help(name) if line.strip("│ ").startswith(f"{longest} "))
             assert f"[default: {f'({default})' if isinstance(option.show_default, str) else default}]" in line
 
 
