@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 README = Path(__file__).parents[1] / "README.md"
 CODE = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
 ENV, TRAINER, READER = CODE[:3]
@@ -14,7 +16,7 @@ ENV, TRAINER, READER = CODE[:3]
 
 def command(*args: str, cwd: Path) -> str:
     """Standard output of a command, which must succeed."""
-    done = subprocess.run(args, cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(args, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -30,6 +32,7 @@ def test_the_environment_example_plays(tmp_path: Path) -> None:
     assert '"rollouts":4,"failures":0' in out
 
 
+@pytest.mark.slow
 def test_the_trainer_example_and_the_reader_run(tmp_path: Path) -> None:
     """The ten lines print four groups of eight, and a run folder is read back to its samples."""
     (tmp_path / "train.py").write_text(TRAINER)

@@ -52,7 +52,7 @@ def test_an_environment_that_exits_costs_its_rollout(how: str, tmp_path: Path) -
         "run",
         "--json",
     ]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     lines = [json.loads(line) for line in (tmp_path / "run" / "rollouts.jsonl").read_text().splitlines()]
     failures = [line["failure"] for line in lines if line.get("failure")]
     assert len(lines) == 8

@@ -44,10 +44,10 @@ def test_a_signal_to_the_group_ends_the_run_resumably(number: signal.Signals, tm
         assert process.stdout is not None
         assert any(line == "turn\n" for line in process.stdout)
         os.killpg(process.pid, number)
-        process.communicate(timeout=60)
+        process.communicate(timeout=300)
     before = _kinds(tmp_path)
     assert set(before) == {"cancelled"}
-    done = subprocess.run([*command, "--resume"], cwd=tmp_path, capture_output=True, check=False, timeout=120)
+    done = subprocess.run([*command, "--resume"], cwd=tmp_path, capture_output=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     assert _kinds(tmp_path).count(None) == 8
 

@@ -46,7 +46,7 @@ def test_each_kind_of_warning_is_said_once(tmp_path: Path) -> None:
 def test_a_broken_standard_error_loses_nothing(streams: str, tmp_path: Path) -> None:
     """The run is played, its object printed, the status right, though the environment prints, too."""
     shell = ["bash", "-c", f'"$0" "$@" {streams}', *command(*sized(tmp_path, "print", "--json"))]
-    done = subprocess.run(shell, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(shell, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0
     assert done.stdout.startswith("{")
 
@@ -55,7 +55,7 @@ def test_a_broken_standard_error_loses_nothing(streams: str, tmp_path: Path) -> 
 def test_a_standard_output_that_nobody_reads_loses_nothing(streams: str, tmp_path: Path) -> None:
     """The result is in the folder, the status right, and there is no traceback."""
     shell = ["bash", "-c", f'"$0" "$@" {streams}; exit ${{PIPESTATUS[0]}}', *command(*sized(tmp_path, ""))]
-    done = subprocess.run(shell, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(shell, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0
     assert "Error" not in done.stderr
     assert (tmp_path / "r" / "summary.json").exists()

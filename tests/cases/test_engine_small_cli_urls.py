@@ -15,7 +15,7 @@ ROLLOUT = str(Path(sys.executable).with_name("rollout"))
 
 
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([ROLLOUT, *arguments], cwd=cwd, capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run([ROLLOUT, *arguments], cwd=cwd, capture_output=True, text=True, check=False, timeout=300)
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:99999", "http://127.0.0.1:abc", "http://[::1"])
@@ -28,6 +28,7 @@ def test_a_wrong_address_is_one_line(url: str, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_password_in_an_address_is_written_nowhere(tmp_path: Path) -> None:
     """Not in what is printed, not in a file of the run folder, and not in a probe's command line."""
     with serving(FakeVllm().app) as plain:

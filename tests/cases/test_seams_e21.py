@@ -24,7 +24,7 @@ class Grades(Env):
     def step(self, message: Message) -> Step:
         process = multiprocessing.get_context(self.method).Process(target=grade)
         process.start()
-        process.join(20)
+        process.join(300)
         return Step(done=True, reward=float(process.exitcode == 0))
 
 

@@ -121,7 +121,7 @@ def test_what_is_wrong_before_anything_is_played_is_one_line(spec: str, said: li
     (tmp_path / "bad.py").write_text(FILE)
     (tmp_path / "exits.py").write_text("raise SystemExit(3)\n")
     done = subprocess.run(
-        [str(ROLLOUT), "run", spec, "-n", "2", "-o", "run"], cwd=tmp_path, capture_output=True, text=True, timeout=120
+        [str(ROLLOUT), "run", spec, "-n", "2", "-o", "run"], cwd=tmp_path, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 2, done.stderr
     (line,) = done.stderr.splitlines()

@@ -27,7 +27,7 @@ def test_a_run_that_hangs_is_stopped_and_ends(tmp_path: Path) -> None:
     ):
         pass
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == 1
     assert "Traceback" not in said
     assert f"go on with: rollout run --resume -o {out}" in said

@@ -39,7 +39,7 @@ def test_a_file_imports_its_neighbours(processes: int, tmp_path: Path) -> None:
     (folder / "late_helpers_of_mine.py").write_text("Y = 2\n")
     command = [str(ROLLOUT), "run", "neighbour/env.py:E", "-n", "3", "--max-tokens", "4", "-o", "run"]
     command += ["--processes", str(processes)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     lines = (tmp_path / "run" / "rollouts.jsonl").read_text().splitlines()
     assert [json.loads(line)["reward"] for line in lines] == [3.0] * 3

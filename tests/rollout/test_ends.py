@@ -24,7 +24,7 @@ ending.leave(3)
 
 
 def left(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", LEAVING.format(code)], capture_output=True, text=True, timeout=30)
+    return subprocess.run([sys.executable, "-c", LEAVING.format(code)], capture_output=True, text=True, timeout=300)
 
 
 def test_a_process_that_nothing_keeps_ends_as_ever() -> None:
@@ -55,14 +55,14 @@ def test_a_hook_that_hangs_does_not_keep_the_process() -> None:
 
 def test_what_keeps_the_loop_does_not_keep_a_settled_process() -> None:
     """Once the status is known the main thread may hang wherever it does."""
-    done = left("ending.settle(4); time.sleep(60)")
+    done = left("ending.settle(4); time.sleep(600)")
     assert (done.returncode, done.stdout) == (4, "hook\n")
     assert "left behind" in done.stderr
 
 
 def test_work_that_does_not_end_is_bounded() -> None:
     """With its own line and status, unless the work ends before."""
-    assert left("ending.bound(0.1, 'enough'); time.sleep(60)").stderr == "enough\n"
+    assert left("ending.bound(0.1, 'enough'); time.sleep(600)").stderr == "enough\n"
     assert left("ending.bound(0.1, 'enough')").returncode == 3
 
 
@@ -76,7 +76,7 @@ SIGNALS = textwrap.dedent("""
             print("ready", flush=True)
             await first.wait(); print("first", flush=True)
             await second.wait(); print("second", flush=True)
-            time.sleep(60)  # an environment that blocks the loop
+            time.sleep(600)  # an environment that blocks the loop
     with ends.Signals() as signals:
         asyncio.run(main(signals))
 """)
@@ -90,7 +90,7 @@ def test_the_third_signal_leaves_a_loop_that_is_blocked() -> None:
         for said, number in (("ready", signal.SIGTERM), ("first", signal.SIGHUP), ("second", signal.SIGINT)):
             assert process.stdout.readline() == f"{said}\n"
             process.send_signal(number)
-        assert process.wait(30) == 1
+        assert process.wait(300) == 1
 
 
 def test_a_signal_that_comes_twice_at_once_is_one(monkeypatch: pytest.MonkeyPatch) -> None:

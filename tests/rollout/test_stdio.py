@@ -16,7 +16,7 @@ def ran(code: str, *, shell: str = "", **options: Any) -> subprocess.CompletedPr
     command: Any = [sys.executable, "-c", BEGIN + code]
     if shell:
         command = ["bash", "-c", f'"$0" -c "$1" {shell}', sys.executable, BEGIN + code]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, **options)
+    return subprocess.run(command, capture_output=True, text=True, timeout=50, **options)
 
 
 def test_only_results_come_out_however_others_print() -> None:

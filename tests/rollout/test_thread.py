@@ -219,5 +219,5 @@ engine.__enter__()
 stream = engine.stream(GuessNumber().tasks(30, seed=0))
 print(next(stream))
 """
-    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
     assert [ended.returncode, ended.stdout[:6]] == [0, "<Group"]

@@ -236,6 +236,6 @@ def test_a_process_ends_with_a_call_that_hangs() -> None:
         "        print(threads)\n"
         "asyncio.run(main())\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=True)
     assert done.stdout == "<Threads 0 of 1 busy, 0 waiting, 1 abandoned>\n"
     assert not done.stderr

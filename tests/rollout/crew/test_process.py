@@ -74,7 +74,7 @@ def test_control_c_reaches_the_engine_only(hanging: tuple[Hanging, str], tmp_pat
     assert process.stderr is not None
     assert any("control-C again" in line for line in process.stderr)  # a busy machine warns before that
     os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 1, err
     assert "Traceback" not in err
     assert app.all_left()
@@ -92,7 +92,7 @@ def test_a_killed_engine_leaves_no_process(hanging: tuple[Hanging, str], tmp_pat
     assert app.all_asked()
     process.kill()
     assert app.all_left()
-    process.communicate(timeout=60)  # to the end of the pipes, which the processes hold too
+    process.communicate(timeout=300)  # to the end of the pipes, which the processes hold too
 
 
 @pytest.mark.slow
@@ -148,7 +148,7 @@ def test_a_trainers_script_may_define_the_environment(tmp_path: Path) -> None:
     (tmp_path / "guarded.py").write_text(f'{TRAINER}\n\nif __name__ == "__main__":\n    asyncio.run(main())\n')
     (tmp_path / "unguarded.py").write_text(f"{TRAINER}\n\nasyncio.run(main())\n")
     done, failed = (
-        subprocess.run([sys.executable, name], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+        subprocess.run([sys.executable, name], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
         for name in ("guarded.py", "unguarded.py")
     )
     assert done.stdout.splitlines() == ["[1.0]"] * 4, done.stderr

@@ -29,7 +29,7 @@ def test_it_says_where_it_listens() -> None:
                 assert b'"mine"' in answer.read()
         finally:
             process.send_signal(signal.SIGINT)
-        assert process.communicate(timeout=30)[0] == "rollout: stopped serving\n"
+        assert process.communicate(timeout=300)[0] == "rollout: stopped serving\n"
 
 
 def test_a_port_that_is_taken_is_said() -> None:
