@@ -170,6 +170,8 @@ def named_numbers(values: object, source: str) -> dict[str, float]:
 def task(value: object, index: int) -> dict[str, Any]:
     """A task as it is played and written. Raises ConfigError, naming the task, the place in it and what lies there."""
     named = value.get("id") if isinstance(value, Mapping) else None
+    if isinstance(named, int) and named.bit_length() > _MOST_BITS:
+        named = None  # Python would not make a text of it
     name = f"task {index}" + (f" (id {well_formed(str(named))[:80]!r})" if isinstance(named, str | int) else "")
     if not isinstance(value, Mapping):
         raise ConfigError(f"{name} is of type {type(value).__name__}; a task is a mapping, such as a dict")

@@ -20,6 +20,7 @@ import asyncio
 import contextlib
 import contextvars
 import inspect
+import os
 from collections.abc import Awaitable, Callable, Iterator
 from types import FrameType
 from typing import Any
@@ -29,6 +30,7 @@ import structlog
 
 from rollout.env import Env
 from rollout.faults import EnvironmentFault, raised_by, said_by
+from rollout.forks import stay_in
 from rollout.imports import place_in, stack_of
 from rollout.records import FailureKind
 from rollout.threads import Threads, contained
@@ -248,12 +250,16 @@ class Host:
     def _on_loop(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         self._hosts.watch()
         before = owner.set(self.tasks)
+        process = os.getpid()
         try:
-            return function(*args)
+            value = function(*args)
         except BaseException as error:
+            stay_in(process, error)
             raise contained(error) from error.__cause__
         finally:
             owner.reset(before)
+        stay_in(process)
+        return value
 
     async def _in_thread(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         before = owner.set(self.tasks)  # the call takes the context with it
@@ -329,6 +335,7 @@ class Host:
 
     async def _carry_out(self, request: _Request) -> None:
         request.begun = True
+        process = os.getpid()
         try:
             value = request.function(*request.args)
             request.value = await value if inspect.isawaitable(value) else value
@@ -337,6 +344,7 @@ class Host:
             raise  # the loop is gone, and Python throws this task away
         except BaseException as error:
             request.error = error
+        stay_in(process, request.error)
         if request.interrupted:
             await self._forget_cancellation()
         request.finish()

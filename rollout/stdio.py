@@ -93,13 +93,21 @@ class _Tolerant(io.FileIO):
             return view.nbytes
 
 
+class _Text(io.TextIOWrapper):
+    """A stream that user code may close: whoever writes to it afterwards, the command included, still can."""
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self.flush()
+
+
 def _tolerant(stream: TextIO | None, fd: int) -> TextIO:
     if stream is not None:
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
     raw = io.BufferedWriter(_Tolerant(fd, "w", closefd=False))
     encoding = getattr(stream, "encoding", None) or "utf-8"
-    return io.TextIOWrapper(raw, encoding=encoding, errors="backslashreplace", line_buffering=True)
+    return _Text(raw, encoding=encoding, errors="backslashreplace", line_buffering=True)
 
 
 def _write(fd: int, data: memoryview) -> int:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import os
 import queue
 import sys
 import threading
@@ -25,6 +26,7 @@ from types import FrameType
 from typing import Any, Generic, TypeVar, cast
 
 from rollout.errors import RolloutError
+from rollout.forks import stay_in
 
 _library: contextvars.ContextVar[str | None] | None
 try:
@@ -135,6 +137,7 @@ class Call(Generic[T]):
 
     def make(self) -> None:
         """Calls the function; in the thread."""
+        process = os.getpid()
         try:
             self.thread_id = threading.get_ident()
             if _library is not None:  # else anyio.run() in the thread would see our loop and refuse
@@ -145,6 +148,7 @@ class Call(Generic[T]):
             self._value = self._context.run(function)
         except BaseException as error:
             self._error = error
+        stay_in(process, self._error)
         self.done = True
 
     def stack(self) -> list[FrameType]:

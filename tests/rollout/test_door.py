@@ -317,3 +317,9 @@ def test_a_mapping_that_raises_is_refused() -> None:
 
     with pytest.raises(ConfigError, match=r"^task 0 cannot be written: it cannot be read: KeyError: 'gone'"):
         door.task(Lazy(a=1), 0)
+
+
+def test_a_task_whose_id_is_too_long_a_number_is_refused() -> None:
+    """The id that cannot be written is not needed to say so."""
+    with pytest.raises(ConfigError, match=r"^task 3 cannot be written: id "):
+        door.task({"id": 10**5000}, 3)

@@ -65,3 +65,9 @@ def test_text_that_cannot_be_encoded_is_written() -> None:
     """Half an emoji is an escape, in a result and in a print."""
     done = ran('output.write("a\\ud800\\n"); print("b\\ud800")')
     assert (done.stdout, done.stderr) == ("a\\ud800\n", "b\\ud800\n")
+
+
+def test_streams_that_others_close_are_still_written_to() -> None:
+    """A library that closes `sys.stdout` or `sys.stderr` takes no line away from who comes after it."""
+    done = ran('sys.stdout.close(); sys.stderr.close(); print("p"); print("e", file=sys.stderr); output.write("r")')
+    assert (done.returncode, done.stdout, done.stderr.split()) == (0, "r", ["p", "e"])
