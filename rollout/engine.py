@@ -30,6 +30,7 @@ from rollout.errors import ConfigError, EngineClosed, RolloutError, TransportErr
 from rollout.fleet import UPDATE, Fleet
 from rollout.group_reward import GroupReward
 from rollout.histogram import Histogram
+from rollout.logs import hide_locals
 from rollout.pace import START, Pace, keep_pace
 from rollout.player import Player
 from rollout.records import Group
@@ -63,6 +64,7 @@ class Engine:
         `launch` starts a process, where there are to be several: a cluster has another way than this machine.
         """
         check_values(config)
+        hide_locals()
         self.config = config
         self._make_env = make_env
         self._given = transport is not None

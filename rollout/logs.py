@@ -58,6 +58,24 @@ def printable(text: str, *, lines: bool = False) -> str:
     )
 
 
+def hide_locals() -> None:
+    """Has structlog, where the program has not configured it, print tracebacks without the frames' variables.
+
+    As it comes it draws them where `rich` is installed: 900 lines for one rollout that failed, formatted on the event
+    loop, and keys among them.
+    """
+    if structlog.is_configured():
+        return
+    colors = sys.stdout is not None and sys.stdout.isatty()
+    renderer = structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=structlog.dev.plain_traceback)
+    processors = structlog.get_config()["processors"]
+    structlog.configure(
+        processors=[
+            renderer if isinstance(processor, structlog.dev.ConsoleRenderer) else processor for processor in processors
+        ]
+    )
+
+
 class EventLog:
     """Where events go. The file is written by a thread of its own, so that no log line waits for a disk."""
 

@@ -114,3 +114,31 @@ def test_a_traceback_is_cut_in_its_middle(tmp_path: Path) -> None:
         assert len(text) < 30_000
         assert text.startswith("Traceback")
         assert text.endswith(" the end")
+
+
+def test_a_library_without_configuration_prints_no_variables(capsys: pytest.CaptureFixture[str]) -> None:
+    """A traceback names the place and the error, and not what the frames held, such as a key."""
+    structlog.reset_defaults()
+    try:
+        logs.hide_locals()
+        key = "sesame".upper()
+        try:
+            raise ValueError(f"{len(key)} letters")
+        except ValueError as error:
+            structlog.get_logger().warning("environment_raised", exc_info=error)
+    finally:
+        structlog.reset_defaults()
+    said = capsys.readouterr().out
+    assert "ValueError: 6 letters" in said
+    assert "SESAME" not in said
+
+
+def test_a_programs_own_configuration_of_logs_stays() -> None:
+    """Who has configured structlog has chosen what is printed."""
+    mine: list[Any] = [structlog.processors.JSONRenderer()]
+    structlog.configure(processors=mine)
+    try:
+        logs.hide_locals()
+        assert structlog.get_config()["processors"] is mine
+    finally:
+        structlog.reset_defaults()
