@@ -126,6 +126,8 @@ class _Serving:
             rollout.failure = Failure(kind=FailureKind.INTERNAL, message=message, error=type(error).__name__)
         finally:
             del self._scopes[command.number]
+        # What was logged of it goes first, since the loop has it to send: with this end the run may end.
+        await anyio.lowlevel.cancel_shielded_checkpoint()
         self._say_ended(command.number, job, rollout)
         await self._channel.sent()
 
