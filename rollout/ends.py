@@ -34,6 +34,10 @@ ONE_SIGNAL_S = 0.05
 LEAVE_S = 3.0
 HOOKS_S = 30.0
 
+#: Tasks that swallowed their cancellation, held for good: were they thrown away, each would be told so by an exception
+#: that it swallows, too, and spin for ever in whatever thread did that.
+unending: list[object] = []
+
 _STOPS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
@@ -155,8 +159,8 @@ class Ending:
         self._leave_now()
 
     def _leave_behind_hooks(self) -> None:
-        """Exit hooks have run. A thread that still does something could only spoil what Python does then."""
-        if self.status is not None and any(thread.daemon for thread in _others()):
+        """Exit hooks have run. A thread or task that has not ended could only spoil what Python does then."""
+        if self.status is not None and (unending or any(thread.daemon for thread in _others())):
             self._leave_now()
 
     def _leave_now(self) -> None:

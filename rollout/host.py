@@ -28,6 +28,7 @@ from typing import Any
 import anyio
 import structlog
 
+from rollout.ends import unending
 from rollout.env import Env
 from rollout.faults import EnvironmentFault, raised_by, said_by
 from rollout.forks import stay_in
@@ -98,6 +99,7 @@ class Hosts:
                 not_closed=len(self._closings),
                 hint="give what they wait for a timeout of its own",
             )
+        unending.extend(self._hanging)
         for task in self._hanging:
             # It has swallowed its cancellation: asyncio.run would wait for it for ever.
             asyncio.tasks._unregister_task(task)

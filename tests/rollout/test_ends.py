@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -126,3 +127,21 @@ async def test_a_signal_between_two_meanings_is_not_lost() -> None:
             signal.raise_signal(signal.SIGTERM)
         with signals.meaning(came.set), anyio.fail_after(60):
             await came.wait()
+
+
+def test_a_task_that_swallows_everything_does_not_keep_the_command(tmp_path: Path) -> None:
+    """Its rollout is a timeout, and the process ends, though Python cannot even throw the task away."""
+    (tmp_path / "swallows.py").write_text(
+        "import asyncio\nfrom rollout import Env, user\n"
+        "class Swallows(Env):\n"
+        "    async def reset(self, task): return [user('hello')]\n"
+        "    async def step(self, message):\n"
+        "        while True:\n"
+        "            try: await asyncio.sleep(1000)\n"
+        "            except BaseException: pass\n"
+    )
+    command = [sys.executable, "-m", "rollout", "run", "swallows.py:Swallows", "-n", "1", "--max-tokens", "4"]
+    command += ["--step-timeout", "0.5", "-o", "run"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=90)
+    assert done.returncode == 1, done.stderr
+    assert "step took longer than 0.5 s" in done.stderr
