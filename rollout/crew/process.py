@@ -21,6 +21,7 @@ import time
 import traceback
 from collections.abc import Mapping
 from multiprocessing import spawn
+from pathlib import Path
 from typing import Any
 
 from rollout.crew.channel import Channel
@@ -36,6 +37,9 @@ ORPHANED = 40
 
 #: `prctl`'s number for the signal that is sent when the parent is gone, in <linux/prctl.h>.
 _PARENT_DEATH_SIGNAL = 1
+
+#: A process's flags among the fields of its /proc/PID/stat after its name, and the one that it has while it exits.
+_STAT_FLAGS, _EXITING = 6, 0x4
 
 
 def main(start: Mapping[str, Any]) -> None:
@@ -124,9 +128,18 @@ def _end_after_parent(orphaned: int = ORPHANED) -> None:
     libc.prctl(_PARENT_DEATH_SIGNAL, orphaned, 0, 0, 0)
 
 
+def _is_ending(engine: int) -> bool:
+    """Linux: whether that process is on its way out. Its connections end a moment before it is nobody's parent."""
+    try:
+        fields = Path(f"/proc/{engine}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return False
+    return bool(int(fields[_STAT_FLAGS]) & _EXITING)
+
+
 def _leave(status: int, engine: int) -> None:
     """Ends the process, within `LEAVE_S`. Without an engine nobody else ends what environments started in it."""
-    if os.getppid() != engine:
+    if _is_ending(engine) or os.getppid() != engine:
         os.killpg(os.getpgrp(), signal.SIGKILL)
 
     def leave_at_last() -> None:

@@ -48,7 +48,7 @@ def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 OFTEN = {*((name, "embedded") for name in SERVERS), ("vllm-0.32", "random")}
 
 MATRIX = [
-    pytest.param(name, model, id=f"{name}-{model}", marks=[] if (name, model) in OFTEN else [pytest.mark.full])
+    pytest.param((name, model), id=f"{name}-{model}", marks=[] if (name, model) in OFTEN else [pytest.mark.full])
     for name in SERVERS
     for model in ("embedded", "random")
 ]

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from rollout.crew.process import _is_ending
 from rollout.store import read_rollouts
 from tests.local_server import serving
 from transports.embedded.app import create_app
@@ -183,6 +184,17 @@ def test_what_environments_started_ends_with_a_killed_engine(hanging: tuple[Hang
         process.kill()
         assert select.select([left], [], [], 30)[0], "it is still there"
         os.close(left)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it is read from /proc")
+def test_an_engine_that_is_ending_is_known_before_it_is_gone() -> None:
+    """Its connections close first: until it is waited for it still is its workers' parent."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as engine:
+        assert not _is_ending(engine.pid)
+        engine.kill()
+        os.waitid(os.P_PID, engine.pid, os.WEXITED | os.WNOWAIT)
+        assert _is_ending(engine.pid)
+    assert not _is_ending(engine.pid)
 
 
 ORPHAN = """
