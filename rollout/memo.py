@@ -20,7 +20,7 @@ class Memo(dict[K, V]):
         self.size = size
 
     def __setitem__(self, key: K, value: V) -> None:
-        if len(self) >= self.size and key not in self:
+        while self and len(self) >= self.size and key not in self:
             with contextlib.suppress(RuntimeError, StopIteration):  # another thread set or took one meanwhile
                 self.pop(next(iter(self)), None)
         super().__setitem__(key, value)

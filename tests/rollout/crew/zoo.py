@@ -100,7 +100,6 @@ DEEDS: dict[str, Callable[[Any], object]] = {
     "stop": lambda task: os.kill(os.getpid(), signal.SIGSTOP),
     "regex": lambda task: re.match(r"(a|aa)+$", "a" * 60 + "b"),
     "leak an exit": lambda task: asyncio.get_running_loop().call_soon(sys.exit, 5),
-    "pool, forked": lambda task: _with_pool("fork"),
     "pool, spawned": lambda task: _with_pool("spawn"),
     "executor": lambda task: _with_executor(),
     "terminate": lambda task: _terminated(),
