@@ -1,7 +1,7 @@
 """A real job under a storm: real servers, real processes, and everything that goes wrong in a night, in minutes.
 
     make soak                                # the form of CI: a fixed seed, 1,500 turns and one of each fault
-    python -m benchmarks.soak --form full    # 10,000 turns or more: its printed result is kept in SOAK.md
+    python -m benchmarks.soak --form full    # 10,000 turns or more
 
 Two jobs run side by side until both have played what they were given. The command (`rollout run`) plays plain
 environments on Dynamo; it is killed, stopped, frozen out of its disk and gone on with by `--resume`. The trainer (an
