@@ -9,6 +9,7 @@ import pytest
 from rollout.pace import START
 from rollout.transport import TransportConfig
 from tests.live.servers import Server
+from tests.live.test_faults import assert_idle
 from tests.live.test_run import ECHO, TOKENIZER, assert_token_exact, run
 from transports.auto import open as open_auto
 
@@ -22,6 +23,7 @@ async def test_real_servers_say_their_load(kind: str, request: pytest.FixtureReq
     transport = await open_auto(TransportConfig(base_url=server.url))
     try:
         await transport.check()
+        assert_idle(server)  # the gauges may still count what opening has probed
         load = await transport.load()
     finally:
         await transport.aclose()
