@@ -84,6 +84,7 @@ def freeze_worker(world: World) -> None:
             if time.monotonic() > deadline:
                 world.faults.append("a frozen worker was not found out within 60 s")
                 _signal(workers[-1], signal.SIGKILL)
+                return
             time.sleep(0.2)
 
 
