@@ -24,7 +24,7 @@ from benchmarks.soak.storm import World, say
 from benchmarks.soak.trainer import Plan
 from benchmarks.soak.weights import write_folders
 from rollout.records import Rollout
-from rollout.store import read_rollouts
+from rollout.store.folder import read_rollouts
 from tests.live.proxy import faulty_proxy
 from tests.live.servers import dynamo_mocker, vllm_server
 
@@ -53,7 +53,7 @@ class Form(msgspec.Struct, kw_only=True):
 
 FORMS = {
     "ci": Form(
-        command_tasks=500, trainer_tasks=130, memory_rollouts=1_600, turns=1_500, deadline_s=330, rounds=1, proofs=40
+        command_tasks=600, trainer_tasks=160, memory_rollouts=1_600, turns=1_500, deadline_s=330, rounds=1, proofs=40
     ),
     "full": Form(
         command_tasks=1_700,
@@ -84,18 +84,19 @@ def play(world: World, form: Form, seed: int) -> list[str]:
     over = threading.Event()
     wrong: list[str] = []
 
-    def blow(faults: storm.Faults, salt: int, begun: storm.Condition, alive: storm.Condition) -> None:
+    def blow(faults: storm.Faults, salt: int, progress: storm.Progress, alive: storm.Condition) -> None:
         def still() -> bool:
             return alive() and not over.is_set()
 
         try:
-            storm.blow(world, faults, seed + salt, rounds=form.rounds, begun=begun, alive=still)
+            storm.blow(world, faults, seed + salt, rounds=form.rounds, progress=progress, alive=still)
         except Exception as error:
             wrong.append(f"the storm itself broke: {type(error).__name__}: {error}")
 
     command, trainer = world.command, world.trainer
-    on_command = (storm.ON_COMMAND, 1, lambda: command.ended > 20, lambda: not command.done)
-    on_trainer = (storm.ON_TRAINER, 2, lambda: trainer.state.get("ended", 0) > 5, lambda: trainer.running)
+    most = trainer.plan.tasks * trainer.plan.members
+    on_command = (storm.ON_COMMAND, 1, lambda: command.ended / command.members, lambda: not command.done)
+    on_trainer = (storm.ON_TRAINER, 2, lambda: trainer.state.get("ended", 0) / most, lambda: trainer.running)
     threads = [threading.Thread(target=blow, args=args) for args in (on_command, on_trainer)]
     for thread in threads:
         thread.start()

@@ -19,8 +19,8 @@ import numpy as np
 from benchmarks.soak.weights import Proof
 from benchmarks.soak.zoo import OUTCOMES, read_ledger
 from rollout.records import FailureKind, Rollout
-from rollout.store import decode_rollout, read_rollouts
-from rollout.verify import InvariantBroken, check_trajectory
+from rollout.store.folder import decode_rollout, read_rollouts
+from rollout.tokens.verify import InvariantBroken, check_trajectory
 from tests.live.install import PROJECT
 from tests.live.servers import Server
 

@@ -20,7 +20,7 @@ import msgspec
 
 from benchmarks.soak.trainer import Plan
 from rollout.records import FailureKind
-from rollout.store import read_rollouts
+from rollout.store.folder import read_rollouts
 from tests.live.install import PROJECT
 from transports.embedded import MODEL_DIR
 

@@ -22,8 +22,8 @@ import msgspec
 from benchmarks.soak.jobs import END_S, CommandJob, TrainerJob
 from tests.live.servers import Server
 
-#: Seconds between two faults: some work must get done between them.
-PAUSE_S = (4.0, 9.0)
+#: The share of a job within which its faults are thrown: what the last one left must still be played out.
+WITHIN = 0.8
 
 #: How long vLLM takes to be back, at most: a minute on two cores that play at the same time, mostly.
 BACK_S = 240.0
@@ -150,6 +150,7 @@ def update_abort(world: World) -> None:
 
 
 Condition = Callable[[], bool]
+Progress = Callable[[], float]
 Faults = dict[str, Callable[[World], None]]
 
 #: What is thrown at the command and its servers, by name.
@@ -172,27 +173,22 @@ ON_TRAINER: Faults = {
 }
 
 
-def blow(world: World, faults: Faults, seed: int, *, rounds: int, begun: Condition, alive: Condition) -> None:
-    """Throws each fault so many times, in a shuffled order, from when its job has begun to when it is over."""
+def blow(world: World, faults: Faults, seed: int, *, rounds: int, progress: Progress, alive: Condition) -> None:
+    """Throws each fault so many times, in a shuffled order, spread over what its job has to play.
+
+    `progress` is the share of the job that has ended. Time would not do: a quick machine would be done before the last
+    fault, and a busy one would get all of them in its first rollouts.
+    """
     chance = random.Random(seed)
-    while alive() and not begun():
-        time.sleep(0.1)
-    for _ in range(rounds):
-        order = list(faults)
-        chance.shuffle(order)
-        for name in order:
-            _rest(chance.uniform(*PAUSE_S), alive)
-            if not alive():
-                return
-            say(f"{name}; {world.command!r}, {world.trainer!r}")
-            world.thrown[name] += 1
-            faults[name](world)
-
-
-def _rest(seconds: float, alive: Condition) -> None:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until and alive():
-        time.sleep(0.1)
+    order = [name for _ in range(rounds) for name in chance.sample(list(faults), len(faults))]
+    for at, name in enumerate(order, 1):
+        while alive() and progress() < WITHIN * at / len(order):
+            time.sleep(0.05)
+        if not alive():
+            return
+        say(f"{name}; {world.command!r}, {world.trainer!r}")
+        world.thrown[name] += 1
+        faults[name](world)
 
 
 def _order(world: World, order: str) -> None:

@@ -9,6 +9,7 @@ command's are; groups, as they are delivered, to `groups.jsonl`.
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import gc
 import json
@@ -27,7 +28,7 @@ from benchmarks.soak import zoo
 from rollout import Engine, EngineConfig, Env
 from rollout.errors import RolloutError
 from rollout.records import Group, Rollout
-from rollout.store import encode_rollout
+from rollout.store.folder import encode_rollout
 from transports.embedded import MODEL_DIR
 
 #: Rollouts between two looks at the memory.
@@ -111,25 +112,34 @@ class Job:
 
     async def _obey(self, engine: Engine) -> None:
         """Carries out the orders, one after another."""
-        lines = os.fdopen(os.dup(0), "r")
-        while line := await anyio.to_thread.run_sync(lines.readline, abandon_on_cancel=True):
-            order, _, argument = line.strip().partition(" ")
-            started = time.monotonic()
+        lines = asyncio.StreamReader()
+        with os.fdopen(os.dup(0), "rb") as orders:  # no thread reads them: it would be waited for at the end
+            loop = asyncio.get_running_loop()
+            pipe, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), orders)
             try:
-                if order == "pause":
-                    await engine.pause()
-                    await anyio.sleep(float(argument))
-                    await engine.resume()
-                else:
-                    self._version += 1
-                    weights = self._plan.weights
-                    folder = weights[self._version % len(weights)]
-                    await engine.update_weights(self._version, folder, in_flight=argument)  # type: ignore[arg-type]  # an order names a mode
-            except RolloutError as error:
-                say("refused", order=line.strip(), error=f"{type(error).__name__}: {error}")
+                while line := (await lines.readline()).decode():
+                    await self._carry_out(engine, line.strip())
+            finally:
+                pipe.close()
+
+    async def _carry_out(self, engine: Engine, line: str) -> None:
+        order, _, argument = line.partition(" ")
+        started = time.monotonic()
+        try:
+            if order == "pause":
+                await engine.pause()
+                await anyio.sleep(float(argument))
+                await engine.resume()
             else:
-                took_s = round(time.monotonic() - started, 2)
-                say("obeyed", order=line.strip(), took_s=took_s, version=engine.weight_version)
+                self._version += 1
+                weights = self._plan.weights
+                folder = weights[self._version % len(weights)]
+                await engine.update_weights(self._version, folder, in_flight=argument)  # type: ignore[arg-type]  # an order names a mode
+        except RolloutError as error:
+            say("refused", order=line, error=f"{type(error).__name__}: {error}")
+        else:
+            took_s = round(time.monotonic() - started, 2)
+            say("obeyed", order=line, took_s=took_s, version=engine.weight_version)
 
     async def _report(self, engine: Engine) -> None:
         looked = -LOOK_EVERY

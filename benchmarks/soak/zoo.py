@@ -23,8 +23,8 @@ from typing import Any
 import anyio
 import numpy as np
 
+from rollout.chat.messages import Message, user
 from rollout.env import Env, MessageLike, Step, Task
-from rollout.messages import Message, user
 
 #: Where the ledger is: inherited by every process that plays.
 LEDGER = "ROLLOUT_SOAK_LEDGER"
