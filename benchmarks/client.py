@@ -31,11 +31,11 @@ from transformers import AutoTokenizer
 from benchmarks.kit.fake_server import MODEL, Script
 from envs.echo import filler
 from rollout import Engine, EngineConfig, Env, Message, Step, user
-from rollout.lag import spared_collector
+from rollout.loop.lag import spared_collector
 from rollout.records import Rollout
 from rollout.transport import MessagePrompt, Request, TokenPrompt
 from transports.embedded import MODEL_DIR
-from transports.vllm_wire import CHAT, GENERATE, chat_body, generate_body
+from transports.vllm.wire import CHAT, GENERATE, chat_body, generate_body
 
 #: Rollouts by turns, all at once, and the CPU per turn to reach, ms. The reference client took 10.6, 7.3, 19.8, 11.4.
 SHAPES = {(64, 8): 0.5, (16, 32): 0.5, (4, 128): 0.7, (512, 4): 0.5}

@@ -34,10 +34,10 @@ from benchmarks.client import (
     make_script,
 )
 from rollout import EngineConfig, Rollout, user
-from rollout.messages import Message
+from rollout.chat.messages import Message
 from rollout.records import Route, Turn
-from rollout.store import RunFolder
-from rollout.trajectory import LOGPROBS, Node
+from rollout.store.folder import RunFolder
+from rollout.tokens.trajectory import LOGPROBS, Node
 from rollout.transport import IDS, WeightSpan
 from transports.embedded import MODEL_DIR
 

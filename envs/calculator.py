@@ -8,9 +8,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, TypeGuard
 
+from rollout.chat.messages import Message, ToolCall, tool, user
 from rollout.env import Env, MessageLike, Step, Task
 from rollout.errors import MessageError
-from rollout.messages import Message, ToolCall, tool, user
 
 _INTEGER = re.compile(r"-?\d+")
 _NAMES = ("Ada", "Ben", "Eve", "Kim", "Leo", "Mia", "Sam", "Tom")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 
+from rollout.chat.messages import Message, user
 from rollout.env import Env, MessageLike, Step, Task
-from rollout.messages import Message, user
 
 _TEXT = (
     "the quick brown fox jumps over the lazy dog while seven small birds sing in an old tree near the river "

@@ -6,8 +6,8 @@ import random
 import re
 from collections.abc import Iterable, Sequence
 
+from rollout.chat.messages import Message, user
 from rollout.env import Env, MessageLike, Step, Task
-from rollout.messages import Message, user
 
 _INTEGER = re.compile(r"-?\d+")
 

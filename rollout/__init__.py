@@ -1,12 +1,15 @@
 """Multi-turn rollouts for reinforcement learning of language models, token-in from turn 2."""
 
+from rollout.chat.messages import Message, system, tool, user
 from rollout.config import EngineConfig
 from rollout.engine import Engine
 from rollout.env import Env, Step, Task
-from rollout.messages import Message, system, tool, user
+from rollout.moved import install
 from rollout.records import FallbackReason, Group, Rollout
-from rollout.samples import TrainingSample, samples_of
 from rollout.thread import EngineThread
+from rollout.tokens.samples import TrainingSample, samples_of
+
+install()
 
 __all__ = [
     "Engine",

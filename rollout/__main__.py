@@ -1,5 +1,5 @@
 """`python -m rollout` is the console script."""
 
-from rollout.cli import main
+from rollout.cli.app import main
 
 main()

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from rollout.canonical import Match
+from rollout.chat.canonical import Match
 from rollout.door import Refused, is_plain, plain
 from rollout.errors import ConfigError
 from rollout.records import Mode
@@ -37,7 +37,7 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     thinking_retention: Literal["all", "tool_cycle"] = "all"
     """`all` keeps the prefix over a new user message; `tool_cycle` drops earlier reasoning there, message-in."""
     match: Match = "strict"
-    """What counts as the same message when a conversation comes back: see `rollout.canonical`."""
+    """What counts as the same message when a conversation comes back: see `rollout.chat.canonical`."""
     mode: Mode = "tito"
     require_token_in: bool = False
     """Make any fallback but `first_turn` a failure of its rollout."""
@@ -54,10 +54,10 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Context length; None asks the server."""
     max_turns: int | None = None
     concurrency: int | Literal["auto"] = 64
-    """Rollouts in flight at most. `auto` follows the servers' own metrics: see `rollout.pace`."""
+    """Rollouts in flight at most. `auto` follows the servers' own metrics: see `rollout.schedule.concurrency`."""
     processes: int = 1
     """How many processes play, each with an event loop of its own, where one core is not enough. Above 1 the engine
-    starts them: see `rollout.crew`."""
+    starts them: see `rollout.workers.pool`."""
     worker_start_s: float = 300.0
     """How long such a process may take until it can play: importing the environment, connecting."""
     worker_silence_s: float = 20.0

@@ -18,27 +18,27 @@ import anyio.abc
 import msgspec
 import structlog
 
-from rollout import open_files
 from rollout.checks import check_values, choice
-from rollout.codec import Codec
+from rollout.cli.logs import hide_locals
+from rollout.codec.codec import Codec
 from rollout.config import EngineConfig
-from rollout.connect import check_config
-from rollout.crew import Crew, Standing
-from rollout.crew.launch import Launch
 from rollout.env import Env, Task
 from rollout.errors import ConfigError, EngineClosed, RolloutError, TransportError
-from rollout.fleet import UPDATE, Fleet
-from rollout.group_reward import GroupReward
 from rollout.histogram import Histogram
-from rollout.logs import hide_locals
-from rollout.pace import START, Pace, keep_pace
-from rollout.player import Player
+from rollout.observe.stats import Stats
+from rollout.play.connect import check_config
+from rollout.play.player import Player
+from rollout.process import open_files
 from rollout.records import Group
-from rollout.runs import OnRollout
-from rollout.stats import Stats
-from rollout.streams import Streams
-from rollout.submissions import Submission
+from rollout.schedule.concurrency import START, Pace, keep_pace
+from rollout.schedule.group_reward import GroupReward
+from rollout.schedule.stream import OnRollout
+from rollout.schedule.streams import Streams
+from rollout.schedule.submissions import Submission
+from rollout.servers.fleet import UPDATE, Fleet
 from rollout.transport import InFlight, ServerInfo, Transport
+from rollout.workers.launch import Launch
+from rollout.workers.pool import Crew, Standing
 
 _log = structlog.get_logger(__name__)
 
@@ -193,10 +193,10 @@ class Engine:
         takes `share` of them at most.
 
         A group whose finished members became too stale while it waited to be taken has them as failures.
-        `group_reward` sets the finished members' rewards, see `rollout.group_reward`; `keep` decides which groups are
-        yielded, and what it drops is counted in `stats().dropped_groups`. `evaluation` rollouts are never ended as
-        stale. How a stream may end, and where what was played is then: see `rollout.runs`. Cancelling an `anext` gives
-        the stream up.
+        `group_reward` sets the finished members' rewards, see `rollout.schedule.group_reward`; `keep` decides which
+        groups are yielded, and what it drops is counted in `stats().dropped_groups`. `evaluation` rollouts are never
+        ended as stale. How a stream may end, and where what was played is then: see `rollout.schedule.stream`.
+        Cancelling an `anext` gives the stream up.
         """
         return self._streams.stream(
             tasks,

@@ -35,7 +35,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from rollout.messages import Message
+from rollout.chat.messages import Message
 
 #: What one rollout is about: any JSON object. A line of a `--tasks` file, or one of `Env.tasks`.
 Task = Mapping[str, Any]

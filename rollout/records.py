@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from rollout.advantages import Advantage, grpo
+from rollout.chat.messages import Message
 from rollout.door import is_well_formed, well_formed
-from rollout.messages import Message
-from rollout.trajectory import Node, Root, Trajectory
+from rollout.tokens.advantages import Advantage, grpo
+from rollout.tokens.trajectory import Node, Root, Trajectory
 from rollout.transport import FinishReason, WeightSpan
 
 if TYPE_CHECKING:
-    from rollout.samples import TrainingSample
+    from rollout.tokens.samples import TrainingSample
 
 Mode = Literal["tito", "mito"]
 
@@ -158,7 +158,7 @@ class Rollout(msgspec.Struct, kw_only=True):
     """The conversation at its end."""
     roots: list[Root] = []
     nodes: list[Node] = []
-    """The trajectory: see `rollout.trajectory`. Parents are indices into this list."""
+    """The trajectory: see `rollout.tokens.trajectory`. Parents are indices into this list."""
     leaves: list[int] = []
     timing: Timing = msgspec.field(default_factory=Timing)
 
@@ -203,8 +203,8 @@ class Group(msgspec.Struct, kw_only=True):
         return [rollout.reward for rollout in self.finished]
 
     def samples(self, advantage: Advantage | None = grpo) -> list[TrainingSample]:
-        """The finished members' training samples, with advantages over their rewards (see `rollout.advantages`)."""
-        from rollout.samples import group_samples  # samples are made of records
+        """The finished members' samples, with advantages over their rewards (see `rollout.tokens.advantages`)."""
+        from rollout.tokens.samples import group_samples  # samples are made of records
 
         return group_samples(self, advantage)
 

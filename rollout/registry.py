@@ -23,7 +23,7 @@ import msgspec
 from rollout.door import error_text
 from rollout.env import Env
 from rollout.errors import ConfigError
-from rollout.imports import absolute_file, import_file, import_module, loaded
+from rollout.process.imports import absolute_file, import_file, import_module, loaded
 from rollout.transport import Open, Transport, TransportConfig, opened
 
 DISTRIBUTION = "rollout-engine"

@@ -5,8 +5,9 @@ with EngineThread(EngineConfig(), GuessNumber) as engine:
         train(group.samples())
 
 The rollouts go on while the trainer computes, for as long as it takes; admission waits as in `Engine.stream`. Streams
-and submissions end as those of an `Engine` do (see `rollout.runs`). Control-C is a KeyboardInterrupt where the trainer
-waits: it gives up the stream that is waited for. What had finished is in `untaken`, also after the engine is closed.
+and submissions end as those of an `Engine` do (see `rollout.schedule.stream`). Control-C is a KeyboardInterrupt where
+the trainer waits: it gives up the stream that is waited for. What had finished is in `untaken`, also after the engine
+is closed.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from typing import Any, Self, TypeVar
 from rollout.config import EngineConfig
 from rollout.engine import Engine
 from rollout.env import Env, Task
-from rollout.loop_thread import LoopThread
+from rollout.loop.thread import LoopThread
+from rollout.observe.stats import Stats
 from rollout.records import Group
-from rollout.stats import Stats
+from rollout.servers.weights import InFlight
 from rollout.transport import Transport
-from rollout.weights import InFlight
 
 T = TypeVar("T")
 

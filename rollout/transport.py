@@ -18,9 +18,9 @@ import anyio
 import msgspec
 
 from rollout.address import shown_url
+from rollout.chat.messages import Message
 from rollout.errors import ConfigError, TransportError
 from rollout.histogram import Histogram
-from rollout.messages import Message
 
 #: How ids are held, here and in a trajectory: 32-bit integers.
 IDS = "i"

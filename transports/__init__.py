@@ -1,1 +1,5 @@
-"""Transports: one module per server dialect, each found by entry point."""
+"""Transports: one module or folder per server dialect, each found by entry point."""
+
+from rollout.moved import install
+
+install()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from rollout.errors import ServerError, TransportError
 from rollout.transport import TransportConfig
-from transports import dynamo, vllm
-from transports.common import PROBE_RETRIES, list_models, opening
+from transports import dynamo
 from transports.dynamo import DynamoTransport
-from transports.http import HttpClient
-from transports.vllm import VllmTransport
+from transports.http.client import HttpClient
+from transports.openai import PROBE_RETRIES, list_models, opening
+from transports.vllm import transport as vllm
+from transports.vllm.transport import VllmTransport
 
 
 async def open(config: TransportConfig) -> VllmTransport | DynamoTransport:

@@ -13,10 +13,11 @@ from typing import Any
 import msgspec
 import structlog
 
+from rollout.chat.messages import user
 from rollout.errors import MalformedReply, ServerError, TransportError
-from rollout.messages import user
 from rollout.transport import MessagePrompt, Reply, Request, ServerInfo, TokenPrompt, TransportConfig
-from transports.common import (
+from transports.http.client import Answer, HttpClient, decode
+from transports.openai import (
     ChatLogprobs,
     ServedTransport,
     TokenId,
@@ -32,7 +33,6 @@ from transports.common import (
     probe_request,
     server_message_of,
 )
-from transports.http import Answer, HttpClient, decode
 
 CHAT = "/v1/chat/completions"
 

@@ -18,9 +18,9 @@ from typing import Any
 import anyio
 import msgspec
 
+from rollout.chat.messages import Message
 from rollout.errors import ConnectionFailed, ServerError, TransportError
 from rollout.histogram import Histogram
-from rollout.messages import Message
 from rollout.transport import (
     FinishReason,
     InFlight,

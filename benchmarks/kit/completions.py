@@ -11,7 +11,7 @@ import msgspec
 from benchmarks.kit.families import Family
 from benchmarks.kit.shapes import calls
 from benchmarks.kit.tokenizers import HarmonyTokenizer
-from rollout.messages import Message
+from rollout.chat.messages import Message
 from rollout.transport import FinishReason
 
 

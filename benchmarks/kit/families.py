@@ -9,9 +9,9 @@ import msgspec
 
 from benchmarks.kit.templates import TEMPLATES, Template
 from benchmarks.kit.tokenizers import HarmonyTokenizer, Recorder, small_tokenizer
-from rollout.codec import Lane, families
-from rollout.messages import Message, with_tool_names
-from rollout.tokenizer import template_form, template_ids
+from rollout.chat.messages import Message, with_tool_names
+from rollout.codec.codec import Lane, families
+from rollout.codec.tokenizer import template_form, template_ids
 
 #: Families that render an assistant's text behind the results of its own calls: what was sampled before the calls
 #: stands elsewhere in a rendering of the whole, which is then no measure.
@@ -31,7 +31,7 @@ class Family(Protocol):
         ...
 
     def render(self, messages: Sequence[Message], tools: Tools, *, add_generation_prompt: bool = True) -> list[int]:
-        """What a server makes of messages. Written apart from `rollout.bridge`, which it checks. May raise."""
+        """What a server makes of messages. Written apart from `rollout.codec.bridge`, which it checks. May raise."""
         ...
 
     def sampled(self, history: Sequence[Message], message: Message, tools: Tools) -> list[int]:

@@ -17,14 +17,14 @@ import msgspec
 from benchmarks.kit.completions import Kind
 from benchmarks.kit.families import MOVES_TEXT, Family
 from benchmarks.kit.shapes import NASTY, Shape, conversation_at, first_messages, tools_at
-from rollout.bridge import Bridged, Context, Declined, Previous
-from rollout.codec import Codec, Lane, ServerCodec
+from rollout.chat.messages import Function, Message, ToolCall
+from rollout.codec.bridge import Bridged, Context, Declined, Previous
+from rollout.codec.codec import Codec, Lane, ServerCodec
 from rollout.config import EngineConfig
 from rollout.errors import RequestRefused, RolloutError
-from rollout.messages import Function, Message, ToolCall
+from rollout.play.session import ServedModel, Session
 from rollout.records import FallbackReason, Route
-from rollout.samples import samples_of_tree
-from rollout.session import ServedModel, Session
+from rollout.tokens.samples import samples_of_tree
 from rollout.transport import MessagePrompt, Reply, Request, ServerInfo, Transport
 
 ROUNDS = 3

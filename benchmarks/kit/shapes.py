@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 
-from rollout.canonical import Match
-from rollout.messages import Function, Message, ToolCall, system, tool, user
+from rollout.chat.canonical import Match
+from rollout.chat.messages import Function, Message, ToolCall, system, tool, user
 from rollout.records import FallbackReason
 
 #: Markers of many families, as somebody who attacks a model would type them.

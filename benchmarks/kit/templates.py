@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from rollout.messages import Message
+from rollout.chat.messages import Message
 
 
 class Template(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,10 +15,10 @@ from rollout.engine import Engine
 from rollout.env import Env, Task
 from rollout.errors import TransportError
 from rollout.histogram import Histogram
-from rollout.lag import spared_collector
+from rollout.loop.lag import spared_collector
 from rollout.records import EXPECTED_FALLBACKS, Mode, Rollout, StopReason
 from rollout.registry import env_factory
-from rollout.samples import never_sampled, samples_of
+from rollout.tokens.samples import never_sampled, samples_of
 
 
 class BenchRun(msgspec.Struct, kw_only=True):

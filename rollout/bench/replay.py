@@ -14,11 +14,11 @@ from typing import Any
 
 import msgspec
 
+from rollout.chat.messages import Message, user
 from rollout.env import Env, MessageLike, Step, Task
 from rollout.errors import UsageError
-from rollout.messages import Message, user
 from rollout.records import Rollout
-from rollout.store import read_rollouts
+from rollout.store.folder import read_rollouts
 
 
 class Script(msgspec.Struct, frozen=True):

@@ -10,7 +10,7 @@ import msgspec
 from rollout.config import EngineConfig
 from rollout.errors import UsageError
 from rollout.records import Mode
-from rollout.settings import counts_of
+from rollout.store.settings import counts_of
 
 MODES: tuple[Mode, Mode] = ("tito", "mito")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from typer.testing import CliRunner, Result
 
-from rollout.cli import app
+from rollout.cli.app import app
 
 
 def env_file(folder: Path, source: str) -> str:

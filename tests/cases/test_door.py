@@ -16,11 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rollout import Engine, EngineConfig, Env, Group, Step, user
+from rollout.chat.messages import Message
 from rollout.door import plain, well_formed
 from rollout.errors import ConfigError
-from rollout.messages import Message
 from rollout.records import FailureKind, Rollout
-from rollout.store import RunFolder, encode_rollout, read_rollouts
+from rollout.store.folder import RunFolder, encode_rollout, read_rollouts
 from transports.scripted import ScriptedTransport, reply
 
 TEXTS = st.text(st.characters(exclude_categories=()), max_size=12)

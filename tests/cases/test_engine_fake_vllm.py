@@ -11,7 +11,7 @@ from rollout import Engine, EngineConfig
 from rollout.errors import ServerError
 from tests.local_server import serving
 from tests.transports.fake_vllm import FakeVllm
-from transports import common
+from transports import openai as common
 
 
 def engine(url: str) -> Engine:

@@ -9,7 +9,7 @@ import pytest
 
 from rollout import Engine
 from rollout.errors import ConfigError, RequestRefused, RolloutError
-from tests.rollout.test_fleet import Server, engine, until
+from tests.rollout.servers.test_fleet import Server, engine, until
 from transports.scripted import ScriptedTransport
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rollout.store import read_rollouts
+from rollout.store.folder import read_rollouts
 from tests.cases.folder_kit import command, env_file, lines
 
 ENV = """

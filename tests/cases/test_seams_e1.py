@@ -8,8 +8,8 @@ import pytest
 from envs.echo import Echo
 from rollout import Engine, EngineConfig
 from rollout.errors import ServerError
-from rollout.fleet import Fleet
-from rollout.member import Member
+from rollout.servers.fleet import Fleet
+from rollout.servers.server import Member
 from rollout.transport import ServerInfo
 from tests.cases.test_engine_restarted_other_model import often
 from tests.cases.vllm_double import VllmDouble, until, vllm_double

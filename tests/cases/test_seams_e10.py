@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from rollout.bridge import Bridged, Previous
-from rollout.codec import load_codec, make_context
-from rollout.messages import Function, Message, ToolCall, tool
-from rollout.template_check import TOOLS
+from rollout.chat.messages import Function, Message, ToolCall, tool
+from rollout.codec.bridge import Bridged, Previous
+from rollout.codec.codec import load_codec, make_context
+from rollout.probe.shapes import TOOLS
 from transports.embedded import MODEL_DIR
 
 

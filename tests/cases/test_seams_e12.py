@@ -5,7 +5,7 @@ from __future__ import annotations
 from envs.echo import Echo
 from rollout import Engine, EngineConfig
 from rollout.records import FailureKind
-from rollout.resumption import MAX_RESUMPTIONS
+from rollout.servers.completion import MAX_RESUMPTIONS
 from transports.scripted import ScriptedTransport, reply
 
 

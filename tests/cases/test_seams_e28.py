@@ -8,8 +8,8 @@ from array import array
 
 import pytest
 
-from rollout.batch import pack
-from rollout.samples import TrainingSample
+from rollout.tokens.batch import pack
+from rollout.tokens.samples import TrainingSample
 
 
 @pytest.mark.slow

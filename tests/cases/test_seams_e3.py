@@ -7,8 +7,8 @@ import threading
 
 from envs.echo import Echo
 from rollout import Engine, EngineConfig
+from rollout.cli.summary import Summary
 from rollout.records import Rollout
-from rollout.summary import Summary
 from transports.scripted import ScriptedTransport, reply
 
 THREADS, TIMES = 8, 20

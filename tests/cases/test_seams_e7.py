@@ -11,8 +11,8 @@ from rollout.errors import ServerError
 from tests.cases.test_engine_fleet_weights import Weighted
 from tests.cases.test_engine_restarted_other_model import often
 from tests.cases.vllm_double import until, vllm_double
-from tests.rollout.test_fleet import fleet
-from tests.rollout.test_fleet import until as soon
+from tests.rollout.servers.test_fleet import fleet
+from tests.rollout.servers.test_fleet import until as soon
 
 
 async def test_a_server_that_comes_back_while_weights_are_pushed_has_the_new_ones() -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import anyio
 import pytest
 
-from rollout import pace as paces
 from rollout.errors import ConnectionFailed, TransportError
-from rollout.pace import Pace, keep_pace
-from rollout.scheduler import Slots
+from rollout.schedule import concurrency as paces
+from rollout.schedule.concurrency import Pace, keep_pace
+from rollout.schedule.scheduler import Slots
 from rollout.transport import ServerLoad
-from tests.rollout.test_fleet import Server, fleet, until
+from tests.rollout.servers.test_fleet import Server, fleet, until
 
 BUSY = ServerLoad(running=10, waiting=0)
 

@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from rollout.store import read_rollouts
+from rollout.store.folder import read_rollouts
 from tests.cases.folder_kit import command
 
 

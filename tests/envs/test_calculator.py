@@ -7,9 +7,9 @@ import json
 import pytest
 
 from envs.calculator import Calculator, evaluate
+from rollout.chat.messages import Function, MalformedToolCall, Message, ToolCall
 from rollout.env import Step
 from rollout.errors import MessageError
-from rollout.messages import Function, MalformedToolCall, Message, ToolCall
 
 
 def call(name: str, call_id: str = "call_0", **arguments: object) -> ToolCall:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import pytest
 
 from envs.echo import Echo, filler
+from rollout.chat.messages import Message
 from rollout.env import Step
-from rollout.messages import Message
 
 
 def played(env: Echo, task: dict[str, int]) -> tuple[list[str], float]:

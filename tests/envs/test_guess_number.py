@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import pytest
 
 from envs.guess_number import GuessNumber
+from rollout.chat.messages import Message
 from rollout.env import Step
-from rollout.messages import Message
 
 
 def started(target: int, **arguments: int) -> GuessNumber:

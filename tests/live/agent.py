@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 from envs.calculator import Calculator
 from envs.echo import filler
+from rollout.chat.messages import Message, tool, user
 from rollout.env import Env, MessageLike, Step, Task
-from rollout.messages import Message, tool, user
 
 _TEXTS = (
     "Are you sure?",

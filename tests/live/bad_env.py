@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from rollout.chat.messages import Message, user
 from rollout.env import Env, MessageLike, Step, Task
-from rollout.messages import Message, user
 
 KINDS = ("well", "raises", "hangs", "blocks", "garbage", "bad_number", "well")
 

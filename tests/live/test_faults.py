@@ -23,8 +23,8 @@ import httpx
 import pytest
 
 from rollout.records import FailureKind, Rollout
-from rollout.store import read_rollouts
-from rollout.verify import check_trajectory
+from rollout.store.folder import read_rollouts
+from rollout.tokens.verify import check_trajectory
 from tests.live.bad_env import KINDS
 from tests.live.install import PROJECT
 from tests.live.proxy import FAULTS, faulty_proxy

@@ -15,7 +15,7 @@ from tests.live.servers import Server, vllm_server
 
 pytestmark = pytest.mark.live
 
-EXAMPLE = [str(python_of("train")), "-m", "rollout.examples.grpo"]
+EXAMPLE = [str(python_of("train")), "-m", "benchmarks.grpo.example"]
 
 
 @pytest.fixture(scope="module")

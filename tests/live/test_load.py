@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rollout.pace import START
+from rollout.schedule.concurrency import START
 from rollout.transport import TransportConfig
 from tests.live.servers import Server
 from tests.live.test_faults import assert_idle

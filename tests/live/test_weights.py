@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from envs.echo import Echo
 from rollout import Engine, EngineConfig, Group
-from rollout.weights import InFlight
+from rollout.servers.weights import InFlight
 from tests.live.servers import Server
 from transports.embedded import MODEL_DIR
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rollout.tokenizer import load_tokenizer
+from rollout.codec.tokenizer import load_tokenizer
 from transports.embedded import MODEL_DIR
 
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from rollout.checks import check_values, choice
 from rollout.config import EngineConfig
-from rollout.connect import check_config
 from rollout.errors import ConfigError
-from rollout.settings import RunSettings, read_settings
+from rollout.play.connect import check_config
+from rollout.store.settings import RunSettings, read_settings
 
 
 @pytest.mark.parametrize(

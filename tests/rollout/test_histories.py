@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rollout.canonical import Match
-from rollout.messages import Function, Message, ToolCall, system, user
+from rollout.chat.canonical import Match
+from rollout.chat.messages import Function, Message, ToolCall, system, user
+from rollout.play.session import FallbackRefused, Session
 from rollout.records import FallbackReason, Route
-from rollout.samples import TrainingSample, samples_of_tree
-from rollout.session import FallbackRefused, Session
+from rollout.tokens.samples import TrainingSample, samples_of_tree
+from rollout.tokens.verify import check_trajectory
 from rollout.transport import MessagePrompt
-from rollout.verify import check_trajectory
-from tests.rollout.test_session import session
+from tests.rollout.play.test_session import session
 from transports.scripted import STOP, Held, ScriptedTransport, encode_bytes, render_bytes, reply
 
 Conversation = list[Message]

@@ -122,7 +122,7 @@ def test_arguments_are_listed_with_their_defaults() -> None:
         ("envs.echo:Ecco", "did you mean 'Echo'"),
         ("envs.nothing:Echo", "cannot be imported"),
         ("no/such/file.py:Env", "no file"),
-        ("rollout.messages:Message", "must be a subclass"),
+        ("rollout.chat.messages:Message", "must be a subclass"),
     ],
 )
 def test_a_wrong_environment_is_named_with_the_nearest(spec: str, said: str) -> None:

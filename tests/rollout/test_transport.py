@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rollout.chat.messages import Message, user
 from rollout.errors import ConfigError, ServerError, TransportError
-from rollout.messages import Message, user
 from rollout.transport import MessagePrompt, Reply, Request, ServerInfo, TokenPrompt, Traffic, opened
 from transports.scripted import ScriptedTransport
 

@@ -26,8 +26,8 @@ from typing import Any
 import anyio
 import pytest
 
+from rollout.chat.messages import user
 from rollout.errors import ConfigError, ConnectionFailed, PromptTooLong, RequestRefused, ServerError, TransportError
-from rollout.messages import user
 from rollout.transport import InFlight, MessagePrompt, Reply, Request, TokenPrompt, Transport
 
 HELLO = MessagePrompt(messages=[user("Hello. Who are you?")])

@@ -8,11 +8,11 @@ from typing import Any
 import msgspec
 import pytest
 
+from rollout.chat.messages import user
 from rollout.errors import MalformedReply, TransportError
-from rollout.messages import user
 from rollout.transport import MessagePrompt, Request, ServerInfo, TokenPrompt
 from transports.dynamo import DynamoTransport, chat_body, read_chat, session_headers
-from transports.http import Answer, HttpClient
+from transports.http.client import Answer, HttpClient
 
 TOOLS = [{"type": "function", "function": {"name": "add"}}]
 

@@ -8,19 +8,19 @@ from typing import Any
 import msgspec
 import pytest
 
+from rollout.chat.messages import user
 from rollout.config import EngineConfig
 from rollout.errors import MalformedReply, RequestRefused, ServerBusy, TransportError
-from rollout.messages import user
+from rollout.play.session import ServedModel, Session
 from rollout.records import FallbackReason
-from rollout.samples import samples_of_tree
-from rollout.session import ServedModel, Session
+from rollout.tokens.samples import samples_of_tree
 from rollout.transport import ServerInfo, TransportConfig
 from tests.local_server import serving
-from tests.rollout.test_session import ByteCodec
-from transports.common import client_of
+from tests.rollout.play.test_session import ByteCodec
 from transports.dynamo import DynamoTransport
+from transports.openai import client_of
 from transports.scripted import STOP, encode_bytes, render_bytes
-from transports.vllm import VllmTransport
+from transports.vllm.transport import VllmTransport
 
 PROMPT = render_bytes([user("a")])
 SAMPLED = [*encode_bytes("b"), STOP]

@@ -15,9 +15,11 @@ from rollout.transport import TransportConfig
 from tests.live.servers import free_port
 from tests.local_server import serving
 from tests.transports.fake_vllm import FakeVllm, prompted, until
-from transports import auto, common, vllm
-from transports.common import PROBE_S
-from transports.vllm import VllmTransport
+from transports import auto
+from transports import openai as common
+from transports.openai import PROBE_S
+from transports.vllm import transport as vllm
+from transports.vllm.transport import VllmTransport
 
 
 @asynccontextmanager

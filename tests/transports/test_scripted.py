@@ -5,8 +5,8 @@ from __future__ import annotations
 import anyio
 import pytest
 
+from rollout.chat.messages import user
 from rollout.errors import ServerBusy, TransportError
-from rollout.messages import user
 from rollout.transport import MessagePrompt, Request, TokenPrompt, TransportConfig
 from transports.scripted import STOP, Fault, Held, ScriptedTransport, Stalled, encode_bytes, reply
 from transports.scripted import open as open_scripted

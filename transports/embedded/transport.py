@@ -10,12 +10,13 @@ import httpx
 
 from rollout.errors import ConfigError
 from rollout.transport import TransportConfig
-from transports import dynamo, vllm
+from transports import dynamo
 from transports.dynamo import DynamoTransport
 from transports.embedded import MODEL_DIR, NOT_A_MODEL
 from transports.embedded.app import create_app
-from transports.http import HttpClient
-from transports.vllm import VllmTransport
+from transports.http.client import HttpClient
+from transports.vllm import transport as vllm
+from transports.vllm.transport import VllmTransport
 
 _OPTIONS = frozenset({"model_dir", "dialect"})
 

@@ -12,7 +12,7 @@ from envs.guess_number import GuessNumber
 from rollout import Engine, EngineConfig
 from rollout.bench import BenchRun, Results, bench, faults, markdown
 from rollout.errors import UsageError
-from rollout.store import RunFolder
+from rollout.store.folder import RunFolder
 from tests.rollout.bench.kit import small
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rollout.bench.measure import quantile, work_of
 from rollout.bench.replay import Script
 from rollout.bench.settings import Cell
-from rollout.messages import user
+from rollout.chat.messages import user
 from tests.rollout.bench.kit import run_of, small
 
 

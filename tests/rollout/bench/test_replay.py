@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from rollout.bench.replay import Replay, as_said, script_of
-from rollout.messages import Message, system, tool, user
+from rollout.chat.messages import Message, system, tool, user
 from rollout.records import Rollout, Route, Turn
-from rollout.trajectory import Root
+from rollout.tokens.trajectory import Root
 
 TOOLS = [{"type": "function", "function": {"name": "add"}}]
 

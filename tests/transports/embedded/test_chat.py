@@ -10,10 +10,10 @@ from renderers import create_renderer
 from renderers.configs import Qwen3RendererConfig
 from transformers import AutoTokenizer
 
+from benchmarks.embedded_train import dialogues
 from envs.calculator import Calculator
 from transports.embedded import MODEL_DIR
 from transports.embedded.chat import ChatError, ChatFormat
-from transports.embedded.train import dialogues
 
 CALL = {"id": "call_0", "type": "function", "function": {"name": "add", "arguments": '{"a": 1, "b": 2}'}}
 CONVERSATION: list[dict[str, Any]] = [

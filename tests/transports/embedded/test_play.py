@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from benchmarks.embedded_train.corpus import tokenizer_texts
+from benchmarks.embedded_train.evaluate import evaluate
+from benchmarks.embedded_train.tokenizer import train_tokenizer
 from envs.calculator import Calculator
 from envs.echo import Echo
 from envs.guess_number import GuessNumber
 from transports.embedded import MODEL_DIR
-from transports.embedded.train.corpus import tokenizer_texts
-from transports.embedded.train.evaluate import evaluate
-from transports.embedded.train.tokenizer import train_tokenizer
 
 
 def test_it_wins_some_games_and_leaves_something_to_learn() -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from rollout.chat.messages import user
 from rollout.errors import ConfigError
-from rollout.messages import user
 from rollout.transport import MessagePrompt, Request, TokenPrompt, TransportConfig
 from transports.embedded.transport import open as open_embedded
 

@@ -1,0 +1,1 @@
+"""The GRPO example: `python -m benchmarks.grpo.example`."""

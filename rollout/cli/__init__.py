@@ -1,0 +1,17 @@
+"""What a person types, and sees.
+
+app            the commands and their options
+command        what every command does around its work: output, signals, exit status
+run            `rollout run`: from settings to a finished folder
+resume         `--resume`: what is missing of the same tasks
+show           `rollout show`: rollouts as conversations
+summary        the table and summary.json
+progress       the live view
+logs           events for the terminal and events.log
+ends           signals, and the end of the process
+failure_limit  `--fail-fast`, `--max-failures`
+"""
+
+from rollout.moved import forward
+
+__getattr__ = forward("rollout.cli")

@@ -1,0 +1,16 @@
+"""Messages <-> ids: the bridges that render what an environment added, and the reader of what was sampled.
+
+    codec       asks the bridges in order for a tail's ids, and reads an answer's ids into a message
+    bridge      where a claim is proved against the model's own template, for each shape of tail
+    stand_in    a short conversation that stands for the real one in such a proof
+    pattern     what a renderer writes around a text, learnt once and compared with it
+    literal     markers in texts stay texts
+    tokenizer   the model's tokenizer, with what we ask of it
+    reading     sampled text -> message and tool calls
+
+Others take `Codec`.
+"""
+
+from rollout.moved import forward
+
+__getattr__ = forward("rollout.codec")

@@ -1,0 +1,389 @@
+"""New messages -> ids: the bridge from what was sampled to the next prompt. One lane, one thread.
+
+A bridge gives the ids that follow a completion, or declines with a reason. It never touches the ids that
+are there: what it answers is only what is appended.
+
+    RendererBridge   the `renderers` family of the model: hand-written, knows reasoning and cut-offs
+    StandInBridge    any Hugging Face chat template, or a family's own renderer where its bridge declines,
+                     by stand-ins (`rollout.codec.stand_in`)
+
+The server bridge, for models without a local tokenizer, needs the network: `rollout.codec.codec` has it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from rollout.chat.canonical import value_digest
+from rollout.chat.messages import Message, with_tool_names
+from rollout.codec import stand_in
+from rollout.codec.literal import LiteralTokenizer, NotLiteral
+from rollout.codec.pattern import Pattern, Reading, as_text, learn, learn_reading, said_otherwise, texts_of
+from rollout.codec.reading import from_renderer, parse_text
+from rollout.codec.tokenizer import template_form, template_ids
+from rollout.memo import Memo
+
+#: How much of a prompt's end renderers are shown. What they look for there is the generation prompt: has it opened
+#: reasoning, which role speaks. Handing them all of it costs 7 ms a turn at 20,000 ids.
+PROMPT_END = 128
+
+#: How much of it tells whether the generation prompt has opened reasoning.
+_OPENING = 8
+
+#: Shapes of tails that are remembered.
+_SHAPES_SEEN = 1_024
+
+#: Renderers that are kept, one for each set of chat-template arguments.
+_RENDERERS_KEPT = 32
+
+
+class Previous(msgspec.Struct, frozen=True, kw_only=True):
+    """The turn that a bridge starts from."""
+
+    prompt_ids: Sequence[int]
+    completion_ids: list[int]
+    message: Message | None
+    """The assistant's message, whose calls the tail's tool messages answer."""
+    history: Sequence[Message] = ()
+    """The messages before it."""
+
+
+class Context(msgspec.Struct, frozen=True, kw_only=True):
+    """What else decides a prompt's tokens."""
+
+    tools: Sequence[Mapping[str, Any]] = ()
+    template_args: Mapping[str, Any] = {}
+    key: bytes = b""
+    """Equal for equal tools and arguments."""
+
+
+class Bridged(msgspec.Struct, frozen=True):
+    """The ids that follow the completion, the generation prompt included."""
+
+    ids: list[int]
+    bridge: str
+
+
+class Declined(msgspec.Struct, frozen=True):
+    """Why no bridge can be made."""
+
+    reason: str
+
+
+class Bridge(Protocol):
+    """One way to make bridges. Called by one thread at a time."""
+
+    name: str
+
+    def extend(self, previous: Previous, tail: Sequence[Message], context: Context) -> Bridged | Declined: ...
+
+
+class RendererBridge:
+    """Bridges, renders and parses with a family of `renderers`.
+
+    Chat-template arguments become the family's own settings; one that it does not take makes it decline.
+    """
+
+    name = "renderer"
+
+    learnt_after = 16
+    """How often a shape is seen before its pattern is learnt, which asks the family 30 times: shapes that hardly come
+    again, with ids of calls or odd markers in them, are not worth that."""
+
+    def __init__(
+        self, tokenizer: Any, family: str, thinking_retention: str, stop_token_ids: Collection[int] = ()
+    ) -> None:
+        self._tokenizer = LiteralTokenizer(tokenizer)
+        self._family = family
+        self._retention = thinking_retention
+        self._renderers = Memo[bytes, Any](_RENDERERS_KEPT)
+        self.stop_token_ids = list(dict.fromkeys([*self._renderer({}).get_stop_token_ids(), *stop_token_ids]))
+        self._stops = frozenset(self.stop_token_ids)
+        self.stand_in = StandInBridge("stand_in", self.render, self.stop_token_ids)
+        """The family's rendering as a bridge of its own: the measure of the family's bridge, and what serves
+        where that declines."""
+        self._patterns = Memo[object, Pattern | None](_SHAPES_SEEN)
+        self._seen = Memo[object, int](_SHAPES_SEEN)
+        self._readings = Memo[object, Reading | None](_SHAPES_SEEN)
+        self._unlike = Memo[object, bool](_SHAPES_SEEN)
+        self._needs_all = Memo[object, bool](_SHAPES_SEEN)
+        self._ids_matter = Memo[object, bool](_SHAPES_SEEN)
+
+    def _renderer(self, template_args: Mapping[str, Any]) -> Any:
+        key = value_digest(template_args)
+        if key not in self._renderers:
+            from renderers import create_renderer  # imported here: it takes a second
+            from renderers.configs import config_from_name
+
+            config = config_from_name(self._family)
+            if config is None:
+                raise ValueError(f"renderers has no family {self._family!r}")
+            config = type(config)(thinking_retention=self._retention)
+            self._renderers[key] = create_renderer(
+                self._tokenizer, config, chat_template_kwargs=dict(template_args) or None
+            )
+        return self._renderers[key]
+
+    def render(self, messages: Sequence[Message], context: Context, *, add_generation_prompt: bool = True) -> list[int]:
+        renderer, tools = self._renderer(context.template_args), list(context.tools) or None
+
+        def make(messages: Sequence[Message]) -> list[int]:
+            forms = [template_form(message) for message in with_tool_names(messages)]
+            return list(renderer.render_ids(forms, tools=tools, add_generation_prompt=add_generation_prompt))
+
+        return _literally(self._tokenizer, messages, make)
+
+    def extend(self, previous: Previous, tail: Sequence[Message], context: Context) -> Bridged | Declined:
+        texts = texts_of(tail) if previous.completion_ids else None
+        if texts is None or not all(map(self._tokenizer.is_plain, texts)):
+            return self._by_family(previous, tail, context)
+        key = self._pattern_key(previous, tail, context)
+        if key not in self._patterns:
+            found = self._by_family(previous, tail, context)
+            self._learn(key, found, previous, tail, context)
+            return found
+        pattern = self._patterns[key]
+        if pattern is None:
+            return self._by_family(previous, tail, context)
+        return Bridged(pattern.filled(texts, self._tokenizer.plain_ids), self.name)
+
+    def _pattern_key(self, previous: Previous, tail: Sequence[Message], context: Context) -> object:
+        """Equal where the family writes the same around a tail's texts: texts do not count, markers do.
+
+        So does how the turn ended, by which stop token or cut off, and whether it began with a marker: an opener of
+        reasoning is one at the start only.
+        """
+        said, sampled = previous.message, previous.completion_ids
+        form = said is not None and (
+            said.content is None,
+            said.reasoning_content is None,
+            len(said.malformed_tool_calls),
+        )
+        markers = self._tokenizer.markers_in
+        around = markers(previous.prompt_ids[-_OPENING:]), markers(sampled[:1]), markers(sampled)
+        end = sampled[-1] if sampled[-1] in self._stops else None
+        return context.key, self._shape(previous, tail, context), form, around, end
+
+    def _shape(self, previous: Previous, tail: Sequence[Message], context: Context) -> object:
+        """Equal for tails that the family writes alike but for their texts. Call ids count where it prints them."""
+        shape, ids = stand_in.shape_key(previous.message, tail), stand_in.call_ids(previous.message, tail)
+        if not ids:
+            return shape
+        key = context.key, shape
+        if key not in self._ids_matter:
+            self._ids_matter[key] = self._do_ids_matter(previous, tail, context)
+        return (shape, ids) if self._ids_matter[key] else shape
+
+    def _do_ids_matter(self, previous: Previous, tail: Sequence[Message], context: Context) -> bool:
+        """Whether the family writes something else for other call ids, in its bridge or in a whole conversation."""
+        try:
+            tails = [tail, *(other for _, other in stand_in.renamed(previous.message, tail))]
+            written = [self._bridge(previous.prompt_ids, previous.completion_ids, each, context) for each in tails]
+            return any(each != written[0] for each in written) or self.stand_in.ids_matter(previous, tail, context)
+        except Exception:  # a family that declines or raises for some ids reads them
+            return True
+
+    def _learn(
+        self, key: object, found: Bridged | Declined, previous: Previous, tail: Sequence[Message], context: Context
+    ) -> None:
+        """Learns the pattern of a shape that comes often."""
+        self._seen[key] = seen = self._seen.get(key, 0) + 1
+        if seen < self.learnt_after:
+            return
+        self._patterns[key] = None
+        if isinstance(found, Bridged):
+            # A family that declines or raises on a probe has no pattern; what it wrote for this turn stands.
+            with contextlib.suppress(Exception):
+                pattern = learn(self._tokenizer, tail, lambda t: self._extend(previous, t, context))
+                said = said_otherwise(self._tokenizer, previous.completion_ids, self._stops)
+                longer = [*previous.prompt_ids, *previous.prompt_ids]  # some family may read all of a prompt
+                others = (msgspec.structs.replace(previous, prompt_ids=longer, completion_ids=ids) for ids in said)
+                if all(self._extend(other, tail, context) == found.ids for other in others):
+                    self._patterns[key] = pattern
+
+    def _by_family(self, previous: Previous, tail: Sequence[Message], context: Context) -> Bridged | Declined:
+        """What the family itself writes."""
+        try:
+            found = Bridged(_literally(self._tokenizer, tail, lambda t: self._extend(previous, t, context)), self.name)
+        except stand_in.NotExtendable as error:
+            return Declined(str(error))
+        if self._is_unlike(found, previous, tail, context):
+            return Declined(f"the {self._family} renderer's bridge is not what it renders")
+        return found
+
+    def _is_unlike(self, found: Bridged, previous: Previous, tail: Sequence[Message], context: Context) -> bool:
+        """Whether the family bridges this shape of tail in another way than it renders whole conversations.
+
+        Laguna's bridge leaves out a newline, for one. Asked once per shape, where the turn ended by a stop token:
+        how a turn that was cut off is closed is the family's to know.
+        """
+        end = previous.completion_ids[-1] if previous.completion_ids else None
+        if end not in self.stop_token_ids:
+            return False
+        key = (context.key, self._shape(previous, tail, context), end)
+        if key not in self._unlike:
+            rendered = self.stand_in.extend(previous, tail, context)
+            self._unlike[key] = isinstance(rendered, Bridged) and rendered.ids != found.ids
+        return self._unlike[key]
+
+    def _extend(self, previous: Previous, tail: Sequence[Message], context: Context) -> list[int]:
+        """Raises NotExtendable."""
+        prompt_ids = previous.prompt_ids
+        if len(prompt_ids) <= PROMPT_END:
+            return self._bridge(prompt_ids, previous.completion_ids, tail, context)
+        end = previous.completion_ids[-1] if previous.completion_ids else None
+        key = (context.key, self._shape(previous, tail, context), end in self.stop_token_ids)
+        if self._needs_all.get(key) is False:
+            return self._bridge(prompt_ids[-PROMPT_END:], previous.completion_ids, tail, context)
+        whole = self._bridge(prompt_ids, previous.completion_ids, tail, context)
+        if key not in self._needs_all:
+            with contextlib.suppress(stand_in.NotExtendable):
+                shown = self._bridge(prompt_ids[-PROMPT_END:], previous.completion_ids, tail, context)
+                self._needs_all[key] = shown != whole
+        return whole
+
+    def _bridge(
+        self, prompt_ids: Sequence[int], completion_ids: list[int], tail: Sequence[Message], context: Context
+    ) -> list[int]:
+        """Raises NotExtendable."""
+        prompt_ids = list(prompt_ids)
+        rendered = self._renderer(context.template_args).bridge_to_next_turn(
+            prompt_ids, completion_ids, [template_form(message) for message in tail], tools=list(context.tools) or None
+        )
+        if rendered is None:
+            raise stand_in.NotExtendable(f"the {self._family} renderer declines")
+        ids: list[int] = rendered if isinstance(rendered, list) else rendered.token_ids
+        sent = [*prompt_ids, *completion_ids]
+        # Renderers cut what follows the first stop token of a completion; sampled ids may not be cut.
+        if ids[: len(sent)] != sent:
+            raise stand_in.NotExtendable(f"the {self._family} renderer changes sampled ids")
+        return ids[len(sent) :]
+
+    def parse(self, prompt_ids: Sequence[int], completion_ids: list[int], context: Context) -> Message:
+        end = completion_ids[-1] if completion_ids else None
+        if end is not None and end in self._stops and self._tokenizer.markers_in(completion_ids) == (end,):
+            reading = self._reading(prompt_ids, end, context)
+            if reading is not None:
+                message = as_text(self._tokenizer.decode(completion_ids[:-1]), reading)
+                if message is not None:
+                    return message
+        return self._parse(prompt_ids, completion_ids, context)
+
+    def _reading(self, prompt_ids: Sequence[int], end: int, context: Context) -> Reading | None:
+        """How the family reads plain text that ends in `end`, behind a prompt that ends as this one."""
+        key = (context.key, self._tokenizer.markers_in(prompt_ids[-_OPENING:]), end)
+        if key not in self._readings:
+            self._readings[key] = None
+            with contextlib.suppress(Exception):  # as above
+                self._readings[key] = learn_reading(
+                    self._tokenizer.plain_ids,
+                    self._tokenizer.decode,
+                    lambda ids: self._parse(prompt_ids, [*ids, end], context),
+                )
+        return self._readings[key]
+
+    def _parse(self, prompt_ids: Sequence[int], completion_ids: list[int], context: Context) -> Message:
+        """As the family reads it."""
+        parsed = self._renderer(context.template_args).parse_response(
+            completion_ids, tools=list(context.tools) or None, prompt_ids=list(prompt_ids[-PROMPT_END:])
+        )
+        end = next((i for i, token in enumerate(completion_ids) if token in self._stops), len(completion_ids))
+        return from_renderer(parsed, completion_ids[:end], self._tokenizer.decode)
+
+
+class StandInBridge:
+    """Bridges by rendering stand-ins, with whatever renders this model's conversations."""
+
+    def __init__(self, name: str, render: Callable[..., list[int]], stop_token_ids: Collection[int]) -> None:
+        self.name = name
+        self.stop_token_ids = list(stop_token_ids)
+        self._render = render
+        """(messages, context, add_generation_prompt=) -> ids."""
+        self._shapes = stand_in.ShapeCache()
+
+    def extend(self, previous: Previous, tail: Sequence[Message], context: Context) -> Bridged | Declined:
+        end = previous.completion_ids[-1] if previous.completion_ids else None
+        steps = self._shapes.steps(previous.message, tail, context.key, end, self.stop_token_ids)
+        try:
+            return Bridged(stand_in.drive(steps, self._renders(context)), self.name)
+        except stand_in.NotExtendable as error:
+            return Declined(str(error))
+
+    def ids_matter(self, previous: Previous, tail: Sequence[Message], context: Context) -> bool:
+        """Whether what is rendered for such a tail depends on its call ids."""
+        steps = self._shapes.ids_matter(previous.message, tail, context.key)
+        return stand_in.drive(steps, self._renders(context))
+
+    def _renders(self, context: Context) -> Callable[[stand_in.Conversation], list[int]]:
+        def render(conversation: stand_in.Conversation) -> list[int]:
+            more = conversation.add_generation_prompt
+            return self._render(conversation.messages, context, add_generation_prompt=more)
+
+        return render
+
+
+class TemplateBridge(StandInBridge):
+    """Bridges, renders and parses with the tokenizer's chat template."""
+
+    def __init__(self, tokenizer: Any, stop_token_ids: Collection[int]) -> None:
+        self._tokenizer = LiteralTokenizer(tokenizer)
+        super().__init__("template", self.render, stop_token_ids)
+
+    def render(self, messages: Sequence[Message], context: Context, *, add_generation_prompt: bool = True) -> list[int]:
+        def make(messages: Sequence[Message]) -> list[int]:
+            return template_ids(
+                self._tokenizer,
+                messages,
+                context.tools,
+                context.template_args,
+                add_generation_prompt=add_generation_prompt,
+            )
+
+        return _literally(self._tokenizer, messages, make)
+
+    def extend(self, previous: Previous, tail: Sequence[Message], context: Context) -> Bridged | Declined:
+        found = super().extend(previous, tail, context)
+        if isinstance(found, Declined) or not self._in_reasoning(previous):
+            return found
+        return Bridged([*self._tokenizer.encode("</think>", add_special_tokens=False), *found.ids], found.bridge)
+
+    def _in_reasoning(self, previous: Previous) -> bool:
+        """Whether a completion was cut off in its reasoning, which must be closed before the turn is."""
+        ids = previous.completion_ids
+        if ids and ids[-1] in self.stop_token_ids:
+            return False
+        text = self._tokenizer.decode(ids)
+        opened = text.lstrip().startswith("<think>") or self._opens_reasoning(previous.prompt_ids)
+        return opened and "</think>" not in text
+
+    def _opens_reasoning(self, prompt_ids: Sequence[int]) -> bool:
+        return bool(self._tokenizer.decode(list(prompt_ids[-8:])).rstrip().endswith("<think>"))
+
+    def parse(self, prompt_ids: Sequence[int], completion_ids: list[int], context: Context) -> Message:
+        stops = set(self.stop_token_ids)
+        end = len(completion_ids) - (bool(completion_ids) and completion_ids[-1] in stops)
+        text = self._tokenizer.decode(completion_ids[:end])
+        return parse_text(text, in_reasoning=self._opens_reasoning(prompt_ids))
+
+
+def _literally(
+    tokenizer: LiteralTokenizer, messages: Sequence[Message], make: Callable[[Sequence[Message]], list[int]]
+) -> list[int]:
+    """What `make` gives for messages, with special-token text kept as text. Raises NotExtendable where it cannot be."""
+    try:
+        hidden = tokenizer.hide(messages)
+        if hidden is None:
+            return make(messages)
+        harmless = make(tokenizer.harmless(messages))
+        found = make(messages)
+        if not tokenizer.is_literal(found, harmless):  # else the renderer keeps it as text by itself, as harmony does
+            with tokenizer.revealing():
+                found = make(hidden)
+            tokenizer.check(found, harmless)
+    except NotLiteral as error:
+        raise stand_in.NotExtendable(str(error)) from error
+    return found

@@ -1,0 +1,162 @@
+"""What a renderer writes around the texts of a tail, learnt from watching it: a turn then costs its texts' encoding.
+
+And how it reads a completion without any marker, which is mostly its text, as it is or stripped.
+
+A hand-written renderer makes the same tokens around every user message of a conversation, at several times the cost of
+encoding the message. Which texts it encodes is seen by its tokenizer, which is ours. So it is watched with stand-in
+texts, and what it wrote is a pattern if it predicts what the renderer writes for other texts: with spaces around them,
+of several lines, of digits, of JSON; and if it writes the same whatever the model said between its markers: how a turn
+that was cut off is closed depends on those. A renderer that strips a text, or reads it, has none, and neither has a
+conversation with `<` in it: there the renderer is asked each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+
+import msgspec
+
+from rollout.chat.messages import Message
+from rollout.codec.literal import LiteralTokenizer
+
+#: Words that stand for the messages' texts while the renderer is watched.
+_WORD = "Quartz{}muffin"
+
+#: What a pattern must predict. Renderers strip, split lines, and read JSON.
+_PROBES = ("plain", "  x ", "\n\na\n", "a\nb\n\n- c", "12 345", '{"a": 1}', "[1, 2]", "null", "3.5", "Grüße 👋")
+
+#: What a model may have said without a pattern's knowing: the same, nothing, space, and markers that it spelled out in
+#: ordinary tokens, here at the place where they are cut.
+_SAID = (*((text,) for text in (*_PROBES, "", " ", "\n\n")), ("<", "think>"), ("</", "think>"), ("<", "tool_call>"))
+
+#: Renderers look for tags in what is said (`<tool_response>`, `<think>`).
+_READ_BY_RENDERERS = "<"
+
+#: A completion with one of these may be more than text to some parser: tags, JSON, calls in brackets or code, a header.
+_READ_BY_PARSERS = ("<", ">", "{", "}", "[", "]", "|", "`", "to=")
+
+Reading = Callable[[str], str]
+
+
+class Slot(msgspec.Struct, frozen=True):
+    """Where a message's text goes, with what is encoded together with it."""
+
+    message: int
+    before: str
+    after: str
+
+
+class Pattern(msgspec.Struct, frozen=True):
+    """Ids and slots, in their order."""
+
+    pieces: Sequence[Sequence[int] | Slot]
+
+    def filled(self, texts: Sequence[str], encode: Callable[[str], list[int]]) -> list[int]:
+        """The ids for these texts."""
+        out: list[int] = []
+        for piece in self.pieces:
+            out += encode(f"{piece.before}{texts[piece.message]}{piece.after}") if isinstance(piece, Slot) else piece
+        return out
+
+
+def texts_of(messages: Sequence[Message]) -> list[str] | None:
+    """The texts of messages that have nothing else that a renderer might read; None for others."""
+    texts = []
+    for message in messages:
+        text = message.content
+        if not isinstance(text, str) or _READ_BY_RENDERERS in text or message.tool_calls or message.extra:
+            return None
+        texts.append(text)
+    return texts
+
+
+def learn(
+    tokenizer: LiteralTokenizer, messages: Sequence[Message], make: Callable[[Sequence[Message]], list[int]]
+) -> Pattern | None:
+    """The pattern of what `make` writes for messages such as these; None where it has none.
+
+    Raises what `make` raises.
+    """
+    words = [_WORD.format(at) for at in range(len(messages))]
+    with tokenizer.watched() as encoded:
+        ids = make(_with_texts(messages, words))
+    pattern = _pattern(ids, encoded, words)
+    if pattern is None:
+        return None
+    for at in range(len(_PROBES)):
+        # Texts that differ from message to message, so that a slot in another's place is found out.
+        texts = [_PROBES[(at + number) % len(_PROBES)] for number in range(len(messages))]
+        if pattern.filled(texts, tokenizer.plain_ids) != make(_with_texts(messages, texts)):
+            return None
+    return pattern
+
+
+def said_otherwise(
+    tokenizer: LiteralTokenizer, completion_ids: Sequence[int], stops: Collection[int]
+) -> Iterator[list[int]]:
+    """The completion with other words between its markers: what a renderer writes behind it may not depend on them.
+
+    Where it starts with a marker it still does, and where it ends with a stop token, too.
+    """
+    marks = [index for index in completion_ids if index in stops or tokenizer.markers_in([index])]
+    starts = bool(marks) and completion_ids[0] == marks[0]
+    ends = completion_ids[-1] in stops
+    for pieces in _SAID:
+        words = [index for piece in pieces for index in tokenizer.plain_ids(piece)]
+        said = [] if starts else words or tokenizer.plain_ids("x")
+        for at, mark in enumerate(marks, 1):
+            said = [*said, mark, *(() if ends and at == len(marks) else words)]
+        yield said
+
+
+def as_text(text: str, reading: Reading) -> Message | None:
+    """The message of a completion's text; None for a text that a parser may find more in."""
+    return None if _may_be_more(text) else Message("assistant", reading(text) or None)
+
+
+def learn_reading(
+    encode: Callable[[str], list[int]], decode: Callable[[list[int]], str], parse: Callable[[list[int]], Message]
+) -> Reading | None:
+    """How `parse` reads the ids of plain text: as it is, or stripped. None where it does anything else."""
+    texts = [text for text in (*_PROBES, "", " ", "\n\n") if not _may_be_more(text)]
+    ids = [encode(text) for text in texts]
+    said = [parse(each) for each in ids]
+    for reading in _READINGS:
+        if said == [Message("assistant", reading(decode(each)) or None) for each in ids]:
+            return reading
+    return None
+
+
+_READINGS: tuple[Reading, ...] = (str, str.strip, str.lstrip, str.rstrip)
+
+
+def _may_be_more(text: str) -> bool:
+    # One look for each is ten times as fast as a regular expression for all.
+    return any(map(text.__contains__, _READ_BY_PARSERS)) or text.lstrip().startswith("assistant")
+
+
+def _with_texts(messages: Sequence[Message], texts: Sequence[str]) -> list[Message]:
+    return [msgspec.structs.replace(message, content=text) for message, text in zip(messages, texts, strict=True)]
+
+
+def _pattern(ids: list[int], encoded: Sequence[tuple[str, list[int]]], words: Sequence[str]) -> Pattern | None:
+    """Finds what was encoded in what was written; the tokens in between were written as they are."""
+    pieces: list[list[int] | Slot] = []
+    at, found = 0, 0
+    for text, part in encoded:
+        there = [word for word in words if word in text]
+        if not there:
+            continue
+        start = _position(ids, part, at)
+        if len(there) > 1 or start is None or text.count(there[0]) > 1:
+            return None
+        before, _, after = text.partition(there[0])
+        pieces += [ids[at:start], Slot(words.index(there[0]), before, after)]
+        at, found = start + len(part), found + 1
+    return Pattern([*pieces, ids[at:]]) if found == len(words) else None
+
+
+def _position(ids: list[int], part: list[int], start: int) -> int | None:
+    """Where `part` first stands in `ids` from `start` on."""
+    length = len(part)
+    return next((at for at in range(start, len(ids) - length + 1) if ids[at : at + length] == part), None)

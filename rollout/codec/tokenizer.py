@@ -1,0 +1,105 @@
+"""Tokenizers: loaded once per process, off the event loop, and used by one thread at a time.
+
+A Hugging Face tokenizer that two threads use at once raises "Already borrowed", so each thread that
+needs one takes a copy of its own (a lane, see `rollout.codec.codec`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rollout.chat.messages import Message, with_tool_names
+from rollout.errors import ConfigError, MessageError
+from rollout.memo import Memo
+
+_LOCK = threading.Lock()
+#: A trainer may name another checkpoint's folder with every update.
+_LOADED = Memo[str, Any](8)
+
+
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer of a folder or a hub name. Blocks; loads once per process however many ask at once.
+
+    Raises ConfigError where there is none, naming what was looked for.
+    """
+    with _LOCK:
+        if name not in _LOADED:
+            _LOADED[name] = _load(name)
+        return _LOADED[name]
+
+
+def copy_tokenizer(tokenizer: Any) -> Any:
+    """An independent copy, for another thread."""
+    with _LOCK:
+        return copy.deepcopy(tokenizer)
+
+
+def _load(name: str) -> Any:
+    # It would say that there is no torch, which nobody here needs.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    # Imported here: it takes seconds, and `rollout --help` needs none of it.
+    from transformers import AutoTokenizer
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    folder = Path(name).expanduser()
+    if folder.exists() and not any((folder / file).exists() for file in ("tokenizer.json", "tokenizer_config.json")):
+        raise ConfigError(f"no tokenizer in folder {name!r}: it has no tokenizer.json; name another by --tokenizer")
+    try:
+        return AutoTokenizer.from_pretrained(str(folder) if folder.exists() else name)
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError and hub errors alike
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigError(
+            f"tokenizer {name!r} was not found ({reason}); name a folder or a hub name by --tokenizer"
+        ) from error
+
+
+def template_ids(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]],
+    template_args: Mapping[str, Any],
+    *,
+    add_generation_prompt: bool,
+) -> list[int]:
+    """The ids of a conversation by the tokenizer's own chat template."""
+    text = template_text(tokenizer, messages, tools, template_args, add_generation_prompt=add_generation_prompt)
+    return list(tokenizer.encode(text, add_special_tokens=False))
+
+
+def template_text(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]],
+    template_args: Mapping[str, Any],
+    *,
+    add_generation_prompt: bool,
+) -> str:
+    """The text of a conversation by the tokenizer's own chat template."""
+    text: str = tokenizer.apply_chat_template(
+        [template_form(message) for message in with_tool_names(messages)],
+        tools=list(tools) or None,
+        add_generation_prompt=add_generation_prompt,
+        tokenize=False,
+        **template_args,
+    )
+    return text
+
+
+def template_form(message: Message) -> dict[str, Any]:
+    """A message as chat templates want it: OpenAI's form, tool-call arguments as objects.
+
+    Many templates iterate over the arguments; vLLM parses them before it renders, too.
+    """
+    form = message.as_openai()
+    for call, source in zip(form.get("tool_calls", ()), message.tool_calls, strict=False):
+        # What is not a JSON object stays the text that it is.
+        with contextlib.suppress(MessageError):
+            call["function"]["arguments"] = source.parsed_arguments()
+    return form

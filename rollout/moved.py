@@ -1,0 +1,145 @@
+"""Names of modules that were public before the rooms: they work for one release more, with a warning.
+
+    from rollout.fleet import Fleet      # DeprecationWarning: rollout.fleet is rollout.servers.fleet now
+
+An old module that is no file any more is found by an import hook, which hands out the new module itself, so that a
+class has one identity whichever way it was imported. Where a room has the old module's name (`rollout.codec`), the room
+hands on the old module's names.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+#: Old module -> new module.
+MOVED = {
+    "rollout.advantages": "rollout.tokens.advantages",
+    "rollout.answers": "rollout.play.answers",
+    "rollout.batch": "rollout.tokens.batch",
+    "rollout.bridge": "rollout.codec.bridge",
+    "rollout.canonical": "rollout.chat.canonical",
+    "rollout.cli": "rollout.cli.app",
+    "rollout.codec": "rollout.codec.codec",
+    "rollout.command": "rollout.cli.command",
+    "rollout.connect": "rollout.play.connect",
+    "rollout.crew": "rollout.workers.pool",
+    "rollout.deadlines": "rollout.loop.deadlines",
+    "rollout.ends": "rollout.cli.ends",
+    "rollout.episode": "rollout.play.episode",
+    "rollout.export": "rollout.store.export",
+    "rollout.failure_limit": "rollout.cli.failure_limit",
+    "rollout.faults": "rollout.play.faults",
+    "rollout.fleet": "rollout.servers.fleet",
+    "rollout.folder_config": "rollout.store.config",
+    "rollout.forks": "rollout.process.forks",
+    "rollout.group_reward": "rollout.schedule.group_reward",
+    "rollout.host": "rollout.play.host",
+    "rollout.imports": "rollout.process.imports",
+    "rollout.lag": "rollout.loop.lag",
+    "rollout.literal": "rollout.codec.literal",
+    "rollout.lock": "rollout.store.lock",
+    "rollout.logs": "rollout.cli.logs",
+    "rollout.loop_thread": "rollout.loop.thread",
+    "rollout.member": "rollout.servers.server",
+    "rollout.messages": "rollout.chat.messages",
+    "rollout.open_files": "rollout.process.open_files",
+    "rollout.outcomes": "rollout.observe.outcomes",
+    "rollout.pace": "rollout.schedule.concurrency",
+    "rollout.parsing": "rollout.codec.reading",
+    "rollout.pattern": "rollout.codec.pattern",
+    "rollout.placement": "rollout.servers.placement",
+    "rollout.play": "rollout.cli.run",
+    "rollout.player": "rollout.play.player",
+    "rollout.prefix": "rollout.tokens.prefix",
+    "rollout.probe": "rollout.probe.probe",
+    "rollout.progress": "rollout.cli.progress",
+    "rollout.resume": "rollout.cli.resume",
+    "rollout.resumption": "rollout.servers.completion",
+    "rollout.run_index": "rollout.store.index",
+    "rollout.runs": "rollout.schedule.stream",
+    "rollout.sample_files": "rollout.store.sample_files",
+    "rollout.samples": "rollout.tokens.samples",
+    "rollout.scheduler": "rollout.schedule.scheduler",
+    "rollout.server_life": "rollout.servers.life",
+    "rollout.servers": "rollout.servers.reconciler",
+    "rollout.session": "rollout.play.session",
+    "rollout.settings": "rollout.store.settings",
+    "rollout.show": "rollout.cli.show",
+    "rollout.stand_in": "rollout.codec.stand_in",
+    "rollout.stats": "rollout.observe.stats",
+    "rollout.stdio": "rollout.process.stdio",
+    "rollout.store": "rollout.store.folder",
+    "rollout.streams": "rollout.schedule.streams",
+    "rollout.submissions": "rollout.schedule.submissions",
+    "rollout.summary": "rollout.cli.summary",
+    "rollout.task_list": "rollout.store.task_list",
+    "rollout.task_source": "rollout.schedule.task_source",
+    "rollout.template_check": "rollout.probe.shapes",
+    "rollout.threads": "rollout.process.threads",
+    "rollout.tokenizer": "rollout.codec.tokenizer",
+    "rollout.trajectory": "rollout.tokens.trajectory",
+    "rollout.turnstile": "rollout.loop.turnstile",
+    "rollout.user_tasks": "rollout.process.user_tasks",
+    "rollout.verify": "rollout.tokens.verify",
+    "rollout.weights": "rollout.servers.weights",
+    "transports.answers": "transports.http.answers",
+    "transports.common": "transports.openai",
+    "transports.http": "transports.http.client",
+    "transports.metrics": "transports.http.metrics",
+    "transports.patience": "transports.http.patience",
+    "transports.pool": "transports.http.pool",
+    "transports.vllm": "transports.vllm.transport",
+    "transports.vllm_wire": "transports.vllm.wire",
+}
+
+
+def forward(old: str) -> Callable[[str], Any]:
+    """`__getattr__` of a room that has an old module's name: hands on what that module had."""
+
+    def __getattr__(name: str) -> Any:
+        if name.startswith("__"):  # such as __path__, which Python asks for
+            raise AttributeError(f"module {old!r} has no attribute {name!r}")
+        try:
+            value = getattr(importlib.import_module(MOVED[old]), name)
+        except AttributeError:
+            raise AttributeError(f"module {old!r} has no attribute {name!r}") from None
+        _warn(f"{old}.{name}", f"{MOVED[old]}.{name}", stacklevel=3)
+        return value
+
+    return __getattr__
+
+
+class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds the old modules. The last of all finders, so that nothing that is there is looked up twice."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        """See `importlib.abc.MetaPathFinder`."""
+        return importlib.machinery.ModuleSpec(name, self) if name in MOVED else None
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> None:
+        """See `importlib.abc.Loader`: an empty module stands in while the new one is imported."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Puts the new module in the old one's place."""
+        old = module.__name__
+        _warn(old, MOVED[old], stacklevel=3)
+        sys.modules[old] = importlib.import_module(MOVED[old])
+
+
+def install() -> None:
+    """Has old names found, once."""
+    if not any(isinstance(finder, Finder) for finder in sys.meta_path):
+        sys.meta_path.append(Finder())
+
+
+def _warn(old: str, new: str, *, stacklevel: int) -> None:
+    warnings.warn(f"{old} is {new} now; the old name goes with the next release", DeprecationWarning, stacklevel + 1)

@@ -1,0 +1,16 @@
+"""One rollout, played in this process.
+
+    connect    an engine's settings -> its fleet and its codec
+    player     plays rollouts, as many at once as it is told
+    episode    one: from reset to its last step, with its deadlines and retries of its own
+    host       the environment's calls, each contained
+    answers    what an environment answered, read and checked
+    faults     what user code did wrong, as one exception
+    session    one turn: plan, bridge, send, check, commit
+
+Others take `Player` and `Job`.
+"""
+
+from rollout.moved import forward
+
+__getattr__ = forward("rollout.play")

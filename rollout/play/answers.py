@@ -1,0 +1,137 @@
+"""What an environment answered, read and checked: numbers, messages, steps, tools. Raises EnvironmentFault.
+
+Everything here is the environment's: an attribute may be a property that raises, a list may be one in name only.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from rollout.chat.messages import Message
+from rollout.door import Refused, error_text, named_numbers, number, plain
+from rollout.env import Env, Step
+from rollout.errors import MessageError
+from rollout.play.faults import EnvironmentFault, raised_by
+from rollout.process.threads import contained
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """A step, read."""
+
+    conversation: list[Message] | None
+    messages: list[Message]
+    done: bool
+    reward: float
+    metrics: dict[str, float]
+
+
+class reading:  # used as a function is
+    """Whatever reading it raises is the environment's fault. No await may be within: a cancellation would be, too."""
+
+    __slots__ = ("_what",)
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is None or isinstance(error, EnvironmentFault):
+            return
+        if isinstance(error, Refused):
+            raise EnvironmentFault(str(error)) from None
+        raised = raised_by(error)
+        message = f"{self._what} cannot be read: {type(raised).__name__}: {error_text(raised)}"
+        raise EnvironmentFault(message) from contained(error)
+
+
+def read_step(step: object) -> Answer:
+    """What `step` gave."""
+    if not isinstance(step, Step):
+        hint = " (a `return` is missing?)" if step is None else ""
+        raise EnvironmentFault(f"step must return a Step, not {type(step).__name__}{hint}")
+    with reading("what step gave"):
+        conversation = step.conversation
+        return Answer(
+            conversation=None if conversation is None else read_messages(conversation, "step"),
+            messages=read_messages(step.messages, "step"),
+            done=bool(step.done),
+            reward=number(step.reward, "step"),
+            metrics=named_numbers(step.metrics, "step"),
+        )
+
+
+def read_score(score: object) -> float | None:
+    """What `score` gave; None keeps the steps' sum."""
+    with reading("what score gave"):
+        return None if score is None else number(score, "score")
+
+
+def read_messages(messages: object, source: str) -> list[Message]:
+    """Messages in any form that `Message.of` reads."""
+    if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
+        raise EnvironmentFault(f"{source} must give a list of messages, not {type(messages).__name__}")
+    with reading(f"what {source} gave"):
+        try:
+            return [Message.of(message) for message in messages]
+        except MessageError as error:
+            raise EnvironmentFault(f"{source} gave a message that cannot be read: {error}") from error
+
+
+def read_tools(env: Env, before: list[Any]) -> list[Any]:
+    """The tools as plain data. `before` is what they were a turn ago, and is given again where they are the same."""
+    with reading("env.tools"):
+        tools = env.tools
+        if tools is None or (not tools and not before):
+            return []
+        if isinstance(tools, str | bytes | Mapping) or not isinstance(tools, Sequence):
+            raise EnvironmentFault(f"env.tools must be a list of tools, not {type(tools).__name__}")
+        found = list(tools)
+        if found == before:
+            return before
+        for at, tool in enumerate(found):
+            if not isinstance(tool, Mapping):
+                raise EnvironmentFault(f"env.tools[{at}] must be a mapping, not {type(tool).__name__}")
+        try:
+            return [plain(tool) for tool in found]
+        except Refused as refused:
+            raise EnvironmentFault(f"env.tools cannot be sent: {refused}") from None
+
+
+def read_max_tokens(env: Env) -> int | None:
+    """The length that the environment gives the next completion, where it gives one."""
+    with reading("env.max_tokens"):
+        wanted = env.max_tokens
+        if wanted is None:
+            return None
+        try:
+            found = operator.index(wanted)
+        except TypeError:
+            found = 0
+        if found < 1 or isinstance(wanted, bool):
+            raise EnvironmentFault(f"env.max_tokens must be a number from 1 on, or None, not {wanted!r:.80}")
+        return found
+
+
+def read_blocks(env: Env) -> bool:
+    """Whether the environment's plain methods may block."""
+    with reading("env.blocks"):
+        return bool(env.blocks)
+
+
+def method_of(env: Env, name: str) -> Any:
+    """A method to call."""
+    with reading(f"env.{name}"):
+        return getattr(env, name)
+
+
+def own_method(env: Env, name: str) -> Any:
+    """A method that the environment has of its own; None for the default, which does nothing."""
+    with reading(f"env.{name}"):
+        method = getattr(env, name)
+        return None if getattr(method, "__func__", method) is getattr(Env, name) else method

@@ -1,0 +1,125 @@
+"""Settings -> a transport and a codec: what an engine and a probe open before anything is played."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+import structlog
+
+from rollout.address import server_url, shown_url
+from rollout.checks import check_values
+from rollout.codec.codec import Codec, ServerCodec, load_codec
+from rollout.config import EngineConfig
+from rollout.errors import ConfigError
+from rollout.registry import find_transport
+from rollout.servers.fleet import Fleet
+from rollout.servers.server import Member
+from rollout.servers.weights import Weights
+from rollout.transport import ServerInfo, Transport, TransportConfig, opened
+
+#: How long a run waits for a server that it has lost, where nothing is said.
+DEFAULT_WAIT_S = 300.0
+
+_log = structlog.get_logger(__name__)
+
+
+def check_config(config: EngineConfig) -> None:
+    """Raises ConfigError for settings that contradict each other or cannot be."""
+    check_values(config)
+    if config.mode == "mito" and config.require_token_in:
+        raise ConfigError("mode mito sends messages, and require_token_in forbids it: drop one of them")
+    for name in ("concurrency", "processes", "max_tokens", "max_turns", "max_model_len"):
+        value = getattr(config, name)
+        if isinstance(value, int) and value < 1:
+            raise ConfigError(f"{name} must be 1 or more, not {value}")
+    for name in ("max_staleness", "rollout_retries", "http_retries"):
+        value = getattr(config, name)
+        if value is not None and value < 0:
+            raise ConfigError(f"{name} must be 0 or more, not {value}")
+    for name in config.__struct_fields__:
+        value = getattr(config, name)
+        if name.endswith("_s") and value is not None and value <= 0:
+            raise ConfigError(f"{name} must be above 0 seconds, not {value:g}")
+    if config.transport in ("vllm", "dynamo") and not config.base_urls:
+        raise ConfigError(f"transport {config.transport!r} needs the server's address: give base_url")
+    for url in config.base_urls:
+        server_url(url)
+
+
+async def open_fleet(config: EngineConfig, given: Transport | None = None, weights: Weights | None = None) -> Fleet:
+    """The servers that a configuration names, or that a given transport is. Raises ConfigError, ServerError."""
+    if isinstance(given, Fleet):
+        fleet = given
+    else:
+        lost_s = DEFAULT_WAIT_S if config.server_wait_s is None else config.server_wait_s
+        fleet = Fleet(_members(config, given), wait_s=lost_s, start_wait_s=config.server_wait_s)
+    fleet.weights = weights or fleet.weights
+    fleet.request_timeout_s = config.request_timeout_s
+    await opened(fleet)
+    return fleet
+
+
+def _members(config: EngineConfig, given: Transport | None) -> list[Member]:
+    if given is not None:
+        return [Member(type(given).__name__, given)]
+    name = "embedded" if config.transport == "auto" and not config.base_urls else config.transport
+    open_it = find_transport(name)
+    if not config.base_urls:
+        return [Member(name, partial(open_it, transport_config(config, None)))]
+    return [Member(shown_url(url), partial(open_it, transport_config(config, url))) for url in config.base_urls]
+
+
+def transport_config(config: EngineConfig, url: str | None) -> TransportConfig:
+    """What one server's transport is opened with. Raises ConfigError."""
+    return TransportConfig(
+        base_url=url,
+        model=config.model,
+        api_key=api_key(config.api_key_env),
+        timeout_s=None,  # it stands still while we paused the server: `rollout.servers.fleet` has it
+        retries=config.http_retries,
+        # A rollout may have several requests in flight, and none is to wait for a connection.
+        max_connections=max(256, 2 * config.most_at_once),
+        weights_timeout_s=config.weights_timeout_s,
+        token_route=config.token_route,
+        headers=config.headers,
+    )
+
+
+def api_key(variable: str | None) -> str | None:
+    """The key in an environment variable. Raises ConfigError where it was named and is not set."""
+    if variable is None:
+        return None
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise ConfigError(f"environment variable {variable} is not set; it was to hold the API key")
+    return key
+
+
+async def make_codec(config: EngineConfig, transport: Transport, info: ServerInfo) -> Codec | None:
+    """The codec for a served model. Raises ConfigError where the tokenizer that the user named cannot be used."""
+    if config.renderer != "server":
+        names = [config.tokenizer] if config.tokenizer else _tokenizer_guesses(info)
+        for name in names:
+            try:
+                return await anyio.to_thread.run_sync(
+                    lambda name=name: load_codec(  # type: ignore[misc]  # mypy infers no type for a default
+                        name, renderer=config.renderer, thinking_retention=config.thinking_retention
+                    )
+                )
+            except ConfigError:
+                if config.tokenizer or config.renderer != "auto":
+                    raise
+    if info.can_tokenize:
+        return ServerCodec(transport)
+    _log.warning("no_tokenizer", hint="every turn goes message-in; name the model's tokenizer by --tokenizer")
+    return None
+
+
+def _tokenizer_guesses(info: ServerInfo) -> list[str]:
+    """Names to try, the server's own word first. A bare served name is no hub name, so it is not looked up."""
+    named = [name for name in (info.tokenizer, info.model) if name]
+    return list(dict.fromkeys(name for name in named if Path(name).is_dir() or "/" in name))

@@ -1,0 +1,404 @@
+"""One turn: plan the prompt, call the transport, commit what came back.
+
+1. `Planner.plan` says which ids the conversation extends, or why none.
+2. The codec bridges the new messages, or declines.
+3. The prompt goes out: ids (token-in), or messages (message-in) with a reason.
+4. The answer's ids and logprobs are checked, and the assistant's message is read from the ids.
+5. The tree takes both. Nothing is committed of a turn that failed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+import structlog
+
+from rollout.chat.canonical import digest
+from rollout.chat.messages import Message
+from rollout.codec.bridge import Context, Declined, Previous
+from rollout.codec.codec import Codec, ServerCodec, make_context
+from rollout.codec.reading import number_calls
+from rollout.config import EngineConfig
+from rollout.door import header
+from rollout.errors import CompletionAborted, MalformedReply, RolloutError
+from rollout.loop.deadlines import Clock
+from rollout.loop.turnstile import Turnstile
+from rollout.records import EXPECTED_FALLBACKS, FallbackReason, Route, Turn
+from rollout.servers.completion import MAX_RESUMPTIONS, is_whole, joined, pause_s, rest_of
+from rollout.servers.weights import Weights
+from rollout.tokens.prefix import Extend, Fallback, Planner, Prompt
+from rollout.tokens.trajectory import Trajectory, ids_array
+from rollout.tokens.verify import check_reply, check_turn
+from rollout.transport import MessagePrompt, Reply, Request, ServerInfo, TokenPrompt, Transport
+
+_log = structlog.get_logger(__name__)
+
+
+class ContextFull(RolloutError):
+    """The next turn does not fit the model's context. Nothing was sent."""
+
+
+class FallbackRefused(RolloutError):
+    """A turn would go message-in although token-in is required. Nothing was sent."""
+
+    def __init__(self, fallback: Fallback) -> None:
+        detail = f" ({fallback.detail})" if fallback.detail else ""
+        super().__init__(f"token-in is required, and this turn cannot: {fallback.reason}{detail}")
+        self.reason = fallback.reason
+
+
+class ServedModel(msgspec.Struct, kw_only=True):
+    """A model as sessions use it: where it is served, and how its messages become ids."""
+
+    transport: Transport
+    info: ServerInfo
+    codec: Codec | None
+    """None where there is neither a tokenizer nor /tokenize: every turn goes message-in."""
+    config: EngineConfig
+    weights: Weights = msgspec.field(default_factory=Weights)
+    sleep: Callable[[float], Awaitable[None]] | None = None
+    """Waits before a completion is asked for again that the server aborted by itself; None is the weights' clock."""
+    turnstile: Turnstile = msgspec.field(default_factory=Turnstile)
+    """Before each piece of an episode's work: its start, each prompt, and each answer."""
+
+    @property
+    def max_model_len(self) -> int | None:
+        return self.config.max_model_len or self.info.max_model_len
+
+    @property
+    def stop_token_ids(self) -> Sequence[int]:
+        return self.codec.stop_token_ids if self.codec is not None else ()
+
+
+class _Outgoing(msgspec.Struct, kw_only=True):
+    """A prompt that is ready to be sent."""
+
+    plan: Extend | Fallback
+    route: Route
+    prompt: TokenPrompt | None = None
+    """On token-in."""
+    bridge_ids: Sequence[int] = ()
+    """On token-in from turn 2 on: what the bridge appended."""
+    bridge: str | None = None
+    previous: int | None = None
+    """The sampled node of the turn before, if any."""
+
+
+class Session:
+    """One trajectory's conversation with the model."""
+
+    def __init__(self, model: ServedModel, session_id: str, group_id: str = "", group_size: int = 1) -> None:
+        """`group_id` keeps the group's sessions, `group_size` of them, on one server where there are several."""
+        self.trajectory = Trajectory()
+        self.turns: list[Turn] = []
+        self.turnstile = model.turnstile
+        self._model = model
+        self._id = header(session_id)
+        """As it is sent in headers: task ids may be any text."""
+        self._group_id, self._group_size = group_id, group_size
+        self._planner = Planner(self.trajectory, model.config.match)
+        self._context: tuple[bytes, Context] | None = None
+        self._last_ids: tuple[int, TokenPrompt] | None = None
+        """The last turn's node, and the prompt that it answered: the next one mostly starts with it."""
+        self._last_messages: MessagePrompt | None = None
+        self._measured: tuple[MessagePrompt, int] | None = None
+        """A prompt of messages, and how many tokens the server said that it had."""
+        self._logged: set[FallbackReason] = set()
+        self._numbers = itertools.count(1)
+        """Request ids differ even where two turns of one session are under way at once."""
+
+    def __repr__(self) -> str:
+        return f"<Session {self._id} {len(self.turns)} turns, {self.trajectory.token_count} tokens>"
+
+    @property
+    def clock(self) -> Clock:
+        """Stands still while nothing may be sent."""
+        return self._model.weights.clock
+
+    def close(self) -> None:
+        """The trajectory has ended, however it did: its server has room for another."""
+        self._model.transport.release(self._id)
+
+    async def turn(
+        self,
+        messages: Sequence[object],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        template_args: Mapping[str, Any] | None = None,
+        max_tokens: int | None = None,
+    ) -> Message:
+        """Has the model answer a conversation; returns the assistant's message.
+
+        `max_tokens` is this completion's own, in place of the configuration's.
+
+        Raises ContextFull, FallbackRefused, TransportError (MalformedReply included), or
+        InvariantBroken under `verify`.
+        """
+        await self.turnstile.enter()
+        started = time.perf_counter()
+        args = self._model.config.template_args if template_args is None else template_args
+        prompt = self._planner.prompt(messages, tools, args)
+        context = self._make_context(prompt)
+        outgoing = await self._prepare(prompt, context)
+        request = await self._request(prompt, outgoing, context, max_tokens)
+        rendered = time.perf_counter()
+        reply = await self._generate(request)
+        await self.turnstile.enter()
+        answered = time.perf_counter()
+        message = await self._read(reply, outgoing, prompt.messages, context)
+        turn = self._commit(prompt, outgoing, reply, message)
+        if isinstance(request.prompt, MessagePrompt) and turn.prompt_tokens:
+            self._measured = request.prompt, turn.prompt_tokens
+        turn.request_s = reply.request_s or answered - rendered
+        turn.queue_s = max(0.0, answered - rendered - turn.request_s)
+        turn.render_s = time.perf_counter() - answered + rendered - started
+        self.turns.append(turn)
+        return message
+
+    async def _generate(self, request: Request) -> Reply:
+        """The whole completion: one that was aborted goes on from its sampled tokens, or is asked for anew.
+
+        At once where we had it aborted, for new weights. After growing pauses where the server did so by itself.
+        """
+        weights, parts, asked, aborted = self._model.weights, list[Reply](), request, 0
+        while True:
+            ours = weights.aborts
+            reply = await self._model.transport.generate(asked)
+            reply = check_reply(reply)
+            parts.append(reply)
+            if reply.finish_reason != "abort":
+                return joined(parts)
+            if is_whole(asked, reply):
+                return msgspec.structs.replace(joined(parts), finish_reason="length")
+            if ours == weights.aborts and not weights.held:
+                aborted += 1
+                if aborted > MAX_RESUMPTIONS:
+                    raise CompletionAborted(f"the server ended this completion {aborted} times before it was whole")
+                await (self._model.sleep or weights.clock.sleep)(pause_s(aborted))
+            rest = rest_of(asked, parts) if self._model.info.token_route is not None else None
+            if rest is None:
+                parts.clear()
+            asked = msgspec.structs.replace(rest or request, request_id=f"{self._id}-{next(self._numbers)}")
+
+    def _make_context(self, prompt: Prompt) -> Context:
+        key = prompt.root.tools_key + prompt.root.args_key
+        if self._context is None or self._context[0] != key:
+            self._context = key, make_context(prompt.root.tools, prompt.root.template_args)
+        return self._context[1]
+
+    async def _prepare(self, prompt: Prompt, context: Context) -> _Outgoing:
+        """Decides the route. Raises FallbackRefused."""
+        plan = self._plan(prompt)
+        if isinstance(plan, Extend) and not plan.tail:
+            sent = TokenPrompt(self.trajectory.ids(plan.node))
+            return _Outgoing(plan=plan, route=Route.TOKEN_IN, prompt=sent)
+        if isinstance(plan, Extend):
+            answered, completion_ids = self._turn_of(plan.node)
+            assert self._model.codec is not None, "_plan extends only where there is a codec"
+            previous = Previous(
+                prompt_ids=answered.ids, completion_ids=completion_ids, message=self._answered(plan, prompt)
+            )
+            bridged = await self._model.codec.extend(previous, plan.tail, context)
+            if not isinstance(bridged, Declined):
+                return _Outgoing(
+                    plan=plan,
+                    route=Route.TOKEN_IN,
+                    prompt=answered.extended([*completion_ids, *bridged.ids]),
+                    bridge_ids=bridged.ids,
+                    bridge=bridged.bridge,
+                    previous=plan.node,
+                )
+            reason = FallbackReason.BRIDGE_DECLINED
+            plan = Fallback(reason=reason, detail=bridged.reason, previous=plan.node, depth=plan.depth)
+        self._note(plan)
+        return await self._fall_back(plan, prompt, context)
+
+    def _turn_of(self, node: int) -> tuple[TokenPrompt, list[int]]:
+        """The prompt and the completion of the turn that a sampled node ends."""
+        if self._last_ids is not None and self._last_ids[0] == node:
+            return self._last_ids[1], self.trajectory.nodes[node].ids.tolist()
+        prompt_ids, completion_ids = self.trajectory.turn_ids(node)
+        return TokenPrompt(prompt_ids), completion_ids
+
+    def _answered(self, plan: Extend, prompt: Prompt) -> Message | None:
+        """The assistant's message before the tail. The caller's, where its calls are those that the tail answers."""
+        theirs = prompt.messages[plan.depth - 1] if plan.depth else None
+        return theirs if theirs is not None and theirs.tool_calls else self.trajectory.nodes[plan.node].message
+
+    def _plan(self, prompt: Prompt) -> Extend | Fallback:
+        plan = self._planner.plan(prompt)
+        if plan == Fallback(reason=FallbackReason.FIRST_TURN):
+            return plan
+        previous = plan.node if isinstance(plan, Extend) and plan.tail else getattr(plan, "previous", None)
+        depth = plan.depth
+        if self._model.config.mode == "mito":
+            return Fallback(reason=FallbackReason.DISABLED, previous=previous, depth=depth)
+        if self._model.info.token_route is None:
+            return Fallback(reason=FallbackReason.NO_TOKEN_ROUTE, previous=previous, depth=depth)
+        if isinstance(plan, Extend) and self._model.codec is None:
+            detail = "no local tokenizer and no /tokenize: name one by --tokenizer"
+            return Fallback(reason=FallbackReason.BRIDGE_DECLINED, detail=detail, previous=previous, depth=depth)
+        return plan
+
+    def _note(self, fallback: Fallback) -> None:
+        """Logs a fallback once per kind and trajectory. Raises FallbackRefused where token-in is required."""
+        if fallback.reason in EXPECTED_FALLBACKS:
+            return
+        if self._model.config.require_token_in:
+            raise FallbackRefused(fallback)
+        if fallback.reason not in self._logged:
+            self._logged.add(fallback.reason)
+            _log.warning("fallback", session=self._id, reason=fallback.reason.value, detail=fallback.detail)
+
+    async def _fall_back(self, plan: Fallback, prompt: Prompt, context: Context) -> _Outgoing:
+        sent, route = None, Route.MESSAGE_IN
+        info, codec = self._model.info, self._model.codec
+        local_first = plan.reason is FallbackReason.FIRST_TURN and self._model.config.mode == "tito"
+        if local_first and not info.reports_prompt_ids and info.token_route is not None and codec is not None:
+            # The server would not tell the first prompt's ids, so we make them and send them.
+            sent, route = TokenPrompt(await codec.render(prompt.messages, context)), Route.TOKEN_IN
+        return _Outgoing(plan=plan, route=route, prompt=sent, previous=plan.previous)
+
+    async def _request(self, prompt: Prompt, outgoing: _Outgoing, context: Context, max_tokens: int | None) -> Request:
+        """The request, with `max_tokens` cut to what fits. Raises ContextFull."""
+        config = self._model.config
+        body: TokenPrompt | MessagePrompt | None = outgoing.prompt
+        if body is None:
+            args = context.template_args
+            body = MessagePrompt(prompt.messages, context.tools, args, before=self._last_messages)
+            self._last_messages = body
+        room = await self._room(body, context, max_tokens or config.max_tokens)
+        return Request(
+            prompt=body,
+            request_id=f"{self._id}-{next(self._numbers)}",
+            session_id=self._id,
+            group_id=self._group_id,
+            group_size=self._group_size,
+            max_tokens=room,
+            sampling=_sampling(config, room),
+            stop_token_ids=self._model.stop_token_ids,
+            priority=config.priority,
+            cache_salt=config.cache_salt,
+            echo_prompt=config.verify,
+        )
+
+    async def _room(self, prompt: TokenPrompt | MessagePrompt, context: Context, wanted: int | None) -> int | None:
+        """How many tokens may be sampled. Raises ContextFull where none fit."""
+        limit = self._model.max_model_len
+        if limit is None:
+            return wanted
+        if isinstance(prompt, TokenPrompt):
+            length = len(prompt.ids)
+        else:
+            # A token is at least a byte, so a short prompt need not be rendered to know that it fits.
+            length = _most_tokens(prompt, self._measured)
+            if length + (wanted or 1) > limit:
+                if self._model.codec is None:
+                    return wanted
+                length = len(await self._model.codec.render(prompt.messages, context))
+            elif wanted is None:
+                return None
+        if length >= limit:
+            raise ContextFull(f"the prompt has {length} tokens, the model's context {limit}")
+        return min(wanted or limit, limit - length)
+
+    async def _read(
+        self, reply: Reply, outgoing: _Outgoing, conversation: Sequence[Message], context: Context
+    ) -> Message:
+        codec = self._model.codec
+        message = None
+        if codec is not None and reply.completion_ids is not None:
+            if isinstance(codec, ServerCodec) and reply.finish_reason == "stop" and reply.completion_ids:
+                codec.saw_stop(reply.completion_ids[-1])
+            prompt_ids = outgoing.prompt.ids if outgoing.prompt is not None else reply.prompt_ids or []
+            message = await codec.parse(prompt_ids, reply.completion_ids, context)
+        message = message or reply.message
+        if message is None:
+            raise MalformedReply("the server answered neither ids that can be read here nor a message")
+        if message.tool_calls:
+            message = number_calls(message, sum(len(earlier.tool_calls) for earlier in conversation))
+        return message
+
+    def _commit(self, prompt: Prompt, outgoing: _Outgoing, reply: Reply, message: Message) -> Turn:
+        """Puts the turn into the tree. The first change to it: nothing before can leave it half made."""
+        tree, plan, sent = self.trajectory, outgoing.plan, outgoing.prompt
+        if reply.prompt_ids is None or (sent is not None and sent.ids == ids_array(reply.prompt_ids)):
+            received = sent
+        else:
+            received = TokenPrompt(reply.prompt_ids)
+        broken = self._is_broken(outgoing, received)
+        if isinstance(plan, Extend) and received is sent:
+            digests = prompt.digests[plan.depth :]
+            end = (
+                tree.add_tail(plan.node, plan.tail, digests, ids_array(outgoing.bridge_ids)) if plan.tail else plan.node
+            )
+        else:
+            root = tree.find_root(prompt.root.tools_key, prompt.root.args_key)
+            root = tree.add_root(prompt.root) if root is None else root
+            ids = received.ids if received is not None else None
+            end = tree.add_prompt(root, prompt.messages, prompt.digests, ids)
+        message_digest = digest(message, self._model.config.match)
+        node = tree.add_sampled(
+            end, message, message_digest, reply.completion_ids, reply.logprobs, reply.weight_versions
+        )
+        self._planner.committed(prompt, message, message_digest)
+        self._last_ids = (node, received) if received is not None else None
+        if self._model.config.verify:
+            check_turn(tree, node, sent, reply, outgoing.previous if outgoing.route is Route.TOKEN_IN else None)
+        return self._turn(outgoing, reply, node, received, broken)
+
+    def _is_broken(self, outgoing: _Outgoing, received: TokenPrompt | None) -> bool | None:
+        """Whether the server's prompt departs from what was sampled before; None where that cannot be known."""
+        previous = outgoing.previous
+        if previous is None or received is None or not self.trajectory.nodes[previous].ids_known:
+            return None
+        if received is outgoing.prompt and isinstance(outgoing.plan, Extend):
+            return False  # the prompt was made from those very ids; `verify` compares them all the same
+        answered, completion_ids = self._turn_of(previous)
+        length = len(answered.ids)
+        sampled = received.ids[length : length + len(completion_ids)]
+        return received.ids[:length] != answered.ids or sampled.tolist() != completion_ids
+
+    def _turn(
+        self, outgoing: _Outgoing, reply: Reply, node: int, received: TokenPrompt | None, broken: bool | None
+    ) -> Turn:
+        plan = outgoing.plan
+        fallback = plan if isinstance(plan, Fallback) and outgoing.route is Route.MESSAGE_IN else None
+        return Turn(
+            route=outgoing.route,
+            fallback=fallback.reason if fallback else None,
+            fallback_detail=fallback.detail if fallback else "",
+            bridge=outgoing.bridge,
+            node=node,
+            prompt_tokens=len(received.ids) if received is not None else reply.prompt_tokens or 0,
+            completion_tokens=len(reply.completion_ids or ()),
+            cached_tokens=reply.cached_tokens,
+            finish_reason=reply.finish_reason,
+            weight_versions=reply.weight_versions,
+            prefix_break=broken,
+        )
+
+
+def _sampling(config: EngineConfig, room: int | None) -> Mapping[str, Any]:
+    """The caller's parameters. Servers refuse a minimum above the maximum: it is cut where the maximum was."""
+    least = config.sampling.get("min_tokens")
+    if room is None or not isinstance(least, int) or least <= room:
+        return config.sampling
+    asked = config.max_tokens is None or least <= config.max_tokens
+    return {**config.sampling, "min_tokens": room} if asked else config.sampling
+
+
+def _most_tokens(prompt: MessagePrompt, measured: tuple[MessagePrompt, int] | None) -> int:
+    """A bound on a prompt's tokens that needs no tokenizer: its bytes, and much for the template's own text.
+
+    Behind a prompt that the server has measured it is that and the bytes of what is new.
+    """
+    if measured is not None and (added := prompt.added_to(measured[0])) is not None:
+        messages, size = added
+        return measured[1] + size + 32 * messages + 256
+    size = prompt.size + 32 * len(prompt.messages)
+    return size + (2_048 + len(msgspec.json.encode(list(prompt.tools))) if prompt.tools else 0) + 256

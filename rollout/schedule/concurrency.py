@@ -1,0 +1,89 @@
+"""How many rollouts at once, from what the servers say of themselves (`concurrency="auto"`).
+
+Grows while every slot is used and the servers' queue is empty and their cache below a mark; shrinks on queueing,
+preemption and errors. Doubles until the first shrink, then feels its way, as TCP does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import anyio
+import structlog
+
+from rollout.errors import ConfigError, TransportError
+from rollout.schedule.scheduler import Slots
+from rollout.transport import ServerLoad, Transport
+
+#: Rollouts at once to begin with, for each server.
+START = 16
+
+#: Seconds between two looks at the metrics.
+LOOK_EVERY_S = 1.0
+
+#: Cache in use above which nothing grows: the next turns of those that run need some, too.
+CACHE_MARK = 0.85
+
+#: Waiting requests for each running one that count as a queue: new requests wait a moment anywhere.
+QUEUE_MARK = 0.1
+
+#: What is left of the cap after a shrink.
+SHRINK = 0.75
+
+#: Looks after a shrink in which nothing changes: what is in flight must end first.
+REST = 5
+
+_log = structlog.get_logger(__name__)
+
+
+class Pace:
+    """The cap, from one look at the metrics to the next. Pure."""
+
+    def __init__(self, start: int, most: int) -> None:
+        self.cap = start
+        self._most = most
+        self._doubling = True
+        self._rest = 0
+        self._queued_before = False
+        self._preemptions: int | None = None
+        self._faults = 0
+
+    def __repr__(self) -> str:
+        return f"<Pace {self.cap} of {self._most}>"
+
+    def look(self, load: ServerLoad, *, used: int, faults: int) -> int:
+        """The cap from now on. `used` are the slots in use, `faults` all transport faults so far."""
+        waiting, running = load.waiting or 0, load.running or 0
+        queued = waiting > max(1, QUEUE_MARK * running)
+        preempted = self._preemptions is not None and (load.preemptions or 0) > self._preemptions
+        pressed = preempted or faults > self._faults or (queued and self._queued_before)
+        self._preemptions = load.preemptions if load.preemptions is not None else self._preemptions
+        self._faults, self._queued_before = faults, queued
+        if self._rest:
+            self._rest -= 1
+        elif pressed:
+            self._doubling, self._rest, self._queued_before = False, REST, False
+            self.cap = max(1, int(min(self.cap, used) * SHRINK))
+        elif not queued and used >= self.cap and (load.cache_usage or 0.0) < CACHE_MARK:
+            self.cap = min(self._most, self.cap * 2 if self._doubling else self.cap + max(1, self.cap // 8))
+        return self.cap
+
+
+async def keep_pace(
+    pace: Pace, slots: Slots, server: Transport, faults: Callable[[], int], wake: Callable[[], None]
+) -> None:
+    """Sets the slots' cap again and again. Never returns. A look that fails changes nothing, nor one at no server."""
+    slots.cap = pace.cap
+    while True:
+        await anyio.sleep(LOOK_EVERY_S)
+        try:
+            load = await server.load()
+        except (TransportError, ConfigError) as error:
+            _log.debug("no_metrics", error=str(error))
+            continue
+        if load.running is None and load.waiting is None:
+            continue  # nothing is said that growth could be founded on
+        before = slots.cap
+        slots.cap = pace.look(load, used=slots.used, faults=faults())
+        if slots.cap > before:
+            wake()

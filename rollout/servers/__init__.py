@@ -1,0 +1,16 @@
+"""Several servers as one: who gets a request, who is in and out, which weights they have.
+
+    fleet        a transport over all of them
+    server       one, with what it answered to its last check
+    life         what each is to do next: pure
+    reconciler   does it
+    placement    which one a trajectory stays on
+    weights      versions, and updates while requests are in flight
+    completion   a completion that was cut off goes on from what was sampled
+
+The engine always holds a `Fleet`, of one server where there is one.
+"""
+
+from rollout.moved import forward
+
+__getattr__ = forward("rollout.servers")

@@ -1,0 +1,282 @@
+"""Finished rollouts -> disk: the run folder, and how it is read back.
+
+    runs/<env>--<model>--<time>/
+        config.toml       the settings, without secrets, and the folder's format: see `rollout.store.config`
+        tasks.jsonl       the run's tasks, one per line, in the order of their indices
+        rollouts.jsonl    one line per rollout, appended and flushed as each ends
+        summary.json      the object that `--json` prints
+        events.log        what was logged, one JSON object per line
+        lock              who writes here: see `rollout.store.lock`
+
+A line holds everything: messages, turns, and the trajectory's nodes with their ids and logprobs. A last line
+that was cut by a crash is detected when the folder is read, and that rollout is played again by `--resume`.
+What a power failure leaves of the last line counts as cut, too. A member that was played again counts as it ended last.
+A folder may be read while it is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import time
+from array import array
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import anyio
+import anyio.to_thread
+import msgspec
+import structlog
+
+from rollout.door import error_text, well_formed
+from rollout.errors import UsageError
+from rollout.records import Failure, FailureKind, Rollout
+from rollout.store.config import (
+    FORMAT,
+    FolderConfig,
+    check_format,
+    read_folder_config,
+    write_folder_config,
+    write_whole,
+)
+from rollout.store.lock import FolderLock
+from rollout.store.task_list import TaskList
+from rollout.tokens.trajectory import LOGPROBS, Logprobs, TokenIds
+from rollout.transport import IDS
+
+ROLLOUTS, TASKS, SUMMARY, EVENTS = "rollouts.jsonl", "tasks.jsonl", "summary.json", "events.log"
+
+_log = structlog.get_logger(__name__)
+
+
+def _enc_hook(value: Any) -> Any:
+    if isinstance(value, array):
+        if value.typecode == LOGPROBS:
+            # JSON has no NaN: a logprob that the server could not give is null.
+            return [None if math.isnan(item) else item for item in value]
+        return value.tolist()
+    raise NotImplementedError(type(value).__name__)
+
+
+def _dec_hook(kind: Any, value: Any) -> Any:
+    if kind is Logprobs:
+        return Logprobs(LOGPROBS, [math.nan if item is None else item for item in value])
+    if kind is TokenIds:
+        return TokenIds(IDS, value)
+    raise NotImplementedError(str(kind))
+
+
+_ENCODER = msgspec.json.Encoder(enc_hook=_enc_hook)
+_DECODER = msgspec.json.Decoder(Rollout, dec_hook=_dec_hook)
+
+#: What a line that cannot be read raises.
+READ_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+def encode_rollout(rollout: Rollout) -> bytes:
+    """One line, without its end. Raises what msgspec raises, and ValueError for a number that JSON does not have."""
+    for name, value in (("reward", rollout.reward), *rollout.metrics.items()):
+        if not math.isfinite(value):
+            raise ValueError(f"{name} is {value}, which JSON does not have")
+    return _ENCODER.encode(rollout)
+
+
+def decode_rollout(line: bytes) -> Rollout:
+    """Reads a line, also one of an older format. Raises one of READ_ERRORS."""
+    try:
+        return _DECODER.decode(line)
+    except msgspec.ValidationError:
+        return _DECODER.decode(msgspec.json.encode(_without_nulls(msgspec.json.decode(line))))
+
+
+def _without_nulls(record: Any) -> Any:
+    """A record of format 1, where a reward or a metric that was NaN or infinite was written as null."""
+    if isinstance(record, dict) and isinstance(metrics := record.get("metrics", {}), dict):
+        nulls = [name for name, value in metrics.items() if value is None]
+        record["metrics"] = {name: value for name, value in metrics.items() if value is not None}
+        if record.get("reward", 0.0) is None:
+            nulls, record["reward"] = ["reward", *nulls], 0.0
+        if nulls and record.get("failure") is None:
+            message = f"{nulls[0]} was not a finite number"
+            record["failure"], record["stop"] = {"kind": FailureKind.ENVIRONMENT, "message": message}, None
+    return record
+
+
+def read_rollouts(folder: Path | str) -> Iterator[Rollout]:
+    """The rollouts of a run folder, in the order in which they ended. A torn last line is passed over.
+
+    Raises UsageError for a folder that is none or of a newer format, and for a line in the middle that cannot be read.
+    """
+    path = rollouts_of(Path(folder))
+    with path.open("rb") as file:
+        broken = (0, "")
+        for number, line in enumerate(file, 1):
+            if broken[0]:
+                raise broken_line(path, *broken)
+            if not line.endswith(b"\n"):
+                return
+            try:
+                rollout = decode_rollout(line)
+            except READ_ERRORS as error:
+                broken = number, str(error)
+                continue
+            yield rollout
+
+
+def rollouts_of(folder: Path) -> Path:
+    """The file of a run's rollouts. Raises UsageError for a folder that is none, or of a newer format."""
+    path = folder / ROLLOUTS
+    if not path.is_file():
+        raise UsageError(f"{str(folder)!r} is not a run folder: it has no {ROLLOUTS}")
+    check_format(folder)
+    return path
+
+
+def broken_line(path: Path, number: int, why: str) -> UsageError:
+    """The error of a line in the middle."""
+    return UsageError(
+        f"{path}, line {number}: {why}; without that line the folder is whole, and --resume plays it again"
+    )
+
+
+class RunFolder:
+    """A run's folder, open for writing, and locked."""
+
+    def __init__(self, path: Path, lock: FolderLock) -> None:
+        self.path = path
+        self._owner = lock
+        self._file: IO[bytes] | None = None
+        self._lock = anyio.Lock()
+
+    def __repr__(self) -> str:
+        return f"<RunFolder {self.path}>"
+
+    @classmethod
+    def create(cls, path: Path, config: FolderConfig | None = None, tasks: TaskList | None = None) -> RunFolder:
+        """A new folder. Raises UsageError where it cannot be written, holds a run already, or is being written."""
+        path = path.absolute()
+        if not (path / ROLLOUTS).exists():
+            with _said_of(path, "; choose another by -o"):
+                path.mkdir(parents=True, exist_ok=True)
+                folder = cls(path, FolderLock(path))
+                try:
+                    if not (path / ROLLOUTS).exists():  # else another was quicker
+                        folder.write_plan(config or FolderConfig(format=FORMAT), tasks or TaskList())
+                        folder._file = (path / ROLLOUTS).open("xb")
+                        return folder
+                except BaseException:
+                    folder.close()
+                    raise
+                folder.close()
+        raise UsageError(f"{str(path)!r} holds a run already: give --resume to go on with it, or another -o")
+
+    @classmethod
+    def resume(cls, path: Path) -> RunFolder:
+        """An existing folder, locked; `append` opens it. Raises UsageError where it is none or is being written."""
+        check_resumable(path)
+        path = path.absolute()
+        with _said_of(path):
+            return cls(path, FolderLock(path))
+
+    def write_plan(self, config: FolderConfig, tasks: TaskList) -> None:
+        """Writes what the run plays, and how. Raises OSError."""
+        write_whole(self.path / TASKS, b"".join(line + b"\n" for line in tasks.lines))
+        write_folder_config(self.path, config)
+
+    def append(self, config: FolderConfig, tasks: TaskList, end: int) -> None:
+        """Goes on with a folder whose last whole line ends at `end`; what is behind it is cut off."""
+        with _said_of(self.path):
+            self.write_plan(config, tasks)
+            self._file = (self.path / ROLLOUTS).open("r+b")
+            self._file.truncate(end)
+            self._file.seek(end)
+
+    async def write(self, rollout: Rollout) -> None:
+        """Appends a rollout and flushes it to the disk, off the event loop.
+
+        One that cannot be written becomes a failure, and what can be written of it is. Raises OSError.
+        """
+        async with self._lock:  # lines keep their order, and never mix
+            await anyio.to_thread.run_sync(self._write, rollout)
+
+    def _write(self, rollout: Rollout) -> None:
+        assert self._file is not None, "the run folder is closed"
+        try:
+            line = encode_rollout(rollout)
+        except Exception as error:
+            line = encode_rollout(_stand_in(rollout, error))
+        self._file.write(line + b"\n")
+        self._file.flush()
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Writes summary.json whole or not at all. Raises OSError."""
+        write_whole(self.path / SUMMARY, msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n")
+
+    def close(self) -> None:
+        """Every write was flushed; what could not be written has been said by `write`."""
+        file, self._file = self._file, None
+        if file is not None:
+            with contextlib.suppress(OSError):
+                os.fsync(file.fileno())
+            with contextlib.suppress(OSError):  # it tries the failed write again
+                file.close()
+        self._owner.release()
+
+
+def _stand_in(rollout: Rollout, error: Exception) -> Rollout:
+    """A record in place of one that cannot be written. The rollout itself becomes the failure that its record is."""
+    why = f"its record cannot be written: {type(error).__name__}: {error_text(error)}"
+    _log.error("record_not_written", rollout=rollout.id, error=why, exc_info=error)
+    rollout.stop, rollout.failure = None, Failure(kind=FailureKind.INTERNAL, message=why, error=type(error).__name__)
+    return Rollout(
+        id=well_formed(rollout.id),
+        task_id=well_formed(rollout.task_id),
+        task_index=rollout.task_index,
+        member=rollout.member,
+        failure=rollout.failure,
+    )
+
+
+@contextlib.contextmanager
+def _said_of(path: Path, remedy: str = "") -> Iterator[None]:
+    """A fault of the disk is a user's mistake, in one line."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"cannot write the run folder {str(path)!r}: {error.strerror or error}{remedy}") from error
+
+
+def check_resumable(path: Path) -> None:
+    """Raises UsageError for a folder without a run, or of a newer format."""
+    if not (path / ROLLOUTS).is_file():
+        raise UsageError(f"{str(path)!r} is not a run folder, so there is nothing to resume: it has no {ROLLOUTS}")
+    check_format(path)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The settings of a run, by name. Raises UsageError."""
+    return read_folder_config(path).settings
+
+
+def new_path(env: str, model: str, here: Path | None = None) -> Path:
+    """A new folder runs/<env>--<model>--<time> beneath `here`, which nobody else gets. Raises UsageError."""
+    while True:
+        path = default_path(env, model, here)
+        with _said_of(path, "; choose another by -o"):
+            try:
+                path.mkdir(parents=True)
+            except FileExistsError:
+                continue  # another run began in the same moment
+        return path
+
+
+def default_path(env: str, model: str, here: Path | None = None) -> Path:
+    """runs/<env>--<model>--<time> beneath `here`, or where the process is; it does not exist yet."""
+    names = [Path(part.rpartition(":")[2] or part).name.replace(" ", "_") for part in (env, model)]
+    stem = f"{names[0]}--{names[1]}--{time.strftime('%Y%m%d-%H%M%S')}"
+    path, number = (here or Path.cwd()) / "runs" / stem, 1
+    while path.exists():
+        path, number = path.with_name(f"{stem}-{number}"), number + 1
+    return path

@@ -1,0 +1,12 @@
+"""The ids that were sampled: how they are kept, cut into training samples, and proved.
+
+    trajectory   a tree of messages, each with its own token delta, and what of it was sampled
+    prefix       the longest known branch that a conversation goes on from, or why there is none
+    samples      a branch as arrays: ids, loss mask, logprobs, versions
+    batch        samples padded to rows, or packed
+    advantages   rewards of a group -> advantages
+    verify       the invariants, checked while it runs
+
+A conversation of three turns is one branch of six nodes; its concatenation is, id for id, the last prompt and
+completion that the server saw. Others take `Trajectory`, `Planner` and `TrainingSample`.
+"""

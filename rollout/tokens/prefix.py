@@ -1,0 +1,180 @@
+"""Which ids can this prompt extend? Pure: no await, no token is made here.
+
+`plan` looks up the conversation in the trajectory's tree and answers `Extend` (send the node's ids and
+a bridge for the tail) or `Fallback` (send messages, for this reason). It prepares; only
+`rollout.play.session` commits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from operator import is_
+from typing import Any
+
+import msgspec
+
+from rollout.chat.canonical import Match, digest, value_digest
+from rollout.chat.messages import Message
+from rollout.records import FallbackReason
+from rollout.tokens.trajectory import Root, Trajectory
+
+
+class Prompt(msgspec.Struct, frozen=True, kw_only=True):
+    """A conversation that is to be sent, with what its place in the tree needs."""
+
+    messages: Sequence[Message]
+    digests: Sequence[bytes]
+    """One per message."""
+    root: Root
+
+
+class Extend(msgspec.Struct, frozen=True, kw_only=True):
+    """The prompt is the ids up to `node`, and a bridge for the messages of `tail`."""
+
+    node: int
+    tail: Sequence[Message]
+    """Empty where the very prompt was sent before: its ids go out again."""
+    depth: int
+    """How many messages the node's branch covers."""
+
+
+class Fallback(msgspec.Struct, frozen=True, kw_only=True):
+    """The prompt goes out as messages."""
+
+    reason: FallbackReason
+    detail: str = ""
+    previous: int | None = None
+    """The sampled node whose messages this prompt starts with, if any: what a break is measured against."""
+    depth: int = 0
+    """How many messages that node's branch covers."""
+
+
+class Planner:
+    """Looks up conversations in one trajectory. Remembers the last one, so that an old message costs nothing."""
+
+    def __init__(self, trajectory: Trajectory, match: Match = "strict") -> None:
+        self._tree = trajectory
+        self._match = match
+        self.canonicalized = 0
+        """Messages whose canonical form was computed: grows with the new messages only."""
+        self._messages: list[Message] = []
+        self._digests: list[bytes] = []
+        self._last_root: int | None = None
+        self._places: list[int] = []
+        """Where each of those messages leads in the tree, below that root."""
+
+    def prompt(
+        self, messages: Sequence[object], tools: Sequence[Mapping[str, Any]], template_args: Mapping[str, Any]
+    ) -> Prompt:
+        """Reads a conversation, in any form. Messages that are the same objects as last time are not read again.
+
+        Raises MessageError.
+        """
+        known = self._shared(messages)
+        conversation = [*self._messages[:known], *map(Message.of, messages[known:])]
+        digests = [*self._digests[:known], *map(self._digest, conversation[known:])]
+        return Prompt(messages=conversation, digests=digests, root=self._root(tools, template_args))
+
+    def plan(self, prompt: Prompt) -> Extend | Fallback:
+        """What this prompt can extend. The longest prefix wins, over all branches."""
+        tree = self._tree
+        root = tree.find_root(prompt.root.tools_key, prompt.root.args_key)
+        node, depth, prompt_node, matched = self._longest(root, prompt) if root is not None else (None, 0, None, 0)
+        if prompt_node is not None:
+            node, depth = prompt_node, len(prompt.messages)
+        if node is None:
+            return self._no_node(prompt, root, matched)
+        tail = prompt.messages[depth:]
+        if tree.nodes[node].multimodal or any(message.is_multimodal for message in tail):
+            return Fallback(reason=FallbackReason.MULTIMODAL, previous=node, depth=depth)
+        if not tree.nodes[node].ids_known:
+            return Fallback(reason=FallbackReason.IDS_MISSING, previous=node, depth=depth)
+        if prompt_node is None and (fault := tail_fault(tail)):
+            rewritten = any(m.role == "assistant" for m in tail) and tree.has_children(node)
+            reason = FallbackReason.HISTORY_REWRITTEN if rewritten else FallbackReason.TAIL_NOT_EXTENDABLE
+            return Fallback(reason=reason, detail=fault, previous=node, depth=depth)
+        return Extend(node=node, tail=tail, depth=depth)
+
+    def committed(self, prompt: Prompt, answer: Message, answer_digest: bytes) -> None:
+        """Remembers the conversation, which is in the tree now."""
+        root = self._tree.find_root(prompt.root.tools_key, prompt.root.args_key)
+        assert root is not None, "a turn's root is in the tree before the turn is"
+        digests = [*prompt.digests, answer_digest]
+        self._places = self._places_of(root, digests)
+        self._last_root, self._messages, self._digests = root, [*prompt.messages, answer], digests
+
+    def _shared(self, messages: Sequence[object]) -> int:
+        """How many leading messages are the very objects of the last conversation."""
+        last = self._messages
+        if len(messages) >= len(last) and all(map(is_, last, messages)):
+            return len(last)
+        return next((i for i, (a, b) in enumerate(zip(last, messages, strict=False)) if a is not b), len(messages))
+
+    def _digest(self, message: Message) -> bytes:
+        self.canonicalized += 1
+        return digest(message, self._match)
+
+    def _root(self, tools: Sequence[Mapping[str, Any]], template_args: Mapping[str, Any]) -> Root:
+        # The same objects as last time are still compared by value: a caller may have changed them in place.
+        return Root(
+            tools=tools,
+            template_args=template_args,
+            tools_key=value_digest(tools),
+            args_key=value_digest(template_args),
+        )
+
+    def _no_node(self, prompt: Prompt, root: int | None, matched: int) -> Fallback:
+        """Why no turn is a prefix of this prompt."""
+        if any(message.is_multimodal for message in prompt.messages):
+            return Fallback(reason=FallbackReason.MULTIMODAL)
+        if not self._tree.leaves:
+            return Fallback(reason=FallbackReason.FIRST_TURN)
+        if root is not None:
+            return Fallback(reason=FallbackReason.HISTORY_REWRITTEN if matched else FallbackReason.NO_MATCH)
+        same_tools = any(other.tools_key == prompt.root.tools_key for other in self._tree.roots)
+        return Fallback(reason=FallbackReason.TEMPLATE_ARGS_CHANGED if same_tools else FallbackReason.TOOLS_CHANGED)
+
+    def _longest(self, root: int, prompt: Prompt) -> tuple[int | None, int, int | None, int]:
+        """(deepest sampled node, its depth, node where this very prompt ends if sent before, messages matched)."""
+        tree, places = self._tree, self._places_of(root, prompt.digests)
+        prompt_node = None
+        if len(places) == len(prompt.digests) and places:
+            ends = (
+                n for n in reversed(tree.nodes_at(places[-1])) if tree.nodes[n].prompt_end and tree.nodes[n].ids_known
+            )
+            prompt_node = next(ends, None)
+        for depth in range(len(places), 0, -1):
+            nodes = tree.nodes_at(places[depth - 1])
+            sampled = next((node for node in reversed(nodes) if tree.nodes[node].sampled), None)
+            # A message-in reply without ids still says which turn came before.
+            unknown = next((node for node in nodes if node in tree.leaves[-1:]), None)
+            if (best := sampled if sampled is not None else unknown) is not None:
+                return best, depth, prompt_node, len(places)
+        return None, 0, prompt_node, len(places)
+
+    def _places_of(self, root: int, digests: Sequence[bytes]) -> list[int]:
+        """The places in the tree that a conversation goes through: one per message that was sent or said before."""
+        goes_on = self._last_root == root and digests[: len(self._digests)] == self._digests
+        places = list(self._places) if goes_on else []
+        place = places[-1] if places else -1 - root
+        for message in digests[len(places) :]:
+            behind = self._tree.place_behind(place, message)
+            if behind is None:
+                break
+            places.append(place := behind)
+        return places
+
+
+def tail_fault(tail: Sequence[Message]) -> str:
+    """Why a tail cannot be bridged; "" where it can.
+
+    A tail is one or more tool messages and then at most one user message, or user messages.
+    """
+    if not tail:
+        return "no new message after the assistant's"
+    roles = [message.role for message in tail]
+    tools = next((i for i, role in enumerate(roles) if role != "tool"), len(roles))
+    rest = roles[tools:]
+    if any(role != "user" for role in rest):
+        return f"a tail of roles {', '.join(roles)}"
+    return "several user messages after tool messages" if tools and len(rest) > 1 else ""

@@ -1,0 +1,371 @@
+"""A trajectory: the tree of messages that one episode sent and sampled, with the ids the server saw.
+
+A node holds one message and only its own token delta, so memory is linear in tokens. Root to node is
+a branch; the concatenation of its deltas is exactly the ids that the server had. Three kinds of node:
+
+    prompt node    message of the caller's; the last one of a prompt holds the prompt's new ids, the
+                   generation prompt included, and the ones before it hold none
+    sampled node   an assistant message with the ids that the model sampled, and nothing else
+    split node     no message: the part that two forks share of what was one delta
+
+A root stands for what changes every token: the tools and the chat-template arguments.
+Nothing here awaits, and nothing here decides what to send: see `rollout.tokens.prefix`.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+
+from rollout.chat.messages import Message
+from rollout.transport import IDS, WeightSpan
+
+#: Logprobs are stored as doubles: 8 bytes a token, beside 4 for an id.
+LOGPROBS = "d"
+
+
+if TYPE_CHECKING:
+    TokenIds = array[int]
+    Logprobs = array[float]
+else:
+    # Python 3.11's arrays take no parameters, and a reader of stored records must tell the two apart.
+    class TokenIds(array):
+        """int32 ids."""
+
+        __slots__ = ()
+
+    class Logprobs(array):
+        """float64 natural logs."""
+
+        __slots__ = ()
+
+
+def ids_array(ids: Sequence[int] = ()) -> TokenIds:
+    """Token ids in their stored form."""
+    return ids if isinstance(ids, array) else array(IDS, ids)
+
+
+class Root(msgspec.Struct, kw_only=True):
+    """What changes every token of a prompt."""
+
+    tools: Sequence[Mapping[str, Any]] = ()
+    template_args: Mapping[str, Any] = {}
+    tools_key: bytes = b""
+    args_key: bytes = b""
+
+
+class Node(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
+    """One message with its own ids; or, without a message, ids that two forks share."""
+
+    parent: int
+    """Index of the parent node; -1 - r for the first node below root r."""
+    message: Message | None = None
+    ids: TokenIds = msgspec.field(default_factory=ids_array)
+    """This node's own delta, int32."""
+    sampled: bool = False
+    """Whether every id of the delta was sampled by the model; none was where this is False."""
+    logprobs: Logprobs = msgspec.field(default_factory=lambda: array(LOGPROBS))
+    """Natural-log probabilities, float64, one per id on a sampled node, none elsewhere."""
+    weight_versions: tuple[WeightSpan, ...] = ()
+    """Spans over this node's ids."""
+    ids_known: bool = True
+    """False where the server did not report the ids: the branch can then not be extended."""
+    prompt_end: bool = False
+    """Whether a prompt that was sent ends here: the concatenation includes the generation prompt."""
+    multimodal: bool = False
+    """Whether this message or one above it has a part that is not text."""
+    digest: bytes = b""
+
+
+class Trajectory:
+    """The tree. `add_extension` and `add_prompt` grow it; everything else reads."""
+
+    def __init__(self) -> None:
+        self.roots: list[Root] = []
+        self.nodes: list[Node] = []
+        self.leaves: list[int] = []
+        """Sampled nodes, in the order in which their turns were committed."""
+        self._children: dict[int, dict[bytes, list[int]]] = {}
+        # Conversations, whatever their ids: a place is a sequence of messages below a root, -1 - r for none.
+        self._places: dict[tuple[int, bytes], int] = {}
+        """The place behind a place and a message's digest."""
+        self._nodes_at: list[list[int]] = []
+        self._place_of: dict[int, int] = {}
+        self._laid: _Laid | None = None
+
+    @classmethod
+    def from_parts(cls, roots: Sequence[Root], nodes: Sequence[Node], leaves: Sequence[int]) -> Trajectory:
+        """A tree read back from its parts, which it shares."""
+        tree = cls()
+        tree.roots, tree.nodes, tree.leaves = list(roots), list(nodes), list(leaves)
+        for index, node in enumerate(nodes):
+            tree._children.setdefault(node.parent, {}).setdefault(node.digest, []).append(index)
+            above = [index]  # a split node was added after those below it
+            while (parent := nodes[above[-1]].parent) >= 0 and parent not in tree._place_of:
+                above.append(parent)
+            for each in reversed(above):
+                tree._put_in_place(each)
+        return tree
+
+    def __repr__(self) -> str:
+        return f"<Trajectory {len(self.nodes)} nodes, {len(self.leaves)} turns, {self.token_count} tokens>"
+
+    @property
+    def token_count(self) -> int:
+        return sum(len(node.ids) for node in self.nodes)
+
+    def place_behind(self, place: int, digest: bytes) -> int | None:
+        """Where a message leads from a place, which is a sequence of messages below a root (-1 - r: none yet)."""
+        return self._places.get((place, digest))
+
+    def nodes_at(self, place: int) -> Sequence[int]:
+        """The nodes that end in a place's last message: several after a retry, or where ids differ. Oldest first."""
+        return self._nodes_at[place]
+
+    def has_children(self, node: int) -> bool:
+        return bool(self._children.get(node))
+
+    def path(self, node: int) -> list[int]:
+        """Node indices from the first below the root down to `node`."""
+        out = []
+        while node >= 0:
+            out.append(node)
+            node = self.nodes[node].parent
+        return out[::-1]
+
+    def root_of(self, node: int) -> int:
+        """Index of the root above a node."""
+        while node >= 0:
+            node = self.nodes[node].parent
+        return -1 - node
+
+    def ids(self, node: int) -> TokenIds:
+        """Every id from the root to the end of `node`: what the server saw. A new array."""
+        out = ids_array()
+        for index in self.path(node):
+            out.extend(self.nodes[index].ids)
+        return out
+
+    def turn_ids(self, node: int) -> tuple[list[int], list[int]]:
+        """The prompt and the completion of the turn that a sampled node ends."""
+        start = node
+        while (
+            (parent := self.nodes[start].parent) >= 0 and self.nodes[parent].sampled and not self.nodes[parent].message
+        ):
+            start = parent  # a fork split this turn's ids
+        whole = self.ids(node).tolist()
+        above = self.nodes[start].parent
+        length = len(self.ids(above)) if above >= 0 else 0
+        return whole[:length], whole[length:]
+
+    def messages(self, node: int) -> list[Message]:
+        """The messages from the root to `node`."""
+        found = (self.nodes[index].message for index in self.path(node))
+        return [message for message in found if message is not None]
+
+    def find_root(self, tools_key: bytes, args_key: bytes) -> int | None:
+        for index, root in enumerate(self.roots):
+            if root.tools_key == tools_key and root.args_key == args_key:
+                return index
+        return None
+
+    def add_root(self, root: Root) -> int:
+        self.roots.append(root)
+        return len(self.roots) - 1
+
+    def add_tail(self, parent: int, messages: Sequence[Message], digests: Sequence[bytes], ids: TokenIds) -> int:
+        """Lays messages below `parent`, their ids on the last; returns the node that ends the prompt.
+
+        Where the same messages with the same ids are there already (the prompt was sent before), they
+        are used, so that no prompt is stored twice.
+        """
+        return self._lay(parent, messages, digests, ids, known=True)
+
+    def add_sampled(
+        self,
+        parent: int,
+        message: Message,
+        digest: bytes,
+        ids: Sequence[int] | None,
+        logprobs: Sequence[float] | None,
+        weight_versions: tuple[WeightSpan, ...] = (),
+    ) -> int:
+        """Adds the assistant message that answers the prompt ending at `parent`; returns its node."""
+        known = ids is not None and (parent < 0 or self.nodes[parent].ids_known)
+        node = self._add(
+            Node(
+                parent=parent,
+                message=message,
+                ids=ids_array(ids or ()),
+                sampled=ids is not None,
+                logprobs=array(LOGPROBS, logprobs or ()),
+                weight_versions=weight_versions,
+                ids_known=known,
+                digest=digest,
+            )
+        )
+        self.leaves.append(node)
+        return node
+
+    def add_prompt(
+        self,
+        root: int,
+        messages: Sequence[Message],
+        digests: Sequence[bytes],
+        prompt_ids: Sequence[int] | None,
+    ) -> int:
+        """Lays a whole prompt, as the server reported it, over the tree; returns the node that ends it.
+
+        Where the ids differ from what is there, a new branch forks, in the middle of a delta if need be.
+        """
+        if prompt_ids is None:
+            return self._lay(-1 - root, messages, digests, ids_array(), known=False)
+        ids = ids_array(prompt_ids)
+        start = self._start(root, digests, ids)
+        node, depth, matched, partial = self._deepest_overlap(start, digests, ids)
+        if partial is not None:
+            child, shared = partial
+            node, matched = self._split(child, shared), matched + shared
+        end = self._lay(node, messages[depth:], digests[depth:], ids[matched:], known=True)
+        alone = matched < len(ids) and len(self._nodes_at[self._place_of[end]]) == 1
+        self._laid = _Laid(root, end, digests, ids, len(self.nodes)) if alone else None
+        return end
+
+    def _start(self, root: int, digests: Sequence[bytes], ids: TokenIds) -> tuple[int, int, int]:
+        """Where the search for a prompt's place begins: (node, messages above, ids above).
+
+        At the end of the last prompt that was laid, where this one goes on from it and nothing but its answer came
+        since. That prompt had ids that no branch had, and no other branch has its messages, so none holds as much of
+        this one: a conversation that goes on costs what is new, however often it forked before.
+        """
+        last = self._laid
+        if last is not None and last.root == root and len(self.nodes) <= last.nodes + 1:
+            depth, length = len(last.digests), len(last.ids)
+            if depth < len(digests) and digests[:depth] == last.digests and ids[:length] == last.ids:
+                return last.end, depth, length
+        return -1 - root, 0, 0
+
+    def _deepest_overlap(
+        self, start: tuple[int, int, int], digests: Sequence[bytes], ids: TokenIds
+    ) -> tuple[int, int, int, tuple[int, int] | None]:
+        """The place from which a prompt departs: (node, messages above, ids above, (child, ids shared with it))."""
+        best: tuple[int, int, int, tuple[int, int] | None] = (*start, None)
+        stack = [start]
+        while stack:
+            node, depth, offset = stack.pop()
+            for child in self._direct_children(node, digests[depth] if depth < len(digests) else None):
+                delta, known = self.nodes[child].ids, self.nodes[child].ids_known
+                below = depth + (self.nodes[child].message is not None)
+                shared = _common_length(delta, ids, offset) if known else 0
+                if known and shared == len(delta):
+                    # A branch that leaves ids over but no message to hold them is no place to go on from.
+                    if below < len(digests) or offset + shared == len(ids):
+                        best = max(best, (child, below, offset + shared, None), key=_overlap)
+                        stack.append((child, below, offset + shared))
+                elif shared:
+                    best = max(best, (node, depth, offset, (child, shared)), key=_overlap)
+        return best
+
+    def _direct_children(self, node: int, digest: bytes | None) -> Iterator[int]:
+        below = self._children.get(node, {})
+        if digest is not None:
+            yield from below.get(digest, ())
+        yield from below.get(b"", ())
+
+    def _split(self, child: int, at: int) -> int:
+        """Puts the first `at` ids of a node into a split node above it; returns the split node."""
+        lower = self.nodes[child]
+        upper = Node(
+            parent=lower.parent,
+            ids=lower.ids[:at],
+            sampled=lower.sampled,
+            logprobs=lower.logprobs[:at],
+            weight_versions=_clip(lower.weight_versions, 0, at),
+            multimodal=lower.multimodal,
+        )
+        self._children[lower.parent][lower.digest].remove(child)
+        split = self._add(upper)
+        lower.ids, lower.logprobs = lower.ids[at:], lower.logprobs[at:]
+        lower.weight_versions = _clip(lower.weight_versions, at, at + len(lower.ids))
+        lower.parent = split
+        self._children.setdefault(split, {}).setdefault(lower.digest, []).append(child)
+        return split
+
+    def _lay(
+        self, parent: int, messages: Sequence[Message], digests: Sequence[bytes], ids: TokenIds, *, known: bool
+    ) -> int:
+        node, last = parent, len(messages) - 1
+        empty = ids_array()
+        for position, (message, digest) in enumerate(zip(messages, digests, strict=True)):
+            delta = ids if position == last else empty
+            found = self._same_child(node, digest, delta, known)
+            node = (
+                found
+                if found is not None
+                else self._add(Node(parent=node, message=message, ids=delta, ids_known=known, digest=digest))
+            )
+        if node >= 0:
+            self.nodes[node].prompt_end = True
+        return node
+
+    def _same_child(self, parent: int, digest: bytes, delta: TokenIds, known: bool) -> int | None:
+        for child in reversed(self._children.get(parent, {}).get(digest, ())):
+            node = self.nodes[child]
+            if not node.sampled and node.ids_known == known and node.ids == delta:
+                return child
+        return None
+
+    def _add(self, node: Node) -> int:
+        index = len(self.nodes)
+        parent = self.nodes[node.parent] if node.parent >= 0 else None
+        own_media = node.message is not None and node.message.is_multimodal
+        node.multimodal = own_media or (parent is not None and parent.multimodal)
+        node.ids_known = node.ids_known and (parent is None or parent.ids_known)
+        self.nodes.append(node)
+        self._children.setdefault(node.parent, {}).setdefault(node.digest, []).append(index)
+        self._put_in_place(index)
+        return index
+
+    def _put_in_place(self, index: int) -> None:
+        node = self.nodes[index]
+        place = self._place_of[node.parent] if node.parent >= 0 else node.parent
+        if node.message is not None:
+            place = self._places.setdefault((place, node.digest), len(self._nodes_at))
+            if place == len(self._nodes_at):
+                self._nodes_at.append([])
+            self._nodes_at[place].append(index)
+        self._place_of[index] = place
+
+
+class _Laid(NamedTuple):
+    """The last prompt that was laid whole, if it had ids and messages that were not in the tree."""
+
+    root: int
+    end: int
+    """The node that ends it."""
+    digests: Sequence[bytes]
+    ids: TokenIds
+    nodes: int
+    """How many nodes there were then."""
+
+
+def _overlap(found: tuple[int, int, int, tuple[int, int] | None]) -> tuple[int, int]:
+    _, depth, offset, partial = found
+    return offset + (partial[1] if partial else 0), depth
+
+
+def _common_length(delta: TokenIds, ids: TokenIds, offset: int) -> int:
+    """How many ids of `delta` stand in `ids` from `offset` on."""
+    window = ids[offset : offset + len(delta)]
+    if window == delta:
+        return len(delta)
+    return next((i for i, (a, b) in enumerate(zip(delta, window, strict=False)) if a != b), len(window))
+
+
+def _clip(spans: Sequence[WeightSpan], start: int, end: int) -> tuple[WeightSpan, ...]:
+    """The spans that lie in [start, end), counted from `start`."""
+    clipped = (WeightSpan(s.version, max(s.start, start) - start, min(s.end, end) - start) for s in spans)
+    return tuple(span for span in clipped if span.start < span.end)

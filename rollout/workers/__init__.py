@@ -1,0 +1,15 @@
+"""Playing in other processes: the same rollouts, with an event loop, connections and a tokenizer for each process.
+
+    pool      the processes together
+    handle    one process, as the engine sees it
+    remote    one rollout that a process plays
+    wire      what is said, both ways
+    channel   what carries it
+    launch    how processes are started here
+    process   what a process is before and after it plays
+    worker    what it does meanwhile
+    silence   how long one has said nothing
+    where     the place at which one hung or crashed
+
+Scheduling, groups, results and weights stay with the engine.
+"""

@@ -1,0 +1,362 @@
+"""Several processes that play rollouts for one engine, each with its own event loop, connections and tokenizer.
+
+The engine schedules as it does alone: admission, groups, retries, deadlines of stragglers and the stream of results are
+its own, and only the playing of a rollout is elsewhere. A group's members go to one process, which keeps them on one
+server. A process that dies costs the rollouts that it was playing, which fail as `process`, and is started again. So
+does one whose event loop hangs, which is found out by its silence and ended; what its threads were doing is logged. One
+that has worn out, by calls that hang in its threads, takes no more rollouts and is replaced when its last has ended.
+
+    wire     what is said, both ways
+    channel  what carries it
+    hand     one process as it is seen here
+    silence  how long one has said nothing
+    remote   one rollout that a process plays
+    launch   how processes are started here
+    where    the place at which one hung or crashed
+    process  what a process is before and after it plays
+    worker   what it does meanwhile
+"""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from typing import Self
+
+import anyio
+import anyio.abc
+import msgspec
+import structlog
+
+from rollout import errors
+from rollout.config import EngineConfig
+from rollout.door import error_text
+from rollout.env import Env
+from rollout.errors import ConfigError, RolloutError
+from rollout.observe.stats import Played
+from rollout.play.episode import Job
+from rollout.servers.fleet import FleetStanding
+from rollout.servers.placement import Placement
+from rollout.servers.weights import WeightsStanding
+from rollout.workers import wire
+from rollout.workers.handle import Hand
+from rollout.workers.launch import Launch, LocalLaunch, Worker
+from rollout.workers.remote import GRACE_S, RemoteEpisode
+from rollout.workers.silence import LOOK_S
+from rollout.workers.where import place_of
+
+#: A process that dies so often in a row without having ended one rollout is not started again.
+STRIKES = 3
+
+#: The same for one that ended rollouts before: then the rollouts are at fault that are left, not the process.
+STRIKES_OF_PROVEN = 12
+
+#: Seconds before a process is started again that has died more than once in a row; doubled each time, up to the most.
+PAUSE_S = 0.5
+MOST_PAUSE_S = 30.0
+
+#: A process that is silent for so long while an update of the weights waits for it is ended: servers stand still.
+AWAITED_S = 5.0
+
+#: How long the last rollouts of a worn process may take.
+DRAIN_S = 600.0
+
+#: After a process has ended, how long what it had said before may take to come.
+_LAST_WORDS_S = 1.0
+
+Standing = tuple[WeightsStanding, FleetStanding]
+
+_log = structlog.get_logger(__name__)
+
+
+class Crew:
+    """The processes, together."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        make_env: Callable[[], Env],
+        standing: Callable[[], Standing],
+        *,
+        on_gone: Callable[[RolloutError], None],
+        launch: Launch | None = None,
+    ) -> None:
+        """`standing` says how the engine stands; `on_gone` is called when no process is left.
+
+        `launch` starts a process; on this machine, if not given.
+        """
+        self._config = config
+        self._make_env = make_env
+        self._standing = standing
+        self._on_gone = on_gone
+        self._launch = launch
+        self._hands = [Hand() for _ in range(config.processes)]
+        self._placement = Placement(config.processes)
+        self._returned = anyio.Event()
+        self._numbers = itertools.count(1)
+        self._stack = AsyncExitStack()
+        self._attending: anyio.abc.TaskGroup | None = None
+        self._setup = b""
+        self._stopping = False
+        self.deaths = 0
+
+    def __repr__(self) -> str:
+        playing = sum(len(hand.playing) for hand in self._hands)
+        return f"<Crew of {len(self._hands)}, {sum(self._placement.up)} up, {playing} rollouts>"
+
+    async def __aenter__(self) -> Self:
+        """Starts the processes, and waits until they have connected. Raises ServerError, ConfigError, RolloutError."""
+        make_env = _pickled(self._make_env)
+        self._setup = wire.encode(wire.Setup(self._config, make_env))
+        self._launch = self._launch or LocalLaunch(main_script=b"__main__" in make_env)
+        failed: list[RolloutError] = []
+
+        async def start(hand: Hand) -> None:
+            try:
+                await self._start(hand)
+            except RolloutError as error:
+                failed.append(error)
+                starting.cancel_scope.cancel()
+
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self._end)
+            async with anyio.create_task_group() as starting:
+                for hand in self._hands:
+                    starting.start_soon(start, hand)
+            if failed:
+                raise failed[0]
+            self._attending = await stack.enter_async_context(anyio.create_task_group())
+            for at in range(len(self._hands)):
+                self._attending.start_soon(self._attend, at)
+            self._attending.start_soon(self._watch)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        if self._attending is not None:
+            self._attending.cancel_scope.cancel()
+        await self._stack.aclose()
+
+    def episode(self, job: Job, *, evaluation: bool) -> RemoteEpisode:
+        """One rollout, ready to be played by one of the processes."""
+        return RemoteEpisode(self, job, evaluation)
+
+    def stop(self) -> None:
+        """Running rollouts end after their current turn, as cancelled."""
+        self._stopping = True
+        for hand in self._hands:
+            hand.send(wire.Stop())
+
+    async def tell(self) -> None:
+        """Has every process stand as the engine does now; returns when all do that live."""
+        number, (weights, servers) = next(self._numbers), self._standing()
+        told = []
+        for hand in self._hands:
+            if hand.worker is not None:
+                hand.told[number] = anyio.Event()
+                told.append(hand.told[number])
+                hand.send(wire.Follow(number, weights, servers))
+        for event in told:
+            await event.wait()
+
+    def played(self) -> list[Played]:
+        """What each process has played, those that died included."""
+        return [part for hand in self._hands for part in (hand.played, hand.earlier)]
+
+    async def hand_for(self, session: str, job: Job) -> Hand:
+        """See `rollout.workers.remote.Hands`. Waits while every process is being started again."""
+        while (at := self._placement.place(session, job.task_id, job.group_size)) is None:
+            await self._returned.wait()
+        return self._hands[at]
+
+    def release(self, session: str) -> None:
+        """See `rollout.workers.remote.Hands`."""
+        self._placement.release(session)
+
+    def next_number(self) -> int:
+        """See `rollout.workers.remote.Hands`."""
+        return next(self._numbers)
+
+    async def _start(self, hand: Hand) -> None:
+        """Raises RolloutError where the process cannot begin."""
+        assert self._launch is not None
+        limit_s = self._config.worker_start_s
+        worker = await self._launch()
+        try:
+            with anyio.fail_after(limit_s):
+                await self._ready(hand, worker)
+            hand.begin(worker)
+            # It knows nothing of what happened before. Nothing is played there before it has read this.
+            hand.send(wire.Follow(0, *self._standing()))
+        except TimeoutError as error:
+            _log.warning("worker_not_ready", after_s=limit_s, stack=await worker.trace())
+            raise RolloutError(
+                f"a worker process was not ready within {limit_s:g} s (worker_start_s): what it imports, or the server "
+                "that it connects to, takes longer; what it was doing is in the log"
+            ) from error
+        finally:
+            if hand.worker is not worker:
+                with anyio.CancelScope(shield=True):
+                    worker.channel.abort()
+                    worker.kill()
+                    await worker.ended()
+
+    async def _ready(self, hand: Hand, worker: Worker) -> None:
+        """Tells a new process what is played, and waits until it can. Raises RolloutError."""
+        worker.channel.send(self._setup)
+        while (frame := await worker.channel.receive()) is not None:
+            event = wire.decode_event(frame)
+            if isinstance(event, wire.NotReady):
+                kind = getattr(errors, event.error, RolloutError)
+                raise (kind if issubclass(kind, RolloutError) else RolloutError)(event.message)
+            if isinstance(event, wire.Ready):
+                return
+            hand.take(event)
+        raise RolloutError(
+            f"a process ended before it was ready: {await worker.ended()}; a script that starts processes must do "
+            'so under `if __name__ == "__main__":`, since each of them imports it'
+        )
+
+    async def _attend(self, at: int) -> None:
+        """Listens to a process; starts it again when it has ended."""
+        hand = self._hands[at]
+        while hand.worker is not None:
+            worker = hand.worker
+            await self._listen(hand, worker)
+            self._placement.up[at] = False
+            how = hand.why or await _end_of(worker)
+            if hand.why is None:
+                stack = await worker.trace()
+                how += place_of(stack)
+                _log.warning("process_ended", how=how, rollouts=len(hand.playing), stack=stack)
+            if not hand.replacing:
+                self.deaths += 1
+                hand.strikes += 1
+            hand.lose(f"the process that played it ended: {how}")
+            with anyio.CancelScope(shield=True):
+                if not hand.replacing:
+                    worker.kill()
+                await _end_of(worker)
+            if hand.replacing:
+                _log.info("process_replaced", why=hand.worn)
+            await self._restart(hand)
+            if hand.worker is not None:
+                self._placement.up[at] = True
+                returned, self._returned = self._returned, anyio.Event()
+                returned.set()
+        hand.left_out = True
+        _log.warning("process_left_out", deaths_in_a_row=hand.strikes)
+        if all(hand.left_out for hand in self._hands):
+            self._on_gone(RolloutError("every process ended, again and again, before it had played a rollout"))
+
+    async def _listen(self, hand: Hand, worker: Worker) -> None:
+        """Takes what a process says, until it has ended."""
+
+        async def hang_up() -> None:
+            # What was forked from it may hold its end of the channel open, as long as it lives.
+            await worker.ended()
+            await anyio.sleep(_LAST_WORDS_S)
+            worker.channel.abort()
+
+        async with anyio.create_task_group() as beside:
+            beside.start_soon(hang_up)
+            try:
+                while (frame := await worker.channel.receive()) is not None:
+                    hand.take(wire.decode_event(frame))
+            except msgspec.MsgspecError as error:
+                hand.why = f"what it said cannot be read: {error_text(error)}"
+                _log.error("process_not_understood", how=hand.why)
+                worker.kill()
+            beside.cancel_scope.cancel()
+
+    async def _watch(self) -> None:
+        """Looks after the processes: ends those that are silent, replaces those that are worn."""
+        last = time.monotonic()
+        while True:
+            await anyio.sleep(LOOK_S)
+            now = time.monotonic()
+            for at, hand in enumerate(self._hands):
+                if hand.worker is not None and hand.why is None:
+                    self._look(at, hand, hand.worker, now - last)
+            last = now
+
+    def _look(self, at: int, hand: Hand, worker: Worker, elapsed_s: float) -> None:
+        limit_s = self._config.worker_silence_s
+        silent_s = hand.silence.look(worker.channel.received, elapsed_s)
+        if silent_s > (min(limit_s, AWAITED_S) if hand.told else limit_s):
+            assert self._attending is not None
+            self._placement.up[at] = False
+            hand.why = f"it was silent for {silent_s:.0f} s, so its event loop hangs"
+            self._attending.start_soon(_end_silent, hand, worker)
+        elif hand.draining_s is not None:
+            hand.draining_s += elapsed_s
+            if not hand.playing or hand.draining_s > DRAIN_S:
+                hand.why, hand.replacing = f"it had to be replaced: {hand.worn}", True
+                worker.channel.close()
+        elif hand.worn is not None:
+            _log.warning("process_worn", why=hand.worn, rollouts=len(hand.playing))
+            self._placement.up[at] = False
+            hand.draining_s = 0.0
+
+    async def _restart(self, hand: Hand) -> None:
+        while hand.worker is None and hand.strikes < (STRIKES_OF_PROVEN if hand.proven else STRIKES):
+            if hand.strikes > 1:
+                await anyio.sleep(min(MOST_PAUSE_S, PAUSE_S * 2 ** (hand.strikes - 1)))
+            await self._servers_there()
+            try:
+                await self._start(hand)
+            except RolloutError as error:
+                hand.strikes += 1
+                _log.warning("process_not_started", error=str(error))
+        if self._stopping:
+            hand.send(wire.Stop())
+
+    async def _servers_there(self) -> None:
+        """A process that finds no server, or none that samples, could not begin: that is no fault of its own."""
+        while (servers := self._standing()[1]).paused or not any(servers.up):  # noqa: ASYNC110  # a look costs nothing
+            await anyio.sleep(LOOK_S)
+
+    async def _end(self) -> None:
+        """Ends the processes: they end when their channel is closed, or are killed."""
+        with anyio.CancelScope(shield=True):
+            async with anyio.create_task_group() as ending:
+                for hand in self._hands:
+                    if hand.worker is None:
+                        continue
+                    if hand.why is not None or hand.silence.seconds > AWAITED_S:
+                        hand.worker.kill()
+                    hand.worker.channel.close()
+                    ending.start_soon(_end_of, hand.worker)
+
+
+async def _end_silent(hand: Hand, worker: Worker) -> None:
+    """Ends a process that does not answer any more; whoever listens to it sees that."""
+    stack = await worker.trace()
+    hand.why = f"{hand.why}{place_of(stack)}"
+    _log.warning("process_silent", how=hand.why, rollouts=len(hand.playing), stack=stack)
+    worker.kill()
+
+
+async def _end_of(worker: Worker) -> str:
+    """Waits until a process whose channel is closed has ended, or ends it; says how it ended."""
+    try:
+        with anyio.move_on_after(GRACE_S):
+            return await worker.ended()
+        worker.kill()
+        return await worker.ended()
+    finally:
+        worker.channel.abort()
+
+
+def _pickled(make_env: Callable[[], Env]) -> bytes:
+    """Raises ConfigError where another process could not find it."""
+    try:
+        return pickle.dumps(make_env)
+    except Exception as error:  # pickle raises whatever an object's own methods do
+        raise ConfigError(
+            f"processes need an environment that they can import, a class or a function of a module, not {make_env!r}: "
+            f"{error}"
+        ) from error

@@ -1,0 +1,93 @@
+"""A rollout that a process plays, where an engine expects an `Episode`."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import anyio
+
+from rollout.play.episode import CLOSE_GRACE_S, Job
+from rollout.records import Failure, FailureKind, Rollout
+from rollout.workers import wire
+from rollout.workers.channel import MOST_FRAME, FrameTooLong
+from rollout.workers.handle import Awaited, Hand
+
+#: How long a cancelled rollout may take to come back: its environment is closed meanwhile.
+GRACE_S = CLOSE_GRACE_S + 5.0
+
+
+class Hands(Protocol):
+    """What a remote rollout needs of its crew."""
+
+    def next_number(self) -> int:
+        """A number that no other rollout has."""
+        ...
+
+    async def hand_for(self, session: str, job: Job) -> Hand:
+        """The process for a rollout: its group's, or the least busy."""
+        ...
+
+    def release(self, session: str) -> None:
+        """The rollout has ended, however it did."""
+        ...
+
+
+class RemoteEpisode:
+    """A rollout that is played by a process. Stands in `rollout.play.episode.Episode`'s place."""
+
+    def __init__(self, crew: Hands, job: Job, evaluation: bool) -> None:
+        self._crew = crew
+        self._job = job
+        self._evaluation = evaluation
+        self.rollout = job.rollout()
+
+    def __repr__(self) -> str:
+        return f"<RemoteEpisode {self.rollout.id}>"
+
+    async def play(self) -> Rollout:
+        """Plays to the end. Raises only when it is cancelled from outside; `rollout` then holds what was played."""
+        number = self._crew.next_number()
+        session = str(number)
+        try:
+            frame = wire.encode(wire.Play(number, self._job, self._evaluation))
+            if len(frame) > MOST_FRAME:
+                raise FrameTooLong(len(frame))
+        except Exception as error:  # what a task's own objects raise when they are written, too
+            message = f"its task cannot be sent to a process: {error}"
+            self._fail(FailureKind.ENVIRONMENT, message, type(error).__name__)
+            return self.rollout
+        try:
+            await self._play(number, await self._crew.hand_for(session, self._job), frame)
+        except BaseException:
+            if self.rollout.failure is None and self.rollout.stop is None:
+                self._fail(FailureKind.CANCELLED, "cancelled")
+            raise
+        finally:
+            self._crew.release(session)
+        return self.rollout
+
+    async def _play(self, number: int, hand: Hand, frame: bytes) -> None:
+        awaited = hand.playing[number] = Awaited()
+        sent = False
+        try:
+            await hand.sent()
+            if awaited.lost is None:  # else it is another process by now
+                hand.send_frame(frame)
+                sent = True
+            await awaited.over.wait()
+        except BaseException:
+            if sent:
+                hand.send(wire.Cancel(number))
+                with anyio.move_on_after(GRACE_S, shield=True):
+                    await awaited.over.wait()
+            raise
+        finally:
+            del hand.playing[number]
+            if awaited.ended is not None:
+                earlier, self.rollout = self.rollout, wire.restored(awaited.ended, self._job.task)
+                self.rollout.earlier_failures = earlier.earlier_failures
+            elif awaited.lost is not None:
+                self._fail(FailureKind.PROCESS, awaited.lost)
+
+    def _fail(self, kind: FailureKind, message: str, error: str = "") -> None:
+        self.rollout.failure = Failure(kind=kind, message=message, error=error)

@@ -1,0 +1,210 @@
+"""One process of a crew: plays what it is told, and says how it ended. Ends with the engine, however that ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import anyio.abc
+import anyio.lowlevel
+import msgspec
+import structlog
+
+from rollout.door import error_text
+from rollout.errors import RolloutError
+from rollout.loop.lag import spared_collector
+from rollout.play.episode import Job
+from rollout.play.player import Player
+from rollout.process.threads import ThreadsExhausted
+from rollout.records import Failure, FailureKind, Rollout
+from rollout.workers import wire
+from rollout.workers.channel import Channel
+
+#: Seconds between two words of where it stands.
+BEAT_S = 0.25
+
+#: Between so many commands the loop looks at its timers and sockets: starting a rollout takes 60 µs.
+_COMMANDS_AT_ONCE = 64
+
+#: Bytes that may wait for the engine before beats and events of the log are left out.
+MOST_UNSENT = 2**24
+
+#: The length of one event of the log, in bytes, and of one of its fields, in characters, where that is longer.
+MOST_EVENT = 2**20
+MOST_TEXT = 20_000
+
+_log = structlog.get_logger(__name__)
+
+
+async def serve(channel: Channel, load: Callable[[bytes], Any] = pickle.loads) -> None:
+    """Plays what comes over the channel until it is closed. `load` gives what makes environments."""
+    frame = await channel.receive()
+    if frame is None:
+        return
+    setup = wire.decode_command(frame)
+    assert isinstance(setup, wire.Setup)
+
+    def worn(error: RolloutError) -> None:
+        # Whether a server is left is the engine's to say, which has connections of its own.
+        if isinstance(error, ThreadsExhausted):
+            channel.send(wire.encode(wire.Worn(str(error))))
+
+    try:
+        async with Player(setup.config, _env_of(setup, load), on_gone=worn) as player:
+            channel.send(wire.encode(wire.Ready()))
+            with spared_collector():
+                await _Serving(channel, player).serve()
+    except RolloutError as error:
+        channel.send(wire.encode(wire.NotReady(type(error).__name__, error_text(error))))
+    await channel.sent()
+    channel.close()
+
+
+def _env_of(setup: wire.Setup, load: Callable[[bytes], Any]) -> Any:
+    try:
+        return load(setup.make_env)
+    except BaseException as error:  # what importing the user's module raises, sys.exit() included
+        _log.warning("environment_not_loaded", exc_info=error)
+        raise RolloutError(
+            f"a worker process cannot load the environment: {type(error).__name__}: {error_text(error)}"
+        ) from error
+
+
+class _Serving:
+    """The commands of one channel, carried out."""
+
+    def __init__(self, channel: Channel, player: Player) -> None:
+        self._channel = channel
+        self._player = player
+        self._scopes: dict[int, anyio.CancelScope] = {}
+        self._ending = False
+
+    async def serve(self) -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._beat)
+            taken = 0
+            while (frame := await self._channel.receive()) is not None:
+                self._carry_out(_command(frame), group)
+                taken += 1
+                if taken % _COMMANDS_AT_ONCE == 0:
+                    await anyio.lowlevel.checkpoint()
+            self._ending = True
+            group.cancel_scope.cancel()
+
+    def _carry_out(self, command: wire.Command, group: anyio.abc.TaskGroup) -> None:
+        match command:
+            case wire.Play():
+                scope = self._scopes[command.number] = anyio.CancelScope()
+                group.start_soon(self._play, command, scope)
+            case wire.Cancel() if command.number in self._scopes:
+                self._scopes[command.number].cancel()
+            case wire.Follow():
+                self._player.weights.follow(command.weights)
+                self._player.fleet.follow(command.servers)
+                self._say(wire.Followed(command.number))
+            case wire.Stop():
+                self._player.stop()
+
+    async def _play(self, command: wire.Play, scope: anyio.CancelScope) -> None:
+        job = command.job
+        episode = self._player.episode(job, evaluation=command.evaluation)
+        rollout = episode.rollout
+        try:
+            with scope:
+                await episode.play()
+        except BaseException as error:
+            # The engine waits for an answer: whatever ends a rollout in its own way is answered as a failure of it.
+            if self._ending:
+                raise
+            _log.error("internal_error", rollout=rollout.id, exc_info=error)
+            message = f"{type(error).__name__}: {error_text(error)}"
+            rollout.failure = Failure(kind=FailureKind.INTERNAL, message=message, error=type(error).__name__)
+        finally:
+            del self._scopes[command.number]
+        # What was logged of it goes first, since the loop has it to send: with this end the run may end.
+        await anyio.lowlevel.cancel_shielded_checkpoint()
+        self._say_ended(command.number, job, rollout)
+        await self._channel.sent()
+
+    def _say_ended(self, number: int, job: Job, rollout: Rollout) -> None:
+        """A rollout that cannot be sent costs itself: it comes without what was played."""
+        played = self._player.played()
+        bare = job.rollout()
+        bare.task, bare.timing = {}, rollout.timing
+        try:
+            self._channel.send(wire.encode(wire.ended(number, rollout, played)))
+        except Exception as error:
+            message = f"it cannot be sent to the engine: {error_text(error)}"
+            _log.error("rollout_not_sent", rollout=rollout.id, exc_info=error)
+            bare.failure = Failure(kind=FailureKind.INTERNAL, message=message, error=type(error).__name__)
+            self._say(wire.Ended(number, bare, [], played))
+
+    async def _beat(self) -> None:
+        while True:
+            if self._channel.unsent < MOST_UNSENT:  # an engine that stands still needs no beats
+                self._say(wire.Beat(self._player.played()))
+            await anyio.sleep(BEAT_S)
+
+    def _say(self, event: wire.Event) -> None:
+        self._channel.send(wire.encode(event))
+
+
+def _command(frame: bytes | bytearray) -> wire.Command:
+    """Raises msgspec.MsgspecError, which ends this process: the engine starts another."""
+    try:
+        return wire.decode_command(frame)
+    except msgspec.MsgspecError as error:
+        _log.error("command_not_read", exc_info=error)
+        raise
+
+
+def log_to(channel: Channel) -> None:
+    """Events go to the engine's log."""
+
+    loop = asyncio.get_running_loop()
+
+    def send(logger: object, method: str, event: Any) -> Any:
+        fields = dict(event)
+        frame = _frame(method, fields.pop("event", ""), fields)
+        # A thread may log, too; only the loop's own may write to the channel. After the loop's end nobody listens.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(send_frame, frame)
+        raise structlog.DropEvent
+
+    def send_frame(frame: bytes) -> None:
+        if channel.unsent < MOST_UNSENT:
+            channel.send(frame)
+
+    structlog.configure(
+        processors=[structlog.processors.format_exc_info, send],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        cache_logger_on_first_use=False,
+    )
+
+
+def _frame(level: str, event: object, fields: dict[Any, Any]) -> bytes:
+    """An event's frame. What is no data, or too long, goes as text that can be sent."""
+    try:
+        plain = msgspec.to_builtins(fields, enc_hook=str, str_keys=True)
+        frame = wire.encode(wire.Logged(level, str(event), plain))
+        if len(frame) < MOST_EVENT:
+            return frame
+    except Exception:  # any object may be logged, and each may raise when it is looked at
+        pass
+    texts = {_sendable(name): _sendable(value) for name, value in fields.items()}
+    return wire.encode(wire.Logged(level, _sendable(event), texts))
+
+
+def _sendable(value: object) -> str:
+    try:
+        text = value if isinstance(value, str) else repr(value)
+    except Exception:
+        text = f"a {type(value).__name__} that cannot be shown"
+    if len(text) > MOST_TEXT:
+        text = f"{text[: MOST_TEXT // 2]} ... {text[-MOST_TEXT // 2 :]}"  # a traceback's end says most
+    return text.encode(errors="replace").decode()

@@ -1,0 +1,147 @@
+"""Signals by their count, and the end of a process that something keeps: shown in processes of their own."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from rollout.cli import ends
+from rollout.cli.ends import Signals
+
+LEAVING = """
+import atexit, sys, threading, time
+from rollout.cli import ends
+ends.LEAVE_S, ends.HOOKS_S = 1.0, 1.0
+ending = ends.Ending(lambda line: print(line, file=sys.stderr, flush=True))
+atexit.register(lambda: print("hook", flush=True))
+{}
+ending.leave(3)
+"""
+
+
+def left(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", LEAVING.format(code)], capture_output=True, text=True, timeout=300)
+
+
+def test_a_process_that_nothing_keeps_ends_as_ever() -> None:
+    """Exit hooks run, the status is right, nothing is said."""
+    done = left("")
+    assert (done.returncode, done.stdout, done.stderr) == (3, "hook\n", "")
+
+
+@pytest.mark.parametrize(
+    "thread",
+    [
+        "threading.Thread(target=time.sleep, args=(60,)).start()",
+        "threading.Thread(target=time.sleep, args=(60,), daemon=True, name='rollout-call').start()",
+        "from concurrent.futures import ThreadPoolExecutor; ThreadPoolExecutor(1).submit(time.sleep, 60)",
+    ],
+)
+def test_a_thread_that_hangs_is_said_and_left_behind(thread: str) -> None:
+    """A thread that Python would wait for, ours, an executor's: hooks run, the status is right."""
+    done = left(thread)
+    assert (done.returncode, done.stdout) == (3, "hook\n")
+    assert done.stderr == "1 thread still hangs in calls that cannot be ended, and left behind\n"
+
+
+def test_a_hook_that_hangs_does_not_keep_the_process() -> None:
+    """It is given its time, and that is all."""
+    assert left("atexit.register(time.sleep, 60)").returncode == 3
+
+
+def test_what_keeps_the_loop_does_not_keep_a_settled_process() -> None:
+    """Once the status is known the main thread may hang wherever it does."""
+    done = left("ending.settle(4); time.sleep(600)")
+    assert (done.returncode, done.stdout) == (4, "hook\n")
+    assert "left behind" in done.stderr
+
+
+def test_work_that_does_not_end_is_bounded() -> None:
+    """With its own line and status, unless the work ends before."""
+    assert left("ending.bound(0.1, 'enough'); time.sleep(600)").stderr == "enough\n"
+    assert left("ending.bound(0.1, 'enough')").returncode == 3
+
+
+SIGNALS = textwrap.dedent("""
+    import asyncio, os, signal, sys, time
+    from rollout.cli import ends
+    ends.ONE_SIGNAL_S = 0.0
+    async def main(signals):
+        loop, first, second = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
+        with signals.meaning(first.set, second.set):
+            print("ready", flush=True)
+            await first.wait(); print("first", flush=True)
+            await second.wait(); print("second", flush=True)
+            time.sleep(600)  # an environment that blocks the loop
+    with ends.Signals() as signals:
+        asyncio.run(main(signals))
+""")
+
+
+def test_the_third_signal_leaves_a_loop_that_is_blocked() -> None:
+    """The first and the second mean what they are said to mean, whichever they are; the third needs no loop."""
+    process = subprocess.Popen([sys.executable, "-c", SIGNALS], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    with process.stdout:
+        for said, number in (("ready", signal.SIGTERM), ("first", signal.SIGHUP), ("second", signal.SIGINT)):
+            assert process.stdout.readline() == f"{said}\n"
+            process.send_signal(number)
+        assert process.wait(300) == 1
+
+
+def test_a_signal_that_comes_twice_at_once_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """coreutils' timeout tells the process, and then its group."""
+    monkeypatch.setattr(ends, "ONE_SIGNAL_S", 60.0)
+    with Signals() as signals:
+        for _ in range(3):
+            try:
+                signal.raise_signal(signal.SIGTERM)
+            except KeyboardInterrupt:
+                assert signals.count == 1
+        assert signals.count == 1
+
+
+def test_signals_that_user_code_takes_are_taken_back() -> None:
+    """A library that sets a handler of its own has it for a second; what was there before comes back at the end."""
+    before = signal.getsignal(signal.SIGTERM)
+    with Signals() as signals:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signals.hold()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+async def test_a_signal_between_two_meanings_is_not_lost() -> None:
+    """What came while nobody had said what it means is done as soon as somebody has."""
+    import anyio
+
+    came = anyio.Event()
+    with Signals() as signals:
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        with signals.meaning(came.set), anyio.fail_after(60):
+            await came.wait()
+
+
+def test_a_task_that_swallows_everything_does_not_keep_the_command(tmp_path: Path) -> None:
+    """Its rollout is a timeout, and the process ends, though Python cannot even throw the task away."""
+    (tmp_path / "swallows.py").write_text(
+        "import asyncio\nfrom rollout import Env, user\n"
+        "class Swallows(Env):\n"
+        "    async def reset(self, task): return [user('hello')]\n"
+        "    async def step(self, message):\n"
+        "        while True:\n"
+        "            try: await asyncio.sleep(1000)\n"
+        "            except BaseException: pass\n"
+    )
+    command = [sys.executable, "-m", "rollout", "run", "swallows.py:Swallows", "-n", "1", "--max-tokens", "4"]
+    command += ["--step-timeout", "0.5", "-o", "run"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=90)
+    assert done.returncode == 1, done.stderr
+    assert "step took longer than 0.5 s" in done.stderr

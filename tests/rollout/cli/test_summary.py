@@ -1,0 +1,118 @@
+"""Sums over rollouts."""
+
+from __future__ import annotations
+
+import threading
+
+from rollout.cli.summary import Summary, table_rows, why_untrainable
+from rollout.observe.stats import Stats
+from rollout.records import Failure, FailureKind, FallbackReason, Rollout, Route, StopReason, Turn
+
+
+def rollout_of(member: int, turns: int) -> Rollout:
+    """A finished rollout with `turns` turns of three tokens."""
+    first = Turn(route=Route.MESSAGE_IN, fallback=FallbackReason.FIRST_TURN, completion_tokens=3)
+    later = [Turn(route=Route.TOKEN_IN, completion_tokens=3, prefix_break=False) for _ in range(turns - 1)]
+    return Rollout(
+        id=f"0-a-{member}",
+        task_id="0-a",
+        task_index=0,
+        member=member,
+        reward=1.0,
+        stop=StopReason.DONE,
+        turns=[first, *later],
+    )
+
+
+def test_turns_are_counted_by_route_and_reason() -> None:
+    """Every turn is token-in or message-in, and every message-in turn has its reason."""
+    summary = Summary(env="echo")
+    summary.add(rollout_of(0, 4))
+    assert (summary.turns, summary.token_in_turns, summary.message_in_turns) == (4, 3, 1)
+    assert summary.fallbacks == {"first_turn": 1}
+    assert summary.reward_mean == 1.0
+
+
+def test_a_resumed_run_claims_only_its_own_speed() -> None:
+    """What an earlier run played counts in the sums and not in the speed."""
+    summary = Summary(env="echo")
+    summary.add_resumed(rollout_of(0, 4))
+    summary.add(rollout_of(1, 2))
+    assert summary.turns == 6
+    assert summary.speeds(2.0) == (3.0, 1.0)
+    assert summary.as_json(wall_s=2.0, client_cpu_s=0.0, run_dir="r", stats=Stats())["turns_per_s"] == 1.0
+
+
+def of_task(task: int, member: int, reward: float) -> Rollout:
+    """A finished rollout of one turn, which was cut off."""
+    turn = Turn(route=Route.TOKEN_IN, completion_tokens=3, finish_reason="length")
+    return Rollout(
+        id=f"{task}-{member}",
+        task_id=str(task),
+        task_index=task,
+        member=member,
+        reward=reward,
+        metrics={"steps": float(member)},
+        stop=StopReason.DONE,
+        turns=[turn],
+    )
+
+
+def test_a_summary_says_what_a_trainer_asks() -> None:
+    """Turns cut off, metrics, the rewards' deviation, groups with equal rewards, pass@k, and why rollouts ended."""
+    summary = Summary(env="echo")
+    for task, rewards in enumerate([(1.0, 0.0), (0.0, 0.0)]):
+        for member, reward in enumerate(rewards):
+            summary.add(of_task(task, member, reward))
+    found = summary.as_json(wall_s=1.0, client_cpu_s=0.0, run_dir="r", stats=Stats())
+    assert (found["cut_off_turns"], found["cut_off_share"]) == (4, 1.0)
+    assert found["metrics"] == {"steps": 0.5}
+    assert (found["reward_mean"], found["stops"]) == (0.25, {"done": 4})
+    assert round(found["reward_std"], 3) == 0.433
+    assert (found["groups"], found["equal_groups"]) == (2, 1)
+    assert found["pass_at_k"] == {"1": 0.25, "2": 0.5}
+    rows = dict(table_rows(summary, 1.0, "r", Stats()))
+    assert "cut off at max_tokens 4 (100%)" in rows["turns"]
+    assert rows["metrics"] == "steps 0.5"
+    assert rows["pass"].startswith("@1 0.250, @2 0.500")
+    assert rows["equal rewards"] == "1 of 2 groups (50%)"
+
+
+def test_members_that_failed_are_no_attempts() -> None:
+    """A group of two with one that failed says nothing of groups."""
+    summary = Summary(env="echo")
+    summary.add(of_task(0, 0, 1.0))
+    failed = of_task(0, 1, 0.0)
+    failed.stop, failed.failure = None, Failure(kind=FailureKind.TIMEOUT, message="late")
+    summary.add(failed)
+    assert summary.groups.groups == 0
+    assert summary.outcomes.rewards.count == 1
+
+
+def test_a_run_without_a_sample_has_a_reason() -> None:
+    """All failed, or ids are missing; a run that has not begun has none."""
+    summary = Summary(env="echo")
+    assert why_untrainable(summary) is None
+    summary.add(of_task(0, 0, 1.0))
+    assert "no token ids" in (why_untrainable(summary) or "")
+    summary = Summary(env="echo")
+    failed = Failure(kind=FailureKind.TIMEOUT, message="late")
+    summary.add(Rollout(id="a", task_id="a", task_index=0, member=0, failure=failed))
+    assert why_untrainable(summary) == "all 1 rollouts failed, 1 of them as timeout: late"
+
+
+def test_threads_may_count_at_once() -> None:
+    """No rollout is lost."""
+    summary = Summary(env="echo")
+    rollout = rollout_of(0, 20)
+
+    def add() -> None:
+        for _ in range(200):
+            summary.add(rollout)
+
+    threads = [threading.Thread(target=add) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (summary.rollouts, summary.turns, summary.outcomes.rewards.count) == (800, 16_000, 800)

@@ -1,0 +1,153 @@
+"""A pattern predicts what a renderer writes around texts, and there is none where a renderer reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rollout.chat.messages import Message, user
+from rollout.codec.bridge import Bridged, Previous, RendererBridge
+from rollout.codec.codec import make_context
+from rollout.codec.literal import LiteralTokenizer
+from rollout.codec.pattern import Pattern, Slot, learn, texts_of
+
+Make = Callable[[Sequence[Message]], list[int]]
+
+
+@pytest.fixture(scope="module")
+def literal(tokenizer: Any) -> LiteralTokenizer:
+    return LiteralTokenizer(tokenizer)
+
+
+def written(literal: LiteralTokenizer, of: Callable[[str], str]) -> Make:
+    """A renderer that writes a role, what `of` makes of each text, and an end."""
+    start, end = (literal.convert_tokens_to_ids(token) for token in ("<|im_start|>", "<|im_end|>"))
+
+    def make(messages: Sequence[Message]) -> list[int]:
+        out: list[int] = []
+        for message in messages:
+            out += [start, *literal.encode(f"user\n{of(message.text)}", add_special_tokens=False), end]
+        return out
+
+    return make
+
+
+def test_a_text_that_is_written_as_it_is_has_a_pattern(literal: LiteralTokenizer) -> None:
+    """What comes before a text is encoded with it, as the renderer does; all other tokens are as they were."""
+    make = written(literal, str)
+    pattern = learn(literal, [user("a"), user("b")], make)
+    assert isinstance(pattern, Pattern)
+    assert [piece for piece in pattern.pieces if isinstance(piece, Slot)] == [
+        Slot(0, "user\n", ""),
+        Slot(1, "user\n", ""),
+    ]
+    texts = ["one\n two", "12 + 3"]
+    assert pattern.filled(texts, literal.plain_ids) == make([user(text) for text in texts])
+
+
+@pytest.mark.parametrize(
+    "of",
+    [
+        str.strip,
+        str.rstrip,
+        lambda text: text.replace("\n", " "),
+        lambda text: "data" if text.startswith("{") else text,
+        lambda text: text * 2,
+        lambda text: "nothing",
+    ],
+)
+def test_a_text_that_is_read_has_none(literal: LiteralTokenizer, of: Callable[[str], str]) -> None:
+    """Stripped, replaced, told apart, written twice, left out: no pattern, so the renderer is asked each time."""
+    assert learn(literal, [user("a")], written(literal, of)) is None
+
+
+def test_messages_with_more_than_a_text_have_no_texts() -> None:
+    """Parts, further keys, and tags that a renderer may look for."""
+    assert texts_of([user("a"), Message("tool", "b", tool_call_id="x", name="f")]) == ["a", "b"]
+    assert texts_of([Message("user", ({"type": "text", "text": "a"},))]) is None
+    assert texts_of([Message("user", "a", extra={"cache_control": 1})]) is None
+    assert texts_of([user("<tool_response>a")]) is None
+    assert texts_of([Message("tool", None)]) is None
+
+
+@given(
+    text=st.text(min_size=1, max_size=60),
+    completion=st.lists(st.sampled_from(["Yes.", "<think>", "</think>", "<tool_call>", "\n", " <"]), max_size=4),
+    ended=st.booleans(),
+)
+def test_a_bridge_by_pattern_is_the_familys(tokenizer: Any, text: str, completion: list[str], ended: bool) -> None:
+    """Whatever the text, and whatever the model said, ended or cut off: a bridge that has learnt gives what a new one
+    does."""
+    learnt = _LEARNT.setdefault("qwen3", RendererBridge(tokenizer, "qwen3", "all"))
+    context = make_context([], {})
+    prompt = learnt.render([user("one")], context)
+    end = [tokenizer.convert_tokens_to_ids("<|im_end|>")] if ended else []
+    ids = [*(index for piece in completion for index in tokenizer.encode(piece)), *end]
+    previous = Previous(prompt_ids=prompt, completion_ids=ids, message=learnt.parse(prompt, ids, context))
+    learnt.learnt_after = 1
+    learnt.extend(previous, [user("two")], context)
+    found = learnt.extend(previous, [user(text)], context)
+    assert found == learnt._by_family(previous, [user(text)], context)
+
+
+@pytest.mark.parametrize(
+    ("said", "is_learnt"),
+    [
+        ("I go on and", True),
+        ("<think>I go on and", True),
+        ("\n<think>I go on and", False),  # its reasoning is closed first; behind other words it would not be
+        ("<think>Hm.</think>I go on and", True),
+        ("", False),
+    ],
+)
+def test_how_a_turn_that_was_cut_off_is_closed_is_learnt(tokenizer: Any, said: str, is_learnt: bool) -> None:
+    """Where the words between the markers do not count."""
+    bridge, context = RendererBridge(tokenizer, "qwen3", "all"), make_context([], {})
+    prompt = bridge.render([user("one")], context)
+    previous = Previous(prompt_ids=prompt, completion_ids=tokenizer.encode(said), message=Message("assistant", "x"))
+    for seen in range(1, bridge.learnt_after + 1):
+        assert not bridge._patterns, seen
+        assert isinstance(bridge.extend(previous, [user("two")], context), Bridged)
+    assert any(bridge._patterns.values()) is is_learnt
+
+
+_LEARNT: dict[str, RendererBridge] = {}
+
+
+def test_shapes_that_never_come_again_are_not_learnt(tokenizer: Any) -> None:
+    """Names that are new each time would have a pattern learnt on every turn."""
+    bridge, context = RendererBridge(tokenizer, "qwen3", "all"), make_context([], {})
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    for number in range(20):
+        tail = [Message("tool", "4", tool_call_id="call-0", name=f"add{number}")]
+        bridge.extend(Previous(prompt_ids=[1], completion_ids=[end], message=Message("assistant", "x")), tail, context)
+    assert not bridge._patterns
+
+
+def test_a_family_that_raises_on_a_probe_is_asked_each_time(tokenizer: Any) -> None:
+    """What it writes and reads for the turns that were played stands, whatever it makes of others."""
+
+    class Moody(RendererBridge):
+        def _extend(self, previous: Previous, tail: Sequence[Message], context: Any) -> list[int]:
+            if tail[0].text != "played":
+                raise RuntimeError("a probe")
+            return super()._extend(previous, tail, context)
+
+        def _parse(self, prompt_ids: Sequence[int], completion_ids: list[int], context: Any) -> Message:
+            if len(completion_ids) != len(ids):
+                raise RuntimeError("a probe")
+            return super()._parse(prompt_ids, completion_ids, context)
+
+    bridge, context = Moody(tokenizer, "qwen3", "all"), make_context([], {})
+    bridge.learnt_after = 1
+    ids = [*tokenizer.encode("Yes, I do think so, and more."), tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    prompt = bridge.render([user("one")], context)
+    for _ in range(3):
+        message = bridge.parse(prompt, ids, context)
+        assert message == Message("assistant", "Yes, I do think so, and more.")
+        previous = Previous(prompt_ids=prompt, completion_ids=ids, message=message)
+        assert isinstance(bridge.extend(previous, [user("played")], context), Bridged)

@@ -1,0 +1,27 @@
+"""What several streams have in common: what nobody took is kept, within bounds, for whoever takes it."""
+
+from __future__ import annotations
+
+from structlog.testing import capture_logs
+
+from rollout import EngineConfig, Group
+from rollout.schedule.streams import MOST_UNTAKEN, Streams
+from rollout.servers.weights import Weights
+
+
+def group(index: int) -> Group:
+    return Group(task_id=str(index), task_index=index, task={}, rollouts=[])
+
+
+def test_untaken_is_bounded_and_emptied_by_who_takes_it() -> None:
+    """The oldest are dropped beyond the bound, counted and said; taking leaves it empty."""
+    streams = Streams(EngineConfig(), Weights())
+    kept = streams.untaken
+    with capture_logs() as logs:
+        streams.keep_untaken([group(n) for n in range(MOST_UNTAKEN)])
+        streams.keep_untaken([group(n) for n in range(MOST_UNTAKEN, MOST_UNTAKEN + 3)])
+    assert [one.task_index for one in kept] == list(range(3, MOST_UNTAKEN + 3))
+    assert streams.stats.lost_groups == 3
+    assert [(line["event"], line["groups"]) for line in logs] == [("untaken_dropped", 3)]
+    assert len(streams.take_untaken()) == MOST_UNTAKEN
+    assert streams.untaken == kept == []

@@ -1,0 +1,228 @@
+"""What is written reads back whole, also after a crash in the middle of a line."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rollout.chat.messages import Function, MalformedToolCall, Message, ToolCall
+from rollout.errors import UsageError
+from rollout.records import Failure, FailureKind, FallbackReason, Rollout, Route, StopReason, Turn
+from rollout.store.config import FolderConfig
+from rollout.store.folder import (
+    ROLLOUTS,
+    TASKS,
+    RunFolder,
+    decode_rollout,
+    default_path,
+    encode_rollout,
+    new_path,
+    read_config,
+    read_rollouts,
+)
+from rollout.store.index import RunIndex
+from rollout.store.task_list import TaskList
+from rollout.tokens.samples import samples_of
+from rollout.tokens.trajectory import Node, Root
+from rollout.transport import WeightSpan
+
+LOGPROBS = st.lists(st.floats(max_value=0, allow_nan=False, allow_infinity=False), max_size=5)
+MESSAGES = st.builds(
+    Message,
+    role=st.sampled_from(["user", "assistant", "tool"]),
+    content=st.none() | st.text(min_size=1),
+    reasoning_content=st.none() | st.text(min_size=1),
+    tool_calls=st.lists(st.builds(ToolCall, function=st.builds(Function, st.text(), st.text())), max_size=2).map(tuple),
+    malformed_tool_calls=st.lists(st.builds(MalformedToolCall, st.text(), st.text()), max_size=1).map(tuple),
+)
+
+
+@st.composite
+def rollouts(draw: st.DrawFn) -> Rollout:
+    nodes = []
+    for index in range(draw(st.integers(0, 4))):
+        logprobs = draw(LOGPROBS)
+        sampled = draw(st.booleans())
+        ids = array("i", range(len(logprobs)))
+        node = Node(parent=index - 1, message=draw(st.none() | MESSAGES), ids=ids, sampled=sampled)
+        if sampled:
+            node.logprobs = array("d", logprobs)
+            node.weight_versions = (WeightSpan("7", 0, len(ids)),)
+        node.digest = draw(st.binary(max_size=16))
+        nodes.append(node)
+    return Rollout(
+        id="0-a-1",
+        task_id="0-a",
+        task_index=0,
+        member=draw(st.integers(0, 9)),
+        task={"x": draw(st.text())},
+        reward=draw(st.floats(allow_nan=False, allow_infinity=False)),
+        stop=StopReason.DONE,
+        turns=[Turn(route=Route.TOKEN_IN, node=1, cached_tokens=3, prefix_break=False, fallback=None)],
+        messages=draw(st.lists(MESSAGES, max_size=3)),
+        roots=[Root(tools=[{"a": 1}], tools_key=b"\x00\xff")],
+        nodes=nodes,
+        leaves=[index for index, node in enumerate(nodes) if node.sampled],
+    )
+
+
+@given(rollouts())
+def test_reading_back_loses_nothing(rollout: Rollout) -> None:
+    """Ids, logprobs, versions, messages and turns are what they were, to the last bit."""
+    assert decode_rollout(encode_rollout(rollout)) == rollout
+
+
+def test_a_logprob_that_never_was_stays_unknown() -> None:
+    """NaN, which JSON does not have, reads back as NaN."""
+    node = Node(parent=-1, ids=array("i", [1, 2]), sampled=True, logprobs=array("d", [math.nan, -1.0]))
+    kept = decode_rollout(encode_rollout(minimal(nodes=[node], leaves=[0], roots=[Root()])))
+    assert math.isnan(kept.nodes[0].logprobs[0])
+    assert kept.nodes[0].logprobs[1] == -1.0
+    assert len(samples_of(kept)) == 1
+
+
+def minimal(member: int = 0, **fields: Any) -> Rollout:
+    base = {"id": f"0-a-{member}", "task_id": "0-a", "task_index": 0, "member": member, "stop": StopReason.DONE}
+    return Rollout(**{**base, **fields})
+
+
+async def test_each_rollout_is_on_disk_when_it_ends(tmp_path: Path) -> None:
+    """After `write` another reader sees the rollout."""
+    folder = RunFolder.create(tmp_path / "run", FolderConfig(settings={"env": "echo", "model": None}))
+    for member in range(3):
+        await folder.write(minimal(member))
+        assert len(list(read_rollouts(tmp_path / "run"))) == member + 1
+    folder.close()
+    assert read_config(tmp_path / "run") == {"env": "echo"}
+
+
+@pytest.mark.parametrize("torn", [b'{"id":"0-a-1","ta', b"\x00" * 40, b"\x00" * 40 + b"\n", b'{"id":"0-a-1"}\n'])
+async def test_a_torn_last_line_is_cut(torn: bytes, tmp_path: Path) -> None:
+    """A crash in the middle of a write, or a power failure, costs that rollout only."""
+    folder = RunFolder.create(tmp_path / "run")
+    await folder.write(minimal(0))
+    folder.close()
+    path = tmp_path / "run" / ROLLOUTS
+    path.write_bytes(path.read_bytes() + torn)
+    with RunIndex(tmp_path / "run") as index:
+        assert index.last.keys() == {(0, 0)}
+        resumed = RunFolder.resume(tmp_path / "run")
+        resumed.append(FolderConfig(), TaskList(), index.end)
+    await resumed.write(minimal(1))
+    resumed.close()
+    assert [rollout.member for rollout in read_rollouts(tmp_path / "run")] == [0, 1]
+
+
+def test_a_broken_line_in_the_middle_is_named(tmp_path: Path) -> None:
+    """Only the last line may be torn: another one that cannot be read is an error with its number."""
+    (tmp_path / ROLLOUTS).write_bytes(b"{broken\n" + encode_rollout(minimal()) + b"\n")
+    with pytest.raises(UsageError, match="line 1"):
+        list(read_rollouts(tmp_path))
+
+
+def test_a_folder_with_a_run_is_not_overwritten(tmp_path: Path) -> None:
+    """A second run needs another folder, or --resume."""
+    RunFolder.create(tmp_path).close()
+    with pytest.raises(UsageError, match="--resume"):
+        RunFolder.create(tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    """An unwritable place is one clear line."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot write the run folder"):
+        RunFolder.create(tmp_path / "file" / "run")
+
+
+async def test_a_record_that_cannot_be_written_costs_one_rollout(tmp_path: Path) -> None:
+    """It becomes a failure, in the folder as in memory, and the ones after it are written."""
+    poisoned = minimal(0, task={"x": object()})
+    folder = RunFolder.create(tmp_path / "run")
+    await folder.write(poisoned)
+    await folder.write(minimal(1))
+    folder.close()
+    first, second = read_rollouts(tmp_path / "run")
+    assert first.failure == poisoned.failure
+    assert first.failure is not None
+    assert "record cannot be written: NotImplementedError: object" in first.failure.message
+    assert (first.id, poisoned.stop, second.ok) == ("0-a-0", None, True)
+
+
+@pytest.mark.parametrize("fields", [{"reward": math.nan}, {"reward": -math.inf}, {"metrics": {"loss": math.inf}}])
+async def test_a_number_that_could_not_be_read_back_is_never_written(fields: dict[str, Any], tmp_path: Path) -> None:
+    """A caller that puts NaN into a record has a failure on disk, and the folder is read like any other."""
+    folder = RunFolder.create(tmp_path / "run")
+    await folder.write(minimal(0, **fields))
+    folder.close()
+    (read,) = read_rollouts(tmp_path / "run")
+    assert read.failure is not None
+    assert "which JSON does not have" in read.failure.message
+    assert (read.reward, read.metrics) == (0.0, {})
+
+
+def test_null_rewards_of_format_1_are_failures(tmp_path: Path) -> None:
+    """Format 1 wrote a NaN as null: such a folder is read, and that rollout is the environment's failure."""
+    line = encode_rollout(minimal(0, metrics={"loss": 0.5, "kl": 0.25}))
+    broken = line.replace(b'"reward":0.0', b'"reward":null').replace(b"0.25", b"null")
+    (tmp_path / ROLLOUTS).write_bytes(broken + b"\n" + encode_rollout(minimal(1)) + b"\n")
+    first, second = read_rollouts(tmp_path)
+    assert first.failure == Failure(kind=FailureKind.ENVIRONMENT, message="reward was not a finite number")
+    assert (first.metrics, first.stop, second.ok) == ({"loss": 0.5}, None, True)
+
+
+def test_a_newer_format_is_refused_by_name(tmp_path: Path) -> None:
+    """Every reader says which format the folder has and which it knows."""
+    (tmp_path / ROLLOUTS).write_bytes(b"")
+    (tmp_path / "config.toml").write_text("format = 3\n")
+    for read in (lambda: list(read_rollouts(tmp_path)), lambda: RunIndex(tmp_path), lambda: RunFolder.resume(tmp_path)):
+        with pytest.raises(UsageError, match="newer rollout: format 3; this one reads up to 2"):
+            read()
+
+
+def test_fields_that_are_not_known_are_passed_over() -> None:
+    """Within a format a record may tell more than a reader knows."""
+    assert decode_rollout(encode_rollout(minimal()).replace(b'{"id"', b'{"mood":[1],"id"')) == minimal()
+
+
+def test_a_folder_has_one_writer(tmp_path: Path) -> None:
+    """While a run writes, neither a new one nor one that goes on gets the folder; a reader does."""
+    folder = RunFolder.create(tmp_path / "run", tasks=TaskList([b'{"a":1}']))
+    assert (tmp_path / "run" / TASKS).read_bytes() == b'{"a":1}\n'
+    with pytest.raises(UsageError, match="is being written by"):
+        RunFolder.resume(tmp_path / "run")
+    assert list(read_rollouts(tmp_path / "run")) == []
+    folder.close()
+    RunFolder.resume(tmp_path / "run").close()
+
+
+def test_a_full_disk_leaves_no_half_of_a_file(tmp_path: Path) -> None:
+    """What cannot be written whole is not there, and neither is its draft."""
+    folder = RunFolder.create(tmp_path / "run")
+    (tmp_path / "run" / "summary.json").mkdir()
+    with pytest.raises(OSError, match="directory"):
+        folder.write_summary({})
+    folder.close()
+    assert not [path for path in (tmp_path / "run").iterdir() if path.name.startswith(".")]
+
+
+def test_run_folders_never_share_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two runs in one second have two folders, named by environment and model."""
+    monkeypatch.chdir(tmp_path)
+    first = default_path("path/to/env.py:Mine", "org/model")
+    first.mkdir(parents=True)
+    assert first.name.startswith("Mine--model--")
+    assert default_path("path/to/env.py:Mine", "org/model") != first
+    assert new_path("e", "m") != new_path("e", "m")
+
+
+def test_reasons_read_back_as_reasons() -> None:
+    """Enums are enums again."""
+    turn = Turn(route=Route.MESSAGE_IN, fallback=FallbackReason.NO_MATCH)
+    kept = decode_rollout(encode_rollout(minimal(turns=[turn])))
+    assert kept.turns[0].fallback is FallbackReason.NO_MATCH

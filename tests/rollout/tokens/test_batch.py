@@ -1,0 +1,112 @@
+"""Batches hold every sample's tokens, and say where each ends."""
+
+from __future__ import annotations
+
+from array import array
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rollout.tokens.batch import joined, pack, pad, version_number
+from rollout.tokens.samples import TrainingSample
+from rollout.tokens.trajectory import ids_array
+
+
+def sample(length: int, advantage: float | None = 0.5) -> TrainingSample:
+    return TrainingSample(
+        token_ids=ids_array(range(1, length + 1)),
+        loss_mask=array("b", [0] + [1] * (length - 1)),
+        logprobs=array("d", [-0.25] * length),
+        weight_versions=[None, *["7"] * (length - 1)],
+        reward=float(length),
+        advantage=advantage,
+        rollout_id=f"r{length}",
+    )
+
+
+SAMPLES = st.lists(st.integers(1, 9).map(sample), min_size=1, max_size=12)
+
+
+@given(samples=SAMPLES, multiple_of=st.integers(1, 8))
+def test_padding_keeps_every_token(samples: list[TrainingSample], multiple_of: int) -> None:
+    """Each row is its sample and then padding, which no mask marks."""
+    batch = pad(samples, pad_id=-7, multiple_of=multiple_of)
+    assert batch.token_ids.shape[1] % multiple_of == 0
+    for row, one in enumerate(samples):
+        length = len(one.token_ids)
+        assert batch.token_ids[row, :length].tolist() == one.token_ids.tolist()
+        assert set(batch.token_ids[row, length:].tolist()) <= {-7}
+        assert batch.attention_mask[row].sum() == length
+        assert batch.loss_mask[row].sum() == sum(one.loss_mask)
+        assert batch.weight_versions[row, :length].tolist() == [-1, *[7] * (length - 1)]
+    assert batch.rewards.tolist() == [one.reward for one in samples]
+
+
+@given(samples=SAMPLES, max_tokens=st.integers(9, 30))
+def test_packing_loses_nothing_and_overfills_nothing(samples: list[TrainingSample], max_tokens: int) -> None:
+    """Every sample stands in one bin, whole, between its boundaries, with positions from 0."""
+    found = []
+    for bin_ in pack(samples, max_tokens=max_tokens):
+        assert len(bin_.token_ids) <= max_tokens
+        for start, end in zip(bin_.cu_seqlens, bin_.cu_seqlens[1:], strict=False):
+            assert bin_.position_ids[start:end].tolist() == list(range(end - start))
+            assert set(bin_.advantages[start:end].tolist()) == {0.5}
+            found.append(bin_.token_ids[start:end].tolist())
+    assert sorted(found) == sorted(one.token_ids.tolist() for one in samples)
+
+
+@given(samples=SAMPLES, max_tokens=st.integers(9, 30))
+def test_each_sample_goes_into_the_first_bin_with_room(samples: list[TrainingSample], max_tokens: int) -> None:
+    """Bins are those of first fit over the samples from the longest to the shortest, found by looking at every bin."""
+    bins: list[list[int]] = []
+    for length in sorted((len(one.token_ids) for one in samples), reverse=True):
+        for members in bins:
+            if sum(members) + length <= max_tokens:
+                members.append(length)
+                break
+        else:
+            bins.append([length])
+    packed = pack(samples, max_tokens=max_tokens)
+    assert [np.diff(bin_.cu_seqlens).tolist() for bin_ in packed] == bins
+
+
+def test_packing_nothing_gives_no_bin() -> None:
+    """No sample, no bin."""
+    assert list(pack([], max_tokens=8)) == []
+
+
+def test_a_sample_that_fits_no_bin_is_named() -> None:
+    """A sample longer than a bin is an error that names it, not cut."""
+    with pytest.raises(ValueError, match="r9 has 9 tokens, a bin 8"):
+        pack([sample(9)], max_tokens=8)
+
+
+def test_arrays_share_the_samples_memory() -> None:
+    """`to_numpy` copies no ids, masks or logprobs."""
+    one = sample(4)
+    arrays = one.to_numpy()
+    one.token_ids[2] = 99
+    assert arrays["token_ids"][2] == 99
+    assert arrays["logprobs"].dtype == np.float64
+
+
+def test_a_missing_advantage_is_nan() -> None:
+    """What was not computed cannot be mistaken for 0."""
+    assert np.isnan(joined([sample(2, advantage=None)]).advantages).all()
+
+
+def test_a_version_that_is_no_number_is_named() -> None:
+    """Arrays hold versions as numbers; another name is an error that says so."""
+    assert version_number("12") == 12
+    assert version_number(None) == -1
+    assert version_number("default") == 0
+    with pytest.raises(ValueError, match="'main' is not a number"):
+        version_number("main")
+
+
+def test_nothing_to_pad_is_an_error() -> None:
+    """Padding nothing is the caller's mistake."""
+    with pytest.raises(ValueError, match="no samples"):
+        pad([])

@@ -1,0 +1,5 @@
+"""vLLM: its routes by `transport`, and what goes over them, both ways, by `wire`."""
+
+from rollout.moved import forward
+
+__getattr__ = forward("transports.vllm")
