@@ -165,6 +165,8 @@ def look(world: World, form: Form, folders: list[Path], ledger: Path, mark: str,
     wrong += strange
     for pid in leaked:
         os.kill(pid, signal.SIGKILL)
+    hanging, otherwise = checks.hanging_threads(command.said_to_hang, ledger)
+    wrong += otherwise
     ends, twice = checks.ends_of(read_rollouts(command.folder))
     wrong += twice + checks.sound("command", ends, command.members)
     theirs, twice = checks.ends_of(checks.written(trainer.folder))
@@ -193,6 +195,7 @@ def look(world: World, form: Form, folders: list[Path], ledger: Path, mark: str,
     say(f"trainer: {trainer.state.get('deaths')} workers died, {trainer.state.get('retried')} attempts were retried")
     say(f"versions: {proof.tokens} tokens calculated, logprobs differ by {proof.worst:.1e} at most")
     say(f"processes that the zoo leaked on purpose and that were left: {len(leaked)}, ended now")
+    say(f"threads that the zoo hung and that the command said it left: {hanging}")
     return wrong
 
 

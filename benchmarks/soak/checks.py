@@ -158,6 +158,17 @@ def left_processes(ledger: Path, mark: str) -> tuple[list[int], list[str]]:
     return sorted(there & leaked), wrong
 
 
+def hanging_threads(said: Mapping[int, int], ledger: Path) -> tuple[int, list[str]]:
+    """(threads that the command said it left hanging, what is wrong): each life says as many as the zoo hung in it."""
+    thrown = Counter(entry["pid"] for entry in read_ledger(ledger) if entry["kind"] == "hangs")
+    wrong = [
+        f"process {pid} said that {count} threads hang; the zoo hung {thrown[pid]} there"
+        for pid, count in said.items()
+        if count != thrown[pid]
+    ]
+    return sum(said.values()), wrong
+
+
 def _marked(mark: str) -> Iterator[int]:
     for entry in os.listdir("/proc"):
         if entry.isdigit():

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -30,6 +31,9 @@ END_S = 60.0
 #: The command is gone on with so often before the soak gives up on it.
 MOST_LIVES = 200
 
+#: The command's last line, where it leaves threads behind.
+_HANGING = re.compile(rb"rollout: (\d+) threads? still hangs? in calls")
+
 
 class CommandJob:
     """`rollout run`, again and again on one folder, until everything was played."""
@@ -46,6 +50,9 @@ class CommandJob:
         """Whether everything was played."""
         self._process: subprocess.Popen[bytes] | None = None
         self.log = folder.parent / "command.log"
+        self.said_to_hang: dict[int, int] = {}
+        """Of each life that ended by itself, by process id: how many threads it said that it left hanging."""
+        self._began_at = 0
 
     def __repr__(self) -> str:
         return f"<CommandJob {self.ended} of {self.members} ended, {self.lives.total()} lives>"
@@ -79,6 +86,7 @@ class CommandJob:
         with self.log.open("ab") as log:
             log.write(f"\n$ {' '.join(command)}\n".encode())
             log.flush()
+            self._began_at = log.tell()
             self._process = subprocess.Popen(command, cwd=PROJECT, stdout=log, stderr=log, start_new_session=True)
 
     def hit(self, sign: signal.Signals, *, group: bool = False) -> None:
@@ -91,6 +99,9 @@ class CommandJob:
         assert self._process is not None
         status = self._process.wait(timeout_s)
         self.lives[f"status {status}" if status >= 0 else signal.Signals(-status).name] += 1
+        if status >= 0:
+            said = _HANGING.search(self.log.read_bytes(), self._began_at)
+            self.said_to_hang[self._process.pid] = int(said[1]) if said else 0
         return status
 
     def tend(self) -> None:

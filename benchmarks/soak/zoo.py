@@ -212,6 +212,8 @@ class AsyncZoo(_Zoo):
     async def reset(self, task: Task) -> list[MessageLike]:
         self.stack = AsyncExitStack()
         opening = self.begin(task)
+        if self.kind == "scope_fails":
+            note(self.kind, number=self.number)  # it may break before there is a second turn
         if self.kind in ("holds_scope", "scope_fails"):
             await self.stack.enter_async_context(_session(fails=self.kind == "scope_fails"))
         return opening

@@ -39,6 +39,8 @@ class Server:
         self.log = log
         self.processes: list[subprocess.Popen[bytes]] = []
         self._commands: list[tuple[Sequence[str], Mapping[str, str]]] = []
+        self._environ = dict(os.environ)
+        """As it stood then: a process that is started again is started the same."""
 
     def __repr__(self) -> str:
         return f"<Server {self.url} {self.pids}>"
@@ -64,7 +66,7 @@ class Server:
     def _start(self, command: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as log:
             return subprocess.Popen(
-                command, env={**os.environ, **_ENV, **env}, stdout=log, stderr=log, start_new_session=True
+                command, env={**self._environ, **_ENV, **env}, stdout=log, stderr=log, start_new_session=True
             )
 
     def wait(self, ready: Callable[[str], bool], deadline_s: float) -> None:
