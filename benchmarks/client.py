@@ -33,7 +33,7 @@ from envs.echo import filler
 from rollout import Engine, EngineConfig, Env, Message, Step, user
 from rollout.loop.lag import spared_collector
 from rollout.records import Rollout
-from rollout.transport import MessagePrompt, Request, TokenPrompt
+from rollout.request import MessagePrompt, Request, TokenPrompt
 from transports.embedded import MODEL_DIR
 from transports.vllm.wire import CHAT, GENERATE, chat_body, generate_body
 

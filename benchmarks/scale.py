@@ -36,9 +36,9 @@ from benchmarks.client import (
 from rollout import EngineConfig, Rollout, user
 from rollout.chat.messages import Message
 from rollout.records import Route, Turn
+from rollout.request import IDS, WeightSpan
 from rollout.store.folder import RunFolder
 from rollout.tokens.trajectory import LOGPROBS, Node
-from rollout.transport import IDS, WeightSpan
 from transports.embedded import MODEL_DIR
 
 Row = tuple[str, str, str]

@@ -11,9 +11,9 @@ import msgspec
 
 from rollout.chat.messages import Message
 from rollout.door import is_well_formed, well_formed
+from rollout.request import FinishReason, WeightSpan
 from rollout.tokens.advantages import Advantage, grpo
 from rollout.tokens.trajectory import Node, Root, Trajectory
-from rollout.transport import FinishReason, WeightSpan
 
 if TYPE_CHECKING:
     from rollout.tokens.samples import TrainingSample

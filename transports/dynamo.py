@@ -15,7 +15,8 @@ import structlog
 
 from rollout.chat.messages import user
 from rollout.errors import MalformedReply, ServerError, TransportError
-from rollout.transport import MessagePrompt, Reply, Request, ServerInfo, TokenPrompt, TransportConfig
+from rollout.request import MessagePrompt, Reply, Request, TokenPrompt
+from rollout.transport import ServerInfo, TransportConfig
 from transports.http.client import Answer, HttpClient, decode
 from transports.openai import (
     ChatLogprobs,

@@ -26,18 +26,8 @@ from rollout.errors import (
     TransportError,
 )
 from rollout.histogram import Histogram
-from rollout.transport import (
-    FinishReason,
-    MessagePrompt,
-    Request,
-    ServerInfo,
-    ServerLoad,
-    TokenPrompt,
-    Traffic,
-    Transport,
-    TransportConfig,
-    WeightSpan,
-)
+from rollout.request import FinishReason, MessagePrompt, Request, TokenPrompt, WeightSpan
+from rollout.transport import ServerInfo, ServerLoad, Traffic, Transport, TransportConfig
 from transports.http.answers import RETRY_STATUSES
 from transports.http.client import Answer, HttpClient, decode
 from transports.http.metrics import read_first_tokens, read_load

@@ -21,18 +21,8 @@ import msgspec
 from rollout.chat.messages import Message
 from rollout.errors import ConnectionFailed, ServerError, TransportError
 from rollout.histogram import Histogram
-from rollout.transport import (
-    FinishReason,
-    InFlight,
-    MessagePrompt,
-    Reply,
-    Request,
-    ServerInfo,
-    ServerLoad,
-    Transport,
-    TransportConfig,
-    WeightSpan,
-)
+from rollout.request import FinishReason, MessagePrompt, Reply, Request, WeightSpan
+from rollout.transport import InFlight, ServerInfo, ServerLoad, Transport, TransportConfig
 
 STOP = 256
 """Ends a turn."""

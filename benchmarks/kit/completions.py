@@ -12,7 +12,7 @@ from benchmarks.kit.families import Family
 from benchmarks.kit.shapes import calls
 from benchmarks.kit.tokenizers import HarmonyTokenizer
 from rollout.chat.messages import Message
-from rollout.transport import FinishReason
+from rollout.request import FinishReason
 
 
 class Sampled(msgspec.Struct, frozen=True):

@@ -24,8 +24,9 @@ from rollout.config import EngineConfig
 from rollout.errors import RequestRefused, RolloutError
 from rollout.play.session import ServedModel, Session
 from rollout.records import FallbackReason, Route
+from rollout.request import MessagePrompt, Reply, Request
 from rollout.tokens.samples import samples_of_tree
-from rollout.transport import MessagePrompt, Reply, Request, ServerInfo, Transport
+from rollout.transport import ServerInfo, Transport
 
 ROUNDS = 3
 

@@ -32,7 +32,8 @@ from rollout.codec.tokenizer import copy_tokenizer, load_tokenizer, template_ids
 from rollout.door import error_text
 from rollout.errors import ConfigError, RequestRefused, TransportError
 from rollout.memo import Memo
-from rollout.transport import MessagePrompt, Transport
+from rollout.request import MessagePrompt
+from rollout.transport import Transport
 
 #: Beyond these the work leaves the event loop: about a millisecond of tokenizing or copying.
 LONG_CHARS = 4_000

@@ -16,7 +16,8 @@ from rollout.chat.messages import Function, Message, ToolCall, system, user
 from rollout.codec.bridge import Declined, Previous
 from rollout.codec.codec import Codec, make_context
 from rollout.errors import TransportError
-from rollout.transport import MessagePrompt, Request, ServerInfo, Transport
+from rollout.request import MessagePrompt, Request
+from rollout.transport import ServerInfo, Transport
 
 #: Ids shown on each side of a difference.
 _NEIGHBOURS = 4

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from rollout.transport import Reply, Request, TokenPrompt, WeightSpan
+from rollout.request import Reply, Request, TokenPrompt, WeightSpan
 
 #: A completion that a server aborts more often by itself has failed: whoever aborts it means it.
 MAX_RESUMPTIONS = 8

@@ -28,21 +28,13 @@ from rollout.errors import (
 )
 from rollout.histogram import Histogram, added
 from rollout.loop.deadlines import Clock
+from rollout.request import MessagePrompt, Reply, Request
 from rollout.servers.completion import with_version
 from rollout.servers.placement import Placement
 from rollout.servers.reconciler import Servers
 from rollout.servers.server import Member
 from rollout.servers.weights import Weights
-from rollout.transport import (
-    InFlight,
-    MessagePrompt,
-    Reply,
-    Request,
-    ServerInfo,
-    ServerLoad,
-    Traffic,
-    Transport,
-)
+from rollout.transport import InFlight, ServerInfo, ServerLoad, Traffic, Transport
 
 #: A request that was in flight on so many servers when they died may be what kills them: it is not sent again.
 MAX_DEATHS = 3

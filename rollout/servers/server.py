@@ -12,7 +12,8 @@ import structlog
 
 from rollout.errors import ConnectionFailed, NotSent, RequestTimeout, RolloutError, ServerError
 from rollout.loop.deadlines import Clock, Deadline
-from rollout.transport import Reply, Request, ServerInfo, Traffic, Transport, opened
+from rollout.request import Reply, Request
+from rollout.transport import ServerInfo, Traffic, Transport, opened
 
 #: Seconds between two looks at each server.
 CHECK_EVERY_S = 1.0

@@ -33,6 +33,7 @@ import structlog
 from rollout.door import error_text, well_formed
 from rollout.errors import UsageError
 from rollout.records import Failure, FailureKind, Rollout
+from rollout.request import IDS
 from rollout.store.config import (
     FORMAT,
     FolderConfig,
@@ -44,7 +45,6 @@ from rollout.store.config import (
 from rollout.store.lock import FolderLock
 from rollout.store.task_list import TaskList
 from rollout.tokens.trajectory import LOGPROBS, Logprobs, TokenIds
-from rollout.transport import IDS
 
 ROLLOUTS, TASKS, SUMMARY, EVENTS = "rollouts.jsonl", "tasks.jsonl", "summary.json", "events.log"
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from rollout.chat.messages import Message
-from rollout.transport import IDS, WeightSpan
+from rollout.request import IDS, WeightSpan
 
 #: Logprobs are stored as doubles: 8 bytes a token, beside 4 for an id.
 LOGPROBS = "d"

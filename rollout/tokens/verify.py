@@ -8,8 +8,8 @@ import msgspec
 
 from rollout.door import Refused, check_ids, check_logprobs
 from rollout.errors import MalformedReply, RolloutError
+from rollout.request import Reply, TokenPrompt
 from rollout.tokens.trajectory import Trajectory, ids_array
-from rollout.transport import Reply, TokenPrompt
 
 
 class InvariantBroken(RolloutError):

@@ -21,10 +21,10 @@ from rollout.config import EngineConfig
 from rollout.observe.stats import Played
 from rollout.play.episode import Job
 from rollout.records import Rollout
+from rollout.request import IDS
 from rollout.servers.fleet import FleetStanding
 from rollout.servers.weights import WeightsStanding
 from rollout.tokens.trajectory import LOGPROBS, Logprobs, TokenIds
-from rollout.transport import IDS
 
 
 class Setup(msgspec.Struct, tag=True):

@@ -14,9 +14,9 @@ from rollout.chat.canonical import Match
 from rollout.chat.messages import Function, Message, ToolCall, system, user
 from rollout.play.session import FallbackRefused, Session
 from rollout.records import FallbackReason, Route
+from rollout.request import MessagePrompt
 from rollout.tokens.samples import TrainingSample, samples_of_tree
 from rollout.tokens.verify import check_trajectory
-from rollout.transport import MessagePrompt
 from tests.rollout.play.test_session import session
 from transports.scripted import STOP, Held, ScriptedTransport, encode_bytes, render_bytes, reply
 

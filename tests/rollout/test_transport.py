@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from rollout.chat.messages import Message, user
 from rollout.errors import ConfigError, ServerError, TransportError
-from rollout.transport import MessagePrompt, Reply, Request, ServerInfo, TokenPrompt, Traffic, opened
+from rollout.request import MessagePrompt, Reply, Request, TokenPrompt
+from rollout.transport import ServerInfo, Traffic, opened
 from transports.scripted import ScriptedTransport
 
 TURNS = st.lists(st.tuples(st.lists(st.integers(0, 2**31 - 1), max_size=4), st.booleans()), max_size=6)

@@ -28,7 +28,8 @@ import pytest
 
 from rollout.chat.messages import user
 from rollout.errors import ConfigError, ConnectionFailed, PromptTooLong, RequestRefused, ServerError, TransportError
-from rollout.transport import InFlight, MessagePrompt, Reply, Request, TokenPrompt, Transport
+from rollout.request import MessagePrompt, Reply, Request, TokenPrompt
+from rollout.transport import InFlight, Transport
 
 HELLO = MessagePrompt(messages=[user("Hello. Who are you?")])
 

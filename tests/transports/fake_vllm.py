@@ -15,8 +15,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from rollout.transport import Request as Prompted
-from rollout.transport import TokenPrompt
+from rollout.request import Request as Prompted
+from rollout.request import TokenPrompt
 
 
 def prompted(number: int = 0, **fields: Any) -> Prompted:

@@ -10,7 +10,8 @@ import anyio
 import pytest
 
 from rollout.errors import RequestRefused
-from rollout.transport import Request, ServerInfo, Transport, TransportConfig, opened
+from rollout.request import Request
+from rollout.transport import ServerInfo, Transport, TransportConfig, opened
 from tests.live.servers import free_port
 from tests.local_server import serving
 from tests.transports.contract import Subject, TransportContract

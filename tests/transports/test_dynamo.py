@@ -10,7 +10,8 @@ import pytest
 
 from rollout.chat.messages import user
 from rollout.errors import MalformedReply, TransportError
-from rollout.transport import MessagePrompt, Request, ServerInfo, TokenPrompt
+from rollout.request import MessagePrompt, Request, TokenPrompt
+from rollout.transport import ServerInfo
 from transports.dynamo import DynamoTransport, chat_body, read_chat, session_headers
 from transports.http.client import Answer, HttpClient
 

@@ -7,7 +7,8 @@ import pytest
 
 from rollout.chat.messages import user
 from rollout.errors import ServerBusy, TransportError
-from rollout.transport import MessagePrompt, Request, TokenPrompt, TransportConfig
+from rollout.request import MessagePrompt, Request, TokenPrompt
+from rollout.transport import TransportConfig
 from transports.scripted import STOP, Fault, Held, ScriptedTransport, Stalled, encode_bytes, reply
 from transports.scripted import open as open_scripted
 

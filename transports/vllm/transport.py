@@ -13,7 +13,8 @@ import structlog
 
 from rollout.chat.messages import user
 from rollout.errors import ConfigError, RequestRefused, ServerError, TransportError
-from rollout.transport import InFlight, MessagePrompt, Reply, Request, ServerInfo, TokenPrompt, TransportConfig
+from rollout.request import MessagePrompt, Reply, Request, TokenPrompt
+from rollout.transport import InFlight, ServerInfo, TransportConfig
 from transports.http.answers import UNREADABLE
 from transports.http.client import Answer, HttpClient, decode
 from transports.openai import (

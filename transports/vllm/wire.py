@@ -14,7 +14,7 @@ import msgspec
 
 from rollout.chat.messages import user
 from rollout.errors import MalformedReply
-from rollout.transport import MessagePrompt, Reply, Request, TokenPrompt
+from rollout.request import MessagePrompt, Reply, Request, TokenPrompt
 from transports.http.client import Answer, decode
 from transports.openai import (
     ChatLogprobs,

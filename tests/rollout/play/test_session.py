@@ -16,9 +16,10 @@ from rollout.config import EngineConfig
 from rollout.errors import MalformedReply, ServerBusy
 from rollout.play.session import ContextFull, FallbackRefused, ServedModel, Session
 from rollout.records import FallbackReason, Route
+from rollout.request import MessagePrompt, TokenPrompt, WeightSpan
 from rollout.tokens.samples import samples_of_tree
 from rollout.tokens.verify import InvariantBroken
-from rollout.transport import MessagePrompt, ServerInfo, TokenPrompt, WeightSpan
+from rollout.transport import ServerInfo
 from transports.scripted import STOP, Fault, Scripted, ScriptedTransport, encode_bytes, render_bytes, reply
 
 

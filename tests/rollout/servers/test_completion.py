@@ -11,9 +11,9 @@ from rollout.chat.messages import user
 from rollout.errors import CompletionAborted
 from rollout.play.session import Session
 from rollout.records import Route
+from rollout.request import Reply, TokenPrompt, WeightSpan
 from rollout.servers.completion import LONGEST_PAUSE_S, MAX_RESUMPTIONS, joined, with_version
 from rollout.tokens.samples import samples_of_tree
-from rollout.transport import Reply, TokenPrompt, WeightSpan
 from tests.rollout.play.test_session import session
 from transports.scripted import STOP, Held, encode_bytes, render_bytes, reply
 

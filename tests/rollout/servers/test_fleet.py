@@ -20,10 +20,11 @@ from rollout.errors import (
 )
 from rollout.histogram import Histogram
 from rollout.records import FailureKind, Rollout
+from rollout.request import Reply, Request, TokenPrompt
 from rollout.servers.fleet import MAX_DEATHS, Fleet
 from rollout.servers.server import Member
 from rollout.servers.weights import InFlight
-from rollout.transport import Reply, Request, ServerInfo, ServerLoad, TokenPrompt, Traffic
+from rollout.transport import ServerInfo, ServerLoad, Traffic
 from tests.rollout.test_engine import Short, collect
 from transports.scripted import Entry, Fault, Held, ScriptedTransport, Stalled, reply
 

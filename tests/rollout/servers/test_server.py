@@ -7,8 +7,8 @@ import pytest
 
 from rollout.errors import ConnectionFailed, NotSent, RequestTimeout, ServerError, TransportError
 from rollout.loop.deadlines import Clock
+from rollout.request import Reply, Request, TokenPrompt
 from rollout.servers.server import HUNG_S, STRIKES, Health, Member
-from rollout.transport import Reply, Request, TokenPrompt
 from transports.scripted import ScriptedTransport, Stalled, reply
 
 

@@ -18,11 +18,11 @@ from typer.testing import CliRunner
 from rollout.cli.app import app
 from rollout.errors import RolloutError, UsageError
 from rollout.records import Failure, FailureKind, Rollout, StopReason
+from rollout.request import WeightSpan
 from rollout.store import sample_files
 from rollout.store.export import export, samples_of_run
 from rollout.store.folder import ROLLOUTS, RunFolder, encode_rollout
 from rollout.tokens.trajectory import Node, Root
-from rollout.transport import WeightSpan
 
 FORMAT_1 = Path(__file__).parents[2] / "fixtures" / "run-format-1"
 

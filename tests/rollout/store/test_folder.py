@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from rollout.chat.messages import Function, MalformedToolCall, Message, ToolCall
 from rollout.errors import UsageError
 from rollout.records import Failure, FailureKind, FallbackReason, Rollout, Route, StopReason, Turn
+from rollout.request import WeightSpan
 from rollout.store.config import FolderConfig
 from rollout.store.folder import (
     ROLLOUTS,
@@ -30,7 +31,6 @@ from rollout.store.index import RunIndex
 from rollout.store.task_list import TaskList
 from rollout.tokens.samples import samples_of
 from rollout.tokens.trajectory import Node, Root
-from rollout.transport import WeightSpan
 
 LOGPROBS = st.lists(st.floats(max_value=0, allow_nan=False, allow_infinity=False), max_size=5)
 MESSAGES = st.builds(

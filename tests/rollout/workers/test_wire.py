@@ -17,9 +17,9 @@ from rollout.chat.messages import Message
 from rollout.observe.stats import Played
 from rollout.play.episode import Job
 from rollout.records import Rollout, StopReason
+from rollout.request import IDS, WeightSpan
 from rollout.store.folder import encode_rollout
 from rollout.tokens.trajectory import LOGPROBS, Node
-from rollout.transport import IDS, WeightSpan
 from rollout.workers import wire
 
 #: What JSON can hold, integers of any size included.

@@ -9,7 +9,8 @@ import pytest
 
 from rollout.chat.messages import user
 from rollout.errors import ConfigError
-from rollout.transport import MessagePrompt, Request, TokenPrompt, TransportConfig
+from rollout.request import MessagePrompt, Request, TokenPrompt
+from rollout.transport import TransportConfig
 from transports.embedded.transport import open as open_embedded
 
 PROMPT = MessagePrompt(messages=[user("Guess my number from 1 to 64. 7 guesses left.")])

@@ -9,7 +9,7 @@ import pytest
 
 from rollout.chat.messages import user
 from rollout.errors import MalformedReply
-from rollout.transport import MessagePrompt, Request, TokenPrompt, WeightSpan
+from rollout.request import MessagePrompt, Request, TokenPrompt, WeightSpan
 from transports.http.client import Answer
 from transports.vllm.wire import (
     chat_body,
