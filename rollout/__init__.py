@@ -4,10 +4,11 @@ from rollout.chat.messages import Message, system, tool, user
 from rollout.config import EngineConfig
 from rollout.engine import Engine
 from rollout.env import Env, Step, Task
-from rollout.moved import install
-from rollout.records import FallbackReason, Group, Rollout
+from rollout.moved import forward_names, install
+from rollout.records import Group, Rollout
 from rollout.thread import EngineThread
-from rollout.tokens.samples import TrainingSample, samples_of
+from rollout.tokens.prefix import FallbackReason
+from rollout.tokens.samples import TrainingSample
 
 install()
 
@@ -26,5 +27,6 @@ __all__ = [
     "Group",
     "FallbackReason",
     "TrainingSample",
-    "samples_of",
 ]
+
+__getattr__ = forward_names("rollout")

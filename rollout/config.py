@@ -10,7 +10,9 @@ import msgspec
 from rollout.chat.canonical import Match
 from rollout.door import Refused, is_plain, plain
 from rollout.errors import ConfigError
-from rollout.records import Mode
+
+#: Token-in wherever a prefix is proved, or message-in throughout.
+Mode = Literal["tito", "mito"]
 
 #: What `concurrency="auto"` never goes above.
 MOST_AUTO = 4096

@@ -3,7 +3,7 @@
 async with Engine(EngineConfig(), GuessNumber) as engine:
     async for group in engine.stream(GuessNumber().tasks(8, seed=0), rollouts_per_task=4):
         for rollout in group.rollouts:
-            samples = samples_of(rollout)
+            samples = rollout.samples()
 """
 
 from __future__ import annotations

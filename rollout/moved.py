@@ -99,6 +99,46 @@ MOVED = {
     "transports.vllm_wire": "transports.vllm.wire",
 }
 
+#: Single names that left a module which is still there -> where each is now.
+MOVED_NAMES = {
+    "rollout": {"samples_of": "rollout.moved:samples_of"},
+    "rollout.tokens.samples": {
+        "samples_of": "rollout.moved:samples_of",
+        "group_samples": "rollout.moved:group_samples",
+        "never_sampled": "rollout.bench.never_sampled:never_sampled",
+    },
+    "rollout.tokens.batch": {"version_number": "rollout.tokens.samples:version_number"},
+    "rollout.records": {"Mode": "rollout.config:Mode"},
+}
+
+
+def samples_of(rollout: Any) -> Any:
+    """`Rollout.samples`, as it was called."""
+    return rollout.samples()
+
+
+def group_samples(group: Any, *advantage: Any) -> Any:
+    """`Group.samples`, as it was called."""
+    return group.samples(*advantage)
+
+
+def forward_names(module: str) -> Callable[[str], Any]:
+    """`__getattr__` of a module that some names have left."""
+
+    def __getattr__(name: str) -> Any:
+        if (new := MOVED_NAMES[module].get(name)) is None:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        place, _, attribute = new.partition(":")
+        shown = _METHODS.get(name, f"{place}.{attribute}")
+        _warn(f"{module}.{name}", shown, stacklevel=3)
+        return getattr(importlib.import_module(place), attribute)
+
+    return __getattr__
+
+
+#: Functions that are methods now.
+_METHODS = {"samples_of": "Rollout.samples", "group_samples": "Group.samples"}
+
 
 def forward(old: str) -> Callable[[str], Any]:
     """`__getattr__` of a room that has an old module's name: hands on what that module had."""

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import msgspec
 
 from rollout.chat.messages import Message
 from rollout.door import is_well_formed, well_formed
+from rollout.moved import forward_names
 from rollout.request import FinishReason, WeightSpan
 from rollout.tokens.advantages import Advantage, grpo
+from rollout.tokens.prefix import FallbackReason
+from rollout.tokens.samples import TrainingSample, samples_of_tree
 from rollout.tokens.trajectory import Node, Root, Trajectory
-
-if TYPE_CHECKING:
-    from rollout.tokens.samples import TrainingSample
-
-Mode = Literal["tito", "mito"]
 
 
 class Route(StrEnum):
@@ -26,27 +24,6 @@ class Route(StrEnum):
 
     TOKEN_IN = "token_in"
     MESSAGE_IN = "message_in"
-
-
-class FallbackReason(StrEnum):
-    """Why a prompt went out as messages. Only `first_turn` and `disabled` are not faults."""
-
-    FIRST_TURN = "first_turn"
-    NO_MATCH = "no_match"
-    """No turn of this trajectory is a prefix of the conversation."""
-    HISTORY_REWRITTEN = "history_rewritten"
-    TOOLS_CHANGED = "tools_changed"
-    TEMPLATE_ARGS_CHANGED = "template_args_changed"
-    TAIL_NOT_EXTENDABLE = "tail_not_extendable"
-    BRIDGE_DECLINED = "bridge_declined"
-    MULTIMODAL = "multimodal"
-    IDS_MISSING = "ids_missing"
-    NO_TOKEN_ROUTE = "no_token_route"
-    DISABLED = "disabled"
-
-
-#: Reasons that are no fault: nothing to extend yet, or the user asked for message-in.
-EXPECTED_FALLBACKS = frozenset({FallbackReason.FIRST_TURN, FallbackReason.DISABLED})
 
 
 class StopReason(StrEnum):
@@ -176,9 +153,44 @@ class Rollout(msgspec.Struct, kw_only=True):
         """How many turns went message-in, by reason."""
         return Counter(turn.fallback for turn in self.turns if turn.fallback is not None)
 
+    def samples(self) -> list[TrainingSample]:
+        """Its training samples, one a branch, with its reward; none of branches whose ids the server did not report."""
+        samples = samples_of_tree(self.trajectory)
+        for sample in samples:
+            sample.reward, sample.task_id, sample.rollout_id = self.reward, self.task_id, self.id
+        return samples
+
     def __repr__(self) -> str:
         end = self.stop.value if self.stop else f"failed: {self.failure.kind}" if self.failure else "unfinished"
         return f"<Rollout {self.id} {len(self.turns)} turns, reward {self.reward:g}, {end}>"
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """One rollout to play."""
+
+    task_index: int
+    task_id: str
+    task: Mapping[str, Any]
+    member: int
+    group_size: int = 1
+    """Members that are to be played."""
+    submitted_at: int = 0
+    """How often the weights had been updated when it was submitted."""
+
+    @property
+    def id(self) -> str:
+        return f"{self.task_id}-{self.member}"
+
+    def rollout(self) -> Rollout:
+        """The rollout that it becomes, before anything is played."""
+        return Rollout(
+            id=self.id,
+            task_id=self.task_id,
+            task_index=self.task_index,
+            member=self.member,
+            task=self.task,
+            submitted_at=self.submitted_at,
+        )
 
 
 class Group(msgspec.Struct, kw_only=True):
@@ -203,10 +215,23 @@ class Group(msgspec.Struct, kw_only=True):
         return [rollout.reward for rollout in self.finished]
 
     def samples(self, advantage: Advantage | None = grpo) -> list[TrainingSample]:
-        """The finished members' samples, with advantages over their rewards (see `rollout.tokens.advantages`)."""
-        from rollout.tokens.samples import group_samples  # samples are made of records
+        """The finished members' samples, with advantages over their rewards (see `rollout.tokens.advantages`).
 
-        return group_samples(self, advantage)
+        Raises ValueError where `advantage` does not give one for each reward.
+        """
+        rewards = self.rewards
+        advantages: Sequence[float | None] = [None] * len(rewards) if advantage is None else advantage(rewards)
+        if len(advantages) != len(rewards):
+            raise ValueError(f"the advantage function gave {len(advantages)} values for {len(rewards)} rewards")
+        samples = []
+        for rollout, value in zip(self.finished, advantages, strict=True):
+            for sample in rollout.samples():
+                sample.advantage = value
+                samples.append(sample)
+        return samples
 
     def __repr__(self) -> str:
         return f"<Group {self.task_id} {len(self.finished)}/{len(self.rollouts)} finished>"
+
+
+__getattr__ = forward_names("rollout.records")

@@ -34,10 +34,10 @@ from safetensors.torch import save_file
 from benchmarks.embedded_train.torch_model import Weights, hidden_states, load_weights, next_logprobs
 from envs.guess_number import GuessNumber
 from rollout import EngineConfig, EngineThread, Group, TrainingSample
+from rollout.bench.never_sampled import never_sampled
 from rollout.observe.stats import Stats
 from rollout.servers.weights import InFlight
 from rollout.tokens.batch import Padded, pad
-from rollout.tokens.samples import never_sampled
 from transports.embedded import MODEL_DIR
 
 #: Where `--server vllm` looks for one.

@@ -23,8 +23,9 @@ from rollout.codec.codec import Codec, Lane, ServerCodec
 from rollout.config import EngineConfig
 from rollout.errors import RequestRefused, RolloutError
 from rollout.play.session import ServedModel, Session
-from rollout.records import FallbackReason, Route
+from rollout.records import Route
 from rollout.request import MessagePrompt, Reply, Request
+from rollout.tokens.prefix import FallbackReason
 from rollout.tokens.samples import samples_of_tree
 from rollout.transport import ServerInfo, Transport
 

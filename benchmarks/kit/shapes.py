@@ -9,7 +9,7 @@ import msgspec
 
 from rollout.chat.canonical import Match
 from rollout.chat.messages import Function, Message, ToolCall, system, tool, user
-from rollout.records import FallbackReason
+from rollout.tokens.prefix import FallbackReason
 
 #: Markers of many families, as somebody who attacks a model would type them.
 NASTY = (

@@ -9,16 +9,18 @@ from functools import partial
 
 import msgspec
 
+from rollout.bench.never_sampled import never_sampled
 from rollout.bench.replay import Script, replayed
 from rollout.bench.settings import BenchSettings, Cell
+from rollout.config import Mode
 from rollout.engine import Engine
 from rollout.env import Env, Task
 from rollout.errors import TransportError
 from rollout.histogram import Histogram
 from rollout.loop.lag import spared_collector
-from rollout.records import EXPECTED_FALLBACKS, Mode, Rollout, StopReason
+from rollout.records import Rollout, StopReason
 from rollout.registry import env_factory
-from rollout.tokens.samples import never_sampled, samples_of
+from rollout.tokens.prefix import EXPECTED_FALLBACKS
 
 
 class BenchRun(msgspec.Struct, kw_only=True):
@@ -143,7 +145,7 @@ def _count(run: BenchRun, played: Sequence[Rollout], lengths: Sequence[Sequence[
     run.cached_tokens = sum(cached) if cached else None
     run.fallbacks = sum(turn.fallback is not None and turn.fallback not in EXPECTED_FALLBACKS for turn in turns)
     run.prefix_breaks = sum(bool(turn.prefix_break) for turn in turns)
-    run.samples = sum(len(samples_of(rollout)) for rollout in played)
+    run.samples = sum(len(rollout.samples()) for rollout in played)
     run.never_sampled = sum(map(never_sampled, played))
     run.other_lengths = sum(
         turn.completion_tokens != length

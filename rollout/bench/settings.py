@@ -7,9 +7,8 @@ from typing import Any
 
 import msgspec
 
-from rollout.config import EngineConfig
+from rollout.config import EngineConfig, Mode
 from rollout.errors import UsageError
-from rollout.records import Mode
 from rollout.store.settings import counts_of
 
 MODES: tuple[Mode, Mode] = ("tito", "mito")

@@ -11,7 +11,6 @@ import msgspec
 from rollout.observe.outcomes import GroupSums, GroupTally, Outcomes
 from rollout.observe.stats import Stats
 from rollout.records import Failure, Rollout, Route
-from rollout.tokens.samples import samples_of
 
 #: What to do about each fallback, in a few words.
 REMEDIES = {
@@ -65,7 +64,7 @@ class Summary(msgspec.Struct, kw_only=True):
 
     def add(self, rollout: Rollout) -> None:
         """Counts one rollout. Threads may call this at once."""
-        samples = len(samples_of(rollout)) if rollout.failure is None else 0
+        samples = len(rollout.samples()) if rollout.failure is None else 0
         with self._lock:
             self.samples += samples
             self._add(rollout)

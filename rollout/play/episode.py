@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import anyio
-import msgspec
 import structlog
 
 from rollout.chat.messages import Message, with_tool_names
@@ -35,41 +34,13 @@ from rollout.play.faults import EnvironmentFault
 from rollout.play.host import Host, Hosts
 from rollout.play.session import ContextFull, FallbackRefused, Session
 from rollout.process.threads import contained
-from rollout.records import Failure, FailureKind, Rollout, StopReason, Timing, Turn
+from rollout.records import Failure, FailureKind, Job, Rollout, StopReason, Timing, Turn
 from rollout.tokens.verify import InvariantBroken, check_trajectory
 
 _log = structlog.get_logger(__name__)
 
 #: How long `close` may take when an episode is cancelled.
 CLOSE_GRACE_S = 5.0
-
-
-class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """One rollout to play."""
-
-    task_index: int
-    task_id: str
-    task: Mapping[str, Any]
-    member: int
-    group_size: int = 1
-    """Members that are to be played."""
-    submitted_at: int = 0
-    """How often the weights had been updated when it was submitted."""
-
-    @property
-    def id(self) -> str:
-        return f"{self.task_id}-{self.member}"
-
-    def rollout(self) -> Rollout:
-        """The rollout that it becomes, before anything is played."""
-        return Rollout(
-            id=self.id,
-            task_id=self.task_id,
-            task_index=self.task_index,
-            member=self.member,
-            task=self.task,
-            submitted_at=self.submitted_at,
-        )
 
 
 class Episode:

@@ -20,11 +20,12 @@ from rollout.errors import RolloutError
 from rollout.loop.lag import Lag
 from rollout.observe.stats import Played
 from rollout.play.connect import make_codec, open_fleet
-from rollout.play.episode import Episode, Job
+from rollout.play.episode import Episode
 from rollout.play.host import Hosts
 from rollout.play.session import ServedModel, Session
 from rollout.process.imports import settle_path
 from rollout.process.threads import Threads
+from rollout.records import Job
 from rollout.registry import is_asynchronous
 from rollout.servers.fleet import Fleet, ServerState
 from rollout.servers.weights import Weights

@@ -27,11 +27,11 @@ from rollout.door import header
 from rollout.errors import CompletionAborted, MalformedReply, RolloutError
 from rollout.loop.deadlines import Clock
 from rollout.loop.turnstile import Turnstile
-from rollout.records import EXPECTED_FALLBACKS, FallbackReason, Route, Turn
+from rollout.records import Route, Turn
 from rollout.request import MessagePrompt, Reply, Request, TokenPrompt
 from rollout.servers.completion import MAX_RESUMPTIONS, is_whole, joined, pause_s, rest_of
 from rollout.servers.weights import Weights
-from rollout.tokens.prefix import Extend, Fallback, Planner, Prompt
+from rollout.tokens.prefix import EXPECTED_FALLBACKS, Extend, Fallback, FallbackReason, Planner, Prompt
 from rollout.tokens.trajectory import Trajectory, ids_array
 from rollout.tokens.verify import check_reply, check_turn
 from rollout.transport import ServerInfo, Transport

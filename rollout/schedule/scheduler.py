@@ -15,8 +15,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from rollout.play.episode import Job
-from rollout.records import Group, Rollout
+from rollout.records import Group, Job, Rollout
 
 
 class Slots:

@@ -44,8 +44,7 @@ import structlog
 
 from rollout import door
 from rollout.errors import RolloutError
-from rollout.play.episode import Job
-from rollout.records import Failure, FailureKind, Group, Rollout
+from rollout.records import Failure, FailureKind, Group, Job, Rollout
 from rollout.schedule.scheduler import Scheduler
 from rollout.schedule.task_source import Drawn, TaskSource, as_error, checked
 

@@ -18,10 +18,9 @@ from rollout.config import EngineConfig
 from rollout.env import Task
 from rollout.errors import ConfigError, EngineClosed, EngineStopped, RolloutError
 from rollout.observe.stats import Stats, Tallies
-from rollout.play.episode import Job
 from rollout.play.host import Hosts
 from rollout.process.threads import Threads
-from rollout.records import Failure, FailureKind, Group, Rollout
+from rollout.records import Failure, FailureKind, Group, Job, Rollout
 from rollout.schedule.group_reward import SCORED_AT_ONCE, GroupReward, GroupScorer
 from rollout.schedule.scheduler import Scheduler, Slots
 from rollout.schedule.stream import OnRollout, Playable, StreamRun

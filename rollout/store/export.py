@@ -19,7 +19,7 @@ from rollout.store.index import RunIndex
 from rollout.store.lock import writer_of
 from rollout.store.sample_files import WRITERS
 from rollout.tokens.advantages import ADVANTAGES, Advantage
-from rollout.tokens.samples import TrainingSample, group_samples
+from rollout.tokens.samples import TrainingSample
 
 
 class Exported(msgspec.Struct):
@@ -77,7 +77,7 @@ def samples_of_run(run: Path, advantage: Advantage | None = None) -> Iterator[Tr
 
 def _samples(index: RunIndex, advantage: Advantage | None) -> Iterator[TrainingSample]:
     for group in index.groups():
-        yield from group_samples(group, advantage)
+        yield from group.samples(advantage)
 
 
 def _check_any(index: RunIndex) -> None:

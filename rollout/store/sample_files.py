@@ -18,8 +18,7 @@ import msgspec
 import numpy as np
 
 from rollout.errors import UsageError
-from rollout.tokens.batch import numpy_arrays
-from rollout.tokens.samples import TrainingSample
+from rollout.tokens.samples import TrainingSample, numpy_arrays
 
 #: Tokens of a row group of parquet; one that is being written is in memory.
 ROW_GROUP_TOKENS = 1 << 20

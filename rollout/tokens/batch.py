@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from rollout.moved import forward_names
 from rollout.tokens.samples import TrainingSample
 
 Array = NDArray[Any]
-
-#: What vLLM calls the weights that it was started with.
-INITIAL_VERSION = "default"
 
 
 class Padded(msgspec.Struct, frozen=True, kw_only=True):
@@ -155,34 +153,12 @@ def joined(samples: Sequence[TrainingSample]) -> Packed:
     )
 
 
-def numpy_arrays(sample: TrainingSample) -> Mapping[str, Array]:
-    """A sample's arrays; ids, mask and logprobs share the sample's memory."""
-    return {
-        "token_ids": np.frombuffer(sample.token_ids, np.int32),
-        "loss_mask": np.frombuffer(sample.loss_mask, np.int8),
-        "logprobs": np.frombuffer(sample.logprobs, np.float64),
-        "weight_versions": np.array([version_number(version) for version in sample.weight_versions], np.int64),
-    }
-
-
-def version_number(version: str | None) -> int:
-    """A weight version as a number; -1 for none, 0 for weights that were never updated.
-
-    Raises ValueError for a name that is no number.
-    """
-    if version is None:
-        return -1
-    if version == INITIAL_VERSION:
-        return 0
-    try:
-        return int(version)
-    except ValueError:
-        raise ValueError(f"weight version {version!r} is not a number: arrays need versions such as '7'") from None
-
-
 def _rewards(samples: Sequence[TrainingSample]) -> Array:
     return np.array([sample.reward for sample in samples], np.float64)
 
 
 def _advantages(samples: Sequence[TrainingSample]) -> Array:
     return np.array([np.nan if sample.advantage is None else sample.advantage for sample in samples], np.float64)
+
+
+__getattr__ = forward_names("rollout.tokens.batch")

@@ -8,6 +8,7 @@ a bridge for the tail) or `Fallback` (send messages, for this reason). It prepar
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from operator import is_
 from typing import Any
 
@@ -15,8 +16,28 @@ import msgspec
 
 from rollout.chat.canonical import Match, digest, value_digest
 from rollout.chat.messages import Message
-from rollout.records import FallbackReason
 from rollout.tokens.trajectory import Root, Trajectory
+
+
+class FallbackReason(StrEnum):
+    """Why a prompt went out as messages. Only `first_turn` and `disabled` are not faults."""
+
+    FIRST_TURN = "first_turn"
+    NO_MATCH = "no_match"
+    """No turn of this trajectory is a prefix of the conversation."""
+    HISTORY_REWRITTEN = "history_rewritten"
+    TOOLS_CHANGED = "tools_changed"
+    TEMPLATE_ARGS_CHANGED = "template_args_changed"
+    TAIL_NOT_EXTENDABLE = "tail_not_extendable"
+    BRIDGE_DECLINED = "bridge_declined"
+    MULTIMODAL = "multimodal"
+    IDS_MISSING = "ids_missing"
+    NO_TOKEN_ROUTE = "no_token_route"
+    DISABLED = "disabled"
+
+
+#: Reasons that are no fault: nothing to extend yet, or the user asked for message-in.
+EXPECTED_FALLBACKS = frozenset({FallbackReason.FIRST_TURN, FallbackReason.DISABLED})
 
 
 class Prompt(msgspec.Struct, frozen=True, kw_only=True):

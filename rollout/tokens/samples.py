@@ -7,19 +7,20 @@ trained on exactly once: in the first branch that has it; in the others it is co
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping, Sequence
-from difflib import SequenceMatcher
-from itertools import pairwise
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from rollout.records import Group, Rollout
-from rollout.tokens.advantages import Advantage, grpo
+from rollout.moved import forward_names
 from rollout.tokens.trajectory import LOGPROBS, Logprobs, TokenIds, Trajectory, ids_array
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+
+#: What vLLM calls the weights that it was started with.
+INITIAL_VERSION = "default"
 
 
 class TrainingSample(msgspec.Struct, kw_only=True):
@@ -43,8 +44,6 @@ class TrainingSample(msgspec.Struct, kw_only=True):
         """`token_ids`, `loss_mask`, `logprobs` as arrays over this sample's own memory, `weight_versions` as int64
         (-1 for none). Raises ValueError for a weight version that is no number.
         """
-        from rollout.tokens.batch import numpy_arrays  # batches are made of samples
-
         return numpy_arrays(self)
 
     def to_torch(self) -> dict[str, Any]:
@@ -55,33 +54,6 @@ class TrainingSample(msgspec.Struct, kw_only=True):
 
     def __repr__(self) -> str:
         return f"<TrainingSample {len(self.token_ids)} tokens, {sum(self.loss_mask)} trained, reward {self.reward:g}>"
-
-
-def samples_of(rollout: Rollout) -> list[TrainingSample]:
-    """A rollout's training samples, with its reward. None for branches whose ids the server did not report."""
-    samples = samples_of_tree(rollout.trajectory)
-    for sample in samples:
-        sample.reward, sample.task_id, sample.rollout_id = rollout.reward, rollout.task_id, rollout.id
-    return samples
-
-
-def group_samples(group: Group, advantage: Advantage | None = grpo) -> list[TrainingSample]:
-    """The samples of a group's finished members, each with its rollout's advantage.
-
-    Raises ValueError where `advantage` does not give one for each reward.
-    """
-    finished = group.finished
-    advantages: Sequence[float | None] = [None] * len(finished)
-    if advantage is not None:
-        advantages = advantage([rollout.reward for rollout in finished])
-    if len(advantages) != len(finished):
-        raise ValueError(f"the advantage function gave {len(advantages)} values for {len(finished)} rewards")
-    samples = []
-    for rollout, value in zip(finished, advantages, strict=True):
-        for sample in samples_of(rollout):
-            sample.advantage = value
-            samples.append(sample)
-    return samples
 
 
 def samples_of_tree(tree: Trajectory) -> list[TrainingSample]:
@@ -124,21 +96,31 @@ def _sample(tree: Trajectory, path: list[int], trained: set[int]) -> TrainingSam
     return TrainingSample(token_ids=token_ids, loss_mask=loss_mask, logprobs=logprobs, weight_versions=versions)
 
 
-def never_sampled(rollout: Rollout) -> int:
-    """Tokens of assistant messages in later prompts that nobody sampled: 0 where every turn went token-in.
+def numpy_arrays(sample: TrainingSample) -> Mapping[str, NDArray[Any]]:
+    """A sample's arrays; ids, mask and logprobs share the sample's memory."""
+    import numpy as np  # here: whoever only plays does not need it
 
-    What a trainer would learn that takes the last prompt and completion as one sample, with all assistant text in it.
+    return {
+        "token_ids": np.frombuffer(sample.token_ids, np.int32),
+        "loss_mask": np.frombuffer(sample.loss_mask, np.int8),
+        "logprobs": np.frombuffer(sample.logprobs, np.float64),
+        "weight_versions": np.array([version_number(version) for version in sample.weight_versions], np.int64),
+    }
+
+
+def version_number(version: str | None) -> int:
+    """A weight version as a number; -1 for none, 0 for weights that were never updated.
+
+    Raises ValueError for a name that is no number.
     """
-    tree, count = rollout.trajectory, 0
-    for before, after in pairwise(rollout.turns):
-        if not after.prefix_break:
-            continue
-        prompt, sampled = tree.turn_ids(before.node)
-        later, _ = tree.turn_ids(after.node)
-        same = next((at for at, (a, b) in enumerate(zip(prompt, later, strict=False)) if a != b), len(prompt))
-        rest = later[same:]
-        # The message ends with the stop token that the model sampled; one that was cut off is as long as it was.
-        ends = before.finish_reason == "stop" and sampled[-1] in rest
-        rest = rest[: rest.index(sampled[-1]) + 1 if ends else len(sampled)]
-        count += len(rest) - sum(b.size for b in SequenceMatcher(None, sampled, rest, False).get_matching_blocks())
-    return count
+    if version is None:
+        return -1
+    if version == INITIAL_VERSION:
+        return 0
+    try:
+        return int(version)
+    except ValueError:
+        raise ValueError(f"weight version {version!r} is not a number: arrays need versions such as '7'") from None
+
+
+__getattr__ = forward_names("rollout.tokens.samples")

@@ -37,7 +37,7 @@ from rollout.door import error_text
 from rollout.env import Env
 from rollout.errors import ConfigError, RolloutError
 from rollout.observe.stats import Played
-from rollout.play.episode import Job
+from rollout.records import Job
 from rollout.servers.fleet import FleetStanding
 from rollout.servers.placement import Placement
 from rollout.servers.weights import WeightsStanding

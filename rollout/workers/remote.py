@@ -6,8 +6,8 @@ from typing import Protocol
 
 import anyio
 
-from rollout.play.episode import CLOSE_GRACE_S, Job
-from rollout.records import Failure, FailureKind, Rollout
+from rollout.play.episode import CLOSE_GRACE_S
+from rollout.records import Failure, FailureKind, Job, Rollout
 from rollout.workers import wire
 from rollout.workers.channel import MOST_FRAME, FrameTooLong
 from rollout.workers.handle import Awaited, Hand

@@ -19,8 +19,7 @@ import msgspec
 from rollout.chat.messages import Message
 from rollout.config import EngineConfig
 from rollout.observe.stats import Played
-from rollout.play.episode import Job
-from rollout.records import Rollout
+from rollout.records import Job, Rollout
 from rollout.request import IDS
 from rollout.servers.fleet import FleetStanding
 from rollout.servers.weights import WeightsStanding

@@ -18,10 +18,9 @@ import structlog
 from rollout.door import error_text
 from rollout.errors import RolloutError
 from rollout.loop.lag import spared_collector
-from rollout.play.episode import Job
 from rollout.play.player import Player
 from rollout.process.threads import ThreadsExhausted
-from rollout.records import Failure, FailureKind, Rollout
+from rollout.records import Failure, FailureKind, Job, Rollout
 from rollout.workers import wire
 from rollout.workers.channel import Channel
 

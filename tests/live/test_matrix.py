@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from rollout.records import FallbackReason, Rollout, Route
+from rollout.records import Rollout, Route
 from rollout.store.folder import read_rollouts
+from rollout.tokens.prefix import FallbackReason
 from tests.live.random_model import write_random_model
 from tests.live.servers import Server, dynamo_mocker, dynamo_vllm, vllm_server
 from tests.live.test_run import TOKENIZER, run

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from rollout.chat.canonical import Match
 from rollout.chat.messages import Function, Message, ToolCall, system, user
 from rollout.play.session import FallbackRefused, Session
-from rollout.records import FallbackReason, Route
+from rollout.records import Route
 from rollout.request import MessagePrompt
+from rollout.tokens.prefix import FallbackReason
 from rollout.tokens.samples import TrainingSample, samples_of_tree
 from rollout.tokens.verify import check_trajectory
 from tests.rollout.play.test_session import session

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rollout.moved import MOVED
+from rollout.moved import MOVED, MOVED_NAMES
 
 PROJECT = Path(__file__).parents[2]
 ROOMS = {old for old in MOVED if (PROJECT / Path(*old.split("."))).is_dir()}
@@ -36,3 +36,12 @@ def test_a_name_that_never_was_is_an_attribute_error() -> None:
     """A room that forwards is still an honest module."""
     with pytest.raises(ImportError, match="no_such_name"):
         from rollout.codec import no_such_name  # noqa: F401
+
+
+@pytest.mark.parametrize(
+    ("module", "name"), [(module, name) for module, names in MOVED_NAMES.items() for name in names]
+)
+def test_a_name_that_left_its_module_is_handed_on(module: str, name: str) -> None:
+    """Functions that became methods are named as those."""
+    with pytest.warns(DeprecationWarning, match=name):
+        assert getattr(importlib.import_module(module), name) is not None

@@ -12,7 +12,7 @@ from rollout.chat.messages import user
 from rollout.config import EngineConfig
 from rollout.errors import MalformedReply, RequestRefused, ServerBusy, TransportError
 from rollout.play.session import ServedModel, Session
-from rollout.records import FallbackReason
+from rollout.tokens.prefix import FallbackReason
 from rollout.tokens.samples import samples_of_tree
 from rollout.transport import ServerInfo, TransportConfig
 from tests.local_server import serving

@@ -8,8 +8,7 @@ import msgspec
 
 from rollout.bench import BenchRun, BenchSettings
 from rollout.bench.settings import Cell
-from rollout.config import EngineConfig
-from rollout.records import Mode
+from rollout.config import EngineConfig, Mode
 
 
 def small(**changes: object) -> BenchSettings:

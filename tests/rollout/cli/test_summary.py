@@ -6,7 +6,8 @@ import threading
 
 from rollout.cli.summary import Summary, table_rows, why_untrainable
 from rollout.observe.stats import Stats
-from rollout.records import Failure, FailureKind, FallbackReason, Rollout, Route, StopReason, Turn
+from rollout.records import Failure, FailureKind, Rollout, Route, StopReason, Turn
+from rollout.tokens.prefix import FallbackReason
 
 
 def rollout_of(member: int, turns: int) -> Rollout:

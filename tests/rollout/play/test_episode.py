@@ -16,11 +16,12 @@ from structlog.testing import capture_logs
 from rollout import Env, Message, Rollout, Step, user
 from rollout.config import EngineConfig
 from rollout.errors import ServerBusy
-from rollout.play.episode import Episode, Job
+from rollout.play.episode import Episode
 from rollout.play.host import Hosts
 from rollout.play.session import ServedModel, Session
 from rollout.process.threads import Threads
-from rollout.records import FailureKind, FallbackReason, StopReason
+from rollout.records import FailureKind, Job, StopReason
+from rollout.tokens.prefix import FallbackReason
 from tests.rollout.play.test_session import ByteCodec
 from transports.scripted import Fault, ScriptedTransport, Stalled, reply
 

@@ -15,8 +15,9 @@ from rollout.codec.codec import Codec, ServerCodec
 from rollout.config import EngineConfig
 from rollout.errors import MalformedReply, ServerBusy
 from rollout.play.session import ContextFull, FallbackRefused, ServedModel, Session
-from rollout.records import FallbackReason, Route
+from rollout.records import Route
 from rollout.request import MessagePrompt, TokenPrompt, WeightSpan
+from rollout.tokens.prefix import FallbackReason
 from rollout.tokens.samples import samples_of_tree
 from rollout.tokens.verify import InvariantBroken
 from rollout.transport import ServerInfo

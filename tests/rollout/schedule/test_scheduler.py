@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from rollout.play.episode import Job
-from rollout.records import Group, Rollout, StopReason
+from rollout.records import Group, Job, Rollout, StopReason
 from rollout.schedule.scheduler import Scheduler, Slots, task_id
 
 

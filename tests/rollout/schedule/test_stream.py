@@ -15,10 +15,9 @@ from hypothesis import strategies as st
 from rollout import EngineConfig, Env, Group, Message, Rollout, Step, user
 from rollout.engine import Engine, differing_rewards
 from rollout.errors import ConfigError, EngineClosed, EngineStopped, NoServerLeft, RolloutError, ServerBusy
-from rollout.play.episode import Job
 from rollout.play.host import Hosts
 from rollout.process.threads import Threads
-from rollout.records import FailureKind, StopReason
+from rollout.records import FailureKind, Job, StopReason
 from rollout.schedule.scheduler import Scheduler
 from rollout.schedule.stream import StreamRun
 from rollout.schedule.submissions import Submission

@@ -16,7 +16,7 @@ from rollout import Engine, EngineConfig, Group, Message
 from rollout.errors import ConfigError, TransportError
 from rollout.records import FailureKind
 from rollout.servers.weights import InFlight, Weights
-from rollout.tokens.batch import version_number
+from rollout.tokens.samples import version_number
 from tests.rollout.servers.test_fleet import Server
 from tests.rollout.servers.test_fleet import engine as fleet_engine
 from tests.rollout.test_engine import Short, collect

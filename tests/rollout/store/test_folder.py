@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from rollout.chat.messages import Function, MalformedToolCall, Message, ToolCall
 from rollout.errors import UsageError
-from rollout.records import Failure, FailureKind, FallbackReason, Rollout, Route, StopReason, Turn
+from rollout.records import Failure, FailureKind, Rollout, Route, StopReason, Turn
 from rollout.request import WeightSpan
 from rollout.store.config import FolderConfig
 from rollout.store.folder import (
@@ -29,7 +29,7 @@ from rollout.store.folder import (
 )
 from rollout.store.index import RunIndex
 from rollout.store.task_list import TaskList
-from rollout.tokens.samples import samples_of
+from rollout.tokens.prefix import FallbackReason
 from rollout.tokens.trajectory import Node, Root
 
 LOGPROBS = st.lists(st.floats(max_value=0, allow_nan=False, allow_infinity=False), max_size=5)
@@ -84,7 +84,7 @@ def test_a_logprob_that_never_was_stays_unknown() -> None:
     kept = decode_rollout(encode_rollout(minimal(nodes=[node], leaves=[0], roots=[Root()])))
     assert math.isnan(kept.nodes[0].logprobs[0])
     assert kept.nodes[0].logprobs[1] == -1.0
-    assert len(samples_of(kept)) == 1
+    assert len(kept.samples()) == 1
 
 
 def minimal(member: int = 0, **fields: Any) -> Rollout:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rollout.tokens.batch import joined, pack, pad, version_number
-from rollout.tokens.samples import TrainingSample
+from rollout.tokens.batch import joined, pack, pad
+from rollout.tokens.samples import TrainingSample, version_number
 from rollout.tokens.trajectory import ids_array
 
 

@@ -9,8 +9,7 @@ import pytest
 
 from rollout.chat.canonical import digest
 from rollout.chat.messages import Message, user
-from rollout.records import FallbackReason
-from rollout.tokens.prefix import Extend, Fallback, Planner, tail_fault
+from rollout.tokens.prefix import Extend, Fallback, FallbackReason, Planner, tail_fault
 from rollout.tokens.trajectory import Trajectory, ids_array
 
 TOOLS = [{"type": "function", "function": {"name": "add"}}]

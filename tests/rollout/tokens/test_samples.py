@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from rollout.bench.never_sampled import never_sampled
 from rollout.chat.messages import user
 from rollout.play.session import Session
 from rollout.records import Rollout
-from rollout.tokens.samples import never_sampled
 from tests.rollout.play.test_session import session
 from transports.scripted import OPEN, STOP, encode_bytes, render_bytes, reply
 

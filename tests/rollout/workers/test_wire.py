@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from rollout import EngineConfig
 from rollout.chat.messages import Message
 from rollout.observe.stats import Played
-from rollout.play.episode import Job
-from rollout.records import Rollout, StopReason
+from rollout.records import Job, Rollout, StopReason
 from rollout.request import IDS, WeightSpan
 from rollout.store.folder import encode_rollout
 from rollout.tokens.trajectory import LOGPROBS, Node

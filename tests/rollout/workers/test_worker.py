@@ -8,9 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rollout.observe.stats import Played
-from rollout.play.episode import Job
 from rollout.play.player import Player
-from rollout.records import FailureKind
+from rollout.records import FailureKind, Job
 from rollout.workers import wire
 from rollout.workers.channel import Channel
 from rollout.workers.worker import MOST_TEXT, _frame, _Serving
