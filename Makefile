@@ -22,8 +22,9 @@ check: format lint types $(INSTALLED)  ## format, lint, types, all tests that ne
 format: $(INSTALLED)  ## is every file formatted?
 	$(BIN)/ruff format --check .
 
-lint: $(INSTALLED)
+lint: $(INSTALLED)  ## names, imports, and that rooms import downwards only
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-logo --no-cache
 
 types: $(INSTALLED)
 	$(BIN)/mypy

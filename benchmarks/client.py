@@ -31,7 +31,7 @@ from transformers import AutoTokenizer
 from benchmarks.kit.fake_server import MODEL, Script
 from envs.echo import filler
 from rollout import Engine, EngineConfig, Env, Message, Step, user
-from rollout.loop.lag import spared_collector
+from rollout.loop.collector import infrequent_full_gc
 from rollout.records import Rollout
 from rollout.request import MessagePrompt, Request, TokenPrompt
 from transports.embedded import MODEL_DIR
@@ -130,7 +130,7 @@ async def warm_up(engine: Engine, rollouts: int) -> None:
 
 async def play_cost(engine: Engine, rollouts: int, turns: int) -> Cost:
     """Plays conversations of the same replies, all at once."""
-    with spared_collector():
+    with infrequent_full_gc():
         before, wall, last = engine.stats().cpu_s, time.perf_counter(), None
         async for group in engine.stream([{"n": n} for n in range(rollouts)]):
             (last,) = group.rollouts
@@ -184,7 +184,7 @@ async def floor_cpu_s(url: str, rollouts: int, bodies: Sequence[tuple[str, dict[
                     decoder.decode(await answer.read())
 
         await asyncio.gather(*(play(bodies[:2]) for _ in range(min(16, rollouts))))
-        with spared_collector():
+        with infrequent_full_gc():
             started = time.process_time()
             await asyncio.gather(*(play(bodies) for _ in range(rollouts)))
         return time.process_time() - started

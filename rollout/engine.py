@@ -30,7 +30,7 @@ from rollout.play.connect import check_config
 from rollout.play.player import Player
 from rollout.process import open_files
 from rollout.records import Group
-from rollout.schedule.concurrency import START, Pace, keep_pace
+from rollout.schedule.concurrency import START, AdaptiveConcurrency, adapt_concurrency
 from rollout.schedule.group_reward import GroupReward
 from rollout.schedule.stream import OnRollout
 from rollout.schedule.streams import Streams
@@ -38,7 +38,7 @@ from rollout.schedule.submissions import Submission
 from rollout.servers.fleet import UPDATE, Fleet
 from rollout.transport import InFlight, ServerInfo, Transport
 from rollout.workers.launch import Launch
-from rollout.workers.pool import Crew, Standing
+from rollout.workers.pool import EngineState, WorkerPool
 
 _log = structlog.get_logger(__name__)
 
@@ -71,10 +71,10 @@ class Engine:
         self._launch = launch
         self._stack = AsyncExitStack()
         self._player = Player(config, make_env, transport=transport, on_gone=self._ended)
-        self._crew: Crew | None = None
+        self._pool: WorkerPool | None = None
         self._weights = self._player.weights
         self._weights_lock = anyio.Lock()
-        self._pacing: anyio.CancelScope | None = None
+        self._adapting: anyio.CancelScope | None = None
         self._telling: anyio.CancelScope | None = None
         self._news = anyio.Event()
         """The servers have changed, and the processes do not know it yet."""
@@ -97,17 +97,17 @@ class Engine:
             if self.config.concurrency == "auto":
                 await _must_say_its_load(self._player.fleet)
             if self.config.processes > 1:
-                crew = Crew(self.config, self._make_env, self._standing, on_gone=self._ended, launch=self._launch)
-                self._crew = await stack.enter_async_context(crew)
+                pool = WorkerPool(self.config, self._make_env, self._state, on_gone=self._ended, launch=self._launch)
+                self._pool = await stack.enter_async_context(pool)
             tasks = await stack.enter_async_context(anyio.create_task_group())
-            if self._crew is not None:
+            if self._pool is not None:
                 self._telling = anyio.CancelScope()
                 tasks.start_soon(self._keep_telling, self._telling)
                 self._player.fleet.on_change = self._servers_changed
             if self.config.concurrency == "auto":
-                self._pacing = anyio.CancelScope()
-                tasks.start_soon(self._keep_pace, self._pacing)
-            self._streams.open(self._crew or self._player, tasks)
+                self._adapting = anyio.CancelScope()
+                tasks.start_soon(self._adapt_concurrency, self._adapting)
+            self._streams.open(self._pool or self._player, tasks)
             self._stack = stack.pop_all()
         return self
 
@@ -135,15 +135,17 @@ class Engine:
                 self._news = anyio.Event()
                 await self._tell()
 
-    async def _keep_pace(self, scope: anyio.CancelScope) -> None:
+    async def _adapt_concurrency(self, scope: anyio.CancelScope) -> None:
         with scope:
             streams = self._streams
-            pace = Pace(START * max(1, len(self.config.base_urls)), streams.slots.cap)
-            await keep_pace(pace, streams.slots, self._player.fleet, lambda: streams.stats.faults, streams.slot_freed)
+            concurrency = AdaptiveConcurrency(START * max(1, len(self.config.base_urls)), streams.slots.cap)
+            await adapt_concurrency(
+                concurrency, streams.slots, self._player.fleet, lambda: streams.stats.faults, streams.slot_freed
+            )
 
-    def _standing(self) -> Standing:
+    def _state(self) -> EngineState:
         """What the processes must know."""
-        return self._weights.standing, self._player.fleet.standing
+        return self._weights.state, self._player.fleet.state
 
     def _ended(self, error: RolloutError) -> None:
         """No server is left, or no process."""
@@ -152,7 +154,7 @@ class Engine:
     async def __aexit__(self, *exc_info: object) -> None:
         self._closed = True
         self._streams.close()
-        for scope in (self._pacing, self._telling):
+        for scope in (self._adapting, self._telling):
             if scope is not None:
                 scope.cancel()
         try:
@@ -247,7 +249,7 @@ class Engine:
 
     def stop_admitting(self) -> None:
         """No new rollouts, for the engine's life; running ones end after their current turn, as cancelled."""
-        (self._crew or self._player).stop()
+        (self._pool or self._player).stop()
         self._streams.stop_admitting()
 
     def cancel(self) -> None:
@@ -321,11 +323,11 @@ class Engine:
 
     async def _tell(self) -> None:
         """Has the processes stand as this one does."""
-        if self._crew is not None:
-            await self._crew.tell()
+        if self._pool is not None:
+            await self._pool.tell()
 
     def _controlled(self) -> Fleet:
-        if self._crew is not None and not self.config.base_urls:
+        if self._pool is not None and not self.config.base_urls:
             raise ConfigError("each process has an embedded model of its own: serve one by `rollout serve`")
         return self._player.fleet
 
@@ -340,9 +342,9 @@ class Engine:
         self._streams.tallies.tell(stats)
         stats.add(self._player.played())
         stats.hanging_calls += self._streams.hanging
-        if self._crew is not None:
-            stats.processes, stats.process_deaths = self.config.processes, self._crew.deaths
-            for played in self._crew.played():
+        if self._pool is not None:
+            stats.processes, stats.process_deaths = self.config.processes, self._pool.deaths
+            for played in self._pool.played():
                 stats.add(played)
         return stats
 

@@ -108,6 +108,13 @@ MOVED_NAMES = {
         "never_sampled": "rollout.bench.never_sampled:never_sampled",
     },
     "rollout.tokens.batch": {"version_number": "rollout.tokens.samples:version_number"},
+    "rollout.loop.lag": {"spared_collector": "rollout.loop.collector:infrequent_full_gc"},
+    "rollout.schedule.concurrency": {
+        "Pace": "rollout.schedule.concurrency:AdaptiveConcurrency",
+        "keep_pace": "rollout.schedule.concurrency:adapt_concurrency",
+    },
+    "rollout.servers.server": {"Member": "rollout.servers.server:Server"},
+    "rollout.workers.pool": {"Crew": "rollout.workers.pool:WorkerPool"},
     "rollout.records": {"Mode": "rollout.config:Mode"},
 }
 

@@ -127,9 +127,6 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     Sent as they are on both routes; a server's refusal of one is shown, not worked around."""
     stop_token_ids: Sequence[int] = ()
     """Ids that end the turn, from the local renderer; beside, not instead of, the caller's own."""
-    parent_session_id: str | None = None
-    final: bool = False
-    """Whether the session ends with this request, where that is known before."""
     priority: int | None = None
     """Lower is sooner, as vLLM has it."""
     cache_salt: str | None = None

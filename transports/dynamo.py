@@ -110,12 +110,7 @@ def chat_body(request: Request, model: str) -> dict[str, Any]:
 
 def session_headers(request: Request) -> dict[str, str]:
     """The session, by which the router keeps a trajectory on one worker."""
-    headers = {"x-dynamo-session-id": request.session_id, "x-request-id": request.request_id}
-    if request.parent_session_id is not None:
-        headers["x-dynamo-parent-session-id"] = request.parent_session_id
-    if request.final:
-        headers["x-dynamo-session-final"] = "true"
-    return headers
+    return {"x-dynamo-session-id": request.session_id, "x-request-id": request.request_id}
 
 
 def read_chat(answer: Answer) -> Reply:

@@ -17,7 +17,7 @@ from rollout.engine import Engine
 from rollout.env import Env, Task
 from rollout.errors import TransportError
 from rollout.histogram import Histogram
-from rollout.loop.lag import spared_collector
+from rollout.loop.collector import infrequent_full_gc
 from rollout.records import Rollout, StopReason
 from rollout.registry import env_factory
 from rollout.tokens.prefix import EXPECTED_FALLBACKS
@@ -111,7 +111,7 @@ async def measure(settings: BenchSettings, work: Work, cell: Cell, repeat: int, 
     played: list[Rollout] = []
     async with Engine(config, work.make_env) as engine:
         first_before = await _first_tokens(engine)
-        with spared_collector():
+        with infrequent_full_gc():
             wall, before = time.perf_counter(), engine.stats()
             async for group in engine.stream(work.tasks):
                 played += group.rollouts

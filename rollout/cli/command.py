@@ -14,7 +14,7 @@ import time
 import traceback
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import msgspec
 import typer
@@ -23,11 +23,22 @@ from rollout.cli.ends import Ending, Signals
 from rollout.errors import RolloutError, ServerError, TooManyFailures, UsageError, UserCodeFailed
 from rollout.process.stdio import Output, tolerate
 
-if TYPE_CHECKING:
-    from rollout.cli.run import Played
-
 #: Seconds between two looks at whether a library has taken the signals.
 _HOLD_S = 1.0
+
+
+class Played(msgspec.Struct):
+    """What `rollout run` ends with."""
+
+    result: dict[str, Any]
+    """The object of `--json`."""
+    title: str
+    rows: list[tuple[str, str]]
+    """The table for people."""
+    complete: bool
+    """Whether every rollout was played and none failed."""
+    error: RolloutError | None = None
+    """What ended the run, or what is wrong with what it left."""
 
 
 class Command:

@@ -27,16 +27,14 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
+from rollout.process.user_tasks import unending
+
 #: A process that is told together with its group is told twice (coreutils' `timeout`): that is one signal.
 ONE_SIGNAL_S = 0.05
 
 #: Once a command has its status: how long the loop's tasks and threads may take to end, and exit hooks after that.
 LEAVE_S = 3.0
 HOOKS_S = 30.0
-
-#: Tasks that swallowed their cancellation, held for good: were they thrown away, each would be told so by an exception
-#: that it swallows, too, and spin for ever in whatever thread did that.
-unending: list[object] = []
 
 _STOPS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 

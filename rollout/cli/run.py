@@ -7,14 +7,12 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import anyio
 import anyio.to_thread
-import msgspec
 
 from rollout.cli import progress
-from rollout.cli.command import Command
+from rollout.cli.command import Command, Played
 from rollout.cli.ends import ONE_SIGNAL_S
 from rollout.cli.failure_limit import FailureLimit
 from rollout.cli.logs import EventLog
@@ -23,7 +21,7 @@ from rollout.cli.summary import Summary, table_rows, why_untrainable
 from rollout.engine import Engine
 from rollout.env import Env
 from rollout.errors import RolloutError, ServerError, TooManyFailures, UsageError
-from rollout.loop.lag import spared_collector
+from rollout.loop.collector import infrequent_full_gc
 from rollout.process.threads import Threads
 from rollout.records import FailureKind, Rollout
 from rollout.registry import env_factory
@@ -36,20 +34,6 @@ _REFUSALS = frozenset({"RequestRefused", "AuthenticationFailed", "ModelNotFound"
 
 #: How long rollouts that were cancelled may take to end, before the command leaves without them.
 CANCEL_S = 30.0
-
-
-class Played(msgspec.Struct):
-    """What `rollout run` ends with."""
-
-    result: dict[str, Any]
-    """The object of `--json`."""
-    title: str
-    rows: list[tuple[str, str]]
-    """The table for people."""
-    complete: bool
-    """Whether every rollout was played and none failed."""
-    error: RolloutError | None = None
-    """What ended the run, or what is wrong with what it left."""
 
 
 class Run:
@@ -112,7 +96,7 @@ class Run:
             self._command.log_path = self._log.path
             wall, before = time.perf_counter(), engine.stats()
             try:
-                with spared_collector():
+                with infrequent_full_gc():
                     await self._stream(engine, tasks, skip)
             finally:
                 wall_s = time.perf_counter() - wall

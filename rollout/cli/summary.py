@@ -229,9 +229,9 @@ def _machinery(stats: Stats) -> list[tuple[str, str]]:
     """What the client and the servers were like; a healthy run says little here."""
     lag = f"loop lag p99 {stats.loop_lag_p99_s * 1e3:.0f} ms, max {stats.loop_lag_max_s * 1e3:.0f} ms"
     retried = f", {stats.retried} attempts retried" if stats.retried else ""
-    crew = f" in {stats.processes} processes" if stats.processes > 1 else ""
+    pool = f" in {stats.processes} processes" if stats.processes > 1 else ""
     died = f", {stats.process_deaths} processes died" if stats.process_deaths else ""
-    rows = [("client", f"{stats.most_running} at once of {stats.concurrency} at most{crew}, {lag}{retried}{died}")]
+    rows = [("client", f"{stats.most_running} at once of {stats.concurrency} at most{pool}, {lag}{retried}{died}")]
     if len(stats.servers) > 1 or any(server.deaths for server in stats.servers):
         rows += [
             ("server", f"{server.url}   {'up' if server.up else 'out'}, {server.deaths} deaths")

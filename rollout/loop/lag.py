@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
 
 import anyio
 import structlog
+
+from rollout.moved import forward_names
 
 #: Seconds between two looks at the clock.
 LOOK_EVERY_S = 0.05
@@ -17,72 +16,10 @@ LOOK_EVERY_S = 0.05
 #: Looks that the percentile is over: the last 100 s.
 KEPT = 2_000
 
-#: Seconds between two full garbage collections, and a threshold that is never reached.
-FULL_EVERY_S = 60.0
-_NEVER = 1_000_000_000
-
 #: A delay that is said, once: no request should wait so long for another rollout's work.
 SAID_S = 0.5
 
 _log = structlog.get_logger(__name__)
-
-
-class _Collector:
-    """Python's garbage collector, spared: there is one in a process, so those who ask for it share this."""
-
-    def __init__(self) -> None:
-        self._asked = 0
-        self._before = gc.get_threshold()
-        self._full_every_s = 0.0
-        self._last_full = 0.0
-
-    def spare(self, full_every_s: float) -> None:
-        self._asked += 1
-        if self._asked > 1:
-            return
-        self._before, self._full_every_s = gc.get_threshold(), full_every_s
-        gc.collect()
-        gc.freeze()
-        self._last_full = time.monotonic()
-        self._set()
-        gc.callbacks.append(self._collected)
-
-    def restore(self) -> None:
-        self._asked -= 1
-        if self._asked:
-            return
-        gc.callbacks.remove(self._collected)
-        gc.set_threshold(*self._before)
-        gc.unfreeze()
-
-    def _set(self) -> None:
-        young, middle, old = self._before
-        due = time.monotonic() - self._last_full >= self._full_every_s
-        gc.set_threshold(young, middle, old if due else _NEVER)
-
-    def _collected(self, phase: str, info: Mapping[str, int]) -> None:
-        if phase == "stop" and info["generation"] > 0:
-            if info["generation"] == 2:
-                self._last_full = time.monotonic()
-            self._set()
-
-
-_collector = _Collector()
-
-
-@contextlib.contextmanager
-def spared_collector(*, full_every_s: float = FULL_EVERY_S) -> Iterator[None]:
-    """Spares the event loop Python's full garbage collections, which stop it for as long as all objects take to visit.
-
-    What is there already is left out: libraries, tokenizers, the caller's own objects. What comes is looked through
-    whole once in `full_every_s`: 0.2 s where 4,096 rollouts are in flight. Young objects are collected as ever. For a
-    process whose work is to play rollouts: the command uses it, `Engine` does not.
-    """
-    _collector.spare(full_every_s)
-    try:
-        yield
-    finally:
-        _collector.restore()
 
 
 class Lag:
@@ -92,7 +29,7 @@ class Lag:
         self.max_s = 0.0
         self._last: deque[float] = deque(maxlen=KEPT)
         self._p99_s: float | None = None
-        """Known until the next look: a crew's processes say it with every rollout that ends."""
+        """Known until the next look: a pool's processes say it with every rollout that ends."""
 
     def __repr__(self) -> str:
         return f"<Lag p99 {self.p99_s * 1e3:.1f} ms, max {self.max_s * 1e3:.1f} ms>"
@@ -120,3 +57,6 @@ class Lag:
             asked = time.perf_counter()
             await anyio.sleep(LOOK_EVERY_S)
             self.add(max(0.0, time.perf_counter() - asked - LOOK_EVERY_S))
+
+
+__getattr__ = forward_names("rollout.loop.lag")

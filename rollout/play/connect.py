@@ -17,7 +17,7 @@ from rollout.config import EngineConfig
 from rollout.errors import ConfigError
 from rollout.registry import find_transport
 from rollout.servers.fleet import Fleet
-from rollout.servers.server import Member
+from rollout.servers.server import Server
 from rollout.servers.weights import Weights
 from rollout.transport import ServerInfo, Transport, TransportConfig, opened
 
@@ -56,21 +56,21 @@ async def open_fleet(config: EngineConfig, given: Transport | None = None, weigh
         fleet = given
     else:
         lost_s = DEFAULT_WAIT_S if config.server_wait_s is None else config.server_wait_s
-        fleet = Fleet(_members(config, given), wait_s=lost_s, start_wait_s=config.server_wait_s)
+        fleet = Fleet(_servers(config, given), wait_s=lost_s, start_wait_s=config.server_wait_s)
     fleet.weights = weights or fleet.weights
     fleet.request_timeout_s = config.request_timeout_s
     await opened(fleet)
     return fleet
 
 
-def _members(config: EngineConfig, given: Transport | None) -> list[Member]:
+def _servers(config: EngineConfig, given: Transport | None) -> list[Server]:
     if given is not None:
-        return [Member(type(given).__name__, given)]
+        return [Server(type(given).__name__, given)]
     name = "embedded" if config.transport == "auto" and not config.base_urls else config.transport
     open_it = find_transport(name)
     if not config.base_urls:
-        return [Member(name, partial(open_it, transport_config(config, None)))]
-    return [Member(shown_url(url), partial(open_it, transport_config(config, url))) for url in config.base_urls]
+        return [Server(name, partial(open_it, transport_config(config, None)))]
+    return [Server(shown_url(url), partial(open_it, transport_config(config, url))) for url in config.base_urls]
 
 
 def transport_config(config: EngineConfig, url: str | None) -> TransportConfig:

@@ -28,13 +28,12 @@ from typing import Any
 import anyio
 import structlog
 
-from rollout.cli.ends import unending
 from rollout.env import Env
 from rollout.play.faults import EnvironmentFault, raised_by, said_by
 from rollout.process.forks import stay_in
 from rollout.process.imports import place_in, stack_of
 from rollout.process.threads import Threads, contained
-from rollout.process.user_tasks import UserTasks, owner, unwatch, watch
+from rollout.process.user_tasks import UserTasks, owner, unending, unwatch, watch
 from rollout.records import FailureKind
 
 _log = structlog.get_logger(__name__)

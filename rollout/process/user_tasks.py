@@ -18,6 +18,10 @@ import structlog
 
 from rollout.process.threads import ContainedError
 
+#: Tasks that swallowed their cancellation, held for good: were they thrown away, each would be told so by an exception
+#: that it swallows, too, and spin for ever in whatever thread did that.
+unending: list[object] = []
+
 _log = structlog.get_logger(__name__)
 
 #: Failed tasks whose exception nobody took, that one rollout keeps until its end; asyncio says the others itself.

@@ -12,6 +12,7 @@ import anyio
 import structlog
 
 from rollout.errors import ConfigError, TransportError
+from rollout.moved import forward_names
 from rollout.schedule.scheduler import Slots
 from rollout.transport import ServerLoad, Transport
 
@@ -36,7 +37,7 @@ REST = 5
 _log = structlog.get_logger(__name__)
 
 
-class Pace:
+class AdaptiveConcurrency:
     """The cap, from one look at the metrics to the next. Pure."""
 
     def __init__(self, start: int, most: int) -> None:
@@ -49,7 +50,7 @@ class Pace:
         self._faults = 0
 
     def __repr__(self) -> str:
-        return f"<Pace {self.cap} of {self._most}>"
+        return f"<AdaptiveConcurrency {self.cap} of {self._most}>"
 
     def look(self, load: ServerLoad, *, used: int, faults: int) -> int:
         """The cap from now on. `used` are the slots in use, `faults` all transport faults so far."""
@@ -69,11 +70,15 @@ class Pace:
         return self.cap
 
 
-async def keep_pace(
-    pace: Pace, slots: Slots, server: Transport, faults: Callable[[], int], wake: Callable[[], None]
+async def adapt_concurrency(
+    concurrency: AdaptiveConcurrency,
+    slots: Slots,
+    server: Transport,
+    faults: Callable[[], int],
+    wake: Callable[[], None],
 ) -> None:
     """Sets the slots' cap again and again. Never returns. A look that fails changes nothing, nor one at no server."""
-    slots.cap = pace.cap
+    slots.cap = concurrency.cap
     while True:
         await anyio.sleep(LOOK_EVERY_S)
         try:
@@ -84,6 +89,9 @@ async def keep_pace(
         if load.running is None and load.waiting is None:
             continue  # nothing is said that growth could be founded on
         before = slots.cap
-        slots.cap = pace.look(load, used=slots.used, faults=faults())
+        slots.cap = concurrency.look(load, used=slots.used, faults=faults())
         if slots.cap > before:
             wake()
+
+
+__getattr__ = forward_names("rollout.schedule.concurrency")

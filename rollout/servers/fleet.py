@@ -31,8 +31,8 @@ from rollout.loop.deadlines import Clock
 from rollout.request import MessagePrompt, Reply, Request
 from rollout.servers.completion import with_version
 from rollout.servers.placement import Placement
-from rollout.servers.reconciler import Servers
-from rollout.servers.server import Member
+from rollout.servers.reconciler import Reconciler
+from rollout.servers.server import Server
 from rollout.servers.weights import Weights
 from rollout.transport import InFlight, ServerInfo, ServerLoad, Traffic, Transport
 
@@ -64,7 +64,7 @@ class ServerState(msgspec.Struct, kw_only=True):
     """What is being done with it: see `rollout.servers.life.Phase`."""
 
 
-class FleetStanding(msgspec.Struct, frozen=True, kw_only=True):
+class FleetState(msgspec.Struct, frozen=True, kw_only=True):
     """What fleets of the same servers, in several processes, must agree on."""
 
     pushed: tuple[str, str | None] | None = None
@@ -78,7 +78,7 @@ class FleetStanding(msgspec.Struct, frozen=True, kw_only=True):
 class Fleet(Transport):
     """One or more servers of one model as a transport. See `rollout.transport.Transport`."""
 
-    def __init__(self, members: Sequence[Member], *, wait_s: float, start_wait_s: float | None = None) -> None:
+    def __init__(self, servers: Sequence[Server], *, wait_s: float, start_wait_s: float | None = None) -> None:
         """`wait_s` is how long requests wait where no server is left.
 
         `start_wait_s` is how long `connect` waits for a first server; None tries each once.
@@ -88,11 +88,11 @@ class Fleet(Transport):
         """Stands still while the servers are paused by us: deadlines of requests go by it."""
         self.request_timeout_s: float | None = None
         self.on_change: Callable[[], None] = lambda: None
-        """Called when `standing` has changed."""
-        self._members = members
-        self._placement = Placement(len(members))
-        self._placement.up = [False] * len(members)
-        self._servers = Servers(members, self._join, self._changed)
+        """Called when `state` has changed."""
+        self._servers = servers
+        self._placement = Placement(len(servers))
+        self._placement.up = [False] * len(servers)
+        self._reconciler = Reconciler(servers, self._join, self._changed)
         self._wait_s, self._start_wait_s = wait_s, start_wait_s
         self._in_flight: InFlight = "keep"
         """What the update under way does with requests."""
@@ -100,20 +100,20 @@ class Fleet(Transport):
         """The number of the weights that `weights` knows of."""
         self._paused_elsewhere = False
         self._returned = anyio.Event()
-        self._told = self.standing
+        self._told = self.state
         self._info: ServerInfo | None = None
         self._started = False
 
     def __repr__(self) -> str:
-        return f"<Fleet of {len(self._members)}, {sum(self._placement.up)} up>"
+        return f"<Fleet of {len(self._servers)}, {sum(self._placement.up)} up>"
 
     @property
     def states(self) -> list[ServerState]:
         """The servers as they stand."""
-        lives = self._servers.lives.servers
+        lives = self._reconciler.lives.servers
         return [
-            ServerState(url=member.url, up=life.up, deaths=member.deaths, phase=life.phase.value)
-            for member, life in zip(self._members, lives, strict=True)
+            ServerState(url=server.url, up=life.up, deaths=server.deaths, phase=life.phase.value)
+            for server, life in zip(self._servers, lives, strict=True)
         ]
 
     @property
@@ -122,16 +122,16 @@ class Fleet(Transport):
         return list(self._placement.loads)
 
     @property
-    def standing(self) -> FleetStanding:
+    def state(self) -> FleetState:
         """What another fleet of the same servers must know of this one."""
-        lives = self._servers.lives
+        lives = self._reconciler.lives
         pushed = (lives.weights.version, lives.weights.path) if lives.weights.number else None
-        return FleetStanding(pushed=pushed, paused=lives.paused, up=lives.ups)
+        return FleetState(pushed=pushed, paused=lives.paused, up=lives.ups)
 
-    def follow(self, standing: FleetStanding) -> None:
+    def follow(self, state: FleetState) -> None:
         """Uses the servers that another fleet of the same ones says are up. That one loads weights, and pauses."""
-        self._paused_elsewhere = standing.paused
-        self._servers.follow(standing.up)
+        self._paused_elsewhere = state.paused
+        self._reconciler.follow(state.up)
 
     async def connect(self) -> ServerInfo:
         """Connects to all at once; one that is not there is out, until it is.
@@ -143,7 +143,7 @@ class Fleet(Transport):
         deadline = anyio.current_time() + (self._start_wait_s or 0.0)
         while True:
             await self._first_up()
-            refused = [error for error in self._servers.errors.values() if isinstance(error, ConfigError)]
+            refused = [error for error in self._reconciler.errors.values() if isinstance(error, ConfigError)]
             if refused:
                 raise refused[0]
             if self._info is not None and any(self._placement.up):
@@ -151,35 +151,35 @@ class Fleet(Transport):
             left_s = deadline - anyio.current_time()
             if left_s <= 0:
                 raise ServerError(self._why_none())
-            await anyio.sleep(min(left_s, *(member.check_every_s for member in self._members)))
+            await anyio.sleep(min(left_s, *(server.check_every_s for server in self._servers)))
         self._started, self.info = True, self._info
         self.weights.version = self.info.weight_version
         return self.info
 
     async def _first_up(self) -> None:
         """Tries all; returns when each has been tried, or a while after the first is up."""
-        lives = self._servers.lives.servers
-        self._servers.step()
-        await self._servers.until(lambda: any(life.up for life in lives) or not any(life.doing for life in lives))
+        lives = self._reconciler.lives.servers
+        self._reconciler.step()
+        await self._reconciler.until(lambda: any(life.up for life in lives) or not any(life.doing for life in lives))
         if any(life.up for life in lives):
             with anyio.move_on_after(START_S):
-                await self._servers.until(lambda: not any(life.doing for life in lives))
+                await self._reconciler.until(lambda: not any(life.doing for life in lives))
 
     def _why_none(self) -> str:
-        errors = self._servers.errors
-        said = [str(errors[at]) if at in errors else f"{m.url} is not there" for at, m in enumerate(self._members)]
+        errors = self._reconciler.errors
+        said = [str(errors[at]) if at in errors else f"{m.url} is not there" for at, m in enumerate(self._servers)]
         if len(said) == 1:
             return said[0]
-        named = [text if m.url in text else f"{m.url}: {text}" for m, text in zip(self._members, said, strict=True)]
+        named = [text if m.url in text else f"{m.url}: {text}" for m, text in zip(self._servers, said, strict=True)]
         return f"none of {len(said)} servers can be used: {'; '.join(named)}"
 
-    def _join(self, member: Member, info: ServerInfo) -> None:
+    def _join(self, server: Server, info: ServerInfo) -> None:
         """A server was opened. Raises ConfigError where it is not like the others."""
         first = self._info = self._info or msgspec.structs.replace(info)
         for field in _ALIKE:
             mine, theirs = getattr(first, field), getattr(info, field)
             if mine != theirs:
-                raise ConfigError(f"{member.url} is not like the other servers: {field} is {theirs!r}, not {mine!r}")
+                raise ConfigError(f"{server.url} is not like the other servers: {field} is {theirs!r}, not {mine!r}")
         least, length = first.max_model_len, info.max_model_len
         if length is None or least is None:
             first.max_model_len = least if self._started else least or length
@@ -187,11 +187,11 @@ class Fleet(Transport):
             # The shortest context is the fleet's: a trajectory must fit any server.
             first.max_model_len = min(least, length)
         elif length < least:
-            raise ConfigError(f"{member.url} has a context of {length} tokens, and the others of {least} at least")
+            raise ConfigError(f"{server.url} has a context of {length} tokens, and the others of {least} at least")
 
     def _changed(self) -> None:
         """Something has changed of the servers."""
-        lives = self._servers.lives
+        lives = self._reconciler.lives
         if lives.weights.number != self._updated:
             self._updated = lives.weights.number
             self.weights.updated(lives.weights.version, self._in_flight)
@@ -202,7 +202,7 @@ class Fleet(Transport):
             returned, self._returned = self._returned, anyio.Event()
             returned.set()
         self._placement.up = [life.up for life in lives.servers]
-        if self._told != (now := self.standing):
+        if self._told != (now := self.state):
             self._told = now
             self.on_change()
 
@@ -215,17 +215,17 @@ class Fleet(Transport):
         deaths, weights = 0, self.weights
         while True:
             at = await self._place(request)
-            member, deaths_before = self._members[at], self._members[at].deaths
+            server, deaths_before = self._servers[at], self._servers[at].deaths
             sent, salt = weights.now(), weights.salt(request.cache_salt)
             salted = request if salt == request.cache_salt else msgspec.structs.replace(request, cache_salt=salt)
             try:
-                reply = await member.generate(salted, self.clock, self.request_timeout_s)
+                reply = await server.generate(salted, self.clock, self.request_timeout_s)
                 if reply is not None:
                     return with_version(reply, weights.sampled(sent, aborted=reply.finish_reason == "abort"))
             except (ConnectionFailed, ServerBusy, ModelNotFound, PromptTooLong):  # it may be another server by now
-                if await self._servers.is_alive(at):
+                if await self._reconciler.is_alive(at):
                     raise
-            deaths += member.deaths > deaths_before
+            deaths += server.deaths > deaths_before
             if deaths >= MAX_DEATHS:
                 raise ConnectionFailed(f"this request was in flight on {deaths} servers when they died")
 
@@ -245,7 +245,7 @@ class Fleet(Transport):
     @property
     def traffic(self) -> Traffic:
         """See `rollout.transport.Transport`."""
-        parts = [member.traffic for member in self._members]
+        parts = [server.traffic for server in self._servers]
         return Traffic(sum(part.sent for part in parts), sum(part.received for part in parts))
 
     async def first_tokens(self) -> Histogram | None:
@@ -271,11 +271,11 @@ class Fleet(Transport):
             at = self._placement.up.index(True)
             try:
                 with self.clock.fail_after(self.request_timeout_s):
-                    return await ask(self._members[at].transport)
+                    return await ask(self._servers[at].transport)
             except TimeoutError as error:
-                raise RequestTimeout(f"{self._members[at].url}: no answer in time") from error
+                raise RequestTimeout(f"{self._servers[at].url}: no answer in time") from error
             except (ConnectionFailed, ServerBusy):
-                if await self._servers.is_alive(at):
+                if await self._reconciler.is_alive(at):
                     raise
 
     async def _of_all(self, ask: Callable[[Transport], Awaitable[Answer]]) -> list[Answer]:
@@ -290,16 +290,16 @@ class Fleet(Transport):
                 errors.append(error)
 
         async with anyio.create_task_group() as group:
-            for member, up in zip(self._members, self._placement.up, strict=True):
+            for server, up in zip(self._servers, self._placement.up, strict=True):
                 if up:
-                    group.start_soon(one, member.transport)
+                    group.start_soon(one, server.transport)
         if not answers:
             raise errors[0] if errors else ConnectionFailed(f"no server is up: {self._urls()}")
         return answers
 
     async def aclose(self) -> None:
-        """Closes all. Servers that were paused from here go on: nobody else would resume them."""
-        await self._servers.aclose()
+        """Closes all. Reconciler that were paused from here go on: nobody else would resume them."""
+        await self._reconciler.aclose()
 
     async def check(self) -> None:
         """See `rollout.transport.Transport`."""
@@ -324,17 +324,17 @@ class Fleet(Transport):
     async def watch(self, on_gone: Callable[[NoServerLeft], None]) -> None:
         """Looks at every server again and again; `on_gone` is called when none came back in time. Never returns."""
         async with anyio.create_task_group() as group:
-            group.start_soon(self._servers.watch)
+            group.start_soon(self._reconciler.watch)
             gone_since: float | None = None
             clock = self.weights.clock  # a pause of ours is no part of the wait
             while True:
-                await anyio.sleep(min(member.check_every_s for member in self._members))
-                if any(self._placement.up) or self._servers.following:
+                await anyio.sleep(min(server.check_every_s for server in self._servers))
+                if any(self._placement.up) or self._reconciler.following:
                     gone_since = None
                     continue
                 if gone_since is None:
                     gone_since = clock.now()
-                    _log.warning("no_server_left", waiting_s=self._wait_s, servers=[m.url for m in self._members])
+                    _log.warning("no_server_left", waiting_s=self._wait_s, servers=[m.url for m in self._servers])
                 if clock.now() - gone_since > self._wait_s:
                     on_gone(NoServerLeft(f"no server came back within {self._wait_s:g} s: {self._urls()}"))
                     gone_since = None
@@ -342,48 +342,48 @@ class Fleet(Transport):
     async def pause(self, mode: InFlight = "keep", *, reason: str = "caller") -> None:
         """See `rollout.transport.Transport`. Lasts until `resume` with the same reason; new requests wait here.
 
-        Raises the first error where it succeeds on none, and ConfigError: nothing is paused then. Servers that fail
+        Raises the first error where it succeeds on none, and ConfigError: nothing is paused then. Reconciler that fail
         where others do not are out.
         """
         self.weights.hold(reason)
         self.weights.aborts += mode == "abort"
         try:
-            await self._servers.asked(self._servers.lives.pause(reason, mode))
+            await self._reconciler.asked(self._reconciler.lives.pause(reason, mode))
         except BaseException:
             self.end_pause(reason)
             raise
 
     def end_pause(self, reason: str) -> None:
         """Nobody wants this pause any more. The servers are told in the background."""
-        self._servers.lives.resume(reason)
-        self._servers.step()
+        self._reconciler.lives.resume(reason)
+        self._reconciler.step()
         self.weights.release(reason)
 
     async def resume(self, *, reason: str = "caller") -> None:
         """Ends `pause`; returns when the servers go on, unless another reason is left. One that cannot is out."""
         self.end_pause(reason)
-        lives = self._servers.lives
-        await self._servers.until(
+        lives = self._reconciler.lives
+        await self._reconciler.until(
             lambda: bool(lives.pauses) or not any(life.up and life.paused is not False for life in lives.servers)
         )
 
     async def update_weights(self, version: str, path: str | None, *, in_flight: InFlight = "keep") -> None:
-        """See `rollout.transport.Transport`. Servers that fail where others do not are out, until they are level.
+        """See `rollout.transport.Transport`. Reconciler that fail where others do not are out, until they are level.
 
         Raises the first error where it succeeds on none: all go on with the weights that they had. Raises ConfigError
         where a server cannot be told to, also where others have them now.
         """
-        lives = self._servers.lives
-        await self._servers.until(lambda: not lives.updating)
+        lives = self._reconciler.lives
+        await self._reconciler.until(lambda: not lives.updating)
         if not any(self._placement.up):
             raise ConnectionFailed(f"no server is up: {self._urls()}")
         # What the caller's own pause has frozen is not waited for: it goes on under the new weights.
         self._in_flight = "keep" if lives.pauses - {UPDATE} else in_flight
         self.weights.hold("loading")
-        await self._servers.asked(lives.load(version, path))
+        await self._reconciler.asked(lives.load(version, path))
 
     def _urls(self) -> str:
-        return ", ".join(member.url for member in self._members)
+        return ", ".join(server.url for server in self._servers)
 
 
 def _sum(values: Sequence[int | None]) -> int | None:

@@ -15,7 +15,7 @@ import structlog
 
 from rollout.errors import ConnectionFailed, RolloutError
 from rollout.servers.life import Ask, Do, Lives, Load, Open, Pause, Resume
-from rollout.servers.server import Member
+from rollout.servers.server import Server
 from rollout.transport import ServerInfo
 
 #: How long servers that are still paused by us may take to go on, where the engine ends.
@@ -24,31 +24,31 @@ LEAVE_S = 5.0
 _log = structlog.get_logger(__name__)
 
 
-class Servers:
-    """The members of a fleet, brought and kept level."""
+class Reconciler:
+    """The servers of a fleet, brought and kept level."""
 
     def __init__(
         self,
-        members: Sequence[Member],
-        join: Callable[[Member, ServerInfo], None],
+        servers: Sequence[Server],
+        join: Callable[[Server, ServerInfo], None],
         on_change: Callable[[], None],
     ) -> None:
         """`join` raises ConfigError for a server that is not like the others; `on_change` is called upon any change."""
-        self.members = members
-        self.lives = Lives(len(members), again_s=min((member.check_every_s for member in members), default=1.0))
+        self.servers = servers
+        self.lives = Lives(len(servers), again_s=min((server.check_every_s for server in servers), default=1.0))
         self.errors: dict[int, Exception] = {}
         """Why servers could not be opened, by index, until they could."""
         self._join = join
         self._on_change = on_change
         self._acting: dict[Do, asyncio.Task[None]] = {}
-        self._up = [False] * len(members)
-        self._why = [""] * len(members)
+        self._up = [False] * len(servers)
+        self._why = [""] * len(servers)
         self._changed = anyio.Event()
         self._closed = False
         self._say = _log.warning
 
     def __repr__(self) -> str:
-        return f"<Servers {self.lives}>"
+        return f"<Reconciler {self.lives}>"
 
     def step(self) -> None:
         """Begins what is due, gives up what is outdated, and tells of what has changed."""
@@ -96,28 +96,28 @@ class Servers:
     async def watch(self) -> None:
         """Looks at every server again and again. Never returns, and raises nothing."""
         async with anyio.create_task_group() as group:
-            for at in range(len(self.members)):
+            for at in range(len(self.servers)):
                 group.start_soon(self._watch_one, at)
             while True:
-                await anyio.sleep(min(member.check_every_s for member in self.members))
+                await anyio.sleep(min(server.check_every_s for server in self.servers))
                 self.step()
 
     async def _watch_one(self, at: int) -> None:
         while True:
-            await anyio.sleep(self.members[at].check_every_s)
+            await anyio.sleep(self.servers[at].check_every_s)
             if self.lives.servers[at].open:
                 await self.is_alive(at)
 
     async def is_alive(self, at: int) -> bool:
         """Asks a server how it is; it is out where it is dead."""
         opened = self.lives.servers[at].open
-        if await self.members[at].alive():
+        if await self.servers[at].alive():
             return True
         if opened and self.lives.servers[at].open:
             if self.lives.servers[at].up:
-                self.members[at].deaths += 1
-            self._why[at] = why = f"it does not answer that it is well: {self.members[at].why}"
-            self.lives.lost(at, f"{self.members[at].url}: {why}", time.monotonic())
+                self.servers[at].deaths += 1
+            self._why[at] = why = f"it does not answer that it is well: {self.servers[at].why}"
+            self.lives.lost(at, f"{self.servers[at].url}: {why}", time.monotonic())
             self.step()
         return False
 
@@ -132,24 +132,24 @@ class Servers:
         with anyio.move_on_after(LEAVE_S):
             async with anyio.create_task_group() as group:
                 for at in paused:
-                    group.start_soon(self._leave, self.members[at])
-        for member in self.members:
-            await member.aclose()
+                    group.start_soon(self._leave, self.servers[at])
+        for server in self.servers:
+            await server.aclose()
 
-    async def _leave(self, member: Member) -> None:
-        if (error := await member.resume()) is not None:
-            _log.warning("left_paused", server=member.url, why=str(error))
+    async def _leave(self, server: Server) -> None:
+        if (error := await server.resume()) is not None:
+            _log.warning("left_paused", server=server.url, why=str(error))
 
     async def _act(self, do: Do) -> None:
         try:
             await self._carry_out(do)
         except asyncio.CancelledError:
             if not self._closed and self.lives.servers[do.server].doing is do:  # by a transport of another make
-                self._failed(do, ConnectionFailed(f"{self.members[do.server].url}: cancelled"))
+                self._failed(do, ConnectionFailed(f"{self.servers[do.server].url}: cancelled"))
             raise
         except Exception as error:
             if not isinstance(error, RolloutError):
-                _log.warning("server_action_failed", server=self.members[do.server].url, exc_info=error)
+                _log.warning("server_action_failed", server=self.servers[do.server].url, exc_info=error)
             self._failed(do, error)
         else:
             self._acting.pop(do, None)
@@ -165,19 +165,19 @@ class Servers:
         self.step()
 
     async def _carry_out(self, do: Do) -> None:
-        member = self.members[do.server]
+        server = self.servers[do.server]
         match do.action:
             case Open():
                 if self.lives.servers[do.server].paused is not False:
                     # It was lost with a pause of ours: it would answer nothing that it is probed with.
-                    await member.resume()
-                self._join(member, await member.open())
+                    await server.resume()
+                self._join(server, await server.open())
             case Load(version=version, path=path):
-                await member.transport.update_weights(version, path)
+                await server.transport.update_weights(version, path)
             case Pause(mode=mode):
-                await member.transport.pause(mode)
+                await server.transport.pause(mode)
             case Resume():
-                await member.transport.resume()
+                await server.transport.resume()
 
     def _note(self, do: Do, error: Exception) -> None:
         """A server that stays out says why, once for each reason."""
@@ -185,15 +185,15 @@ class Servers:
         if isinstance(do.action, Open):
             self.errors[at] = error
         if not self._up[at] and self._why[at] != why:
-            self._say("server_stays_out", server=self.members[at].url, why=why)
+            self._say("server_stays_out", server=self.servers[at].url, why=why)
         self._why[at] = why
 
     def _tell_of(self, at: int) -> None:
-        member, life = self.members[at], self.lives.servers[at]
+        server, life = self.servers[at], self.lives.servers[at]
         if life.up:
             self._why[at] = ""
             if life.life > 1:
-                self._say("server_back", server=member.url)
+                self._say("server_back", server=server.url)
         else:
-            member.drop()
-            self._say("server_out", server=member.url, why=self._why[at])
+            server.drop()
+            self._say("server_out", server=server.url, why=self._why[at])

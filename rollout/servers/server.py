@@ -12,6 +12,7 @@ import structlog
 
 from rollout.errors import ConnectionFailed, NotSent, RequestTimeout, RolloutError, ServerError
 from rollout.loop.deadlines import Clock, Deadline
+from rollout.moved import forward_names
 from rollout.request import Reply, Request
 from rollout.transport import ServerInfo, Traffic, Transport, opened
 
@@ -71,7 +72,7 @@ class Health:
         return self.strikes >= STRIKES or (self._silences >= STRIKES and now - self._heard_at > HUNG_S)
 
 
-class Member:
+class Server:
     """One server: its transport, what is in flight on it, and how often it died."""
 
     def __init__(self, url: str, transport: Opener | Any, *, check_every_s: float = CHECK_EVERY_S) -> None:
@@ -93,7 +94,7 @@ class Member:
         self._checking = anyio.Lock()
 
     def __repr__(self) -> str:
-        return f"<Member {self.url} {len(self._in_flight)} in flight, {self.deaths} deaths>"
+        return f"<Server {self.url} {len(self._in_flight)} in flight, {self.deaths} deaths>"
 
     @property
     def transport(self) -> Transport:
@@ -197,3 +198,6 @@ class Member:
         """Ends what is in flight: it goes elsewhere."""
         for deadline in list(self._in_flight):
             deadline.scope.cancel()
+
+
+__getattr__ = forward_names("rollout.servers.server")

@@ -11,7 +11,7 @@ import msgspec
 from rollout.loop.deadlines import Clock
 from rollout.transport import InFlight, WeightControl
 
-__all__ = ["InFlight", "Sent", "WeightControl", "Weights", "WeightsStanding"]
+__all__ = ["InFlight", "Sent", "WeightControl", "Weights", "WeightsState"]
 
 
 class Sent(msgspec.Struct, frozen=True):
@@ -21,7 +21,7 @@ class Sent(msgspec.Struct, frozen=True):
     updates: int
 
 
-class WeightsStanding(msgspec.Struct, frozen=True, kw_only=True):
+class WeightsState(msgspec.Struct, frozen=True, kw_only=True):
     """What the processes of one engine must agree on. See `Weights`."""
 
     version: str | None
@@ -85,9 +85,9 @@ class Weights(msgspec.Struct):
             self.release("updating")
 
     @property
-    def standing(self) -> WeightsStanding:
+    def state(self) -> WeightsState:
         """What another process that samples from them must know."""
-        return WeightsStanding(
+        return WeightsState(
             version=self.version,
             updates=self.updates,
             last_kept=self.last_kept,
@@ -95,11 +95,11 @@ class Weights(msgspec.Struct):
             held=self.held,
         )
 
-    def follow(self, standing: WeightsStanding) -> None:
+    def follow(self, state: WeightsState) -> None:
         """Takes over what another process knows of them."""
-        self.version, self.updates, self.last_kept = standing.version, standing.updates, standing.last_kept
-        self.aborts = standing.aborts
-        (self.hold if standing.held else self.release)("the engine")
+        self.version, self.updates, self.last_kept = state.version, state.updates, state.last_kept
+        self.aborts = state.aborts
+        (self.hold if state.held else self.release)("the engine")
 
     def updated(self, version: str, in_flight: InFlight) -> None:
         """The server has them now."""

@@ -1,4 +1,4 @@
-"""One process as its crew sees it, through all its lives: what it plays, what it was told, what it has played."""
+"""One process as its pool sees it, through all its lives: what it plays, what it was told, what it has played."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Awaited:
         """Why it will not come."""
 
 
-class Hand:
-    """One process as its crew sees it, through all its lives."""
+class Handle:
+    """One process as its pool sees it, through all its lives."""
 
     def __init__(self) -> None:
         self.worker: Worker | None = None
@@ -57,7 +57,7 @@ class Hand:
 
     def __repr__(self) -> str:
         state = "left out" if self.left_out else self.why or self.worn or self.worker or "starting"
-        return f"<Hand {state}, {len(self.playing)} rollouts>"
+        return f"<Handle {state}, {len(self.playing)} rollouts>"
 
     def begin(self, worker: Worker) -> None:
         """A life begins."""

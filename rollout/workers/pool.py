@@ -8,7 +8,7 @@ that has worn out, by calls that hang in its threads, takes no more rollouts and
 
     wire     what is said, both ways
     channel  what carries it
-    hand     one process as it is seen here
+    handle     one process as it is seen here
     silence  how long one has said nothing
     remote   one rollout that a process plays
     launch   how processes are started here
@@ -36,13 +36,14 @@ from rollout.config import EngineConfig
 from rollout.door import error_text
 from rollout.env import Env
 from rollout.errors import ConfigError, RolloutError
+from rollout.moved import forward_names
 from rollout.observe.stats import Played
 from rollout.records import Job
-from rollout.servers.fleet import FleetStanding
+from rollout.servers.fleet import FleetState
 from rollout.servers.placement import Placement
-from rollout.servers.weights import WeightsStanding
+from rollout.servers.weights import WeightsState
 from rollout.workers import wire
-from rollout.workers.handle import Hand
+from rollout.workers.handle import Handle
 from rollout.workers.launch import Launch, LocalLaunch, Worker
 from rollout.workers.remote import GRACE_S, RemoteEpisode
 from rollout.workers.silence import LOOK_S
@@ -67,33 +68,33 @@ DRAIN_S = 600.0
 #: After a process has ended, how long what it had said before may take to come.
 _LAST_WORDS_S = 1.0
 
-Standing = tuple[WeightsStanding, FleetStanding]
+EngineState = tuple[WeightsState, FleetState]
 
 _log = structlog.get_logger(__name__)
 
 
-class Crew:
+class WorkerPool:
     """The processes, together."""
 
     def __init__(
         self,
         config: EngineConfig,
         make_env: Callable[[], Env],
-        standing: Callable[[], Standing],
+        state: Callable[[], EngineState],
         *,
         on_gone: Callable[[RolloutError], None],
         launch: Launch | None = None,
     ) -> None:
-        """`standing` says how the engine stands; `on_gone` is called when no process is left.
+        """`state` says how the engine stands; `on_gone` is called when no process is left.
 
         `launch` starts a process; on this machine, if not given.
         """
         self._config = config
         self._make_env = make_env
-        self._standing = standing
+        self._state = state
         self._on_gone = on_gone
         self._launch = launch
-        self._hands = [Hand() for _ in range(config.processes)]
+        self._handles = [Handle() for _ in range(config.processes)]
         self._placement = Placement(config.processes)
         self._returned = anyio.Event()
         self._numbers = itertools.count(1)
@@ -104,8 +105,8 @@ class Crew:
         self.deaths = 0
 
     def __repr__(self) -> str:
-        playing = sum(len(hand.playing) for hand in self._hands)
-        return f"<Crew of {len(self._hands)}, {sum(self._placement.up)} up, {playing} rollouts>"
+        playing = sum(len(handle.playing) for handle in self._handles)
+        return f"<WorkerPool of {len(self._handles)}, {sum(self._placement.up)} up, {playing} rollouts>"
 
     async def __aenter__(self) -> Self:
         """Starts the processes, and waits until they have connected. Raises ServerError, ConfigError, RolloutError."""
@@ -114,9 +115,9 @@ class Crew:
         self._launch = self._launch or LocalLaunch(main_script=b"__main__" in make_env)
         failed: list[RolloutError] = []
 
-        async def start(hand: Hand) -> None:
+        async def start(handle: Handle) -> None:
             try:
-                await self._start(hand)
+                await self._start(handle)
             except RolloutError as error:
                 failed.append(error)
                 starting.cancel_scope.cancel()
@@ -124,12 +125,12 @@ class Crew:
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self._end)
             async with anyio.create_task_group() as starting:
-                for hand in self._hands:
-                    starting.start_soon(start, hand)
+                for handle in self._handles:
+                    starting.start_soon(start, handle)
             if failed:
                 raise failed[0]
             self._attending = await stack.enter_async_context(anyio.create_task_group())
-            for at in range(len(self._hands)):
+            for at in range(len(self._handles)):
                 self._attending.start_soon(self._attend, at)
             self._attending.start_soon(self._watch)
             self._stack = stack.pop_all()
@@ -147,50 +148,50 @@ class Crew:
     def stop(self) -> None:
         """Running rollouts end after their current turn, as cancelled."""
         self._stopping = True
-        for hand in self._hands:
-            hand.send(wire.Stop())
+        for handle in self._handles:
+            handle.send(wire.Stop())
 
     async def tell(self) -> None:
         """Has every process stand as the engine does now; returns when all do that live."""
-        number, (weights, servers) = next(self._numbers), self._standing()
+        number, (weights, servers) = next(self._numbers), self._state()
         told = []
-        for hand in self._hands:
-            if hand.worker is not None:
-                hand.told[number] = anyio.Event()
-                told.append(hand.told[number])
-                hand.send(wire.Follow(number, weights, servers))
+        for handle in self._handles:
+            if handle.worker is not None:
+                handle.told[number] = anyio.Event()
+                told.append(handle.told[number])
+                handle.send(wire.Follow(number, weights, servers))
         for event in told:
             await event.wait()
 
     def played(self) -> list[Played]:
         """What each process has played, those that died included."""
-        return [part for hand in self._hands for part in (hand.played, hand.earlier)]
+        return [part for handle in self._handles for part in (handle.played, handle.earlier)]
 
-    async def hand_for(self, session: str, job: Job) -> Hand:
-        """See `rollout.workers.remote.Hands`. Waits while every process is being started again."""
+    async def handle_for(self, session: str, job: Job) -> Handle:
+        """See `rollout.workers.remote.Handles`. Waits while every process is being started again."""
         while (at := self._placement.place(session, job.task_id, job.group_size)) is None:
             await self._returned.wait()
-        return self._hands[at]
+        return self._handles[at]
 
     def release(self, session: str) -> None:
-        """See `rollout.workers.remote.Hands`."""
+        """See `rollout.workers.remote.Handles`."""
         self._placement.release(session)
 
     def next_number(self) -> int:
-        """See `rollout.workers.remote.Hands`."""
+        """See `rollout.workers.remote.Handles`."""
         return next(self._numbers)
 
-    async def _start(self, hand: Hand) -> None:
+    async def _start(self, handle: Handle) -> None:
         """Raises RolloutError where the process cannot begin."""
         assert self._launch is not None
         limit_s = self._config.worker_start_s
         worker = await self._launch()
         try:
             with anyio.fail_after(limit_s):
-                await self._ready(hand, worker)
-            hand.begin(worker)
+                await self._ready(handle, worker)
+            handle.begin(worker)
             # It knows nothing of what happened before. Nothing is played there before it has read this.
-            hand.send(wire.Follow(0, *self._standing()))
+            handle.send(wire.Follow(0, *self._state()))
         except TimeoutError as error:
             _log.warning("worker_not_ready", after_s=limit_s, stack=await worker.trace())
             raise RolloutError(
@@ -198,13 +199,13 @@ class Crew:
                 "that it connects to, takes longer; what it was doing is in the log"
             ) from error
         finally:
-            if hand.worker is not worker:
+            if handle.worker is not worker:
                 with anyio.CancelScope(shield=True):
                     worker.channel.abort()
                     worker.kill()
                     await worker.ended()
 
-    async def _ready(self, hand: Hand, worker: Worker) -> None:
+    async def _ready(self, handle: Handle, worker: Worker) -> None:
         """Tells a new process what is played, and waits until it can. Raises RolloutError."""
         worker.channel.send(self._setup)
         while (frame := await worker.channel.receive()) is not None:
@@ -214,7 +215,7 @@ class Crew:
                 raise (kind if issubclass(kind, RolloutError) else RolloutError)(event.message)
             if isinstance(event, wire.Ready):
                 return
-            hand.take(event)
+            handle.take(event)
         raise RolloutError(
             f"a process ended before it was ready: {await worker.ended()}; a script that starts processes must do "
             'so under `if __name__ == "__main__":`, since each of them imports it'
@@ -222,37 +223,37 @@ class Crew:
 
     async def _attend(self, at: int) -> None:
         """Listens to a process; starts it again when it has ended."""
-        hand = self._hands[at]
-        while hand.worker is not None:
-            worker = hand.worker
-            await self._listen(hand, worker)
+        handle = self._handles[at]
+        while handle.worker is not None:
+            worker = handle.worker
+            await self._listen(handle, worker)
             self._placement.up[at] = False
-            how = hand.why or await _end_of(worker)
-            if hand.why is None:
+            how = handle.why or await _end_of(worker)
+            if handle.why is None:
                 stack = await worker.trace()
                 how += place_of(stack)
-                _log.warning("process_ended", how=how, rollouts=len(hand.playing), stack=stack)
-            if not hand.replacing:
+                _log.warning("process_ended", how=how, rollouts=len(handle.playing), stack=stack)
+            if not handle.replacing:
                 self.deaths += 1
-                hand.strikes += 1
-            hand.lose(f"the process that played it ended: {how}")
+                handle.strikes += 1
+            handle.lose(f"the process that played it ended: {how}")
             with anyio.CancelScope(shield=True):
-                if not hand.replacing:
+                if not handle.replacing:
                     worker.kill()
                 await _end_of(worker)
-            if hand.replacing:
-                _log.info("process_replaced", why=hand.worn)
-            await self._restart(hand)
-            if hand.worker is not None:
+            if handle.replacing:
+                _log.info("process_replaced", why=handle.worn)
+            await self._restart(handle)
+            if handle.worker is not None:
                 self._placement.up[at] = True
                 returned, self._returned = self._returned, anyio.Event()
                 returned.set()
-        hand.left_out = True
-        _log.warning("process_left_out", deaths_in_a_row=hand.strikes)
-        if all(hand.left_out for hand in self._hands):
+        handle.left_out = True
+        _log.warning("process_left_out", deaths_in_a_row=handle.strikes)
+        if all(handle.left_out for handle in self._handles):
             self._on_gone(RolloutError("every process ended, again and again, before it had played a rollout"))
 
-    async def _listen(self, hand: Hand, worker: Worker) -> None:
+    async def _listen(self, handle: Handle, worker: Worker) -> None:
         """Takes what a process says, until it has ended."""
 
         async def hang_up() -> None:
@@ -265,10 +266,10 @@ class Crew:
             beside.start_soon(hang_up)
             try:
                 while (frame := await worker.channel.receive()) is not None:
-                    hand.take(wire.decode_event(frame))
+                    handle.take(wire.decode_event(frame))
             except msgspec.MsgspecError as error:
-                hand.why = f"what it said cannot be read: {error_text(error)}"
-                _log.error("process_not_understood", how=hand.why)
+                handle.why = f"what it said cannot be read: {error_text(error)}"
+                _log.error("process_not_understood", how=handle.why)
                 worker.kill()
             beside.cancel_scope.cancel()
 
@@ -278,65 +279,65 @@ class Crew:
         while True:
             await anyio.sleep(LOOK_S)
             now = time.monotonic()
-            for at, hand in enumerate(self._hands):
-                if hand.worker is not None and hand.why is None:
-                    self._look(at, hand, hand.worker, now - last)
+            for at, handle in enumerate(self._handles):
+                if handle.worker is not None and handle.why is None:
+                    self._look(at, handle, handle.worker, now - last)
             last = now
 
-    def _look(self, at: int, hand: Hand, worker: Worker, elapsed_s: float) -> None:
+    def _look(self, at: int, handle: Handle, worker: Worker, elapsed_s: float) -> None:
         limit_s = self._config.worker_silence_s
-        silent_s = hand.silence.look(worker.channel.received, elapsed_s)
-        if silent_s > (min(limit_s, AWAITED_S) if hand.told else limit_s):
+        silent_s = handle.silence.look(worker.channel.received, elapsed_s)
+        if silent_s > (min(limit_s, AWAITED_S) if handle.told else limit_s):
             assert self._attending is not None
             self._placement.up[at] = False
-            hand.why = f"it was silent for {silent_s:.0f} s, so its event loop hangs"
-            self._attending.start_soon(_end_silent, hand, worker)
-        elif hand.draining_s is not None:
-            hand.draining_s += elapsed_s
-            if not hand.playing or hand.draining_s > DRAIN_S:
-                hand.why, hand.replacing = f"it had to be replaced: {hand.worn}", True
+            handle.why = f"it was silent for {silent_s:.0f} s, so its event loop hangs"
+            self._attending.start_soon(_end_silent, handle, worker)
+        elif handle.draining_s is not None:
+            handle.draining_s += elapsed_s
+            if not handle.playing or handle.draining_s > DRAIN_S:
+                handle.why, handle.replacing = f"it had to be replaced: {handle.worn}", True
                 worker.channel.close()
-        elif hand.worn is not None:
-            _log.warning("process_worn", why=hand.worn, rollouts=len(hand.playing))
+        elif handle.worn is not None:
+            _log.warning("process_worn", why=handle.worn, rollouts=len(handle.playing))
             self._placement.up[at] = False
-            hand.draining_s = 0.0
+            handle.draining_s = 0.0
 
-    async def _restart(self, hand: Hand) -> None:
-        while hand.worker is None and hand.strikes < (STRIKES_OF_PROVEN if hand.proven else STRIKES):
-            if hand.strikes > 1:
-                await anyio.sleep(min(MOST_PAUSE_S, PAUSE_S * 2 ** (hand.strikes - 1)))
+    async def _restart(self, handle: Handle) -> None:
+        while handle.worker is None and handle.strikes < (STRIKES_OF_PROVEN if handle.proven else STRIKES):
+            if handle.strikes > 1:
+                await anyio.sleep(min(MOST_PAUSE_S, PAUSE_S * 2 ** (handle.strikes - 1)))
             await self._servers_there()
             try:
-                await self._start(hand)
+                await self._start(handle)
             except RolloutError as error:
-                hand.strikes += 1
+                handle.strikes += 1
                 _log.warning("process_not_started", error=str(error))
         if self._stopping:
-            hand.send(wire.Stop())
+            handle.send(wire.Stop())
 
     async def _servers_there(self) -> None:
         """A process that finds no server, or none that samples, could not begin: that is no fault of its own."""
-        while (servers := self._standing()[1]).paused or not any(servers.up):  # noqa: ASYNC110  # a look costs nothing
+        while (servers := self._state()[1]).paused or not any(servers.up):  # noqa: ASYNC110  # a look costs nothing
             await anyio.sleep(LOOK_S)
 
     async def _end(self) -> None:
         """Ends the processes: they end when their channel is closed, or are killed."""
         with anyio.CancelScope(shield=True):
             async with anyio.create_task_group() as ending:
-                for hand in self._hands:
-                    if hand.worker is None:
+                for handle in self._handles:
+                    if handle.worker is None:
                         continue
-                    if hand.why is not None or hand.silence.seconds > AWAITED_S:
-                        hand.worker.kill()
-                    hand.worker.channel.close()
-                    ending.start_soon(_end_of, hand.worker)
+                    if handle.why is not None or handle.silence.seconds > AWAITED_S:
+                        handle.worker.kill()
+                    handle.worker.channel.close()
+                    ending.start_soon(_end_of, handle.worker)
 
 
-async def _end_silent(hand: Hand, worker: Worker) -> None:
+async def _end_silent(handle: Handle, worker: Worker) -> None:
     """Ends a process that does not answer any more; whoever listens to it sees that."""
     stack = await worker.trace()
-    hand.why = f"{hand.why}{place_of(stack)}"
-    _log.warning("process_silent", how=hand.why, rollouts=len(hand.playing), stack=stack)
+    handle.why = f"{handle.why}{place_of(stack)}"
+    _log.warning("process_silent", how=handle.why, rollouts=len(handle.playing), stack=stack)
     worker.kill()
 
 
@@ -360,3 +361,6 @@ def _pickled(make_env: Callable[[], Env]) -> bytes:
             f"processes need an environment that they can import, a class or a function of a module, not {make_env!r}: "
             f"{error}"
         ) from error
+
+
+__getattr__ = forward_names("rollout.workers.pool")

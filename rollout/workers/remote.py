@@ -10,20 +10,20 @@ from rollout.play.episode import CLOSE_GRACE_S
 from rollout.records import Failure, FailureKind, Job, Rollout
 from rollout.workers import wire
 from rollout.workers.channel import MOST_FRAME, FrameTooLong
-from rollout.workers.handle import Awaited, Hand
+from rollout.workers.handle import Awaited, Handle
 
 #: How long a cancelled rollout may take to come back: its environment is closed meanwhile.
 GRACE_S = CLOSE_GRACE_S + 5.0
 
 
-class Hands(Protocol):
-    """What a remote rollout needs of its crew."""
+class Handles(Protocol):
+    """What a remote rollout needs of its pool."""
 
     def next_number(self) -> int:
         """A number that no other rollout has."""
         ...
 
-    async def hand_for(self, session: str, job: Job) -> Hand:
+    async def handle_for(self, session: str, job: Job) -> Handle:
         """The process for a rollout: its group's, or the least busy."""
         ...
 
@@ -35,8 +35,8 @@ class Hands(Protocol):
 class RemoteEpisode:
     """A rollout that is played by a process. Stands in `rollout.play.episode.Episode`'s place."""
 
-    def __init__(self, crew: Hands, job: Job, evaluation: bool) -> None:
-        self._crew = crew
+    def __init__(self, pool: Handles, job: Job, evaluation: bool) -> None:
+        self._pool = pool
         self._job = job
         self._evaluation = evaluation
         self.rollout = job.rollout()
@@ -46,7 +46,7 @@ class RemoteEpisode:
 
     async def play(self) -> Rollout:
         """Plays to the end. Raises only when it is cancelled from outside; `rollout` then holds what was played."""
-        number = self._crew.next_number()
+        number = self._pool.next_number()
         session = str(number)
         try:
             frame = wire.encode(wire.Play(number, self._job, self._evaluation))
@@ -57,32 +57,32 @@ class RemoteEpisode:
             self._fail(FailureKind.ENVIRONMENT, message, type(error).__name__)
             return self.rollout
         try:
-            await self._play(number, await self._crew.hand_for(session, self._job), frame)
+            await self._play(number, await self._pool.handle_for(session, self._job), frame)
         except BaseException:
             if self.rollout.failure is None and self.rollout.stop is None:
                 self._fail(FailureKind.CANCELLED, "cancelled")
             raise
         finally:
-            self._crew.release(session)
+            self._pool.release(session)
         return self.rollout
 
-    async def _play(self, number: int, hand: Hand, frame: bytes) -> None:
-        awaited = hand.playing[number] = Awaited()
+    async def _play(self, number: int, handle: Handle, frame: bytes) -> None:
+        awaited = handle.playing[number] = Awaited()
         sent = False
         try:
-            await hand.sent()
+            await handle.sent()
             if awaited.lost is None:  # else it is another process by now
-                hand.send_frame(frame)
+                handle.send_frame(frame)
                 sent = True
             await awaited.over.wait()
         except BaseException:
             if sent:
-                hand.send(wire.Cancel(number))
+                handle.send(wire.Cancel(number))
                 with anyio.move_on_after(GRACE_S, shield=True):
                     await awaited.over.wait()
             raise
         finally:
-            del hand.playing[number]
+            del handle.playing[number]
             if awaited.ended is not None:
                 earlier, self.rollout = self.rollout, wire.restored(awaited.ended, self._job.task)
                 self.rollout.earlier_failures = earlier.earlier_failures

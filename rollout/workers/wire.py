@@ -21,8 +21,8 @@ from rollout.config import EngineConfig
 from rollout.observe.stats import Played
 from rollout.records import Job, Rollout
 from rollout.request import IDS
-from rollout.servers.fleet import FleetStanding
-from rollout.servers.weights import WeightsStanding
+from rollout.servers.fleet import FleetState
+from rollout.servers.weights import WeightsState
 from rollout.tokens.trajectory import LOGPROBS, Logprobs, TokenIds
 
 
@@ -53,8 +53,8 @@ class Follow(msgspec.Struct, tag=True):
     """Stand as the engine does: its weights, its servers. Answered by `Followed`."""
 
     number: int
-    weights: WeightsStanding
-    servers: FleetStanding
+    weights: WeightsState
+    servers: FleetState
 
 
 class Stop(msgspec.Struct, tag=True):

@@ -1,4 +1,4 @@
-"""One process of a crew: plays what it is told, and says how it ended. Ends with the engine, however that ends."""
+"""One process of a pool: plays what it is told, and says how it ended. Ends with the engine, however that ends."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import structlog
 
 from rollout.door import error_text
 from rollout.errors import RolloutError
-from rollout.loop.lag import spared_collector
+from rollout.loop.collector import infrequent_full_gc
 from rollout.play.player import Player
 from rollout.process.threads import ThreadsExhausted
 from rollout.records import Failure, FailureKind, Job, Rollout
@@ -56,7 +56,7 @@ async def serve(channel: Channel, load: Callable[[bytes], Any] = pickle.loads) -
     try:
         async with Player(setup.config, _env_of(setup, load), on_gone=worn) as player:
             channel.send(wire.encode(wire.Ready()))
-            with spared_collector():
+            with infrequent_full_gc():
                 await _Serving(channel, player).serve()
     except RolloutError as error:
         channel.send(wire.encode(wire.NotReady(type(error).__name__, error_text(error))))

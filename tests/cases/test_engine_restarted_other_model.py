@@ -45,6 +45,6 @@ async def test_a_server_that_restarts_as_another_stays_out(change: dict[str, Any
 
 def often(running: Engine) -> None:
     """Looks at the servers often enough for a test."""
-    for member in running._player.fleet._members:
-        member.check_every_s = 0.02
-    running._player.fleet._servers.lives._again_s = 0.02
+    for server in running._player.fleet._servers:
+        server.check_every_s = 0.02
+    running._player.fleet._reconciler.lives._again_s = 0.02

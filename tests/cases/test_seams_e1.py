@@ -9,7 +9,7 @@ from envs.echo import Echo
 from rollout import Engine, EngineConfig
 from rollout.errors import ServerError
 from rollout.servers.fleet import Fleet
-from rollout.servers.server import Member
+from rollout.servers.server import Server as FleetServer
 from rollout.transport import ServerInfo
 from tests.cases.test_engine_restarted_other_model import often
 from tests.cases.vllm_double import VllmDouble, until, vllm_double
@@ -78,7 +78,7 @@ class Slow(ScriptedTransport):
 async def test_servers_are_connected_to_at_once() -> None:
     """None waits for another."""
     Slow.connecting, Slow.all_here = 0, anyio.Event()
-    fleet = Fleet([Member(f"http://{at}", Slow([])) for at in range(8)], wait_s=1)
+    fleet = Fleet([FleetServer(f"http://{at}", Slow([])) for at in range(8)], wait_s=1)
     with anyio.fail_after(60):
         await fleet.connect()
     assert all(state.up for state in fleet.states)

@@ -34,7 +34,7 @@ async def test_a_server_that_comes_back_while_weights_are_pushed_has_the_new_one
         await soon(lambda: served.states[1].up)
         group.cancel_scope.cancel()
     assert (a.weights, b.weights) == ("2", "2")
-    assert served.standing.pushed == ("2", "/w/2")
+    assert served.state.pushed == ("2", "/w/2")
 
 
 async def test_a_callers_pause_outlives_an_update_of_the_embedded_model() -> None:
@@ -60,7 +60,7 @@ async def test_a_server_that_comes_back_is_given_its_weights_once() -> None:
         await one.connect()
     await fleets[0].update_weights("1", "/w/1")
     for one in fleets[1:]:
-        one.follow(fleets[0].standing)
+        one.follow(fleets[0].state)
     async with anyio.create_task_group() as group:
         for one in fleets:
             group.start_soon(one.watch, lambda error: None)
@@ -71,7 +71,7 @@ async def test_a_server_that_comes_back_is_given_its_weights_once() -> None:
             server.weights, server.loads, server.well = "0", 0, True
         await soon(lambda: all(state.up for state in fleets[0].states))
         for one in fleets[1:]:
-            one.follow(fleets[0].standing)
+            one.follow(fleets[0].state)
         await soon(lambda: all(state.up for one in fleets for state in one.states))
         group.cancel_scope.cancel()
     assert [server.loads for server in servers] == [1, 1]
@@ -131,14 +131,14 @@ async def test_a_process_that_dies_under_a_pause_is_replaced_when_the_servers_sa
         config = EngineConfig(base_url=server.url, max_tokens=8, concurrency=4, processes=2)
         async with Engine(config, Echo) as running:
             await running.pause()
-            assert running._crew is not None
-            hand = running._crew._hands[0]
-            assert hand.worker is not None
-            hand.worker.kill()
+            assert running._pool is not None
+            handle = running._pool._handles[0]
+            assert handle.worker is not None
+            handle.worker.kill()
             await until(lambda: running.stats().process_deaths == 1)
-            assert hand.worker is None
+            assert handle.worker is None
             await running.resume()
-            await until(lambda: hand.worker is not None)
+            await until(lambda: handle.worker is not None)
             groups = [group async for group in running.stream(Echo().tasks(8, 0))]
             assert running.stats().process_deaths == 1
     assert all(group.rollouts[0].ok for group in groups)

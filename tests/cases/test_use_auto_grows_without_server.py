@@ -7,7 +7,7 @@ import pytest
 
 from rollout.errors import ConnectionFailed, TransportError
 from rollout.schedule import concurrency as paces
-from rollout.schedule.concurrency import Pace, keep_pace
+from rollout.schedule.concurrency import AdaptiveConcurrency, adapt_concurrency
 from rollout.schedule.scheduler import Slots
 from rollout.transport import ServerLoad
 from tests.rollout.servers.test_fleet import Server, fleet, until
@@ -26,7 +26,7 @@ async def test_the_number_at_once_does_not_grow_while_no_server_is_up(monkeypatc
     slots.used = 4096
     async with anyio.create_task_group() as group:
         group.start_soon(served.watch, lambda error: None)
-        group.start_soon(keep_pace, Pace(4, 4096), slots, served, lambda: 0, lambda: None)
+        group.start_soon(adapt_concurrency, AdaptiveConcurrency(4, 4096), slots, served, lambda: 0, lambda: None)
         await until(lambda: slots.cap > 4)
         server.well = False
         await until(lambda: not served.states[0].up)

@@ -73,11 +73,8 @@ def test_a_message_in_body_has_tools_and_template_arguments() -> None:
 
 
 def test_the_session_goes_in_headers() -> None:
-    """One header names the trajectory, others its parent and its last request."""
-    assert session_headers(request())["x-dynamo-session-id"] == "s1"
-    headers = session_headers(request(parent_session_id="p", final=True))
-    assert headers["x-dynamo-parent-session-id"] == "p"
-    assert headers["x-dynamo-session-final"] == "true"
+    """One header names the trajectory, another the request."""
+    assert session_headers(request()) == {"x-dynamo-session-id": "s1", "x-request-id": request().request_id}
 
 
 def answered(nvext: Any, logprobs: Any = None, **changes: Any) -> Answer:

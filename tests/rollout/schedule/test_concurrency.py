@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rollout.schedule import concurrency as paces
-from rollout.schedule.concurrency import CACHE_MARK, REST, Pace
+from rollout.schedule.concurrency import CACHE_MARK, REST, AdaptiveConcurrency
 from rollout.transport import ServerLoad
 from tests.rollout.servers.test_fleet import Server, engine
 from tests.rollout.test_engine import collect
@@ -18,39 +18,39 @@ IDLE = ServerLoad(running=10, waiting=0, cache_usage=0.1, preemptions=0)
 
 def test_grows_while_every_slot_is_used() -> None:
     """It doubles at first; with slots to spare it stays."""
-    pace = Pace(16, 100)
-    assert pace.look(IDLE, used=16, faults=0) == 32
-    assert pace.look(IDLE, used=20, faults=0) == 32
-    assert pace.look(IDLE, used=32, faults=0) == 64
-    assert pace.look(IDLE, used=64, faults=0) == 100
+    concurrency = AdaptiveConcurrency(16, 100)
+    assert concurrency.look(IDLE, used=16, faults=0) == 32
+    assert concurrency.look(IDLE, used=20, faults=0) == 32
+    assert concurrency.look(IDLE, used=32, faults=0) == 64
+    assert concurrency.look(IDLE, used=64, faults=0) == 100
 
 
 def test_a_full_cache_ends_growth() -> None:
     """The next turns of those that run need some of it, too."""
-    pace = Pace(16, 100)
+    concurrency = AdaptiveConcurrency(16, 100)
     full = ServerLoad(running=16, waiting=0, cache_usage=CACHE_MARK, preemptions=0)
-    assert pace.look(full, used=16, faults=0) == 16
+    assert concurrency.look(full, used=16, faults=0) == 16
 
 
 def test_shrinks_on_a_queue_that_stays() -> None:
     """One look may meet requests that have just come; two in a row are a queue. Then it rests, and grows slowly."""
-    pace = Pace(64, 1000)
+    concurrency = AdaptiveConcurrency(64, 1000)
     queue = ServerLoad(running=64, waiting=20, preemptions=0)
-    assert pace.look(queue, used=64, faults=0) == 64
-    assert pace.look(queue, used=64, faults=0) == 48
+    assert concurrency.look(queue, used=64, faults=0) == 64
+    assert concurrency.look(queue, used=64, faults=0) == 48
     for _ in range(REST):
-        assert pace.look(queue, used=48, faults=0) == 48
-    assert pace.look(IDLE, used=48, faults=0) == 54
+        assert concurrency.look(queue, used=48, faults=0) == 48
+    assert concurrency.look(IDLE, used=48, faults=0) == 54
 
 
 def test_shrinks_at_once_on_preemption_and_on_faults() -> None:
     """Both cost work that was done already."""
-    pace = Pace(64, 1000)
-    assert pace.look(IDLE, used=10, faults=0) == 64
+    concurrency = AdaptiveConcurrency(64, 1000)
+    assert concurrency.look(IDLE, used=10, faults=0) == 64
     preempting = ServerLoad(running=64, waiting=0, preemptions=3)
-    assert pace.look(preempting, used=64, faults=0) == 48
-    pace = Pace(64, 1000)
-    assert pace.look(IDLE, used=64, faults=2) == 48
+    assert concurrency.look(preempting, used=64, faults=0) == 48
+    concurrency = AdaptiveConcurrency(64, 1000)
+    assert concurrency.look(IDLE, used=64, faults=2) == 48
 
 
 @given(
@@ -70,13 +70,13 @@ def test_shrinks_at_once_on_preemption_and_on_faults() -> None:
 )
 def test_stays_within_its_bounds(looks: list[tuple[ServerLoad, int, int]]) -> None:
     """Whatever a server says, at least one rollout plays and never more than allowed."""
-    pace = Pace(16, 128)
+    concurrency = AdaptiveConcurrency(16, 128)
     for load, used, faults in looks:
-        assert 1 <= pace.look(load, used=used, faults=faults) <= 128
+        assert 1 <= concurrency.look(load, used=used, faults=faults) <= 128
 
 
 async def test_an_engine_grows_by_its_servers_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The cap that the engine uses is the pace's, and shows in its stats."""
+    """The cap that the engine uses is the concurrency's, and shows in its stats."""
     server = Server()
     server.load_now = IDLE
     running = engine(server, concurrency="auto")

@@ -22,7 +22,7 @@ from rollout.histogram import Histogram
 from rollout.records import FailureKind, Rollout
 from rollout.request import Reply, Request, TokenPrompt
 from rollout.servers.fleet import MAX_DEATHS, Fleet
-from rollout.servers.server import Member
+from rollout.servers.server import Server as FleetServer
 from rollout.servers.weights import InFlight
 from rollout.transport import ServerInfo, ServerLoad, Traffic
 from tests.rollout.test_engine import Short, collect
@@ -60,7 +60,7 @@ class Server(ScriptedTransport):
 
 
 def fleet(*servers: ScriptedTransport, wait_s: float = 60.0) -> Fleet:
-    members = [Member(f"http://{at}", server, check_every_s=OFTEN_S) for at, server in enumerate(servers)]
+    members = [FleetServer(f"http://{at}", server, check_every_s=OFTEN_S) for at, server in enumerate(servers)]
     return Fleet(members, wait_s=wait_s)
 
 
@@ -204,10 +204,10 @@ async def test_a_server_comes_back_once_for_several_processes() -> None:
     """The engine's fleet gives it the weights; those of its processes use it when they hear that it is up."""
     servers = Server(), Server()
     here, there = fleet(*servers), fleet(*servers)
-    here.on_change = lambda: there.follow(here.standing)
+    here.on_change = lambda: there.follow(here.state)
     await here.connect()
     await there.connect()
-    there.follow(here.standing)
+    there.follow(here.state)
     servers[1].refuses = ConnectionFailed("gone")
     await here.update_weights("2", "folder")
     assert [state.up for state in there.states] == [True, False]
@@ -227,13 +227,13 @@ async def test_what_a_process_finds_dead_is_the_engines_to_bring_back() -> None:
     here, there = fleet(*servers), fleet(*servers)
     await here.connect()
     await there.connect()
-    there.follow(here.standing)
+    there.follow(here.state)
     servers[1].well = False
     there._placement.up[0] = False
     async with anyio.create_task_group() as group:
         group.start_soon(there.generate, request())
         await until(lambda: not there.states[1].up)
-        there.follow(here.standing)
+        there.follow(here.state)
         assert [state.up for state in there.states] == [True, False]
     assert len(servers[0].requests) == 1
 

@@ -11,8 +11,8 @@ from structlog.testing import capture_logs
 
 from rollout.errors import ConfigError, ConnectionFailed
 from rollout.servers.life import Phase
-from rollout.servers.reconciler import Servers
-from rollout.servers.server import Member
+from rollout.servers.reconciler import Reconciler
+from rollout.servers.server import Server as FleetServer
 from rollout.transport import InFlight, ServerInfo
 from tests.rollout.servers.test_fleet import OFTEN_S, Server, until
 
@@ -41,9 +41,9 @@ class Slow(Server):
             raise
 
 
-async def opened(*made: Any, join: Any = lambda member, info: None) -> Servers:
-    members = [Member(f"http://{at}", one, check_every_s=OFTEN_S) for at, one in enumerate(made)]
-    servers = Servers(members, join, lambda: None)
+async def opened(*made: Any, join: Any = lambda member, info: None) -> Reconciler:
+    members = [FleetServer(f"http://{at}", one, check_every_s=OFTEN_S) for at, one in enumerate(made)]
+    servers = Reconciler(members, join, lambda: None)
     servers.step()
     await servers.until(lambda: not any(life.doing for life in servers.lives.servers))
     return servers
@@ -73,7 +73,7 @@ async def test_an_action_of_a_server_that_is_lost_is_given_up() -> None:
             await servers.asked(servers.lives.load("1", "/w"))
         group.cancel_scope.cancel()
     await until(lambda: slow.given_up == ["1"])
-    assert servers.members[0].deaths == 1
+    assert servers.servers[0].deaths == 1
 
 
 async def test_a_pause_that_is_given_up_is_given_up_on_the_server() -> None:
@@ -93,7 +93,7 @@ async def test_a_pause_that_is_given_up_is_given_up_on_the_server() -> None:
 async def test_a_server_that_stays_out_says_why_once() -> None:
     """However often it is tried."""
 
-    def refuse(member: Member, info: ServerInfo) -> None:
+    def refuse(member: FleetServer, info: ServerInfo) -> None:
         raise ConfigError("another model")
 
     server = Server()

@@ -8,7 +8,8 @@ import pytest
 from rollout.errors import ConnectionFailed, NotSent, RequestTimeout, ServerError, TransportError
 from rollout.loop.deadlines import Clock
 from rollout.request import Reply, Request, TokenPrompt
-from rollout.servers.server import HUNG_S, STRIKES, Health, Member
+from rollout.servers.server import HUNG_S, STRIKES, Health
+from rollout.servers.server import Server as FleetServer
 from transports.scripted import ScriptedTransport, Stalled, reply
 
 
@@ -48,10 +49,10 @@ class Checked(ScriptedTransport):
             raise error
 
 
-def checked(*answers: Exception | None) -> tuple[Member, Checked]:
+def checked(*answers: Exception | None) -> tuple[FleetServer, Checked]:
     transport = Checked([reply("x"), Stalled()])
     transport.answers = [None, *answers]
-    return Member("http://a", transport, check_every_s=0.001), transport
+    return FleetServer("http://a", transport, check_every_s=0.001), transport
 
 
 @pytest.mark.parametrize(
@@ -104,7 +105,7 @@ async def test_a_transport_is_opened_anew_in_place_of_the_one_before() -> None:
         made.append(ScriptedTransport([]))
         return made[-1]
 
-    member = Member("http://a", open_it)
+    member = FleetServer("http://a", open_it)
     with pytest.raises(ConnectionFailed, match="not connected yet"):
         _ = member.transport
     await member.open()

@@ -222,14 +222,14 @@ async def test_weights_are_followed_from_another_process() -> None:
 
     async with anyio.create_task_group() as group:
         with theirs.updating():
-            ours.follow(theirs.standing)
+            ours.follow(theirs.state)
             group.start_soon(send)
             for _ in range(5):
                 await anyio.lowlevel.checkpoint()
             theirs.updated("7", "keep")
-            ours.follow(theirs.standing)
+            ours.follow(theirs.state)
             await anyio.lowlevel.checkpoint()
             assert sent == []
-        ours.follow(theirs.standing)
+        ours.follow(theirs.state)
     assert sent == ["7"]
     assert (ours.updates, ours.last_kept, ours.salt(None)) == (1, 1, "7")

@@ -1,4 +1,4 @@
-"""What the crew's tests play: environments that a process can import, and processes that are tasks of this loop."""
+"""What the pool's tests play: environments that a process can import, and processes that are tasks of this loop."""
 
 from __future__ import annotations
 

@@ -65,11 +65,11 @@ async def test_what_ends_a_process_costs_the_rollout_that_did_it(
 async def test_nobody_waits_for_a_process_that_hangs() -> None:
     """Telling the processes of new weights, cancelling and closing end within seconds where one stands still."""
     async with engine(worker_silence_s=1.0) as running:
-        assert running._crew is not None
+        assert running._pool is not None
         stream = running.stream([{"do": "stop"}, {"do": "nothing"}])
         await anext(stream)
         with anyio.fail_after(20):
-            await running._crew.tell()
+            await running._pool.tell()
             await stream.aclose()
             assert running.stats().running == 0
         stream = running.stream([{"do": "stop"}, {"do": "nothing"}])

@@ -79,8 +79,8 @@ async def test_leaving_a_stream_ends_what_runs() -> None:
             group.cancel_scope.cancel()
         await stream.aclose()
         assert running.stats().running == 0
-        assert running._crew is not None
-        assert all(not hand.playing for hand in running._crew._hands)
+        assert running._pool is not None
+        assert all(not handle.playing for handle in running._pool._handles)
     ended = [rollout for group in running.untaken for rollout in group.rollouts]
     assert {rollout.failure.kind for rollout in ended if rollout.failure} == {FailureKind.CANCELLED}
     assert sum(len(rollout.turns) for rollout in ended) >= 8
@@ -232,7 +232,7 @@ async def _raises_no_server(stream: Any) -> None:
 
 
 async def test_processes_that_never_begin_are_an_error() -> None:
-    """A crew whose processes end before they are ready says how they ended."""
+    """A pool whose processes end before they are ready says how they ended."""
 
     with pytest.raises(RolloutError, match="ended before it was ready"):
         async with Engine(EngineConfig(processes=2), Asking, launch=launch_stillborn):
