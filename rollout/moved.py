@@ -3,8 +3,8 @@
     from rollout.fleet import Fleet      # DeprecationWarning: rollout.fleet is rollout.servers.fleet now
 
 An old module that is no file any more is found by an import hook, which hands out the new module itself, so that a
-class has one identity whichever way it was imported. Where a room has the old module's name (`rollout.codec`), the room
-hands on the old module's names.
+class has one identity whichever way it was imported. Where a room has the old module's name (`rollout.codec`), or
+where a module's names were divided among several, they are handed on one by one.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
-#: Old module -> new module.
-MOVED = {
+#: Old module -> new module, or the new modules among which its names were divided, lowest first.
+MOVED: dict[str, str | tuple[str, ...]] = {
     "rollout.advantages": "rollout.tokens.advantages",
     "rollout.answers": "rollout.play.answers",
     "rollout.batch": "rollout.tokens.batch",
-    "rollout.bridge": "rollout.codec.bridge",
+    "rollout.bridge": ("rollout.codec.types", "rollout.codec.template", "rollout.codec.renderer"),
     "rollout.canonical": "rollout.chat.canonical",
     "rollout.cli": "rollout.cli.app",
     "rollout.codec": "rollout.codec.codec",
@@ -153,14 +153,20 @@ def forward(old: str) -> Callable[[str], Any]:
     def __getattr__(name: str) -> Any:
         if name.startswith("__"):  # such as __path__, which Python asks for
             raise AttributeError(f"module {old!r} has no attribute {name!r}")
-        try:
-            value = getattr(importlib.import_module(MOVED[old]), name)
-        except AttributeError:
-            raise AttributeError(f"module {old!r} has no attribute {name!r}") from None
-        _warn(f"{old}.{name}", f"{MOVED[old]}.{name}", stacklevel=3)
-        return value
+        for new in places(old):
+            module = importlib.import_module(new)
+            if hasattr(module, name):
+                _warn(f"{old}.{name}", f"{new}.{name}", stacklevel=3)
+                return getattr(module, name)
+        raise AttributeError(f"module {old!r} has no attribute {name!r}")
 
     return __getattr__
+
+
+def places(old: str) -> tuple[str, ...]:
+    """The modules that have an old module's names."""
+    new = MOVED[old]
+    return (new,) if isinstance(new, str) else new
 
 
 class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -176,10 +182,13 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         """See `importlib.abc.Loader`: an empty module stands in while the new one is imported."""
 
     def exec_module(self, module: ModuleType) -> None:
-        """Puts the new module in the old one's place."""
+        """Puts the new module in the old one's place, or has the old one hand on names where there are several."""
         old = module.__name__
-        _warn(old, MOVED[old], stacklevel=3)
-        sys.modules[old] = importlib.import_module(MOVED[old])
+        if len(places(old)) > 1:
+            module.__dict__["__getattr__"] = forward(old)
+            return
+        _warn(old, places(old)[0], stacklevel=3)
+        sys.modules[old] = importlib.import_module(places(old)[0])
 
 
 def install() -> None:

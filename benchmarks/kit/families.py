@@ -31,7 +31,7 @@ class Family(Protocol):
         ...
 
     def render(self, messages: Sequence[Message], tools: Tools, *, add_generation_prompt: bool = True) -> list[int]:
-        """What a server makes of messages. Written apart from `rollout.codec.bridge`, which it checks. May raise."""
+        """What a server makes of messages. Written apart from `rollout.codec.template`, which it checks. May raise."""
         ...
 
     def sampled(self, history: Sequence[Message], message: Message, tools: Tools) -> list[int]:

@@ -1,7 +1,9 @@
 """Messages <-> ids: the bridges that render what an environment added, and the reader of what was sampled.
 
     codec       asks the bridges in order for a tail's ids, and reads an answer's ids into a message
-    bridge      where a claim is proved against the model's own template, for each shape of tail
+    types       what a bridge is asked, and what it answers
+    renderer    the bridge by a hand-written family of `renderers`
+    template    the bridges by stand-ins: a claim is proved against the model's own template, for each shape of tail
     stand_in    a short conversation that stands for the real one in such a proof
     pattern     what a renderer writes around a text, learnt once and compared with it
     literal     markers in texts stay texts

@@ -18,17 +18,11 @@ import structlog
 from rollout.chat.canonical import value_digest
 from rollout.chat.messages import Message, with_tool_names
 from rollout.codec import stand_in
-from rollout.codec.bridge import (
-    Bridge,
-    Bridged,
-    Context,
-    Declined,
-    Previous,
-    RendererBridge,
-    TemplateBridge,
-)
 from rollout.codec.reading import parse_text
+from rollout.codec.renderer import RendererBridge
+from rollout.codec.template import TemplateBridge
 from rollout.codec.tokenizer import copy_tokenizer, load_tokenizer, template_ids
+from rollout.codec.types import Bridge, Bridged, Context, Declined, Previous
 from rollout.door import error_text
 from rollout.errors import ConfigError, RequestRefused, TransportError
 from rollout.memo import Memo

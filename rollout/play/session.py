@@ -19,9 +19,9 @@ import structlog
 
 from rollout.chat.canonical import digest
 from rollout.chat.messages import Message
-from rollout.codec.bridge import Context, Declined, Previous
 from rollout.codec.codec import Codec, ServerCodec, make_context
 from rollout.codec.reading import number_calls
+from rollout.codec.types import Context, Declined, Previous
 from rollout.config import EngineConfig
 from rollout.door import header
 from rollout.errors import CompletionAborted, MalformedReply, RolloutError

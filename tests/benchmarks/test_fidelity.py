@@ -13,7 +13,8 @@ from benchmarks.kit.completions import kinds
 from benchmarks.kit.families import make_family
 from benchmarks.kit.play import Outcome, Player
 from benchmarks.kit.shapes import SHAPES
-from rollout.codec.bridge import Bridged, StandInBridge
+from rollout.codec.template import StandInBridge
+from rollout.codec.types import Bridged
 from rollout.tokens import samples
 
 SHAPE = {shape.name: shape for shape in SHAPES}

@@ -8,28 +8,29 @@ from pathlib import Path
 
 import pytest
 
-from rollout.moved import MOVED, MOVED_NAMES
+from rollout.moved import MOVED, MOVED_NAMES, places
 
 PROJECT = Path(__file__).parents[2]
 ROOMS = {old for old in MOVED if (PROJECT / Path(*old.split("."))).is_dir()}
+DIVIDED = {old for old in MOVED if len(places(old)) > 1}
 
 
-@pytest.mark.parametrize("old", sorted(set(MOVED) - ROOMS))
+@pytest.mark.parametrize("old", sorted(set(MOVED) - ROOMS - DIVIDED))
 def test_an_old_module_is_the_new_one(old: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is the same object, so that its classes are the same; the warning names the new place."""
     monkeypatch.delitem(sys.modules, old, raising=False)
-    with pytest.warns(DeprecationWarning, match=MOVED[old]):
+    with pytest.warns(DeprecationWarning, match=places(old)[0]):
         module = importlib.import_module(old)
-    assert module is importlib.import_module(MOVED[old])
+    assert module is importlib.import_module(places(old)[0])
 
 
-@pytest.mark.parametrize("old", sorted(ROOMS))
-def test_a_room_hands_on_the_names_of_the_old_module(old: str) -> None:
-    """Where a room has the old module's name."""
-    new = importlib.import_module(MOVED[old])
-    name = next(name for name, value in vars(new).items() if getattr(value, "__module__", "") == new.__name__)
-    with pytest.warns(DeprecationWarning, match=f"{MOVED[old]}.{name}"):
-        assert getattr(importlib.import_module(old), name) is getattr(new, name)
+@pytest.mark.parametrize(("old", "new"), [(old, new) for old in sorted(ROOMS | DIVIDED) for new in places(old)])
+def test_names_of_an_old_module_are_handed_on(old: str, new: str) -> None:
+    """Where a room has the old module's name, or where its names were divided among several modules."""
+    module = importlib.import_module(new)
+    name = next(name for name, value in vars(module).items() if getattr(value, "__module__", "") == new)
+    with pytest.warns(DeprecationWarning, match=f"{new}.{name}"):
+        assert getattr(importlib.import_module(old), name) is getattr(module, name)
 
 
 def test_a_name_that_never_was_is_an_attribute_error() -> None:

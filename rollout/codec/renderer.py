@@ -1,30 +1,22 @@
-"""New messages -> ids: the bridge from what was sampled to the next prompt. One lane, one thread.
-
-A bridge gives the ids that follow a completion, or declines with a reason. It never touches the ids that
-are there: what it answers is only what is appended.
-
-    RendererBridge   the `renderers` family of the model: hand-written, knows reasoning and cut-offs
-    StandInBridge    any Hugging Face chat template, or a family's own renderer where its bridge declines,
-                     by stand-ins (`rollout.codec.stand_in`)
-
-The server bridge, for models without a local tokenizer, needs the network: `rollout.codec.codec` has it.
-"""
+"""The bridge by a hand-written family of `renderers`, which knows reasoning and cut-offs. One lane, one thread."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import msgspec
 
 from rollout.chat.canonical import value_digest
 from rollout.chat.messages import Message, with_tool_names
 from rollout.codec import stand_in
-from rollout.codec.literal import LiteralTokenizer, NotLiteral
+from rollout.codec.literal import LiteralTokenizer
 from rollout.codec.pattern import Pattern, Reading, as_text, learn, learn_reading, said_otherwise, texts_of
-from rollout.codec.reading import from_renderer, parse_text
-from rollout.codec.tokenizer import template_form, template_ids
+from rollout.codec.reading import from_renderer
+from rollout.codec.template import StandInBridge, literally
+from rollout.codec.tokenizer import template_form
+from rollout.codec.types import Bridged, Context, Declined, Previous
 from rollout.memo import Memo
 
 #: How much of a prompt's end renderers are shown. What they look for there is the generation prompt: has it opened
@@ -39,47 +31,6 @@ _SHAPES_SEEN = 1_024
 
 #: Renderers that are kept, one for each set of chat-template arguments.
 _RENDERERS_KEPT = 32
-
-
-class Previous(msgspec.Struct, frozen=True, kw_only=True):
-    """The turn that a bridge starts from."""
-
-    prompt_ids: Sequence[int]
-    completion_ids: list[int]
-    message: Message | None
-    """The assistant's message, whose calls the tail's tool messages answer."""
-    history: Sequence[Message] = ()
-    """The messages before it."""
-
-
-class Context(msgspec.Struct, frozen=True, kw_only=True):
-    """What else decides a prompt's tokens."""
-
-    tools: Sequence[Mapping[str, Any]] = ()
-    template_args: Mapping[str, Any] = {}
-    key: bytes = b""
-    """Equal for equal tools and arguments."""
-
-
-class Bridged(msgspec.Struct, frozen=True):
-    """The ids that follow the completion, the generation prompt included."""
-
-    ids: list[int]
-    bridge: str
-
-
-class Declined(msgspec.Struct, frozen=True):
-    """Why no bridge can be made."""
-
-    reason: str
-
-
-class Bridge(Protocol):
-    """One way to make bridges. Called by one thread at a time."""
-
-    name: str
-
-    def extend(self, previous: Previous, tail: Sequence[Message], context: Context) -> Bridged | Declined: ...
 
 
 class RendererBridge:
@@ -135,7 +86,7 @@ class RendererBridge:
             forms = [template_form(message) for message in with_tool_names(messages)]
             return list(renderer.render_ids(forms, tools=tools, add_generation_prompt=add_generation_prompt))
 
-        return _literally(self._tokenizer, messages, make)
+        return literally(self._tokenizer, messages, make)
 
     def extend(self, previous: Previous, tail: Sequence[Message], context: Context) -> Bridged | Declined:
         texts = texts_of(tail) if previous.completion_ids else None
@@ -208,7 +159,7 @@ class RendererBridge:
     def _by_family(self, previous: Previous, tail: Sequence[Message], context: Context) -> Bridged | Declined:
         """What the family itself writes."""
         try:
-            found = Bridged(_literally(self._tokenizer, tail, lambda t: self._extend(previous, t, context)), self.name)
+            found = Bridged(literally(self._tokenizer, tail, lambda t: self._extend(previous, t, context)), self.name)
         except stand_in.NotExtendable as error:
             return Declined(str(error))
         if self._is_unlike(found, previous, tail, context):
@@ -293,97 +244,3 @@ class RendererBridge:
         )
         end = next((i for i, token in enumerate(completion_ids) if token in self._stops), len(completion_ids))
         return from_renderer(parsed, completion_ids[:end], self._tokenizer.decode)
-
-
-class StandInBridge:
-    """Bridges by rendering stand-ins, with whatever renders this model's conversations."""
-
-    def __init__(self, name: str, render: Callable[..., list[int]], stop_token_ids: Collection[int]) -> None:
-        self.name = name
-        self.stop_token_ids = list(stop_token_ids)
-        self._render = render
-        """(messages, context, add_generation_prompt=) -> ids."""
-        self._shapes = stand_in.ShapeCache()
-
-    def extend(self, previous: Previous, tail: Sequence[Message], context: Context) -> Bridged | Declined:
-        end = previous.completion_ids[-1] if previous.completion_ids else None
-        steps = self._shapes.steps(previous.message, tail, context.key, end, self.stop_token_ids)
-        try:
-            return Bridged(stand_in.drive(steps, self._renders(context)), self.name)
-        except stand_in.NotExtendable as error:
-            return Declined(str(error))
-
-    def ids_matter(self, previous: Previous, tail: Sequence[Message], context: Context) -> bool:
-        """Whether what is rendered for such a tail depends on its call ids."""
-        steps = self._shapes.ids_matter(previous.message, tail, context.key)
-        return stand_in.drive(steps, self._renders(context))
-
-    def _renders(self, context: Context) -> Callable[[stand_in.Conversation], list[int]]:
-        def render(conversation: stand_in.Conversation) -> list[int]:
-            more = conversation.add_generation_prompt
-            return self._render(conversation.messages, context, add_generation_prompt=more)
-
-        return render
-
-
-class TemplateBridge(StandInBridge):
-    """Bridges, renders and parses with the tokenizer's chat template."""
-
-    def __init__(self, tokenizer: Any, stop_token_ids: Collection[int]) -> None:
-        self._tokenizer = LiteralTokenizer(tokenizer)
-        super().__init__("template", self.render, stop_token_ids)
-
-    def render(self, messages: Sequence[Message], context: Context, *, add_generation_prompt: bool = True) -> list[int]:
-        def make(messages: Sequence[Message]) -> list[int]:
-            return template_ids(
-                self._tokenizer,
-                messages,
-                context.tools,
-                context.template_args,
-                add_generation_prompt=add_generation_prompt,
-            )
-
-        return _literally(self._tokenizer, messages, make)
-
-    def extend(self, previous: Previous, tail: Sequence[Message], context: Context) -> Bridged | Declined:
-        found = super().extend(previous, tail, context)
-        if isinstance(found, Declined) or not self._in_reasoning(previous):
-            return found
-        return Bridged([*self._tokenizer.encode("</think>", add_special_tokens=False), *found.ids], found.bridge)
-
-    def _in_reasoning(self, previous: Previous) -> bool:
-        """Whether a completion was cut off in its reasoning, which must be closed before the turn is."""
-        ids = previous.completion_ids
-        if ids and ids[-1] in self.stop_token_ids:
-            return False
-        text = self._tokenizer.decode(ids)
-        opened = text.lstrip().startswith("<think>") or self._opens_reasoning(previous.prompt_ids)
-        return opened and "</think>" not in text
-
-    def _opens_reasoning(self, prompt_ids: Sequence[int]) -> bool:
-        return bool(self._tokenizer.decode(list(prompt_ids[-8:])).rstrip().endswith("<think>"))
-
-    def parse(self, prompt_ids: Sequence[int], completion_ids: list[int], context: Context) -> Message:
-        stops = set(self.stop_token_ids)
-        end = len(completion_ids) - (bool(completion_ids) and completion_ids[-1] in stops)
-        text = self._tokenizer.decode(completion_ids[:end])
-        return parse_text(text, in_reasoning=self._opens_reasoning(prompt_ids))
-
-
-def _literally(
-    tokenizer: LiteralTokenizer, messages: Sequence[Message], make: Callable[[Sequence[Message]], list[int]]
-) -> list[int]:
-    """What `make` gives for messages, with special-token text kept as text. Raises NotExtendable where it cannot be."""
-    try:
-        hidden = tokenizer.hide(messages)
-        if hidden is None:
-            return make(messages)
-        harmless = make(tokenizer.harmless(messages))
-        found = make(messages)
-        if not tokenizer.is_literal(found, harmless):  # else the renderer keeps it as text by itself, as harmony does
-            with tokenizer.revealing():
-                found = make(hidden)
-            tokenizer.check(found, harmless)
-    except NotLiteral as error:
-        raise stand_in.NotExtendable(str(error)) from error
-    return found

@@ -1,0 +1,107 @@
+"""The bridges by stand-ins: over the model's own chat template, or whatever else renders its conversations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+from rollout.chat.messages import Message
+from rollout.codec import stand_in
+from rollout.codec.literal import LiteralTokenizer, NotLiteral
+from rollout.codec.reading import parse_text
+from rollout.codec.tokenizer import template_ids
+from rollout.codec.types import Bridged, Context, Declined, Previous
+
+
+class StandInBridge:
+    """Bridges by rendering stand-ins, with whatever renders this model's conversations."""
+
+    def __init__(self, name: str, render: Callable[..., list[int]], stop_token_ids: Collection[int]) -> None:
+        self.name = name
+        self.stop_token_ids = list(stop_token_ids)
+        self._render = render
+        """(messages, context, add_generation_prompt=) -> ids."""
+        self._shapes = stand_in.ShapeCache()
+
+    def extend(self, previous: Previous, tail: Sequence[Message], context: Context) -> Bridged | Declined:
+        end = previous.completion_ids[-1] if previous.completion_ids else None
+        steps = self._shapes.steps(previous.message, tail, context.key, end, self.stop_token_ids)
+        try:
+            return Bridged(stand_in.drive(steps, self._renders(context)), self.name)
+        except stand_in.NotExtendable as error:
+            return Declined(str(error))
+
+    def ids_matter(self, previous: Previous, tail: Sequence[Message], context: Context) -> bool:
+        """Whether what is rendered for such a tail depends on its call ids."""
+        steps = self._shapes.ids_matter(previous.message, tail, context.key)
+        return stand_in.drive(steps, self._renders(context))
+
+    def _renders(self, context: Context) -> Callable[[stand_in.Conversation], list[int]]:
+        def render(conversation: stand_in.Conversation) -> list[int]:
+            more = conversation.add_generation_prompt
+            return self._render(conversation.messages, context, add_generation_prompt=more)
+
+        return render
+
+
+class TemplateBridge(StandInBridge):
+    """Bridges, renders and parses with the tokenizer's chat template."""
+
+    def __init__(self, tokenizer: Any, stop_token_ids: Collection[int]) -> None:
+        self._tokenizer = LiteralTokenizer(tokenizer)
+        super().__init__("template", self.render, stop_token_ids)
+
+    def render(self, messages: Sequence[Message], context: Context, *, add_generation_prompt: bool = True) -> list[int]:
+        def make(messages: Sequence[Message]) -> list[int]:
+            return template_ids(
+                self._tokenizer,
+                messages,
+                context.tools,
+                context.template_args,
+                add_generation_prompt=add_generation_prompt,
+            )
+
+        return literally(self._tokenizer, messages, make)
+
+    def extend(self, previous: Previous, tail: Sequence[Message], context: Context) -> Bridged | Declined:
+        found = super().extend(previous, tail, context)
+        if isinstance(found, Declined) or not self._in_reasoning(previous):
+            return found
+        return Bridged([*self._tokenizer.encode("</think>", add_special_tokens=False), *found.ids], found.bridge)
+
+    def _in_reasoning(self, previous: Previous) -> bool:
+        """Whether a completion was cut off in its reasoning, which must be closed before the turn is."""
+        ids = previous.completion_ids
+        if ids and ids[-1] in self.stop_token_ids:
+            return False
+        text = self._tokenizer.decode(ids)
+        opened = text.lstrip().startswith("<think>") or self._opens_reasoning(previous.prompt_ids)
+        return opened and "</think>" not in text
+
+    def _opens_reasoning(self, prompt_ids: Sequence[int]) -> bool:
+        return bool(self._tokenizer.decode(list(prompt_ids[-8:])).rstrip().endswith("<think>"))
+
+    def parse(self, prompt_ids: Sequence[int], completion_ids: list[int], context: Context) -> Message:
+        stops = set(self.stop_token_ids)
+        end = len(completion_ids) - (bool(completion_ids) and completion_ids[-1] in stops)
+        text = self._tokenizer.decode(completion_ids[:end])
+        return parse_text(text, in_reasoning=self._opens_reasoning(prompt_ids))
+
+
+def literally(
+    tokenizer: LiteralTokenizer, messages: Sequence[Message], make: Callable[[Sequence[Message]], list[int]]
+) -> list[int]:
+    """What `make` gives for messages, with special-token text kept as text. Raises NotExtendable where it cannot be."""
+    try:
+        hidden = tokenizer.hide(messages)
+        if hidden is None:
+            return make(messages)
+        harmless = make(tokenizer.harmless(messages))
+        found = make(messages)
+        if not tokenizer.is_literal(found, harmless):  # else the renderer keeps it as text by itself, as harmony does
+            with tokenizer.revealing():
+                found = make(hidden)
+            tokenizer.check(found, harmless)
+    except NotLiteral as error:
+        raise stand_in.NotExtendable(str(error)) from error
+    return found
