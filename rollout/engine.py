@@ -20,7 +20,7 @@ import structlog
 
 from rollout.checks import check_values, choice
 from rollout.cli.logs import hide_locals
-from rollout.codec.codec import Codec
+from rollout.codec.protocol import Codec
 from rollout.config import EngineConfig
 from rollout.env import Env, Task
 from rollout.errors import ConfigError, EngineClosed, RolloutError, TransportError

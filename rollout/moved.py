@@ -26,7 +26,14 @@ MOVED: dict[str, str | tuple[str, ...]] = {
     "rollout.bridge": ("rollout.codec.types", "rollout.codec.template", "rollout.codec.renderer"),
     "rollout.canonical": "rollout.chat.canonical",
     "rollout.cli": "rollout.cli.app",
-    "rollout.codec": "rollout.codec.codec",
+    "rollout.codec": (
+        "rollout.codec.types",
+        "rollout.codec.tokenizer",
+        "rollout.codec.protocol",
+        "rollout.codec.families",
+        "rollout.codec.server",
+        "rollout.codec.local",
+    ),
     "rollout.command": "rollout.cli.command",
     "rollout.connect": "rollout.play.connect",
     "rollout.crew": "rollout.workers.pool",
@@ -154,10 +161,11 @@ def forward(old: str) -> Callable[[str], Any]:
         if name.startswith("__"):  # such as __path__, which Python asks for
             raise AttributeError(f"module {old!r} has no attribute {name!r}")
         for new in places(old):
-            module = importlib.import_module(new)
-            if hasattr(module, name):
+            value = getattr(importlib.import_module(new), name, None)
+            # A module is none of its names: Python asks the room for its own ones here before it looks for their files.
+            if value is not None and not isinstance(value, ModuleType):
                 _warn(f"{old}.{name}", f"{new}.{name}", stacklevel=3)
-                return getattr(module, name)
+                return value
         raise AttributeError(f"module {old!r} has no attribute {name!r}")
 
     return __getattr__

@@ -10,7 +10,8 @@ import msgspec
 from benchmarks.kit.templates import TEMPLATES, Template
 from benchmarks.kit.tokenizers import HarmonyTokenizer, Recorder, small_tokenizer
 from rollout.chat.messages import Message, with_tool_names
-from rollout.codec.codec import Lane, families
+from rollout.codec.families import families
+from rollout.codec.local import Lane
 from rollout.codec.tokenizer import template_form, template_ids
 
 #: Families that render an assistant's text behind the results of its own calls: what was sampled before the calls

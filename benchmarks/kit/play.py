@@ -18,7 +18,9 @@ from benchmarks.kit.completions import Kind
 from benchmarks.kit.families import MOVES_TEXT, Family
 from benchmarks.kit.shapes import NASTY, Shape, conversation_at, first_messages, tools_at
 from rollout.chat.messages import Function, Message, ToolCall
-from rollout.codec.codec import Codec, Lane, ServerCodec
+from rollout.codec.local import Lane
+from rollout.codec.protocol import Codec
+from rollout.codec.server import ServerCodec
 from rollout.codec.types import Bridged, Context, Declined, Previous
 from rollout.config import EngineConfig
 from rollout.errors import RequestRefused, RolloutError

@@ -1,6 +1,9 @@
 """Messages <-> ids: the bridges that render what an environment added, and the reader of what was sampled.
 
-    codec       asks the bridges in order for a tail's ids, and reads an answer's ids into a message
+    protocol    what is asked of a codec
+    local       the codec over a tokenizer: asks the bridges in order for a tail's ids, and reads an answer's ids
+    server      the codec over a server's /tokenize
+    families    which family of `renderers` fits a tokenizer and its template
     types       what a bridge is asked, and what it answers
     renderer    the bridge by a hand-written family of `renderers`
     template    the bridges by stand-ins: a claim is proved against the model's own template, for each shape of tail

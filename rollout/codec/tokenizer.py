@@ -1,7 +1,7 @@
 """Tokenizers: loaded once per process, off the event loop, and used by one thread at a time.
 
 A Hugging Face tokenizer that two threads use at once raises "Already borrowed", so each thread that
-needs one takes a copy of its own (a lane, see `rollout.codec.codec`).
+needs one takes a copy of its own (a lane, see `rollout.codec.local`).
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from rollout.chat.messages import Message, with_tool_names
 from rollout.errors import ConfigError, MessageError
@@ -58,6 +60,16 @@ def _load(name: str) -> Any:
         raise ConfigError(
             f"tokenizer {name!r} was not found ({reason}); name a folder or a hub name by --tokenizer"
         ) from error
+
+
+def configured_stop_ids(tokenizer: Any, name: str) -> list[int]:
+    """The ids that end a turn by the model's own files: the tokenizer's end token, and generation_config.json's."""
+    stops = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+    path = Path(name).expanduser() / "generation_config.json"
+    if path.is_file():
+        eos = msgspec.json.decode(path.read_bytes(), type=dict[str, Any]).get("eos_token_id") or []
+        stops += eos if isinstance(eos, list) else [eos]
+    return list(dict.fromkeys(stops))
 
 
 def template_ids(

@@ -7,7 +7,7 @@ are there: what it answers is only what is appended.
     StandInBridge    any Hugging Face chat template, or a family's own renderer where its bridge declines,
                      by stand-ins (`rollout.codec.stand_in`)
 
-The server bridge, for models without a local tokenizer, needs the network: `rollout.codec.codec` has it.
+The server bridge, for models without a local tokenizer, needs the network: `rollout.codec.server` has it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from rollout.chat.canonical import value_digest
 from rollout.chat.messages import Message
 
 
@@ -38,6 +39,10 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     template_args: Mapping[str, Any] = {}
     key: bytes = b""
     """Equal for equal tools and arguments."""
+
+
+def make_context(tools: Sequence[Mapping[str, Any]], template_args: Mapping[str, Any]) -> Context:
+    return Context(tools=tools, template_args=template_args, key=value_digest([list(tools), dict(template_args)]))
 
 
 class Bridged(msgspec.Struct, frozen=True):

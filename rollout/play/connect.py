@@ -12,7 +12,9 @@ import structlog
 
 from rollout.address import server_url, shown_url
 from rollout.checks import check_values
-from rollout.codec.codec import Codec, ServerCodec, load_codec
+from rollout.codec.local import load_codec
+from rollout.codec.protocol import Codec
+from rollout.codec.server import ServerCodec
 from rollout.config import EngineConfig
 from rollout.errors import ConfigError
 from rollout.registry import find_transport

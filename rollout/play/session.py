@@ -19,9 +19,10 @@ import structlog
 
 from rollout.chat.canonical import digest
 from rollout.chat.messages import Message
-from rollout.codec.codec import Codec, ServerCodec, make_context
+from rollout.codec.protocol import Codec
 from rollout.codec.reading import number_calls
-from rollout.codec.types import Context, Declined, Previous
+from rollout.codec.server import ServerCodec
+from rollout.codec.types import Context, Declined, Previous, make_context
 from rollout.config import EngineConfig
 from rollout.door import header
 from rollout.errors import CompletionAborted, MalformedReply, RolloutError

@@ -8,7 +8,8 @@ import msgspec
 
 from rollout.address import shown_url
 from rollout.chat.messages import user
-from rollout.codec.codec import Codec, LocalCodec
+from rollout.codec.local import LocalCodec
+from rollout.codec.protocol import Codec
 from rollout.config import EngineConfig
 from rollout.errors import TransportError
 from rollout.play.connect import check_config, make_codec, open_fleet

@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 
 from rollout.chat.messages import Function, Message, ToolCall, system, user
-from rollout.codec.codec import Codec, make_context
-from rollout.codec.types import Declined, Previous
+from rollout.codec.protocol import Codec
+from rollout.codec.types import Declined, Previous, make_context
 from rollout.errors import TransportError
 from rollout.request import MessagePrompt, Request
 from rollout.transport import ServerInfo, Transport

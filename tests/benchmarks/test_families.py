@@ -10,10 +10,10 @@ import pytest
 
 from benchmarks.kit.families import make_family
 from rollout.chat.messages import Function, Message, ToolCall, user
-from rollout.codec.codec import families, make_context
+from rollout.codec.families import families
 from rollout.codec.renderer import PROMPT_END, RendererBridge
 from rollout.codec.stand_in import NotExtendable
-from rollout.codec.types import Previous
+from rollout.codec.types import Previous, make_context
 
 TOOLS = [{"type": "function", "function": {"name": "add", "description": "", "parameters": {"type": "object"}}}]
 CALL = ToolCall(id="call00001", function=Function("add", '{"a": 1}'))

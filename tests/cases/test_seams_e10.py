@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from rollout.chat.messages import Function, Message, ToolCall, tool
-from rollout.codec.codec import load_codec, make_context
-from rollout.codec.types import Bridged, Previous
+from rollout.codec.local import load_codec
+from rollout.codec.types import Bridged, Previous, make_context
 from rollout.probe.shapes import TOOLS
 from transports.embedded import MODEL_DIR
 

@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 
 from rollout.chat.messages import Function, Message, ToolCall, system, tool, user
-from rollout.codec.codec import make_context
 from rollout.codec.reading import number_calls
 from rollout.codec.renderer import PROMPT_END, RendererBridge
 from rollout.codec.template import TemplateBridge
 from rollout.codec.tokenizer import template_ids
-from rollout.codec.types import Bridge, Bridged, Context, Declined, Previous
+from rollout.codec.types import Bridge, Bridged, Context, Declined, Previous, make_context
 from rollout.memo import Memo
 
 TOOLS: list[dict[str, Any]] = [

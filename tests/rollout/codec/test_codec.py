@@ -10,8 +10,10 @@ import pytest
 
 from rollout.chat.messages import Function, Message, ToolCall, user
 from rollout.codec import tokenizer as tokenizers
-from rollout.codec.codec import LONG_CHARS, Lane, ServerCodec, choose_family, load_codec, make_context
-from rollout.codec.types import Bridged, Declined, Previous
+from rollout.codec.families import choose_family
+from rollout.codec.local import LONG_CHARS, Lane, load_codec
+from rollout.codec.server import ServerCodec
+from rollout.codec.types import Bridged, Declined, Previous, make_context
 from rollout.errors import ConfigError
 from transports.embedded import MODEL_DIR
 from transports.scripted import STOP, ScriptedTransport

@@ -10,11 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rollout.chat.messages import Message, user
-from rollout.codec.codec import make_context
 from rollout.codec.literal import LiteralTokenizer
 from rollout.codec.pattern import Pattern, Slot, learn, texts_of
 from rollout.codec.renderer import RendererBridge
-from rollout.codec.types import Bridged, Previous
+from rollout.codec.types import Bridged, Previous, make_context
 
 Make = Callable[[Sequence[Message]], list[int]]
 

@@ -10,7 +10,8 @@ import msgspec
 import pytest
 
 from rollout.chat.messages import Message, user
-from rollout.codec.codec import Codec, ServerCodec
+from rollout.codec.protocol import Codec
+from rollout.codec.server import ServerCodec
 from rollout.codec.types import Bridged, Context, Declined, Previous
 from rollout.config import EngineConfig
 from rollout.errors import MalformedReply, ServerBusy

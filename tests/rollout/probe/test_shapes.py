@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from rollout.codec.codec import Codec, ServerCodec, load_codec
+from rollout.codec.local import load_codec
+from rollout.codec.protocol import Codec
+from rollout.codec.server import ServerCodec
 from rollout.errors import RequestRefused
 from rollout.probe.shapes import SHAPES, ShapeCheck, check_shapes, first_difference, verdict
 from rollout.transport import ServerInfo, Transport, TransportConfig

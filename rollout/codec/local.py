@@ -1,0 +1,129 @@
+"""Messages to ids and back, for one model: the bridges in their order, off the event loop when it is long.
+
+A codec has two lanes, each with a tokenizer of its own: short work runs at once on the event loop's
+lane, long work in a worker thread on the other, one at a time. What blocks the loop is bounded by
+`LONG_CHARS` and `LONG_IDS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import anyio
+import anyio.to_thread
+import structlog
+
+from rollout.chat.messages import Message, with_tool_names
+from rollout.codec.families import choose_family
+from rollout.codec.protocol import Codec
+from rollout.codec.renderer import RendererBridge
+from rollout.codec.template import TemplateBridge
+from rollout.codec.tokenizer import configured_stop_ids, copy_tokenizer, load_tokenizer
+from rollout.codec.types import Bridge, Bridged, Context, Declined, Previous
+from rollout.door import error_text
+from rollout.errors import ConfigError
+
+#: Beyond these the work leaves the event loop: about a millisecond of tokenizing or copying.
+LONG_CHARS = 4_000
+LONG_IDS = 8_000
+
+T = TypeVar("T")
+_log = structlog.get_logger(__name__)
+
+
+class Lane:
+    """The bridges over one copy of the tokenizer, for one thread at a time."""
+
+    def __init__(self, tokenizer: Any, family: str | None, thinking_retention: str, stop_ids: Sequence[int]) -> None:
+        self._tokenizer = tokenizer
+        self.renderer = RendererBridge(tokenizer, family, thinking_retention, stop_ids) if family else None
+        self.stop_token_ids = self.renderer.stop_token_ids if self.renderer else list(dict.fromkeys(stop_ids))
+        self.template = TemplateBridge(tokenizer, self.stop_token_ids) if tokenizer.chat_template else None
+        own = self.renderer.stand_in if self.renderer else None
+        self._bridges: list[Bridge] = [bridge for bridge in (self.renderer, self.template, own) if bridge is not None]
+
+    def extend(self, previous: Previous, tail: Sequence[Message], context: Context) -> Bridged | Declined:
+        """The first bridge that gives ids. A bridge that raises declines, and its cause is logged."""
+        reasons = []
+        # Renderers such as gpt-oss's write the function's name, which the caller's tool message may lack.
+        tail = with_tool_names([previous.message, *tail])[1:] if previous.message is not None else tail
+        for bridge in self._bridges:
+            try:
+                found = bridge.extend(previous, tail, context)
+            except Exception as error:  # a renderer's or a template's bug must cost a fallback, not the rollout
+                said = f"{type(error).__name__}: {error_text(error)}"
+                _log.warning("bridge_raised", bridge=bridge.name, error=said, exc_info=error)
+                found = Declined(said)
+            if isinstance(found, Bridged):
+                return found
+            reasons.append(f"{bridge.name}: {found.reason}")
+        return Declined("; ".join(reasons) or "no bridge for this model")
+
+    def render(self, messages: Sequence[Message], context: Context) -> list[int]:
+        """A whole prompt's ids: by the model's own template where there is one."""
+        source = self.template or self.renderer
+        if source is None:
+            raise ConfigError("the tokenizer has no chat template and no renderer: name one by --renderer")
+        return source.render(messages, context)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(ids)))
+
+    def parse(self, prompt_ids: Sequence[int], completion_ids: list[int], context: Context) -> Message:
+        """The assistant's message. What the model sampled never raises: the plain reading serves then."""
+        if self.renderer is not None:
+            try:
+                return self.renderer.parse(prompt_ids, completion_ids, context)
+            except Exception as error:  # a parser's bug on odd ids must not cost the rollout
+                _log.warning("parser_raised", error=f"{type(error).__name__}: {error_text(error)}", exc_info=error)
+        if self.template is None:
+            raise ConfigError("the tokenizer has no chat template, so its answers cannot be read")
+        return self.template.parse(prompt_ids, completion_ids, context)
+
+
+class LocalCodec(Codec):
+    """Bridges over a local tokenizer."""
+
+    def __init__(self, make_lane: Callable[[], Lane], description: str) -> None:
+        self._here = make_lane()
+        # Made now: copying a tokenizer lets no other thread run, and would stop a loop that plays for a second.
+        self._there = make_lane()
+        self._there_limit = anyio.CapacityLimiter(1)
+        self.stop_token_ids = self._here.stop_token_ids
+        self.description = description
+
+    async def extend(self, previous: Previous, tail: Sequence[Message], context: Context) -> Bridged | Declined:
+        long = len(previous.completion_ids) > LONG_IDS or sum(len(message.text) for message in tail) > LONG_CHARS
+        return await self._run(lambda lane: lane.extend(previous, tail, context), long=long)
+
+    async def render(self, messages: Sequence[Message], context: Context) -> list[int]:
+        long = sum(len(message.text) for message in messages) > LONG_CHARS
+        return await self._run(lambda lane: lane.render(messages, context), long=long)
+
+    async def parse(self, prompt_ids: Sequence[int], completion_ids: list[int], context: Context) -> Message:
+        long = len(completion_ids) > LONG_IDS
+        return await self._run(lambda lane: lane.parse(prompt_ids, completion_ids, context), long=long)
+
+    async def decode(self, ids: Sequence[int]) -> str:
+        return await self._run(lambda lane: lane.decode(ids), long=len(ids) > LONG_IDS)
+
+    async def _run(self, work: Callable[[Lane], T], *, long: bool) -> T:
+        if not long:
+            return work(self._here)
+        return await anyio.to_thread.run_sync(lambda: work(self._there), limiter=self._there_limit)
+
+
+def load_codec(tokenizer_name: str, *, renderer: str = "auto", thinking_retention: str = "all") -> LocalCodec:
+    """The codec of a tokenizer. Blocks for seconds: call it in a thread. Raises ConfigError."""
+    tokenizer = load_tokenizer(tokenizer_name)
+    family = choose_family(tokenizer, renderer)
+    if family is None and not tokenizer.chat_template:
+        raise ConfigError(f"tokenizer {tokenizer_name!r} has no chat template; name a family by --renderer")
+    stops = configured_stop_ids(tokenizer, tokenizer_name)
+    description = f"renderer {family}, then template" if family else "template"
+
+    def make_lane() -> Lane:
+        return Lane(copy_tokenizer(tokenizer), family, thinking_retention, stops)
+
+    return LocalCodec(make_lane, description)

@@ -1,0 +1,33 @@
+"""What sessions ask of a codec, whichever has the tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rollout.chat.messages import Message
+from rollout.codec.types import Bridged, Context, Declined, Previous
+
+
+class Codec:
+    """A model's messages and ids. `LocalCodec` has a tokenizer, `ServerCodec` asks the server."""
+
+    stop_token_ids: list[int]
+    """Ids that end a turn; sent with every request."""
+    description: str
+    """For people: which bridges are in use."""
+
+    async def extend(self, previous: Previous, tail: Sequence[Message], context: Context) -> Bridged | Declined:
+        """The ids that follow the completion, or why there are none. Never raises for what was sampled."""
+        raise NotImplementedError
+
+    async def render(self, messages: Sequence[Message], context: Context) -> list[int]:
+        """A whole prompt's ids, the generation prompt included."""
+        raise NotImplementedError
+
+    async def parse(self, prompt_ids: Sequence[int], completion_ids: list[int], context: Context) -> Message | None:
+        """The assistant's message; None where only the server can read it."""
+        raise NotImplementedError
+
+    async def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, for people."""
+        raise NotImplementedError

@@ -1,0 +1,86 @@
+"""The codec of a server that renders and tokenizes: for models without a local tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import structlog
+
+from rollout.chat.messages import Message
+from rollout.codec import stand_in
+from rollout.codec.protocol import Codec
+from rollout.codec.reading import parse_text
+from rollout.codec.types import Bridged, Context, Declined, Previous
+from rollout.errors import RequestRefused, TransportError
+from rollout.memo import Memo
+from rollout.request import MessagePrompt
+from rollout.transport import Transport
+
+_PROMPT_ENDS_KEPT = 1_024
+
+_log = structlog.get_logger(__name__)
+
+
+class ServerCodec(Codec):
+    """The server's /tokenize in the place of a tokenizer. Stop tokens are learnt from what it samples."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._shapes = stand_in.ShapeCache()
+        self.stop_token_ids = []
+        self._prompt_ends = Memo[tuple[int, ...], bool](_PROMPT_ENDS_KEPT)
+        self.description = "server (/tokenize)"
+
+    def saw_stop(self, token: int) -> None:
+        """Notes the token that ended a completion with finish reason `stop`."""
+        if token not in self.stop_token_ids:
+            self.stop_token_ids.append(token)
+
+    async def extend(self, previous: Previous, tail: Sequence[Message], context: Context) -> Bridged | Declined:
+        if not self.stop_token_ids:
+            return Declined("server: no stop token seen yet")
+        end = previous.completion_ids[-1] if previous.completion_ids else None
+        steps = self._shapes.steps(previous.message, tail, context.key, end, self.stop_token_ids)
+        try:
+            conversation = next(steps)
+            while True:
+                try:
+                    ids = await self._tokenize(conversation, context)
+                except RequestRefused as error:
+                    conversation = steps.throw(stand_in.NotRendered(f"the server's template refuses: {error}"))
+                else:
+                    conversation = steps.send(ids)
+        except StopIteration as stop:
+            return Bridged(stop.value, "server")
+        except stand_in.NotExtendable as error:
+            return Declined(f"server: {error}")
+        except TransportError as error:
+            _log.warning("bridge_raised", bridge="server", error=str(error))
+            return Declined(f"server: {error}")
+
+    async def render(self, messages: Sequence[Message], context: Context) -> list[int]:
+        return await self._tokenize(stand_in.Conversation(messages), context)
+
+    async def parse(self, prompt_ids: Sequence[int], completion_ids: list[int], context: Context) -> Message | None:
+        stopped = bool(completion_ids) and completion_ids[-1] in self.stop_token_ids
+        try:
+            text = await self._transport.detokenize(completion_ids[: len(completion_ids) - stopped])
+            in_reasoning = await self._ends_in_reasoning(tuple(prompt_ids[-8:]))
+        except TransportError as error:
+            _log.warning("parser_raised", error=str(error))
+            return None
+        return parse_text(text, in_reasoning=in_reasoning)
+
+    async def decode(self, ids: Sequence[int]) -> str:
+        return await self._transport.detokenize(ids)
+
+    async def _ends_in_reasoning(self, prompt_end: tuple[int, ...]) -> bool:
+        """Whether a prompt leaves `<think>` open. Prompts end alike, so the server is asked once."""
+        if prompt_end not in self._prompt_ends:
+            text = await self._transport.detokenize(prompt_end)
+            self._prompt_ends[prompt_end] = text.rstrip().endswith("<think>")
+        return self._prompt_ends[prompt_end]
+
+    async def _tokenize(self, conversation: stand_in.Conversation, context: Context) -> list[int]:
+        prompt = MessagePrompt(messages=conversation.messages, tools=context.tools, template_args=context.template_args)
+        return await self._transport.tokenize(prompt, add_generation_prompt=conversation.add_generation_prompt)
