@@ -136,7 +136,9 @@ def soak(name: str, seed: int, home: Path) -> list[str]:
             seed=seed,
             weights=[str(folder) for folder in folders],
         )
-        command = CommandJob(disk / "run", command_url, tasks=form.command_tasks, members=form.members, seed=seed)
+        command = CommandJob(
+            disk / "run", home / "command.log", command_url, tasks=form.command_tasks, members=form.members, seed=seed
+        )
         trainer = TrainerJob(plan)
         stack.callback(trainer.kill)
         stack.callback(command.hit, signal.SIGKILL, group=True)

@@ -38,8 +38,9 @@ _HANGING = re.compile(rb"rollout: (\d+) threads? still hangs? in calls")
 class CommandJob:
     """`rollout run`, again and again on one folder, until everything was played."""
 
-    def __init__(self, folder: Path, url: str, *, tasks: int, members: int, seed: int) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, log: Path, url: str, *, tasks: int, members: int, seed: int) -> None:
+        """`log` is on another disk than the folder, which is filled: what it says then is to be read."""
+        self.folder, self.log = folder, log
         self.members = tasks * members
         self.lives: Counter[str] = Counter()
         """How its processes ended."""
@@ -49,7 +50,6 @@ class CommandJob:
         self.done = False
         """Whether everything was played."""
         self._process: subprocess.Popen[bytes] | None = None
-        self.log = folder.parent / "command.log"
         self.said_to_hang: dict[int, int] = {}
         """Of each life that ended by itself, by process id: how many threads it said that it left hanging."""
         self._began_at = 0
