@@ -81,8 +81,8 @@ class Planner:
         self._messages: list[Message] = []
         self._digests: list[bytes] = []
         self._last_root: int | None = None
-        self._places: list[int] = []
-        """Where each of those messages leads in the tree, below that root."""
+        self._prefixes: list[int] = []
+        """The prefix that ends in each of those messages, below that root."""
 
     def prompt(
         self, messages: Sequence[object], tools: Sequence[Mapping[str, Any]], template_args: Mapping[str, Any]
@@ -121,7 +121,7 @@ class Planner:
         root = self._tree.find_root(prompt.root.tools_key, prompt.root.args_key)
         assert root is not None, "a turn's root is in the tree before the turn is"
         digests = [*prompt.digests, answer_digest]
-        self._places = self._places_of(root, digests)
+        self._prefixes = self._prefixes_of(root, digests)
         self._last_root, self._messages, self._digests = root, [*prompt.messages, answer], digests
 
     def _shared(self, messages: Sequence[object]) -> int:
@@ -157,33 +157,33 @@ class Planner:
 
     def _longest(self, root: int, prompt: Prompt) -> tuple[int | None, int, int | None, int]:
         """(deepest sampled node, its depth, node where this very prompt ends if sent before, messages matched)."""
-        tree, places = self._tree, self._places_of(root, prompt.digests)
+        tree, prefixes = self._tree, self._prefixes_of(root, prompt.digests)
         prompt_node = None
-        if len(places) == len(prompt.digests) and places:
+        if len(prefixes) == len(prompt.digests) and prefixes:
             ends = (
-                n for n in reversed(tree.nodes_at(places[-1])) if tree.nodes[n].prompt_end and tree.nodes[n].ids_known
+                n for n in reversed(tree.nodes_at(prefixes[-1])) if tree.nodes[n].prompt_end and tree.nodes[n].ids_known
             )
             prompt_node = next(ends, None)
-        for depth in range(len(places), 0, -1):
-            nodes = tree.nodes_at(places[depth - 1])
+        for depth in range(len(prefixes), 0, -1):
+            nodes = tree.nodes_at(prefixes[depth - 1])
             sampled = next((node for node in reversed(nodes) if tree.nodes[node].sampled), None)
             # A message-in reply without ids still says which turn came before.
             unknown = next((node for node in nodes if node in tree.leaves[-1:]), None)
             if (best := sampled if sampled is not None else unknown) is not None:
-                return best, depth, prompt_node, len(places)
-        return None, 0, prompt_node, len(places)
+                return best, depth, prompt_node, len(prefixes)
+        return None, 0, prompt_node, len(prefixes)
 
-    def _places_of(self, root: int, digests: Sequence[bytes]) -> list[int]:
-        """The places in the tree that a conversation goes through: one per message that was sent or said before."""
+    def _prefixes_of(self, root: int, digests: Sequence[bytes]) -> list[int]:
+        """The prefixes of a conversation that are in the tree: one per message that was sent or said before."""
         goes_on = self._last_root == root and digests[: len(self._digests)] == self._digests
-        places = list(self._places) if goes_on else []
-        place = places[-1] if places else -1 - root
-        for message in digests[len(places) :]:
-            behind = self._tree.place_behind(place, message)
-            if behind is None:
+        prefixes = list(self._prefixes) if goes_on else []
+        prefix = prefixes[-1] if prefixes else -1 - root
+        for message in digests[len(prefixes) :]:
+            longer = self._tree.prefix_with(prefix, message)
+            if longer is None:
                 break
-            places.append(place := behind)
-        return places
+            prefixes.append(prefix := longer)
+        return prefixes
 
 
 def tail_fault(tail: Sequence[Message]) -> str:

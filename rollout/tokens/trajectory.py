@@ -10,6 +10,20 @@ a branch; the concatenation of its deltas is exactly the ids that the server had
 
 A root stands for what changes every token: the tools and the chat-template arguments.
 Nothing here awaits, and nothing here decides what to send: see `rollout.tokens.prefix`.
+
+An example. The first turn sends [system, user] and the server says that the prompt is 20 ids long; 7 are sampled. The
+second turn adds a user message, whose bridge is 9 ids; 5 are sampled:
+
+    root 0 ── system (0 ids) ── user (20 ids) ── assistant (7, sampled) ── user (9 ids) ── assistant (5, sampled)
+
+Two leaves, one branch of 41 ids: the second assistant continues the first. A message-in turn whose prompt came back
+with other ids for the first answer, the same for 23 ids and different from then on, forks it in the middle:
+
+    root 0 ─ system ─ user (20) ─ split (3, sampled) ┬ assistant (4, sampled) ─ user (9) ─ assistant (5, sampled)
+                                                     └ assistant (0) ─ user (14) ─ assistant (6, sampled)
+
+Two branches now, and two training samples; the split's ids are trained on in the first alone. What is looked up is a
+message prefix: a sequence of messages below a root, whatever their ids. Several nodes can end in the same one.
 """
 
 from __future__ import annotations
@@ -89,12 +103,12 @@ class Trajectory:
         self.leaves: list[int] = []
         """Sampled nodes, in the order in which their turns were committed."""
         self._children: dict[int, dict[bytes, list[int]]] = {}
-        # Conversations, whatever their ids: a place is a sequence of messages below a root, -1 - r for none.
-        self._places: dict[tuple[int, bytes], int] = {}
-        """The place behind a place and a message's digest."""
+        # Message prefixes, by number: a sequence of messages below a root, whatever their ids; -1 - r is the empty one.
+        self._prefixes: dict[tuple[int, bytes], int] = {}
+        """The prefix that a prefix and a further message's digest make."""
         self._nodes_at: list[list[int]] = []
-        self._place_of: dict[int, int] = {}
-        self._laid: _Laid | None = None
+        self._prefix_of: dict[int, int] = {}
+        self._last_prompt: _LastPrompt | None = None
 
     @classmethod
     def from_parts(cls, roots: Sequence[Root], nodes: Sequence[Node], leaves: Sequence[int]) -> Trajectory:
@@ -104,10 +118,10 @@ class Trajectory:
         for index, node in enumerate(nodes):
             tree._children.setdefault(node.parent, {}).setdefault(node.digest, []).append(index)
             above = [index]  # a split node was added after those below it
-            while (parent := nodes[above[-1]].parent) >= 0 and parent not in tree._place_of:
+            while (parent := nodes[above[-1]].parent) >= 0 and parent not in tree._prefix_of:
                 above.append(parent)
             for each in reversed(above):
-                tree._put_in_place(each)
+                tree._add_to_prefix(each)
         return tree
 
     def __repr__(self) -> str:
@@ -117,13 +131,13 @@ class Trajectory:
     def token_count(self) -> int:
         return sum(len(node.ids) for node in self.nodes)
 
-    def place_behind(self, place: int, digest: bytes) -> int | None:
-        """Where a message leads from a place, which is a sequence of messages below a root (-1 - r: none yet)."""
-        return self._places.get((place, digest))
+    def prefix_with(self, prefix: int, digest: bytes) -> int | None:
+        """The prefix that is one message longer (-1 - r is root r's empty one); None where nobody sent it."""
+        return self._prefixes.get((prefix, digest))
 
-    def nodes_at(self, place: int) -> Sequence[int]:
-        """The nodes that end in a place's last message: several after a retry, or where ids differ. Oldest first."""
-        return self._nodes_at[place]
+    def nodes_at(self, prefix: int) -> Sequence[int]:
+        """The nodes that end in a prefix's last message: several after a retry, or where ids differ. Oldest first."""
+        return self._nodes_at[prefix]
 
     def has_children(self, node: int) -> bool:
         return bool(self._children.get(node))
@@ -230,18 +244,18 @@ class Trajectory:
             child, shared = partial
             node, matched = self._split(child, shared), matched + shared
         end = self._lay(node, messages[depth:], digests[depth:], ids[matched:], known=True)
-        alone = matched < len(ids) and len(self._nodes_at[self._place_of[end]]) == 1
-        self._laid = _Laid(root, end, digests, ids, len(self.nodes)) if alone else None
+        alone = matched < len(ids) and len(self._nodes_at[self._prefix_of[end]]) == 1
+        self._last_prompt = _LastPrompt(root, end, digests, ids, len(self.nodes)) if alone else None
         return end
 
     def _start(self, root: int, digests: Sequence[bytes], ids: TokenIds) -> tuple[int, int, int]:
-        """Where the search for a prompt's place begins: (node, messages above, ids above).
+        """Where the search for what a prompt shares with the tree begins: (node, messages above, ids above).
 
         At the end of the last prompt that was laid, where this one goes on from it and nothing but its answer came
         since. That prompt had ids that no branch had, and no other branch has its messages, so none holds as much of
         this one: a conversation that goes on costs what is new, however often it forked before.
         """
-        last = self._laid
+        last = self._last_prompt
         if last is not None and last.root == root and len(self.nodes) <= last.nodes + 1:
             depth, length = len(last.digests), len(last.ids)
             if depth < len(digests) and digests[:depth] == last.digests and ids[:length] == last.ids:
@@ -251,7 +265,7 @@ class Trajectory:
     def _deepest_overlap(
         self, start: tuple[int, int, int], digests: Sequence[bytes], ids: TokenIds
     ) -> tuple[int, int, int, tuple[int, int] | None]:
-        """The place from which a prompt departs: (node, messages above, ids above, (child, ids shared with it))."""
+        """Where a prompt departs from the tree: (node, messages above, ids above, (child, ids shared with it))."""
         best: tuple[int, int, int, tuple[int, int] | None] = (*start, None)
         stack = [start]
         while stack:
@@ -326,21 +340,21 @@ class Trajectory:
         node.ids_known = node.ids_known and (parent is None or parent.ids_known)
         self.nodes.append(node)
         self._children.setdefault(node.parent, {}).setdefault(node.digest, []).append(index)
-        self._put_in_place(index)
+        self._add_to_prefix(index)
         return index
 
-    def _put_in_place(self, index: int) -> None:
+    def _add_to_prefix(self, index: int) -> None:
         node = self.nodes[index]
-        place = self._place_of[node.parent] if node.parent >= 0 else node.parent
+        prefix = self._prefix_of[node.parent] if node.parent >= 0 else node.parent
         if node.message is not None:
-            place = self._places.setdefault((place, node.digest), len(self._nodes_at))
-            if place == len(self._nodes_at):
+            prefix = self._prefixes.setdefault((prefix, node.digest), len(self._nodes_at))
+            if prefix == len(self._nodes_at):
                 self._nodes_at.append([])
-            self._nodes_at[place].append(index)
-        self._place_of[index] = place
+            self._nodes_at[prefix].append(index)
+        self._prefix_of[index] = prefix
 
 
-class _Laid(NamedTuple):
+class _LastPrompt(NamedTuple):
     """The last prompt that was laid whole, if it had ids and messages that were not in the tree."""
 
     root: int
