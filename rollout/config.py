@@ -38,6 +38,11 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A family of the `renderers` package, `template`, `server`, or `auto`."""
     thinking_retention: Literal["all", "tool_cycle"] = "all"
     """`all` keeps the prefix over a new user message; `tool_cycle` drops earlier reasoning there, message-in."""
+    reader: str = "auto"
+    """What reads reasoning and calls out of what the model wrote: a name of `rollout.codec.readers`, or `auto`, which
+    asks what the model is: how its template writes a call, its tokens, its name."""
+    require_reader: bool = False
+    """Refuse at the start a model whose calls nothing here reads; else that is said once, where tools are offered."""
     match: Match = "strict"
     """What counts as the same message when a conversation comes back: see `rollout.chat.canonical`."""
     mode: Mode = "tito"

@@ -59,7 +59,7 @@ MOVED: dict[str, str | tuple[str, ...]] = {
     "rollout.open_files": "rollout.process.open_files",
     "rollout.outcomes": "rollout.observe.outcomes",
     "rollout.pace": "rollout.schedule.concurrency",
-    "rollout.parsing": "rollout.codec.reading",
+    "rollout.parsing": "rollout.codec.readers",
     "rollout.pattern": "rollout.codec.pattern",
     "rollout.placement": "rollout.servers.placement",
     "rollout.play": "rollout.cli.run",

@@ -50,6 +50,10 @@ Tokenizer = Annotated[
 Renderer = Annotated[
     str | None, typer.Option(help="A family of `renderers`, template, server, or auto.", show_default="auto")
 ]
+Reader = Annotated[
+    str | None,
+    typer.Option(help="What reads the model's calls: hermes, llama, mistral and others, or auto.", show_default="auto"),
+]
 KeyEnv = Annotated[
     str | None,
     typer.Option("--api-key-env", help="Variable that holds the API key.", show_default=f"{DEFAULT_KEY_ENV}"),
@@ -98,6 +102,7 @@ def run(
     transport: TransportName = None,
     tokenizer: Tokenizer = None,
     renderer: Renderer = None,
+    reader: Reader = None,
     api_key_env: KeyEnv = None,
     num_tasks: Annotated[
         int | None, typer.Option("-n", "--num-tasks", help="Tasks to play.", show_default="8; all of --tasks")
@@ -155,6 +160,10 @@ def run(
     require_token_in: Annotated[
         bool | None,
         typer.Option("--require-token-in", help="A fallback to message-in is a failure.", show_default="no"),
+    ] = None,
+    require_reader: Annotated[
+        bool | None,
+        typer.Option("--require-reader", help="A model whose calls nothing here reads is refused.", show_default="no"),
     ] = None,
     verify: Annotated[
         bool | None, typer.Option("--verify", help="Check the invariants while running.", show_default="no")
@@ -291,6 +300,7 @@ def probe(
     transport: TransportName = None,
     tokenizer: Tokenizer = None,
     renderer: Renderer = None,
+    reader: Reader = None,
     api_key_env: KeyEnv = None,
     json: Json = False,
 ) -> None:
@@ -311,6 +321,7 @@ def probe(
             transport=transport or "auto",
             tokenizer=tokenizer,
             renderer=renderer or "auto",
+            reader=reader or "auto",
             api_key_env=api_key_env or _default_key_env(),
         )
 
@@ -336,6 +347,7 @@ def bench(
     transport: TransportName = None,
     tokenizer: Tokenizer = None,
     renderer: Renderer = None,
+    reader: Reader = None,
     api_key_env: KeyEnv = None,
     turns: Annotated[
         str | None,
@@ -384,6 +396,7 @@ def bench(
             transport=transport or "auto",
             tokenizer=tokenizer,
             renderer=renderer or "auto",
+            reader=reader or "auto",
             api_key_env=api_key_env or _default_key_env(),
             processes=1 if processes is None else processes,
         )

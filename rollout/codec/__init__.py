@@ -11,7 +11,7 @@
     pattern     what a renderer writes around a text, learnt once and compared with it
     literal     markers in texts stay texts
     tokenizer   the model's tokenizer, with what we ask of it
-    reading     sampled text -> message and tool calls
+    readers     sampled text -> message and tool calls, apart from all of these
 
 Others take `Codec`.
 """

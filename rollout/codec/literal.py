@@ -35,7 +35,7 @@ _TRIALS = ("", " a ", "user\nHello,  world!\n", "\n\n", "Grüße, 世界 👋\tx
 
 _MARKERS_TRIED = 64
 
-#: What our own parser reads (`rollout.codec.reading`), whether or not the template writes it.
+#: What our own parser reads (`rollout.codec.readers`), whether or not the template writes it.
 _PARSED = ("<think>", "</think>", "<tool_call>", "</tool_call>")
 
 

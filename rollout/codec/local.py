@@ -16,7 +16,10 @@ import structlog
 
 from rollout.chat.messages import Message, with_tool_names
 from rollout.codec.families import choose_family
+from rollout.codec.literal import LiteralTokenizer
 from rollout.codec.protocol import Codec
+from rollout.codec.readers import Reader, Sampled, choose_reader, read
+from rollout.codec.readers.tagged import HERMES
 from rollout.codec.renderer import RendererBridge
 from rollout.codec.template import TemplateBridge
 from rollout.codec.tokenizer import configured_stop_ids, copy_tokenizer, load_tokenizer
@@ -28,6 +31,9 @@ from rollout.errors import ConfigError
 LONG_CHARS = 4_000
 LONG_IDS = 8_000
 
+#: How much of a prompt's end readers are shown: a generation prompt, which may have opened reasoning or a channel.
+GENERATION_PROMPT = 16
+
 T = TypeVar("T")
 _log = structlog.get_logger(__name__)
 
@@ -35,10 +41,20 @@ _log = structlog.get_logger(__name__)
 class Lane:
     """The bridges over one copy of the tokenizer, for one thread at a time."""
 
-    def __init__(self, tokenizer: Any, family: str | None, thinking_retention: str, stop_ids: Sequence[int]) -> None:
-        self._tokenizer = tokenizer
+    def __init__(
+        self,
+        tokenizer: Any,
+        family: str | None,
+        thinking_retention: str,
+        stop_ids: Sequence[int],
+        reader: Reader | None = None,
+    ) -> None:
+        """`reader` reads what was sampled; None has it chosen here, by what the model is."""
+        self._tokenizer = LiteralTokenizer(tokenizer)
+        self.reader = reader or choose_reader(tokenizer, family=family)
         self.renderer = RendererBridge(tokenizer, family, thinking_retention, stop_ids) if family else None
         self.stop_token_ids = self.renderer.stop_token_ids if self.renderer else list(dict.fromkeys(stop_ids))
+        self._stops = frozenset(self.stop_token_ids)
         self.template = TemplateBridge(tokenizer, self.stop_token_ids) if tokenizer.chat_template else None
         own = self.renderer.stand_in if self.renderer else None
         self._bridges: list[Bridge] = [bridge for bridge in (self.renderer, self.template, own) if bridge is not None]
@@ -68,18 +84,23 @@ class Lane:
         return source.render(messages, context)
 
     def decode(self, ids: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(list(ids)))
+        return self._tokenizer.decode(ids)
 
     def parse(self, prompt_ids: Sequence[int], completion_ids: list[int], context: Context) -> Message:
-        """The assistant's message. What the model sampled never raises: the plain reading serves then."""
-        if self.renderer is not None:
+        """The assistant's message. What the model sampled never raises."""
+        if self.reader is None and self.renderer is not None:
             try:
                 return self.renderer.parse(prompt_ids, completion_ids, context)
             except Exception as error:  # a parser's bug on odd ids must not cost the rollout
                 _log.warning("parser_raised", error=f"{type(error).__name__}: {error_text(error)}", exc_info=error)
-        if self.template is None:
-            raise ConfigError("the tokenizer has no chat template, so its answers cannot be read")
-        return self.template.parse(prompt_ids, completion_ids, context)
+        ended = bool(completion_ids) and completion_ids[-1] in self._stops
+        sampled = Sampled(
+            text=self.decode(completion_ids[: len(completion_ids) - ended]),
+            prompt_end=self.decode(prompt_ids[-GENERATION_PROMPT:]),
+            tools=context.tools,
+            ended=ended,
+        )
+        return read(self.reader or HERMES, sampled)
 
 
 class LocalCodec(Codec):
@@ -92,6 +113,7 @@ class LocalCodec(Codec):
         self._there_limit = anyio.CapacityLimiter(1)
         self.stop_token_ids = self._here.stop_token_ids
         self.description = description
+        self.reader = self._here.reader
 
     async def extend(self, previous: Previous, tail: Sequence[Message], context: Context) -> Bridged | Declined:
         long = len(previous.completion_ids) > LONG_IDS or sum(len(message.text) for message in tail) > LONG_CHARS
@@ -114,7 +136,9 @@ class LocalCodec(Codec):
         return await anyio.to_thread.run_sync(lambda: work(self._there), limiter=self._there_limit)
 
 
-def load_codec(tokenizer_name: str, *, renderer: str = "auto", thinking_retention: str = "all") -> LocalCodec:
+def load_codec(
+    tokenizer_name: str, *, renderer: str = "auto", thinking_retention: str = "all", reader: str = "auto"
+) -> LocalCodec:
     """The codec of a tokenizer. Blocks for seconds: call it in a thread. Raises ConfigError."""
     tokenizer = load_tokenizer(tokenizer_name)
     family = choose_family(tokenizer, renderer)
@@ -122,8 +146,9 @@ def load_codec(tokenizer_name: str, *, renderer: str = "auto", thinking_retentio
         raise ConfigError(f"tokenizer {tokenizer_name!r} has no chat template; name a family by --renderer")
     stops = configured_stop_ids(tokenizer, tokenizer_name)
     description = f"renderer {family}, then template" if family else "template"
+    chosen = choose_reader(tokenizer, reader, family=family)
 
     def make_lane() -> Lane:
-        return Lane(copy_tokenizer(tokenizer), family, thinking_retention, stops)
+        return Lane(copy_tokenizer(tokenizer), family, thinking_retention, stops, chosen)
 
     return LocalCodec(make_lane, description)

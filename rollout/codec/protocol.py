@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rollout.chat.messages import Message
+from rollout.codec.readers import Reader
 from rollout.codec.types import Bridged, Context, Declined, Previous
 
 
@@ -15,6 +16,8 @@ class Codec:
     """Ids that end a turn; sent with every request."""
     description: str
     """For people: which bridges are in use."""
+    reader: Reader | None
+    """What reads the answers; None where no reader fits the model."""
 
     async def extend(self, previous: Previous, tail: Sequence[Message], context: Context) -> Bridged | Declined:
         """The ids that follow the completion, or why there are none. Never raises for what was sampled."""

@@ -13,7 +13,7 @@ from rollout.chat.messages import Message, with_tool_names
 from rollout.codec import stand_in
 from rollout.codec.literal import LiteralTokenizer
 from rollout.codec.pattern import Pattern, Reading, as_text, learn, learn_reading, said_otherwise, texts_of
-from rollout.codec.reading import from_renderer
+from rollout.codec.readers.from_renderer import from_renderer
 from rollout.codec.template import StandInBridge, literally
 from rollout.codec.tokenizer import template_form
 from rollout.codec.types import Bridged, Context, Declined, Previous

@@ -9,7 +9,8 @@ import structlog
 from rollout.chat.messages import Message
 from rollout.codec import stand_in
 from rollout.codec.protocol import Codec
-from rollout.codec.reading import parse_text
+from rollout.codec.readers import Reader, Sampled, read
+from rollout.codec.readers.tagged import HERMES
 from rollout.codec.types import Bridged, Context, Declined, Previous
 from rollout.errors import RequestRefused, TransportError
 from rollout.memo import Memo
@@ -18,17 +19,21 @@ from rollout.transport import Transport
 
 _PROMPT_ENDS_KEPT = 1_024
 
+#: As `rollout.codec.local` has it. Fewer, for a server is asked for each end that is new.
+_GENERATION_PROMPT = 8
+
 _log = structlog.get_logger(__name__)
 
 
 class ServerCodec(Codec):
     """The server's /tokenize in the place of a tokenizer. Stop tokens are learnt from what it samples."""
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Transport, reader: Reader | None = None) -> None:
         self._transport = transport
+        self.reader = reader
         self._shapes = stand_in.ShapeCache()
         self.stop_token_ids = []
-        self._prompt_ends = Memo[tuple[int, ...], bool](_PROMPT_ENDS_KEPT)
+        self._prompt_ends = Memo[tuple[int, ...], str](_PROMPT_ENDS_KEPT)
         self.description = "server (/tokenize)"
 
     def saw_stop(self, token: int) -> None:
@@ -65,21 +70,21 @@ class ServerCodec(Codec):
         stopped = bool(completion_ids) and completion_ids[-1] in self.stop_token_ids
         try:
             text = await self._transport.detokenize(completion_ids[: len(completion_ids) - stopped])
-            in_reasoning = await self._ends_in_reasoning(tuple(prompt_ids[-8:]))
+            prompt_end = await self._prompt_end(tuple(prompt_ids[-_GENERATION_PROMPT:]))
         except TransportError as error:
             _log.warning("parser_raised", error=str(error))
             return None
-        return parse_text(text, in_reasoning=in_reasoning)
+        sampled = Sampled(text=text, prompt_end=prompt_end, tools=context.tools, ended=stopped)
+        return read(self.reader or HERMES, sampled)
 
     async def decode(self, ids: Sequence[int]) -> str:
         return await self._transport.detokenize(ids)
 
-    async def _ends_in_reasoning(self, prompt_end: tuple[int, ...]) -> bool:
-        """Whether a prompt leaves `<think>` open. Prompts end alike, so the server is asked once."""
-        if prompt_end not in self._prompt_ends:
-            text = await self._transport.detokenize(prompt_end)
-            self._prompt_ends[prompt_end] = text.rstrip().endswith("<think>")
-        return self._prompt_ends[prompt_end]
+    async def _prompt_end(self, ids: tuple[int, ...]) -> str:
+        """The text of a prompt's end. Prompts end alike, so the server is asked once."""
+        if ids not in self._prompt_ends:
+            self._prompt_ends[ids] = await self._transport.detokenize(ids) if ids else ""
+        return self._prompt_ends[ids]
 
     async def _tokenize(self, conversation: stand_in.Conversation, context: Context) -> list[int]:
         prompt = MessagePrompt(messages=conversation.messages, tools=context.tools, template_args=context.template_args)

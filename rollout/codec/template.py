@@ -8,7 +8,6 @@ from typing import Any
 from rollout.chat.messages import Message
 from rollout.codec import stand_in
 from rollout.codec.literal import LiteralTokenizer, NotLiteral
-from rollout.codec.reading import parse_text
 from rollout.codec.tokenizer import template_ids
 from rollout.codec.types import Bridged, Context, Declined, Previous
 
@@ -45,7 +44,7 @@ class StandInBridge:
 
 
 class TemplateBridge(StandInBridge):
-    """Bridges, renders and parses with the tokenizer's chat template."""
+    """Bridges and renders with the tokenizer's chat template."""
 
     def __init__(self, tokenizer: Any, stop_token_ids: Collection[int]) -> None:
         self._tokenizer = LiteralTokenizer(tokenizer)
@@ -80,12 +79,6 @@ class TemplateBridge(StandInBridge):
 
     def _opens_reasoning(self, prompt_ids: Sequence[int]) -> bool:
         return bool(self._tokenizer.decode(list(prompt_ids[-8:])).rstrip().endswith("<think>"))
-
-    def parse(self, prompt_ids: Sequence[int], completion_ids: list[int], context: Context) -> Message:
-        stops = set(self.stop_token_ids)
-        end = len(completion_ids) - (bool(completion_ids) and completion_ids[-1] in stops)
-        text = self._tokenizer.decode(completion_ids[:end])
-        return parse_text(text, in_reasoning=self._opens_reasoning(prompt_ids))
 
 
 def literally(

@@ -109,7 +109,10 @@ async def make_codec(config: EngineConfig, transport: Transport, info: ServerInf
             try:
                 return await anyio.to_thread.run_sync(
                     lambda name=name: load_codec(  # type: ignore[misc]  # mypy infers no type for a default
-                        name, renderer=config.renderer, thinking_retention=config.thinking_retention
+                        name,
+                        renderer=config.renderer,
+                        thinking_retention=config.thinking_retention,
+                        reader=config.reader,
                     )
                 )
             except ConfigError:

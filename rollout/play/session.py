@@ -20,7 +20,7 @@ import structlog
 from rollout.chat.canonical import digest
 from rollout.chat.messages import Message
 from rollout.codec.protocol import Codec
-from rollout.codec.reading import number_calls
+from rollout.codec.readers import number_calls
 from rollout.codec.server import ServerCodec
 from rollout.codec.types import Context, Declined, Previous, make_context
 from rollout.config import EngineConfig

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from rollout.chat.messages import Function, Message, ToolCall, system, tool, user
-from rollout.codec.reading import number_calls
+from rollout.codec.readers import Sampled, number_calls
+from rollout.codec.readers.tagged import HERMES
 from rollout.codec.renderer import PROMPT_END, RendererBridge
 from rollout.codec.template import TemplateBridge
 from rollout.codec.tokenizer import template_ids
@@ -77,7 +78,9 @@ def previous(bridge: Any, tokenizer: Any, completion: str, context: Context) -> 
     """A turn that sampled `completion`, after a short first prompt."""
     prompt_ids = bridge.render([system("s"), user("one")], context)
     ids = tokenizer.encode(completion)
-    message = number_calls(bridge.parse(prompt_ids, ids, context), 0)
+    ended = bool(ids) and ids[-1] in bridge.stop_token_ids
+    sampled = Sampled(text=tokenizer.decode(ids[: len(ids) - ended]), tools=TOOLS, ended=ended)
+    message = number_calls(HERMES.read(sampled), 0)
     return Previous(prompt_ids=prompt_ids, completion_ids=ids, message=message)
 
 
@@ -302,7 +305,7 @@ def test_nothing_that_a_bridge_remembers_grows_without_end(tokenizer: Any) -> No
         turn = Previous(prompt_ids=[1, number], completion_ids=tokenizer.encode("two<|im_end|>"), message=said)
         for bridge in found.values():
             bridge.extend(turn, [tool("4", call=call)], context)
-            bridge.parse(turn.prompt_ids, turn.completion_ids, context)
+        found["renderer"].parse(turn.prompt_ids, turn.completion_ids, context)
     assert all(0 <= len(memo) <= 4 for memo in memos.values())
     assert sum(map(len, memos.values())) > 8
 

@@ -1,0 +1,66 @@
+"""Reasoning between tags, at the beginning of a turn: `<think>` ... `</think>` and its kin.
+
+The prompt may have opened it already (DeepSeek-R1, Qwen3's thinking models). Where it is never closed, the opener of a
+call ends it, as inference servers have it; in a turn without one all of it is reasoning. Templates write a newline
+inside each tag and up to two behind the last: these are the format's, all other whitespace is the model's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from rollout.codec.readers.base import Piece, Sampled
+
+#: How many newlines templates write between reasoning and what follows it.
+_GAP = "\n\n"
+
+
+class Tags(msgspec.Struct, frozen=True):
+    """What stands around reasoning."""
+
+    open: str
+    close: str
+
+
+THINK = Tags("<think>", "</think>")
+
+
+def split_reasoning(sampled: Sampled, tags: Sequence[Tags], call_openers: Sequence[str]) -> tuple[list[Piece], str]:
+    """The pieces of the reasoning that the turn begins with, and the text behind them."""
+    text = sampled.text
+    for tag in tags:
+        start = _start(sampled, tag)
+        if start is not None:
+            break
+    else:
+        return [], text
+    end, resumes = text.find(tag.close, start), 0
+    if end >= 0:
+        resumes = end + len(tag.close)
+    else:
+        found = [at for opener in call_openers if (at := text.find(opener, start)) >= 0] if sampled.tools else []
+        end = resumes = min(found, default=len(text))
+    body_end = end - (end > start and end < len(text) and text[end - 1] == "\n")
+    for newline in _GAP:
+        resumes += text.startswith(newline, resumes)
+    pieces = [
+        Piece("mark", text[:start]),
+        Piece("reasoning", text[start:body_end]),
+        Piece("mark", text[body_end:resumes]),
+    ]
+    return [piece for piece in pieces if piece.raw], text[resumes:]
+
+
+def _start(sampled: Sampled, tag: Tags) -> int | None:
+    """Where reasoning starts in the text; None where the turn does not begin with it."""
+    text, before = sampled.text, sampled.prompt_end
+    at = len(text) - len(text.lstrip())
+    if text.startswith(tag.open, at):
+        at += len(tag.open)
+        return at + text.startswith("\n", at)
+    if before.rstrip().endswith(tag.open):
+        return int(before.endswith(tag.open) and text.startswith("\n"))
+    # Behind a prompt that nobody knows, reasoning that is closed was opened there.
+    return 0 if not before and tag.close in text else None

@@ -1,0 +1,168 @@
+"""Calls written as JSON: `{"name": "add", "arguments": {"a": 1}}`.
+
+The text of the arguments is kept as the model wrote it: the order of keys, the spelling of numbers, escapes. What no
+JSON reader takes is no call: NaN, numbers of thousands of digits, values nested beyond any use, one key twice. Nor is
+what is no call's form: a key that nobody reads, arguments that are no object, a name that is no text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator
+from json.decoder import scanstring  # type: ignore[attr-defined]  # typeshed leaves it out
+from typing import Any
+
+import msgspec
+
+from rollout.chat.messages import Function, ToolCall
+from rollout.door import is_plain, plain, well_formed
+
+INVALID_JSON = "invalid_json"
+UNCLOSED = "unclosed_block"
+MISSING_NAME = "missing_name"
+MALFORMED = "malformed_structure"
+
+ARGUMENTS = ("arguments", "parameters")
+
+#: Keys that calls may have beside their name and arguments. A type is `function`.
+_ALLOWED = frozenset({"id", "type"})
+
+_SPACE = " \t\n\r"
+
+
+class NoCall(ValueError):
+    """What was tried cannot be read as a call; its text is the reason."""
+
+
+class Member(msgspec.Struct, frozen=True, gc=False):
+    """A value in a JSON object, and its text."""
+
+    value: Any
+    raw: str
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    out = dict(pairs)
+    if len(out) != len(pairs):
+        raise NoCall(MALFORMED)
+    return out
+
+
+def _no_constant(name: str) -> Any:
+    raise NoCall(INVALID_JSON)  # NaN and the infinities, which JSON does not have
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_no_constant)
+
+
+def skip_space(text: str, at: int) -> int:
+    """The place of what follows JSON's whitespace."""
+    while at < len(text) and text[at] in _SPACE:
+        at += 1
+    return at
+
+
+def read_value(text: str, at: int) -> tuple[Any, int]:
+    """The JSON value that starts at `at`, and where it ends. Raises NoCall."""
+    try:
+        value, end = _DECODER.raw_decode(text, at)
+    except NoCall:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise NoCall(INVALID_JSON) from error
+    return value, end
+
+
+def read_members(text: str, at: int) -> tuple[dict[str, Member], int]:
+    """The members of the JSON object that starts at `at`, each with its text, and where it ends. Raises NoCall."""
+    members: dict[str, Member] = {}
+    if not text.startswith("{", at):
+        raise NoCall(INVALID_JSON)
+    at = skip_space(text, at + 1)
+    if text.startswith("}", at):
+        return members, at + 1
+    while True:
+        if not text.startswith('"', at):
+            raise NoCall(INVALID_JSON)
+        try:
+            key, at = scanstring(text, at + 1)
+        except ValueError as error:
+            raise NoCall(INVALID_JSON) from error
+        at = skip_space(text, at)
+        if not text.startswith(":", at):
+            raise NoCall(INVALID_JSON)
+        start = skip_space(text, at + 1)
+        value, at = read_value(text, start)
+        if key in members:
+            raise NoCall(MALFORMED)
+        members[key] = Member(value, text[start:at])
+        at = skip_space(text, at)
+        if text.startswith("}", at):
+            return members, at + 1
+        if not text.startswith(",", at):
+            raise NoCall(INVALID_JSON)
+        at = skip_space(text, at + 1)
+
+
+def json_call(text: str, *, arguments: Collection[str] = ARGUMENTS) -> ToolCall:
+    """The call that a whole text is. `arguments` are the keys that they may stand under. Raises NoCall."""
+    members, end = read_members(text, skip_space(text, 0))
+    if skip_space(text, end) != len(text):
+        raise NoCall(INVALID_JSON)
+    return call_of(members, arguments=arguments)
+
+
+def call_of(members: dict[str, Member], *, arguments: Collection[str] = ARGUMENTS) -> ToolCall:
+    """The call that an object is. Raises NoCall."""
+    name = members.get("name")
+    if name is None or not isinstance(name.value, str) or not name.value:
+        raise NoCall(MISSING_NAME)
+    given = [key for key in members if key in arguments]
+    others = members.keys() - {"name", *given}
+    kind, call_id = members.get("type"), members.get("id")
+    if len(given) > 1 or others - _ALLOWED or (kind is not None and kind.value != "function"):
+        raise NoCall(MALFORMED)
+    if call_id is not None and not isinstance(call_id.value, str | None):
+        raise NoCall(MALFORMED)
+    written = members[given[0]] if given else None
+    text = arguments_text(written.value, written.raw) if written is not None and written.value is not None else "{}"
+    return make_call(name.value, text, call_id.value if call_id is not None else None)
+
+
+def make_call(name: str, arguments: str, call_id: str | None = None) -> ToolCall:
+    """A call with arguments as JSON text. Raises NoCall for a call without a name."""
+    if not name:
+        raise NoCall(MISSING_NAME)
+    return ToolCall(function=Function(well_formed(name), arguments), id=well_formed(call_id) if call_id else None)
+
+
+def arguments_text(value: Any, raw: str | None = None) -> str:
+    """An object of arguments as JSON text: as it was written, where that can be sent on. Raises NoCall."""
+    if not isinstance(value, dict):
+        raise NoCall(MALFORMED)
+    if raw is not None and is_plain(value):
+        return raw
+    try:
+        return json.dumps(plain(value), ensure_ascii=False)
+    except ValueError as error:  # an infinity, or nested deeper than anyone reads
+        raise NoCall(INVALID_JSON) from error
+
+
+def json_arguments(text: str) -> str:
+    """The text of a JSON object that is all of a text, but for whitespace around it. Raises NoCall."""
+    start = skip_space(text, 0)
+    if start == len(text):
+        raise NoCall(INVALID_JSON)
+    value, end = read_value(text, start)
+    if skip_space(text, end) != len(text):
+        raise NoCall(INVALID_JSON)
+    return arguments_text(value, text[start:end])
+
+
+def declared_names(tools: Any) -> Iterator[str]:
+    """The names of the tools that were offered."""
+    for tool in tools:
+        function = tool.get("function", tool)
+        name = function.get("name") if isinstance(function, dict) else None
+        if isinstance(name, str):
+            yield name
