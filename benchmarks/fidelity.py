@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
 import os
 import sys
 import time
@@ -21,7 +20,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 
 import msgspec
-import structlog
 
 from benchmarks.kit.completions import kinds
 from benchmarks.kit.families import all_families, make_family
@@ -93,8 +91,7 @@ async def play_family(name: str, seeds: int) -> Row:
 
 
 def work(job: tuple[str, int]) -> Row:
-    """In a process of its own. Fallbacks are counted here, so their log lines are not wanted."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    """In a process of its own."""
     return asyncio.run(play_family(*job))
 
 

@@ -16,15 +16,14 @@ from typing import Self, get_args
 import anyio
 import anyio.abc
 import msgspec
-import structlog
 
 from rollout.checks import check_values, choice
-from rollout.cli.logs import hide_locals
 from rollout.codec.protocol import Codec
 from rollout.config import EngineConfig
 from rollout.env import Env, Task
 from rollout.errors import ConfigError, EngineClosed, RolloutError, TransportError
 from rollout.histogram import Histogram
+from rollout.log import get_logger
 from rollout.observe.stats import Stats
 from rollout.play.connect import check_config
 from rollout.play.player import Player
@@ -40,7 +39,7 @@ from rollout.transport import InFlight, ServerInfo, Transport
 from rollout.workers.launch import Launch
 from rollout.workers.pool import EngineState, WorkerPool
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 def differing_rewards(group: Group) -> bool:
@@ -64,7 +63,6 @@ class Engine:
         `launch` starts a process, where there are to be several: a cluster has another way than this machine.
         """
         check_values(config)
-        hide_locals()
         self.config = config
         self._make_env = make_env
         self._given = transport is not None

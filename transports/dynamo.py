@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-import structlog
 
 from rollout.chat.messages import user
 from rollout.errors import MalformedReply, ServerError, TransportError
+from rollout.log import get_logger
 from rollout.request import MessagePrompt, Reply, Request, TokenPrompt
 from rollout.transport import ServerInfo, TransportConfig
 from transports.http.client import Answer, HttpClient, decode
@@ -37,7 +37,7 @@ from transports.openai import (
 
 CHAT = "/v1/chat/completions"
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 class _CacheHit(msgspec.Struct):

@@ -22,6 +22,8 @@ from typing import Any, Self
 
 import structlog
 
+from rollout.log import event_of, handled_by, shown
+
 Event = MutableMapping[str, Any]
 
 #: Lines that wait for a slow disk. What comes beyond them is dropped, counted, and said in the file itself.
@@ -32,6 +34,8 @@ MOST_KINDS = 200
 
 #: How long the end waits for the last lines to be written.
 CLOSE_S = 5.0
+
+_LEVELS = ("debug", "info", "warning", "error", "critical")
 
 _SHOWN = ("warning", "error", "critical", "exception")
 
@@ -58,22 +62,22 @@ def printable(text: str, *, lines: bool = False) -> str:
     )
 
 
-def hide_locals() -> None:
-    """Has structlog, where the program has not configured it, print tracebacks without the frames' variables.
+class _ToStructlog(logging.Handler):
+    """Has structlog process what the library logs, as it does what an environment logs by structlog itself."""
 
-    As it comes it draws them where `rich` is installed: 900 lines for one rollout that failed, formatted on the event
-    loop, and keys among them.
-    """
-    if structlog.is_configured():
-        return
-    colors = sys.stdout is not None and sys.stdout.isatty()
-    renderer = structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=structlog.dev.plain_traceback)
-    processors = structlog.get_config()["processors"]
-    structlog.configure(
-        processors=[
-            renderer if isinstance(processor, structlog.dev.ConsoleRenderer) else processor for processor in processors
-        ]
-    )
+    def createLock(self) -> None:
+        """None: what shows an event may wait for a terminal, and nobody else is to wait for it."""
+        self.lock = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        event, fields = event_of(record)
+        if record.exc_info:
+            fields["exc_info"] = record.exc_info
+        level = record.levelname.lower()
+        try:
+            getattr(structlog.get_logger(), level if level in _LEVELS else "warning")(event, **fields)
+        except Exception:  # no event is worth a rollout
+            self.handleError(record)
 
 
 class EventLog:
@@ -90,6 +94,7 @@ class EventLog:
         self._kinds: Counter[tuple[str, ...]] = Counter()
         self._lock = threading.Lock()
         self._traceback_shown = False
+        self._attached = contextlib.ExitStack()
 
     def __repr__(self) -> str:
         return f"<EventLog {self.path or 'no file yet'}, {len(self._kinds)} kinds>"
@@ -102,15 +107,17 @@ class EventLog:
                 self._for_people,
                 structlog.processors.format_exc_info,
                 _bounded,
-                structlog.processors.JSONRenderer(ensure_ascii=False),
+                structlog.processors.JSONRenderer(ensure_ascii=False, default=_text),
             ],
             wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
             logger_factory=lambda *args: self,
             cache_logger_on_first_use=False,
         )
+        self._attached.enter_context(handled_by(_ToStructlog(), logging.INFO))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._attached.close()
         structlog.reset_defaults()
         self._say_repeated()
         if self._thread is not None:
@@ -177,6 +184,14 @@ class EventLog:
                 self.show(f"{printable(' '.join(kind))}: {count - 1} more{where}")
 
 
+def _text(value: object) -> str:
+    """What is no JSON goes as text."""
+    try:
+        return repr(value)
+    except Exception:
+        return shown(value)
+
+
 def _bounded(logger: object, method: str, event: Event) -> Event:
     """Cuts a traceback that the log has no room for."""
     if isinstance(text := event.get("exception"), str):
@@ -202,7 +217,7 @@ def _kind(event: Event) -> tuple[str, ...]:
 
 
 def _line(event: Event) -> str:
-    fields = " ".join(f"{name}={value}" for name, value in event.items() if name not in _HIDDEN)
+    fields = " ".join(f"{name}={shown(value)}" for name, value in event.items() if name not in _HIDDEN)
     text = printable(f"{event.get('event')} {fields}".rstrip())
     return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
 

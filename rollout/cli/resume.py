@@ -13,10 +13,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import structlog
-
 from rollout.env import Env, Task
 from rollout.errors import ConfigError, UsageError
+from rollout.log import get_logger
 from rollout.records import Rollout
 from rollout.schedule.scheduler import task_id
 from rollout.store import folder as store
@@ -31,7 +30,7 @@ from rollout.store.index import Located, RunIndex
 from rollout.store.settings import RunSettings, absolute_paths, given_settings, overlaid, to_settings
 from rollout.store.task_list import NotAmong, TaskList, check_size, key_of, load_tasks, made, merged, tasks_of_file
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 def go_on(folder: Path | str) -> str:

@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 import anyio
 import anyio.to_thread
-import structlog
 
 from rollout.chat.messages import Message, with_tool_names
 from rollout.codec.families import choose_family
@@ -26,6 +25,7 @@ from rollout.codec.tokenizer import configured_stop_ids, copy_tokenizer, load_to
 from rollout.codec.types import Bridge, Bridged, Context, Declined, Previous
 from rollout.door import error_text
 from rollout.errors import ConfigError
+from rollout.log import get_logger
 
 #: Beyond these the work leaves the event loop: about a millisecond of tokenizing or copying.
 LONG_CHARS = 4_000
@@ -35,7 +35,7 @@ LONG_IDS = 8_000
 GENERATION_PROMPT = 16
 
 T = TypeVar("T")
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 class Lane:

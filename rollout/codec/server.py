@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import structlog
-
 from rollout.chat.messages import Message
 from rollout.codec import stand_in
 from rollout.codec.protocol import Codec
@@ -13,6 +11,7 @@ from rollout.codec.readers import Reader, Sampled, read
 from rollout.codec.readers.tagged import HERMES
 from rollout.codec.types import Bridged, Context, Declined, Previous
 from rollout.errors import RequestRefused, TransportError
+from rollout.log import get_logger
 from rollout.memo import Memo
 from rollout.request import MessagePrompt
 from rollout.transport import Transport
@@ -22,7 +21,7 @@ _PROMPT_ENDS_KEPT = 1_024
 #: As `rollout.codec.local` has it. Fewer, for a server is asked for each end that is new.
 _GENERATION_PROMPT = 8
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 class ServerCodec(Codec):

@@ -6,8 +6,8 @@ import time
 from collections import deque
 
 import anyio
-import structlog
 
+from rollout.log import get_logger
 from rollout.moved import forward_names
 
 #: Seconds between two looks at the clock.
@@ -19,7 +19,7 @@ KEPT = 2_000
 #: A delay that is said, once: no request should wait so long for another rollout's work.
 SAID_S = 0.5
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 class Lag:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import anyio
 import anyio.to_thread
-import structlog
 
 from rollout.address import server_url, shown_url
 from rollout.checks import check_values
@@ -17,6 +16,7 @@ from rollout.codec.protocol import Codec
 from rollout.codec.server import ServerCodec
 from rollout.config import EngineConfig
 from rollout.errors import ConfigError
+from rollout.log import get_logger
 from rollout.registry import find_transport
 from rollout.servers.fleet import Fleet
 from rollout.servers.server import Server
@@ -26,7 +26,7 @@ from rollout.transport import ServerInfo, Transport, TransportConfig, opened
 #: How long a run waits for a server that it has lost, where nothing is said.
 DEFAULT_WAIT_S = 300.0
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 def check_config(config: EngineConfig) -> None:

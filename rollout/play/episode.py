@@ -12,13 +12,13 @@ from collections.abc import Callable
 from typing import Any
 
 import anyio
-import structlog
 
 from rollout.chat.messages import Message, with_tool_names
 from rollout.config import EngineConfig
 from rollout.door import error_text
 from rollout.env import Env
 from rollout.errors import PromptTooLong, TransportError
+from rollout.log import get_logger
 from rollout.play.answers import (
     Answer,
     method_of,
@@ -37,7 +37,7 @@ from rollout.process.threads import contained
 from rollout.records import Failure, FailureKind, Job, Rollout, StopReason, Timing, Turn
 from rollout.tokens.verify import InvariantBroken, check_trajectory
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 #: How long `close` may take when an episode is cancelled.
 CLOSE_GRACE_S = 5.0

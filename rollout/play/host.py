@@ -26,9 +26,9 @@ from types import FrameType
 from typing import Any
 
 import anyio
-import structlog
 
 from rollout.env import Env
+from rollout.log import get_logger
 from rollout.play.faults import EnvironmentFault, raised_by, said_by
 from rollout.process.forks import stay_in
 from rollout.process.imports import place_in, stack_of
@@ -36,7 +36,7 @@ from rollout.process.threads import Threads, contained
 from rollout.process.user_tasks import UserTasks, owner, unending, unwatch, watch
 from rollout.records import FailureKind
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 #: Seconds that an asynchronous call may take to end when it is cancelled, and that an engine waits at its end for
 #: environments whose call was abandoned.

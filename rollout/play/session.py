@@ -15,7 +15,6 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
-import structlog
 
 from rollout.chat.canonical import digest
 from rollout.chat.messages import Message
@@ -26,6 +25,7 @@ from rollout.codec.types import Context, Declined, Previous, make_context
 from rollout.config import EngineConfig
 from rollout.door import header
 from rollout.errors import CompletionAborted, MalformedReply, RolloutError
+from rollout.log import get_logger
 from rollout.loop.deadlines import Clock
 from rollout.loop.turnstile import Turnstile
 from rollout.records import Route, Turn
@@ -37,7 +37,7 @@ from rollout.tokens.trajectory import Trajectory, ids_array
 from rollout.tokens.verify import check_reply, check_turn
 from rollout.transport import ServerInfo, Transport
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 class ContextFull(RolloutError):

@@ -14,15 +14,14 @@ from contextvars import ContextVar
 from functools import partial
 from typing import Any, TypeVar, cast
 
-import structlog
-
+from rollout.log import get_logger
 from rollout.process.threads import ContainedError
 
 #: Tasks that swallowed their cancellation, held for good: were they thrown away, each would be told so by an exception
 #: that it swallows, too, and spin for ever in whatever thread did that.
 unending: list[object] = []
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 #: Failed tasks whose exception nobody took, that one rollout keeps until its end; asyncio says the others itself.
 _MOST_KEPT = 16

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import anyio
-import structlog
 
 from rollout.errors import ConfigError, TransportError
+from rollout.log import get_logger
 from rollout.moved import forward_names
 from rollout.schedule.scheduler import Slots
 from rollout.transport import ServerLoad, Transport
@@ -34,7 +34,7 @@ SHRINK = 0.75
 #: Looks after a shrink in which nothing changes: what is in flight must end first.
 REST = 5
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 class AdaptiveConcurrency:

@@ -15,9 +15,9 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import anyio
-import structlog
 
 from rollout import door
+from rollout.log import get_logger
 from rollout.play.faults import EnvironmentFault
 from rollout.play.host import Host, Hosts
 from rollout.records import Failure, FailureKind, Group
@@ -30,7 +30,7 @@ SCORED_AT_ONCE = 64
 
 _NAME = "group_reward"
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 class GroupScorer:

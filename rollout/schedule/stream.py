@@ -40,10 +40,10 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 import msgspec
-import structlog
 
 from rollout import door
 from rollout.errors import RolloutError
+from rollout.log import get_logger
 from rollout.records import Failure, FailureKind, Group, Job, Rollout
 from rollout.schedule.scheduler import Scheduler
 from rollout.schedule.task_source import Drawn, TaskSource, as_error, checked
@@ -57,7 +57,7 @@ HAND_OVER_S = 60.0
 OnRollout = Callable[[Rollout], Awaitable[None]]
 Score = Callable[[Group], Awaitable[None]]
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 class Playable(Protocol):

@@ -12,11 +12,11 @@ from typing import Protocol
 
 import anyio
 import anyio.abc
-import structlog
 
 from rollout.config import EngineConfig
 from rollout.env import Task
 from rollout.errors import ConfigError, EngineClosed, EngineStopped, RolloutError
+from rollout.log import get_logger
 from rollout.observe.stats import Stats, Tallies
 from rollout.play.host import Hosts
 from rollout.process.threads import Threads
@@ -37,7 +37,7 @@ _RETRIED = frozenset({FailureKind.ENVIRONMENT, FailureKind.TRANSPORT, FailureKin
 #: Processes that one rollout may cost: one that has ended so many is what ends them.
 _MOST_PROCESSES = 3
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 class MakesEpisodes(Protocol):

@@ -20,11 +20,11 @@ from typing import Any, Protocol
 import anyio
 import anyio.lowlevel
 import msgspec
-import structlog
 
 from rollout import door
 from rollout.env import Task
 from rollout.errors import ConfigError, RolloutError
+from rollout.log import get_logger
 from rollout.play.faults import EnvironmentFault
 from rollout.play.host import Host, Hosts
 from rollout.process.threads import Threads
@@ -37,7 +37,7 @@ CLOSE_S = 5.0
 
 _END = object()
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 class Drawn(msgspec.Struct):

@@ -12,7 +12,6 @@ from typing import TypeVar
 
 import anyio
 import msgspec
-import structlog
 
 from rollout.errors import (
     ConfigError,
@@ -27,6 +26,7 @@ from rollout.errors import (
     TransportError,
 )
 from rollout.histogram import Histogram, added
+from rollout.log import get_logger
 from rollout.loop.deadlines import Clock
 from rollout.request import MessagePrompt, Reply, Request
 from rollout.servers.completion import with_version
@@ -50,7 +50,7 @@ _ALIKE = ("model", "dialect", "token_route", "keeps_stop_token")
 
 Answer = TypeVar("Answer")
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 class ServerState(msgspec.Struct, kw_only=True):

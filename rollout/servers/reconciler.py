@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Sequence
 
 import anyio
-import structlog
 
 from rollout.errors import ConnectionFailed, RolloutError
+from rollout.log import get_logger
 from rollout.servers.life import Ask, Do, Lives, Load, Open, Pause, Resume
 from rollout.servers.server import Server
 from rollout.transport import ServerInfo
@@ -21,7 +21,7 @@ from rollout.transport import ServerInfo
 #: How long servers that are still paused by us may take to go on, where the engine ends.
 LEAVE_S = 5.0
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 class Reconciler:

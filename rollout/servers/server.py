@@ -8,9 +8,9 @@ from functools import partial
 from typing import Any
 
 import anyio
-import structlog
 
 from rollout.errors import ConnectionFailed, NotSent, RequestTimeout, RolloutError, ServerError
+from rollout.log import get_logger
 from rollout.loop.deadlines import Clock, Deadline
 from rollout.moved import forward_names
 from rollout.request import Reply, Request
@@ -33,7 +33,7 @@ OPEN_S = 120.0
 
 Opener = Callable[[], Awaitable[Transport]]
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 class Health:

@@ -28,10 +28,10 @@ from typing import IO, Any
 import anyio
 import anyio.to_thread
 import msgspec
-import structlog
 
 from rollout.door import error_text, well_formed
 from rollout.errors import UsageError
+from rollout.log import get_logger
 from rollout.records import Failure, FailureKind, Rollout
 from rollout.request import IDS
 from rollout.store.config import (
@@ -48,7 +48,7 @@ from rollout.tokens.trajectory import LOGPROBS, Logprobs, TokenIds
 
 ROLLOUTS, TASKS, SUMMARY, EVENTS = "rollouts.jsonl", "tasks.jsonl", "summary.json", "events.log"
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 def _enc_hook(value: Any) -> Any:

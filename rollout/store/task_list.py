@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import structlog
 
 from rollout import door, registry
 from rollout.env import Env, Task
 from rollout.errors import ConfigError, UserCodeFailed
+from rollout.log import get_logger
 from rollout.store.settings import DEFAULT_TASKS, RunSettings
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 class TaskList:

@@ -6,14 +6,14 @@ from typing import Any
 
 import anyio
 import msgspec
-import structlog
 
+from rollout.log import get_logger
 from rollout.observe.stats import Played, Stats
 from rollout.workers import wire
 from rollout.workers.launch import Worker
 from rollout.workers.silence import Silence
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 _LEVELS = frozenset({"debug", "info", "warning", "error", "critical"})
 

@@ -29,13 +29,13 @@ from typing import Self
 import anyio
 import anyio.abc
 import msgspec
-import structlog
 
 from rollout import errors
 from rollout.config import EngineConfig
 from rollout.door import error_text
 from rollout.env import Env
 from rollout.errors import ConfigError, RolloutError
+from rollout.log import get_logger
 from rollout.moved import forward_names
 from rollout.observe.stats import Played
 from rollout.records import Job
@@ -70,7 +70,7 @@ _LAST_WORDS_S = 1.0
 
 EngineState = tuple[WeightsState, FleetState]
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 class WorkerPool:

@@ -63,8 +63,8 @@ def main(start: Mapping[str, Any]) -> None:
 
     async def serve_it() -> None:
         channel = await Channel.over(end)
-        log_to(channel)
-        await serve(channel, load)
+        with log_to(channel):
+            await serve(channel, load)
 
     status = 0
     with asyncio.Runner() as runner:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import logging
 import pickle
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -13,10 +15,10 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 import msgspec
-import structlog
 
 from rollout.door import error_text
 from rollout.errors import RolloutError
+from rollout.log import event_of, get_logger, handled_by
 from rollout.loop.collector import infrequent_full_gc
 from rollout.play.player import Player
 from rollout.process.threads import ThreadsExhausted
@@ -37,7 +39,7 @@ MOST_UNSENT = 2**24
 MOST_EVENT = 2**20
 MOST_TEXT = 20_000
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 async def serve(channel: Channel, load: Callable[[bytes], Any] = pickle.loads) -> None:
@@ -162,22 +164,53 @@ def _command(frame: bytes | bytearray) -> wire.Command:
         raise
 
 
-def log_to(channel: Channel) -> None:
+class _ToEngine(logging.Handler):
     """Events go to the engine's log."""
 
+    def __init__(self, say: Callable[[str, str, dict[str, Any]], None]) -> None:
+        super().__init__()
+        self._say = say
+
+    def createLock(self) -> None:
+        """None is needed: only the loop writes to the channel."""
+        self.lock = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        event, fields = event_of(record)
+        if record.exc_info and record.exc_info[1] is not None:
+            fields["exception"] = "".join(traceback.format_exception(record.exc_info[1])).rstrip("\n")
+        self._say(record.levelname.lower(), event, fields)
+
+
+def log_to(channel: Channel) -> contextlib.AbstractContextManager[None]:
+    """Has the engine log what is logged here, until the block is left; also what environments log by structlog."""
     loop = asyncio.get_running_loop()
 
-    def send(logger: object, method: str, event: Any) -> Any:
-        fields = dict(event)
-        frame = _frame(method, fields.pop("event", ""), fields)
+    def say(level: str, event: str, fields: dict[str, Any]) -> None:
+        frame = _frame(level, event, fields)
         # A thread may log, too; only the loop's own may write to the channel. After the loop's end nobody listens.
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(send_frame, frame)
-        raise structlog.DropEvent
 
     def send_frame(frame: bytes) -> None:
         if channel.unsent < MOST_UNSENT:
             channel.send(frame)
+
+    _take_structlog(say)
+    return handled_by(_ToEngine(say), logging.INFO)
+
+
+def _take_structlog(say: Callable[[str, str, dict[str, Any]], None]) -> None:
+    """Has events of structlog said, where it is installed: nothing of ours needs it here."""
+    try:
+        structlog = importlib.import_module("structlog")
+    except ImportError:
+        return
+
+    def send(logger: object, method: str, event: Any) -> Any:
+        fields = dict(event)
+        say(method, fields.pop("event", ""), fields)
+        raise structlog.DropEvent
 
     structlog.configure(
         processors=[structlog.processors.format_exc_info, send],

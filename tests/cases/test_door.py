@@ -11,7 +11,6 @@ from typing import Any
 import anyio
 import msgspec
 import pytest
-import structlog.testing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +20,7 @@ from rollout.door import plain, well_formed
 from rollout.errors import ConfigError
 from rollout.records import FailureKind, Rollout
 from rollout.store.folder import RunFolder, encode_rollout, read_rollouts
+from tests.log_kit import capture_logs
 from transports.scripted import ScriptedTransport, reply
 
 TEXTS = st.text(st.characters(exclude_categories=()), max_size=12)
@@ -83,7 +83,7 @@ def test_whatever_comes_in_comes_back_from_disk(cases: list[Case]) -> None:
     transport = ScriptedTransport([reply(case.answer) for case in cases])
     transport._info.can_tokenize = True
     config = EngineConfig(transport="scripted", renderer="server", concurrency=1)
-    with structlog.testing.capture_logs():  # a traceback for each failure takes longer than its rollout
+    with capture_logs():  # a traceback for each failure takes longer than its rollout
         groups, read = anyio.run(_played_and_read, config, Anything, came_in, transport)
     assert [rollout.task for rollout in read] == [plain(task) for task in came_in]
     for group, record in zip(groups, read, strict=True):

@@ -23,7 +23,6 @@ from typing import Any
 import anyio
 import httpx
 import msgspec
-import structlog
 
 from rollout.address import basic_auth, server_url
 from rollout.errors import (
@@ -34,6 +33,7 @@ from rollout.errors import (
     RequestTimeout,
     TransportError,
 )
+from rollout.log import get_logger
 from rollout.transport import Traffic
 from transports.http.answers import UNREADABLE, error_of, hidden_status, retry_after_s, server_message
 from transports.http.patience import answered_within
@@ -47,7 +47,7 @@ ASK_S = 10.0
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 class Answer(msgspec.Struct, frozen=True):

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-import structlog
 
 from rollout.chat.messages import user
 from rollout.errors import ConfigError, RequestRefused, ServerError, TransportError
+from rollout.log import get_logger
 from rollout.request import MessagePrompt, Reply, Request, TokenPrompt
 from rollout.transport import InFlight, ServerInfo, TransportConfig
 from transports.http.answers import UNREADABLE
@@ -61,7 +61,7 @@ class _Paths(msgspec.Struct):
 
 _OPENAPI = msgspec.json.Decoder(_Paths)
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 class VllmTransport(ServedTransport):

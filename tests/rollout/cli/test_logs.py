@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from rollout.cli import logs
 from rollout.cli.logs import MOST_KINDS, EventLog, printable
+from rollout.log import get_logger
 
 
 @pytest.fixture
@@ -116,29 +117,35 @@ def test_a_traceback_is_cut_in_its_middle(tmp_path: Path) -> None:
         assert text.endswith(" the end")
 
 
-def test_a_library_without_configuration_prints_no_variables(capsys: pytest.CaptureFixture[str]) -> None:
-    """A traceback names the place and the error, and not what the frames held, such as a key."""
-    structlog.reset_defaults()
-    try:
-        logs.hide_locals()
-        key = "sesame".upper()
+def test_what_the_library_logs_is_shown_and_written_as_what_structlog_logs(tmp_path: Path) -> None:
+    """Name, fields, level and traceback; afterwards nothing of ours is attached any more."""
+    shown: list[str] = []
+    with EventLog(shown.append) as log:
+        log.open(tmp_path / "events.log")
         try:
-            raise ValueError(f"{len(key)} letters")
+            raise ValueError("nothing")
         except ValueError as error:
-            structlog.get_logger().warning("environment_raised", exc_info=error)
-    finally:
-        structlog.reset_defaults()
-    said = capsys.readouterr().out
-    assert "ValueError: 6 letters" in said
-    assert "SESAME" not in said
+            get_logger("rollout.play").warning("environment_raised", rollout="a-0", exc_info=error)
+        get_logger("transports.http").info("event", number=1)
+        get_logger("rollout.play").debug("too_much")
+    get_logger("rollout.play").warning("afterwards")
+    first, second = events(tmp_path / "events.log")
+    assert (first["event"], first["level"], first["rollout"]) == ("environment_raised", "warning", "a-0")
+    assert first["exception"].endswith("ValueError: nothing")
+    assert (second["event"], second["level"], second["number"]) == ("event", "info", 1)
+    assert shown[0] == "warning: environment_raised rollout=a-0"
+    assert shown[1].endswith("ValueError: nothing")
+    assert len(shown) == 2
 
 
-def test_a_programs_own_configuration_of_logs_stays() -> None:
-    """Who has configured structlog has chosen what is printed."""
-    mine: list[Any] = [structlog.processors.JSONRenderer()]
-    structlog.configure(processors=mine)
-    try:
-        logs.hide_locals()
-        assert structlog.get_config()["processors"] is mine
-    finally:
-        structlog.reset_defaults()
+def test_a_value_that_cannot_be_shown_costs_its_field(log: EventLog, shown: list[str]) -> None:
+    """Any object may be logged, and each may raise when it is looked at."""
+
+    class Broken:
+        def __str__(self) -> str:
+            raise RuntimeError
+
+        __repr__ = __str__
+
+    get_logger("rollout.play").warning("event", value=Broken(), reason="r")
+    assert shown == ["warning: event value=a Broken that cannot be shown reason=r"]

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from structlog.testing import capture_logs
 from typer.testing import CliRunner, Result
 
 from rollout.cli.app import app
@@ -22,6 +21,7 @@ from rollout.records import Failure, FailureKind, Rollout, StopReason
 from rollout.schedule.scheduler import task_id
 from rollout.store.folder import ROLLOUTS, TASKS, read_config, read_rollouts
 from rollout.store.settings import RunSettings
+from tests.log_kit import capture_logs
 
 FORMAT_1 = Path(__file__).parents[2] / "fixtures" / "run-format-1"
 

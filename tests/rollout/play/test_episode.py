@@ -11,7 +11,6 @@ from typing import Any
 
 import anyio
 import pytest
-from structlog.testing import capture_logs
 
 from rollout import Env, Message, Rollout, Step, user
 from rollout.config import EngineConfig
@@ -22,6 +21,7 @@ from rollout.play.session import ServedModel, Session
 from rollout.process.threads import Threads
 from rollout.records import FailureKind, Job, StopReason
 from rollout.tokens.prefix import FallbackReason
+from tests.log_kit import capture_logs
 from tests.rollout.play.test_session import ByteCodec
 from transports.scripted import Fault, ScriptedTransport, Stalled, reply
 

@@ -12,7 +12,6 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
-from structlog.testing import capture_logs
 
 from rollout.env import Env
 from rollout.play import host as host_module
@@ -20,6 +19,7 @@ from rollout.play.faults import EnvironmentFault
 from rollout.play.host import Host, Hosts
 from rollout.process.threads import Threads
 from rollout.records import FailureKind
+from tests.log_kit import capture_logs
 from tests.rollout.process.test_threads import Gate
 
 

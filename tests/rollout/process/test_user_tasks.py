@@ -11,10 +11,10 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 import pytest
-from structlog.testing import capture_logs
 
 from rollout.process.threads import ContainedError
 from rollout.process.user_tasks import UserTasks, owner, run, unwatch, watch
+from tests.log_kit import capture_logs
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ from typing import Any
 import anyio
 import numpy as np
 import pytest
-from structlog.testing import capture_logs
 
 from rollout import Group
 from rollout.engine import Engine
 from rollout.errors import EngineClosed
 from rollout.records import FailureKind
+from tests.log_kit import capture_logs
 from tests.rollout.test_engine import collect, engine
 from transports.scripted import Stalled, reply
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from structlog.testing import capture_logs
-
 from rollout import EngineConfig, Group
 from rollout.schedule.streams import MOST_UNTAKEN, Streams
 from rollout.servers.weights import Weights
+from tests.log_kit import capture_logs
 
 
 def group(index: int) -> Group:

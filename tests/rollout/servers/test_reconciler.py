@@ -7,13 +7,13 @@ from typing import Any
 
 import anyio
 import pytest
-from structlog.testing import capture_logs
 
 from rollout.errors import ConfigError, ConnectionFailed
 from rollout.servers.life import Phase
 from rollout.servers.reconciler import Reconciler
 from rollout.servers.server import Server as FleetServer
 from rollout.transport import InFlight, ServerInfo
+from tests.log_kit import capture_logs
 from tests.rollout.servers.test_fleet import OFTEN_S, Server, until
 
 

@@ -13,12 +13,12 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from structlog.testing import capture_logs
 
 from rollout.env import Env, Task
 from rollout.errors import ConfigError
 from rollout.store.settings import RunSettings
 from rollout.store.task_list import NotAmong, TaskList, key_of, load_tasks, merged, tasks_of_file
+from tests.log_kit import capture_logs
 
 
 class Giving(Env):

@@ -11,11 +11,11 @@ from typing import Any
 
 import anyio
 import pytest
-from structlog.testing import capture_logs
 
 from rollout import Engine, EngineConfig, Rollout
 from rollout.errors import RolloutError
 from rollout.records import FailureKind
+from tests.log_kit import capture_logs
 from tests.rollout.workers.zoo import AsyncZoo, Slow, Zoo
 
 
