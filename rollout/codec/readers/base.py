@@ -18,12 +18,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import msgspec
-import structlog
 
 from rollout.chat.messages import MalformedToolCall, Message, ToolCall
 from rollout.door import error_text, well_formed
+from rollout.log import get_logger
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 Kind = Literal["text", "reasoning", "call", "broken", "mark", "fence"]
 
