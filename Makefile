@@ -41,7 +41,7 @@ live-full: servers  ## the same with the whole matrix of servers and models
 soak: servers  ## a real job under a storm, in the form of CI; needs root, for a disk that can be filled
 	$(BIN)/python -m benchmarks.soak
 
-soak-full: servers  ## 10,000 live turns or more, in a quarter of an hour on idle cores
+soak-full: servers  ## 10,000 live turns or more, in ten minutes on idle cores: see benchmarks/SOAK.md
 	$(BIN)/python -m benchmarks.soak --form full
 
 fidelity: $(INSTALLED)  ## is every prompt what was sampled plus what the environment added? family by shape

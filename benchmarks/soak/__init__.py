@@ -1,7 +1,7 @@
 """A real job under a storm: real servers, real processes, and everything that goes wrong in a night, in minutes.
 
     make soak                                # the form of CI: a fixed seed, 1,500 turns and one of each fault
-    python -m benchmarks.soak --form full    # 10,000 turns or more
+    make soak-full                           # 10,000 turns or more, three of each; its printed result is in ../SOAK.md
 
 Two jobs run side by side until both have played what they were given. The command (`rollout run`) plays plain
 environments on Dynamo; it is killed, stopped, frozen out of its disk and gone on with by `--resume`. The trainer (an
@@ -20,6 +20,6 @@ that drops, delays and cuts. The environments come from a zoo: each task says wh
 A run that ends with exit status 0 has shown: each task has exactly one result or one recorded failure, and a
 well-behaved task no failure but one that the storm explains; every id was checked by `--verify`; the logprobs of
 sampled turns are those of the weights that their version names; no request is left on a server; no process is left but
-those that the zoo leaked on purpose, whose number is said; the folder is read, exported and resumed; and the engine's
-memory does not grow.
+those that the zoo leaked on purpose, whose number is said, as is that of the threads that it hung; the folder is read,
+exported and resumed; and the engine's memory does not grow.
 """
