@@ -28,6 +28,9 @@ WITHIN = 0.8
 #: How long vLLM takes to be back, at most: a minute on two cores that play at the same time, mostly.
 BACK_S = 240.0
 
+#: How long a frozen worker may go unnoticed: the trainer gives one a minute to start.
+FOUND_OUT_S = 90.0
+
 
 class World(msgspec.Struct, kw_only=True):
     """What the storm can hit."""
@@ -76,13 +79,16 @@ def kill_worker(world: World) -> None:
 
 
 def freeze_worker(world: World) -> None:
-    """SIGSTOP: a worker process that is silent and never ends by itself."""
+    """SIGSTOP: a worker process that is silent and never ends by itself.
+
+    One that plays is found out by its silence, one that was just starting when its time to start is over.
+    """
     if workers := world.trainer.workers:
         _signal(workers[-1], signal.SIGSTOP)
-        deadline = time.monotonic() + 60.0
+        deadline = time.monotonic() + FOUND_OUT_S
         while _exists(workers[-1]) and world.trainer.running:
             if time.monotonic() > deadline:
-                world.faults.append("a frozen worker was not found out within 60 s")
+                world.faults.append(f"a frozen worker was not found out within {FOUND_OUT_S:g} s")
                 _signal(workers[-1], signal.SIGKILL)
                 return
             time.sleep(0.2)

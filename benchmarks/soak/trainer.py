@@ -79,6 +79,7 @@ class Job:
             rollout_retries=plan.retries,
             step_timeout_s=4.0,
             worker_silence_s=6.0,
+            worker_start_s=60.0,
             server_wait_s=240.0,
         )
         make_env: Callable[[], Env] = getattr(zoo, plan.env)
