@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SEEDS := 3
 
-.PHONY: rollout test slow check format lint types fidelity servers live live-full soak soak-full bench results bench-smoke install clean
+.PHONY: rollout test slow check format lint types docs test-oldest test-newest wheel fidelity servers live live-full soak soak-full bench results bench-smoke install clean
 
 rollout: $(INSTALLED)  ## play 64 rollouts of a bundled environment on the embedded model
 	$(BIN)/rollout run guess_number -n 16 -r 4
@@ -28,6 +28,26 @@ lint: $(INSTALLED)  ## names, imports, and that rooms import downwards only
 
 types: $(INSTALLED)
 	$(BIN)/mypy
+
+docs: $(INSTALLED)  ## the manual as a site, in build/docs, without a warning
+	$(BIN)/sphinx-build -q -W --keep-going -b html -d build/doctrees docs build/docs
+
+test-oldest: build/oldest.txt  ## `make test` on the oldest versions of our dependencies that pyproject.toml allows
+	$(PYTHON) -m venv build/oldest
+	build/oldest/bin/python -m pip install --quiet --disable-pip-version-check -c build/oldest.txt -e '.[dev]'
+	build/oldest/bin/python -m pytest -q -n auto -m 'not live and not slow'
+
+test-newest:  ## and on the newest, whatever constraints.txt pins
+	$(PYTHON) -m venv build/newest
+	build/newest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager -e '.[dev]'
+	build/newest/bin/python -m pytest -q -n auto -m 'not live and not slow'
+
+build/oldest.txt: pyproject.toml tests/oldest.py
+	mkdir -p build
+	$(PYTHON) -m tests.oldest > $@
+
+wheel:  ## a clean wheel by itself and with each extra, installed and used; EXTRAS="plot parquet" for only these
+	$(PYTHON) -m tests.wheel $(EXTRAS)
 
 servers: $(INSTALLED)  ## install real vLLM (CPU) and Dynamo, each in an environment of its own under .servers
 	$(BIN)/python -m tests.live.install vllm dynamo train
@@ -63,7 +83,7 @@ install: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
 	touch $@
 
 clean:

@@ -12,6 +12,8 @@ from rollout.tokens.samples import TrainingSample
 
 install()
 
+__version__ = "0.1.0"
+
 __all__ = [
     "Engine",
     "EngineThread",

@@ -13,7 +13,7 @@ import functools
 import importlib.util
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from importlib.metadata import EntryPoint, PackageNotFoundError, distribution, entry_points, packages_distributions
+from importlib.metadata import EntryPoint, entry_points, packages_distributions
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -198,14 +198,6 @@ def check_packages() -> None:
             f"import name {name!r} does not belong to {DISTRIBUTION} here but to {owner}: "
             f"install {DISTRIBUTION} in an environment of its own"
         )
-
-
-def version() -> str:
-    """The installed version."""
-    try:
-        return distribution(DISTRIBUTION).version
-    except PackageNotFoundError:
-        return "0 (not installed)"
 
 
 def _entry(group: str, name: str, what: str) -> EntryPoint:

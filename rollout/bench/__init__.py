@@ -16,12 +16,12 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 import anyio.to_thread
 import msgspec
 
+from rollout import __version__
 from rollout.bench.measure import BenchRun, measure, work_of
 from rollout.bench.page import page
 from rollout.bench.replay import Script, read_scripts
@@ -67,5 +67,5 @@ def machine() -> dict[str, str]:
     """The client's machine, without its name."""
     return {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
-        "versions": f"Python {platform.python_version()}, rollout-engine {version('rollout-engine')}",
+        "versions": f"Python {platform.python_version()}, rollout-engine {__version__}",
     }

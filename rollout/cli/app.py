@@ -75,9 +75,9 @@ EXIT_STATUS = (
 
 def _version(asked: bool) -> None:
     if asked:
-        from rollout.registry import version
+        from rollout import __version__
 
-        typer.echo(f"rollout {version()}")
+        typer.echo(f"rollout {__version__}")
         raise typer.Exit
 
 

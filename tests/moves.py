@@ -1,0 +1,32 @@
+"""The changelog's table of names that moved, made from `rollout.moved`.
+
+python -m tests.moves      # writes it into CHANGELOG.md
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rollout.moved import MOVED
+
+CHANGELOG = Path(__file__).resolve().parents[1] / "CHANGELOG.md"
+
+BEGIN, END = "<!-- moves: `python -m tests.moves` writes this table -->", "<!-- end of moves -->"
+
+
+def table() -> str:
+    """Old and new places, one a line."""
+    rows = [f"| `{old}` | `{new}` |" for old, new in sorted(MOVED.items())]
+    return "\n".join([BEGIN, "", "| before | now |", "|---|---|", *rows, "", END])
+
+
+def main() -> None:
+    """Puts the table in the place of the one that is there."""
+    text = CHANGELOG.read_text("utf-8")
+    before, rest = text.split(BEGIN, 1)
+    after = rest.split(END, 1)[1]
+    CHANGELOG.write_text(before + table() + after, "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""A clean wheel, by itself and with each extra, installed into a fresh environment and used: `make wheel`.
+
+    python -m tests.wheel             # without extras, and with each that users install
+    python -m tests.wheel parquet     # only this one
+
+Versions are those of constraints.txt. Nothing of the checkout is on the path of what is tried: a file that the wheel
+lacks is missing there, too. Needs an index of packages, so it is no part of `make test`.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+#: Extras for whoever works on a checkout.
+TOOLS = frozenset({"dev", "docs"})
+
+#: What an extra is for, tried in its environment. An extra without a line here is only installed and imported beside
+#: what the wheel does by itself.
+USES = {
+    "parquet": [["rollout", "export", "run", "--format", "parquet"]],
+    "plot": [["rollout", "bench", "--turns", "2", "-c", "2", "--repeats", "1", "--max-tokens", "4", "-o", "bench"]],
+    "train": [["python", "-c", "import torch; from rollout.tokens.batch import to_torch"]],
+}
+
+#: What every wheel does.
+ALWAYS = [
+    ["rollout", "--version"],
+    ["rollout", "envs"],
+    ["rollout", "run", "guess_number", "-n", "1", "-o", "run"],
+    ["rollout", "export", "run"],
+]
+
+
+def extras() -> list[str]:
+    """Those of pyproject.toml that users install."""
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text("utf-8"))["project"]
+    return sorted(set(project.get("optional-dependencies", {})) - TOOLS)
+
+
+def ran(command: list[str], folder: Path, *, path: Path | None = None) -> None:
+    """Runs a command. Raises SystemExit where it fails, with what it said."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    if path is not None:
+        environment["PATH"] = f"{path}{os.pathsep}{environment['PATH']}"
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)}: status {done.returncode}\n{done.stdout}{done.stderr}")
+
+
+def build(folder: Path) -> Path:
+    """The wheel."""
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    ran([*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(PROJECT)], folder)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def try_out(wheel: Path, extra: str, folder: Path) -> None:
+    """Installs the wheel with an extra (none: "") into an environment of its own, and uses it."""
+    ran([sys.executable, "-m", "venv", "venv"], folder)
+    programs = folder / "venv" / "bin"
+    what = f"rollout-engine[{extra}] @ {wheel.as_uri()}" if extra else f"rollout-engine @ {wheel.as_uri()}"
+    pip = [str(programs / "python"), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+    ran([*pip, "-c", str(PROJECT / "constraints.txt"), what], folder)
+    for command in [*ALWAYS, *USES.get(extra, [])]:
+        ran([str(programs / command[0]), *command[1:]], folder, path=programs)
+
+
+def main(chosen: list[str]) -> None:
+    """Tries each, and says how long it took."""
+    if unknown := set(chosen) - set(extras()):
+        sys.exit(f"no extra {', '.join(sorted(unknown))}; there are: {', '.join(extras())}")
+    with tempfile.TemporaryDirectory() as scratch:
+        wheel = build(Path(scratch))
+        for extra in chosen or ["", *extras()]:
+            folder, started = Path(scratch) / (extra or "alone"), time.monotonic()
+            folder.mkdir()
+            try_out(wheel, extra, folder)
+            print(f"{wheel.name} {extra or 'without extras'}: {time.monotonic() - started:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
