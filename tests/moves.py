@@ -7,16 +7,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rollout.moved import MOVED
+from rollout.moved import _METHODS, MOVED, MOVED_NAMES, places
 
 CHANGELOG = Path(__file__).resolve().parents[1] / "CHANGELOG.md"
 
 BEGIN, END = "<!-- moves: `python -m tests.moves` writes this table -->", "<!-- end of moves -->"
 
 
+def moves() -> dict[str, str]:
+    """Old place -> new one, of modules and of single names."""
+    found = {old: " and ".join(f"`{new}`" for new in places(old)) for old in MOVED}
+    for module, names in MOVED_NAMES.items():
+        for name, new in names.items():
+            found[f"{module}.{name}"] = f"`{_METHODS.get(name, new.replace(':', '.'))}`"
+    return found
+
+
 def table() -> str:
     """Old and new places, one a line."""
-    rows = [f"| `{old}` | `{new}` |" for old, new in sorted(MOVED.items())]
+    rows = [f"| `{old}` | {new} |" for old, new in sorted(moves().items())]
     return "\n".join([BEGIN, "", "| before | now |", "|---|---|", *rows, "", END])
 
 

@@ -168,6 +168,13 @@ def test_every_page_is_in_the_index() -> None:
     assert [page.stem for page in PAGES if page.parent == PROJECT / "docs" and page.stem not in {"index", *index}] == []
 
 
+def test_every_room_is_in_the_architecture() -> None:
+    """`docs/architecture.md` names every folder and file at the top of `rollout/`."""
+    said = set(re.findall(r"\w+", TEXTS[PROJECT / "docs" / "architecture.md"]))
+    rooms = {path.stem for path in (PROJECT / "rollout").iterdir() if not path.stem.startswith(("_", "."))}
+    assert rooms - said - {"py"} == set()
+
+
 def test_moves_are_in_the_changelog() -> None:
     """Every name that moved has its line: `python -m tests.moves` writes the table anew."""
     assert moves.table() in (PROJECT / "CHANGELOG.md").read_text("utf-8")
