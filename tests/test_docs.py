@@ -5,7 +5,6 @@ from __future__ import annotations
 import pydoc
 import re
 import shlex
-import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -178,12 +177,3 @@ def test_every_room_is_in_the_architecture() -> None:
 def test_moves_are_in_the_changelog() -> None:
     """Every name that moved has its line: `python -m tests.moves` writes the table anew."""
     assert moves.table() in (PROJECT / "CHANGELOG.md").read_text("utf-8")
-
-
-def test_the_version_comes_from_one_place() -> None:
-    """The command says the version that the package has, and the installed distribution has the same."""
-    done = subprocess.run([docs_kit.ROLLOUT, "--version"], capture_output=True, text=True, check=True)
-    assert done.stdout == f"rollout {rollout.__version__}\n"
-    assert (
-        "version" not in (PROJECT / "pyproject.toml").read_text("utf-8").split("[tool.")[0].split("dynamic")[0].split()
-    )
