@@ -86,9 +86,9 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
     @property
     def text(self) -> str:
-        """The text of the content, parts joined; "" where there is none."""
+        """The text of the content; "" where there is none. Text parts are its lines, as servers join them."""
         if isinstance(self.content, tuple):
-            return "".join(part["text"] for part in self.content if isinstance(part.get("text"), str))
+            return "\n".join(part["text"] for part in self.content if isinstance(part.get("text"), str))
         return self.content or ""
 
     @property

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from rollout.chat.messages import Message
 from rollout.codec import stand_in
+from rollout.codec.history import ShapeCache
 from rollout.codec.protocol import Codec
 from rollout.codec.readers import Reader, Sampled, read
 from rollout.codec.readers.tagged import HERMES
@@ -30,7 +31,7 @@ class ServerCodec(Codec):
     def __init__(self, transport: Transport, reader: Reader | None = None) -> None:
         self._transport = transport
         self.reader = reader
-        self._shapes = stand_in.ShapeCache()
+        self._shapes = ShapeCache()
         self.stop_token_ids = []
         self._prompt_ends = Memo[tuple[int, ...], str](_PROMPT_ENDS_KEPT)
         self.description = "server (/tokenize)"
@@ -43,8 +44,7 @@ class ServerCodec(Codec):
     async def extend(self, previous: Previous, tail: Sequence[Message], context: Context) -> Bridged | Declined:
         if not self.stop_token_ids:
             return Declined("server: no stop token seen yet")
-        end = previous.completion_ids[-1] if previous.completion_ids else None
-        steps = self._shapes.steps(previous.message, tail, context.key, end, self.stop_token_ids)
+        steps = self._shapes.steps(previous, tail, context.key, self.stop_token_ids)
         try:
             conversation = next(steps)
             while True:

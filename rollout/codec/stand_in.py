@@ -6,10 +6,13 @@ the template treats every assistant's turn alike, so it is proved first, per sha
 
     two stand-ins           what follows does not depend on what the assistant said
     two histories           what follows does not depend on how much was said before (no numbering)
-    two contents            where the template's own text ends and the tail's begins
+    two contents            where the template's own text ends and the tail's begins, and that it shows each message
     no tail, two stand-ins  whether the token behind the stand-in closes the turn (<|im_end|>), opens the next
                             message (GLM's <|observation|>), or is written in a stop token's place (gpt-oss
                             ends a last turn with <|return|>, an earlier one with <|end|>)
+
+What stands before the stand-in is a short head in place of the real history, where the template writes the same behind
+both (`rollout.codec.history`). It may change from day to day (a date): then the stand-in is looked for anew.
 
 The steps are generators: they yield a conversation to render and are sent its ids, so that one algorithm
 serves a local tokenizer and a server's /tokenize.
@@ -24,12 +27,11 @@ import msgspec
 
 from rollout.chat.messages import Function, Message, ToolCall, user
 from rollout.door import error_text
-from rollout.memo import Memo
 
 T = TypeVar("T")
 
 #: Two words that share no token at either end.
-_FIRST, _SECOND = "Quartz", "muffin"
+WORDS = _FIRST, _SECOND = "Quartz", "muffin"
 
 #: Call ids as Mistral's, OpenAI's and Kimi's templates know them.
 _OTHER_IDS = ("q7Xw{:05d}", "call_{:024x}", "functions.quartz:{}")
@@ -45,6 +47,10 @@ class Conversation(msgspec.Struct, frozen=True):
 #: Yields conversations, is sent their ids, returns its result.
 Steps = Generator[Conversation, list[int], T]
 
+
+#: What stands before the stand-in, in the place of the real history.
+Head = Sequence[Message]
+HEAD: Head = (user("."),)
 
 #: How the stand-in speaks. With calls where tool messages follow; some templates render calls only beside text,
 #: and some refuse what comes after them.
@@ -62,8 +68,10 @@ class NotRendered(NotExtendable):
 class Shape(msgspec.Struct, frozen=True):
     """What was proved of a template for one shape of tail."""
 
-    before: list[int]
-    """Ids of the stand-in conversation up to the end of the stand-in, and on to before `close`."""
+    gap: int
+    """How many ids stand between what the stand-in says and `close`: the end of a call's syntax, say."""
+    following: list[int]
+    """Ids of the probed conversation from what the stand-in says on: what another history must not change."""
     close: int
     """The token behind the stand-in that ends the turn, or that the next message opens with."""
     closes_turn: bool
@@ -72,35 +80,58 @@ class Shape(msgspec.Struct, frozen=True):
     """The form of the stand-in with which this was proved."""
 
 
-def prove_shape(previous: Message | None, tail: Sequence[Message], stop_ids: Collection[int]) -> Steps[Shape]:
+def prove_shape(
+    previous: Message | None, tail: Sequence[Message], stop_ids: Collection[int], head: Head = HEAD
+) -> Steps[Shape]:
     """Proves what follows an assistant's turn for tails of this shape. Raises NotExtendable."""
-    probe = [_with_text(message, _FIRST) for message in tail]
-    form, first, second = yield from _shown(previous, tail, probe)
-    start = _common_prefix(first, second)
-    behind = len(first) - _common_suffix(first, second, start)
-    turn = _stand_in(previous, tail, _FIRST, form)
-    longer = yield Conversation([user("."), Message("assistant", "."), user("."), turn, *probe])
+    probe = with_words(tail)
+    form, first, second = yield from _shown(previous, tail, probe, head)
+    start = common_prefix(first, second)
+    behind = len(first) - common_suffix(first, second, start)
+    turn = stand_in_turn(previous, tail, form)
+    longer = yield Conversation([*head, Message("assistant", "."), user("."), turn, *probe])
     if longer[start - len(first) :] != first[start:]:
         raise NotExtendable("the template's text depends on how many turns came before")
-    other = yield Conversation([user("."), turn, *(_with_text(message, _SECOND) for message in tail)])
-    ending = yield from _last_turns_end(previous, tail, form)
-    close = _find_close(first[behind : _common_prefix(first, other)], ending, stop_ids)
+    own_text = first[behind : (yield from _tails_start(first, turn, tail, probe, head))]
+    ending = yield from _last_turns_end(previous, tail, form, head)
+    close = _find_close(own_text, ending, stop_ids)
     if close is None:
         raise NotExtendable("the template puts no stop token behind an assistant's turn")
     token = first[behind + close]
-    closes_turn = token in ending or token not in stop_ids
-    return Shape(before=first[: behind + close], close=token, closes_turn=closes_turn, form=form)
+    return Shape(
+        gap=close,
+        following=first[start:],
+        close=token,
+        closes_turn=token in ending or token not in stop_ids,
+        form=form,
+    )
+
+
+def _tails_start(
+    first: Sequence[int], turn: Message, tail: Sequence[Message], probe: Sequence[Message], head: Head
+) -> Steps[int]:
+    """Where the template's own text ends and the tail's begins. Raises NotExtendable for a message that is not shown.
+
+    What an environment added may not vanish: Llama 3's and Phi-3's templates know no tool messages.
+    """
+    starts = [len(first)]
+    for at, message in enumerate(tail):
+        other = yield Conversation([*head, turn, *probe[:at], _with_text(message, _SECOND), *probe[at + 1 :]])
+        if other == first:
+            raise NotExtendable(f"the template does not show the {message.role} message")
+        starts.append(common_prefix(first, other))
+    return min(starts)
 
 
 def _shown(
-    previous: Message | None, tail: Sequence[Message], probe: Sequence[Message]
+    previous: Message | None, tail: Sequence[Message], probe: Sequence[Message], head: Head
 ) -> Steps[tuple[Form, list[int], list[int]]]:
     """The first form of stand-in that the template shows, and the conversation with each of the two stand-ins."""
     why = NotRendered("the template does not show what the assistant says")
     for form in _forms(previous, tail):
         try:
-            first = yield Conversation([user("."), _stand_in(previous, tail, _FIRST, form), *probe])
-            second = yield Conversation([user("."), _stand_in(previous, tail, _SECOND, form), *probe])
+            first = yield Conversation([*head, stand_in_turn(previous, tail, form), *probe])
+            second = yield Conversation([*head, stand_in_turn(previous, tail, form, _SECOND), *probe])
         except NotRendered as error:
             why = error
             continue
@@ -109,16 +140,16 @@ def _shown(
     raise why
 
 
-def _last_turns_end(previous: Message | None, tail: Sequence[Message], form: Form) -> Steps[list[int]]:
+def _last_turns_end(previous: Message | None, tail: Sequence[Message], form: Form, head: Head) -> Steps[list[int]]:
     """What the template puts behind a turn that is the last message. The turn itself may be in another form there."""
     try:
-        first = yield Conversation([user("."), _stand_in(previous, tail, _FIRST, form)], add_generation_prompt=False)
-        second = yield Conversation([user("."), _stand_in(previous, tail, _SECOND, form)], add_generation_prompt=False)
+        first = yield Conversation([*head, stand_in_turn(previous, tail, form)], add_generation_prompt=False)
+        second = yield Conversation([*head, stand_in_turn(previous, tail, form, _SECOND)], add_generation_prompt=False)
     except NotRendered:
         if form == "text":
             raise
-        return (yield from _last_turns_end(previous, tail, "text"))  # calls without results may be refused
-    return first[len(first) - _common_suffix(first, second, _common_prefix(first, second)) :]
+        return (yield from _last_turns_end(previous, tail, "text", head))  # calls without results may be refused
+    return first[len(first) - common_suffix(first, second, common_prefix(first, second)) :]
 
 
 def _find_close(own_text: Sequence[int], ending: Sequence[int], stop_ids: Collection[int]) -> int | None:
@@ -137,20 +168,28 @@ def bridge(
     shape: Shape,
     completion_end: int | None,
     stop_ids: Collection[int],
-) -> Steps[list[int]]:
-    """The ids that follow a completion whose last id is `completion_end`. Raises NotExtendable."""
-    ids = yield Conversation([user("."), _stand_in(previous, tail, _FIRST, shape.form), *tail])
-    length = len(shape.before)
-    if ids[:length] != shape.before or ids[length : length + 1] != [shape.close]:
-        raise NotExtendable("the template renders this tail in another way than its shape")
-    rest = ids[length + 1 :]
+    head: Head = HEAD,
+    before: list[int] | None = None,
+) -> Steps[tuple[list[int], list[int]]]:
+    """(the ids that follow a completion whose last id is `completion_end`, what stands before the close).
+
+    `before` is what stood there last time behind this head. Raises NotExtendable.
+    """
+    ids = yield Conversation([*head, stand_in_turn(previous, tail, shape.form), *tail])
+    at = len(before) if before is not None else 0
+    if not at or ids[:at] != before or ids[at : at + 1] != [shape.close]:
+        other = yield Conversation([*head, stand_in_turn(previous, tail, shape.form, _SECOND), *tail])
+        at = len(ids) - common_suffix(ids, other, common_prefix(ids, other)) + shape.gap
+        if ids[at : at + 1] != [shape.close]:
+            raise NotExtendable("the template renders this tail in another way than its shape")
+    rest, before = ids[at + 1 :], ids[:at]
     if completion_end == shape.close:
-        return rest
+        return rest, before
     # Another stop token that ended the turn stands in the close's place. It never stands in a role marker's: a
     # model that sampled the wrong role's marker (<|user|>, and a tool answers) has sampled it, so it stays.
     if completion_end in stop_ids and shape.closes_turn:
-        return rest
-    return [shape.close, *rest]
+        return rest, before
+    return [shape.close, *rest], before
 
 
 def drive(steps: Steps[T], render: Callable[[Conversation], list[int]]) -> T:
@@ -225,11 +264,11 @@ def ids_matter(previous: Message | None, tail: Sequence[Message]) -> Steps[bool]
 
 
 def _shown_with(previous: Message | None, tail: Sequence[Message], form: Form) -> Conversation:
-    probe = [_with_text(message, _FIRST) for message in tail]
-    return Conversation([user("."), _stand_in(previous, tail, _FIRST, form), *probe])
+    return Conversation([*HEAD, stand_in_turn(previous, tail, form), *with_words(tail)])
 
 
-def _stand_in(previous: Message | None, tail: Sequence[Message], word: str, form: Form) -> Message:
+def stand_in_turn(previous: Message | None, tail: Sequence[Message], form: Form, word: str = _FIRST) -> Message:
+    """The turn that stands for the assistant's, and says `word`."""
     calls = _calls_answered(previous, tail)
     if form == "text":
         return Message("assistant", word)
@@ -264,54 +303,19 @@ def _calls_answered(previous: Message | None, tail: Sequence[Message]) -> Sequen
     ]
 
 
-def _with_text(message: Message, text: str) -> Message:
-    return msgspec.structs.replace(message, content=text if message.text else None)
+def with_words(messages: Sequence[Message]) -> list[Message]:
+    """The messages with a word in the place of each text."""
+    return [_with_text(message, _FIRST) if message.text else _with_text(message, None) for message in messages]
 
 
-def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+def _with_text(message: Message, text: str | None) -> Message:
+    return msgspec.structs.replace(message, content=text)
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def _common_suffix(a: Sequence[int], b: Sequence[int], start: int) -> int:
+def common_suffix(a: Sequence[int], b: Sequence[int], start: int) -> int:
     limit = min(len(a), len(b)) - start
     return next((i for i in range(limit) if a[-1 - i] != b[-1 - i]), limit)
-
-
-class ShapeCache:
-    """The shapes that were proved, and those that cannot be: a proof is asked for once."""
-
-    def __init__(self, size: int = 256) -> None:
-        self._shapes = Memo[object, Shape | str](size)
-        self._ids_matter = Memo[object, bool](size)
-
-    def steps(
-        self,
-        previous: Message | None,
-        tail: Sequence[Message],
-        context_key: bytes,
-        completion_end: int | None,
-        stop_ids: Collection[int],
-    ) -> Steps[list[int]]:
-        """The steps to a bridge, the proof of its shape included where it is new."""
-        matter = yield from self.ids_matter(previous, tail, context_key)
-        ids = call_ids(previous, tail) if matter else ()
-        key = (context_key, shape_key(previous, tail), ids, tuple(stop_ids))
-        shape = self._shapes.get(key)
-        if shape is None:
-            try:
-                shape = yield from prove_shape(previous, tail, stop_ids)
-            except NotExtendable as error:
-                shape = str(error)
-            self._shapes[key] = shape
-        if isinstance(shape, str):
-            raise NotExtendable(shape)
-        return (yield from bridge(previous, tail, shape, completion_end, stop_ids))
-
-    def ids_matter(self, previous: Message | None, tail: Sequence[Message], context_key: bytes) -> Steps[bool]:
-        """The steps to whether a tail's call ids change what is written; asked once for each shape."""
-        if not call_ids(previous, tail):
-            return False
-        key = (context_key, shape_key(previous, tail))
-        if key not in self._ids_matter:
-            self._ids_matter[key] = yield from ids_matter(previous, tail)
-        return self._ids_matter[key]

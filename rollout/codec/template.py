@@ -7,7 +7,9 @@ from typing import Any
 
 from rollout.chat.messages import Message
 from rollout.codec import stand_in
+from rollout.codec.history import ShapeCache
 from rollout.codec.literal import LiteralTokenizer, NotLiteral
+from rollout.codec.source import template_source
 from rollout.codec.tokenizer import template_ids
 from rollout.codec.types import Bridged, Context, Declined, Previous
 
@@ -15,20 +17,30 @@ from rollout.codec.types import Bridged, Context, Declined, Previous
 class StandInBridge:
     """Bridges by rendering stand-ins, with whatever renders this model's conversations."""
 
-    def __init__(self, name: str, render: Callable[..., list[int]], stop_token_ids: Collection[int]) -> None:
+    def __init__(
+        self,
+        name: str,
+        render: Callable[..., list[int]],
+        stop_token_ids: Collection[int],
+        looks_for: Callable[[str], bool] | None = None,
+    ) -> None:
         self.name = name
         self.stop_token_ids = list(stop_token_ids)
         self._render = render
         """(messages, context, add_generation_prompt=) -> ids."""
-        self._shapes = stand_in.ShapeCache()
+        self._shapes = ShapeCache(looks_for=looks_for)
 
     def extend(self, previous: Previous, tail: Sequence[Message], context: Context) -> Bridged | Declined:
-        end = previous.completion_ids[-1] if previous.completion_ids else None
-        steps = self._shapes.steps(previous.message, tail, context.key, end, self.stop_token_ids)
+        steps = self._shapes.steps(previous, tail, context.key, self.stop_token_ids)
         try:
             return Bridged(stand_in.drive(steps, self._renders(context)), self.name)
         except stand_in.NotExtendable as error:
             return Declined(str(error))
+
+    def looks_back(self, previous: Previous, tail: Sequence[Message], context: Context) -> bool:
+        """Whether what is rendered for such a tail depends on the history. Raises NotExtendable."""
+        steps = self._shapes.looks_back(previous, tail, context.key, self.stop_token_ids)
+        return stand_in.drive(steps, self._renders(context))
 
     def ids_matter(self, previous: Previous, tail: Sequence[Message], context: Context) -> bool:
         """Whether what is rendered for such a tail depends on its call ids."""
@@ -48,7 +60,11 @@ class TemplateBridge(StandInBridge):
 
     def __init__(self, tokenizer: Any, stop_token_ids: Collection[int]) -> None:
         self._tokenizer = LiteralTokenizer(tokenizer)
-        super().__init__("template", self.render, stop_token_ids)
+        super().__init__("template", self.render, stop_token_ids, self.may_find)
+
+    def may_find(self, text: str) -> bool:
+        """Whether the template may find something in a text that it looks for."""
+        return template_source(self._tokenizer, tools=True).may_find(text)
 
     def render(self, messages: Sequence[Message], context: Context, *, add_generation_prompt: bool = True) -> list[int]:
         def make(messages: Sequence[Message]) -> list[int]:

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from rollout.chat.messages import Message, with_tool_names
+from rollout.codec.source import Source, template_source
 from rollout.errors import ConfigError, MessageError
 from rollout.memo import Memo
 
@@ -93,25 +94,54 @@ def template_text(
     *,
     add_generation_prompt: bool,
 ) -> str:
-    """The text of a conversation by the tokenizer's own chat template."""
-    text: str = tokenizer.apply_chat_template(
-        [template_form(message) for message in with_tool_names(messages)],
-        tools=list(tools) or None,
-        add_generation_prompt=add_generation_prompt,
-        tokenize=False,
-        **template_args,
-    )
-    return text
+    """The text of a conversation by the tokenizer's own chat template.
+
+    Call arguments are objects, as vLLM hands them over too; a template that refuses those gets them as text.
+    """
+    source = template_source(tokenizer, tools=bool(tools))
+
+    def render(*, arguments_as_text: bool) -> str:
+        named = with_tool_names(messages)
+        text: str = tokenizer.apply_chat_template(
+            [template_form(message, source, arguments_as_text=arguments_as_text) for message in named],
+            tools=list(tools) or None,
+            add_generation_prompt=add_generation_prompt,
+            tokenize=False,
+            **template_args,
+        )
+        return text
+
+    try:
+        return render(arguments_as_text=False)
+    except Exception:  # DeepSeek's join arguments to text: TypeError
+        if not any(message.tool_calls for message in messages):
+            raise
+        with contextlib.suppress(Exception):
+            return render(arguments_as_text=True)
+        raise
 
 
-def template_form(message: Message) -> dict[str, Any]:
+def template_form(message: Message, source: Source | None = None, *, arguments_as_text: bool = False) -> dict[str, Any]:
     """A message as chat templates want it: OpenAI's form, tool-call arguments as objects.
 
-    Many templates iterate over the arguments; vLLM parses them before it renders, too.
+    Many templates iterate over the arguments; vLLM parses them before it renders, too. Content is what vLLM makes of
+    it: parts where the template has a loop over them (tool results excepted), else text, the parts' lines joined.
     """
     form = message.as_openai()
-    for call, source in zip(form.get("tool_calls", ()), message.tool_calls, strict=False):
+    form["content"] = _content(message, takes_parts=source is not None and source.takes_parts)
+    if message.role == "developer" and source is not None and not source.knows_developer:
+        form["role"] = "system"
+    for call, read in zip(() if arguments_as_text else form.get("tool_calls", ()), message.tool_calls, strict=False):
         # What is not a JSON object stays the text that it is.
         with contextlib.suppress(MessageError):
-            call["function"]["arguments"] = source.parsed_arguments()
+            call["function"]["arguments"] = read.parsed_arguments()
     return form
+
+
+def _content(message: Message, *, takes_parts: bool) -> str | list[dict[str, Any]]:
+    if message.is_multimodal:
+        return list(message.content or ())  # type: ignore[arg-type]  # is_multimodal: they are parts
+    if not takes_parts or message.role == "tool":
+        return message.text
+    texts = [part.get("text", "") for part in message.content] if isinstance(message.content, tuple) else [message.text]
+    return [{"type": "text", "text": text} for text in texts]

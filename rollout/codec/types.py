@@ -29,7 +29,7 @@ class Previous(msgspec.Struct, frozen=True, kw_only=True):
     message: Message | None
     """The assistant's message, whose calls the tail's tool messages answer."""
     history: Sequence[Message] = ()
-    """The messages before it."""
+    """The messages before it: a template may look back at them (`rollout.codec.history`)."""
 
 
 class Context(msgspec.Struct, frozen=True, kw_only=True):

@@ -202,7 +202,10 @@ class Session:
             answered, completion_ids = self._turn_of(plan.node)
             assert self._model.codec is not None, "_plan extends only where there is a codec"
             previous = Previous(
-                prompt_ids=answered.ids, completion_ids=completion_ids, message=self._answered(plan, prompt)
+                prompt_ids=answered.ids,
+                completion_ids=completion_ids,
+                message=self._answered(plan, prompt),
+                history=prompt.messages[: max(0, plan.depth - 1)],
             )
             bridged = await self._model.codec.extend(previous, plan.tail, context)
             if not isinstance(bridged, Declined):

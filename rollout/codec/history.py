@@ -1,0 +1,184 @@
+"""What a template can see of earlier messages when it writes the next turn, and the short head that stands for them.
+
+A bridge renders a few words in place of the conversation so far, which is right as long as the template writes the
+same behind both. Some look back: `/no_think` in the system message decides the generation prompt of every later turn
+(SmolLM3, Nemotron), Mistral's puts the system message into the last user turn. So each message of the history is
+tried: rendered before the stand-in, does it change what follows? One that does goes into the head, as it is:
+
+    history   system "Be brief. /no_think", user "hi", assistant "yo", user "why?", assistant "because"
+    head      system "Be brief. /no_think", user "."
+
+Messages in which there is nothing that the template looks for (`rollout.codec.source`) are all alike to it: one word
+in their role is tried for all of them. A server's template cannot be read, so there each message is tried.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Collection, Sequence
+
+import msgspec
+
+from rollout.chat.canonical import digest
+from rollout.chat.messages import Function, Message, ToolCall
+from rollout.codec import stand_in
+from rollout.codec.stand_in import HEAD, Conversation, Head, NotExtendable, NotRendered, Shape, Steps
+from rollout.codec.types import Previous
+from rollout.memo import Memo
+
+_CALL_ID = "call00000"
+
+#: Texts that are kept as they are in what is remembered of messages; longer ones by their digest.
+_SHORT = 64
+
+
+class Unprovable(msgspec.Struct, frozen=True):
+    """Why a shape cannot be proved. Tried again the next day: it may have been midnight."""
+
+    reason: str
+    day: datetime.date
+
+
+class ShapeCache:
+    """The shapes that were proved, and those that cannot be, and which messages a template sees: each is asked once.
+
+    `looks_for` tells whether a template may find something in a text; None where nobody can know.
+    """
+
+    def __init__(self, size: int = 256, looks_for: Callable[[str], bool] | None = None) -> None:
+        self._looks_for = looks_for
+        self._shapes = Memo[object, Shape | Unprovable](size)
+        self._ids_matter = Memo[object, bool](size)
+        self._seen = Memo[object, bool](4 * size)
+        """Whether a message of a history changes what follows."""
+        self._heads = Memo[object, bool](size)
+        """Whether a short head stands for a history."""
+        self._before = Memo[object, list[int]](size)
+        """What stood before the close last time."""
+
+    def steps(
+        self, previous: Previous, tail: Sequence[Message], context_key: bytes, stop_ids: Collection[int]
+    ) -> Steps[list[int]]:
+        """The steps to a bridge, the proof of its shape included where it is new. Raises NotExtendable."""
+        key, shape = yield from self._proved(previous, tail, context_key, stop_ids)
+        head = yield from self._head(key, shape, previous, tail)
+        short = head is not previous.history
+        head_key = key if head is HEAD else (key, *map(digest, head)) if short else None
+        known = self._before.get(head_key) if short else None
+        end = previous.completion_ids[-1] if previous.completion_ids else None
+        rest, before = yield from stand_in.bridge(previous.message, tail, shape, end, stop_ids, head, known)
+        if short and before is not known:
+            self._before[head_key] = before
+        return rest
+
+    def looks_back(
+        self, previous: Previous, tail: Sequence[Message], context_key: bytes, stop_ids: Collection[int]
+    ) -> Steps[bool]:
+        """The steps to whether what follows depends on the history. Raises NotExtendable."""
+        key, shape = yield from self._proved(previous, tail, context_key, stop_ids)
+        return (yield from self._head(key, shape, previous, tail)) is not HEAD
+
+    def ids_matter(self, previous: Message | None, tail: Sequence[Message], context_key: bytes) -> Steps[bool]:
+        """The steps to whether a tail's call ids change what is written; asked once for each shape."""
+        if not stand_in.call_ids(previous, tail):
+            return False
+        key = (context_key, stand_in.shape_key(previous, tail))
+        if key not in self._ids_matter:
+            self._ids_matter[key] = yield from stand_in.ids_matter(previous, tail)
+        return self._ids_matter[key]
+
+    def _proved(
+        self, previous: Previous, tail: Sequence[Message], context_key: bytes, stop_ids: Collection[int]
+    ) -> Steps[tuple[object, Shape]]:
+        matter = yield from self.ids_matter(previous.message, tail, context_key)
+        ids = stand_in.call_ids(previous.message, tail) if matter else ()
+        key = (context_key, stand_in.shape_key(previous.message, tail), ids, tuple(stop_ids))
+        shape, today = self._shapes.get(key), datetime.date.today()
+        if shape is None or (isinstance(shape, Unprovable) and shape.day != today):
+            try:
+                shape = yield from stand_in.prove_shape(previous.message, tail, stop_ids)
+            except NotExtendable as error:
+                shape = Unprovable(str(error), today)
+            self._shapes[key] = shape
+        if isinstance(shape, Unprovable):
+            raise NotExtendable(shape.reason)
+        return key, shape
+
+    def _head(self, key: object, shape: Shape, previous: Previous, tail: Sequence[Message]) -> Steps[Head]:
+        """What stands for the history: nearly always a word."""
+        history = previous.history
+        kinds = {(message.role, at == 0) for at, message in enumerate(history) if message.role != "assistant"}
+        seen_kinds = set()
+        for role, first in kinds:
+            if (yield from self._is_seen(key, shape, Message(role, "."), first, previous, tail)):
+                seen_kinds.add((role, first))
+        seen = []
+        for at, message in enumerate(history):
+            if message.role == "assistant":
+                continue
+            tried = self._looks_for is None or self._looks_for(message.text)
+            if (message.role, at == 0) in seen_kinds or (
+                tried and (yield from self._is_seen(key, shape, message, at == 0, previous, tail))
+            ):
+                seen.append(message)
+        if not seen:
+            return HEAD
+        head = _short_head(history, seen)
+        if head is not None and (yield from self._stands_for(key, head, shape, previous, tail)):
+            return head
+        return history
+
+    def _is_seen(
+        self, key: object, shape: Shape, message: Message, first: bool, previous: Previous, tail: Sequence[Message]
+    ) -> Steps[bool]:
+        """Whether a message of the history changes what the template writes behind the turn. Asked once."""
+        name = (key, first, message.role, message.text if len(message.text) < _SHORT else digest(message))
+        if name not in self._seen:
+            turn = stand_in.stand_in_turn(previous.message, tail, shape.form)
+            try:
+                ids = yield Conversation([*_behind(message, first), turn, *stand_in.with_words(tail)])
+                self._seen[name] = ids[-len(shape.following) :] != shape.following
+            except NotRendered:  # the whole history may be taken, where the message stands in its own place
+                self._seen[name] = True
+        return self._seen[name]
+
+    def _stands_for(
+        self, key: object, head: Head, shape: Shape, previous: Previous, tail: Sequence[Message]
+    ) -> Steps[bool]:
+        """Whether the same follows behind a short head and behind the whole history."""
+        name = (key, *map(digest, head))
+        if name not in self._heads:
+            one, other = (stand_in.stand_in_turn(previous.message, tail, shape.form, word) for word in stand_in.WORDS)
+            probe = stand_in.with_words(tail)
+            try:
+                first = yield Conversation([*head, one, *probe])
+                second = yield Conversation([*head, other, *probe])
+                whole = yield Conversation([*previous.history, one, *probe])
+            except NotRendered:
+                return False
+            following = first[stand_in.common_prefix(first, second) :]
+            self._heads[name] = bool(following) and whole[-len(following) :] == following
+        return self._heads[name]
+
+
+def _behind(message: Message, first: bool) -> Sequence[Message]:
+    """A short conversation with a message of the history in it, up to a stand-in."""
+    if message.role == "user":  # as the first one, and as one of many
+        return (message, Message("assistant", "."), message)
+    if message.role == "tool":
+        call = ToolCall(id=message.tool_call_id or _CALL_ID, function=Function(message.name or "tool", "{}"))
+        answer = msgspec.structs.replace(message, tool_call_id=call.id, name=call.name)
+        return (*HEAD, Message("assistant", tool_calls=(call,)), answer)
+    return (message, *HEAD) if first else (*HEAD, Message("assistant", "."), message, *HEAD)
+
+
+def _short_head(history: Sequence[Message], seen: Sequence[Message]) -> Head | None:
+    """The messages that are seen, as a conversation of their own; None where they cannot stand without the others."""
+    head: list[Message] = []
+    for message in seen:
+        if message.role == "user":
+            head += [Message("assistant", ".")] if head and head[-1].role == "user" else []
+        elif message is not history[0] or message.role == "tool":
+            return None
+        head.append(message)
+    return head if head[-1].role == "user" else [*head, *HEAD]
