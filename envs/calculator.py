@@ -6,7 +6,7 @@ import operator
 import random
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, TypeGuard
+from typing import Any, TypeGuard
 
 from rollout.chat.messages import Message, ToolCall, tool, user
 from rollout.env import Env, MessageLike, Step, Task
@@ -36,7 +36,7 @@ class Calculator(Env):
     """Answer an arithmetic word question with the tools add, subtract and multiply; reward 1 when right."""
 
     blocks = False
-    tools: ClassVar[Sequence[Mapping[str, Any]]] = (
+    tools = (
         _specification("add", "a plus b"),
         _specification("subtract", "a minus b"),
         _specification("multiply", "a times b"),

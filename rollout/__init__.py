@@ -1,6 +1,7 @@
 """Multi-turn rollouts for reinforcement learning of language models, token-in from turn 2."""
 
 from rollout.chat.messages import Message, system, tool, user
+from rollout.chat.tool_spec import tool_spec
 from rollout.config import EngineConfig
 from rollout.engine import Engine
 from rollout.env import Env, Step, Task
@@ -25,6 +26,7 @@ __all__ = [
     "system",
     "user",
     "tool",
+    "tool_spec",
     "Rollout",
     "Group",
     "FallbackReason",

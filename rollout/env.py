@@ -31,11 +31,12 @@ Whatever any of it raises, SystemExit included, is its rollout's failure and no 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import msgspec
 
 from rollout.chat.messages import Message
+from rollout.request import FinishReason
 
 #: What one rollout is about: any JSON object. A line of a `--tasks` file, or one of `Env.tasks`.
 Task = Mapping[str, Any]
@@ -55,27 +56,40 @@ class Step(msgspec.Struct, kw_only=True):
     Whatever of it the trajectory has is extended token-in; see `Trajectory` for what becomes of the branches."""
     done: bool = False
     reward: float = 0.0
-    """Added to the rollout's reward."""
+    """Of this turn, and added to the rollout's reward: `Turn.reward` keeps it, also where `score` or a stream's group
+    reward decides over the rollout's."""
     metrics: dict[str, float] = {}
-    """Numbers worth averaging over rollouts; a later step's value replaces an earlier one's."""
+    """Numbers worth averaging over rollouts; a later step's value replaces an earlier one's. The turn keeps its own."""
 
 
 class Env:
     """Base class of environments. Its keyword arguments are what `-a KEY=VALUE` sets."""
 
-    tools: ClassVar[Sequence[Mapping[str, Any]]] = ()
-    """Tools that the model may call, as OpenAI function specifications. May be set per object too."""
+    tools: Sequence[Mapping[str, Any]] = ()
+    """Tools that the model may call, as OpenAI function specifications; `rollout.tool_spec` makes one of a function.
+
+    They may be the class's, an object's (set in `__init__`, or in `reset` where they are the task's), or a property.
+    They are read before each turn, and stand in every prompt: a change in the middle of a rollout sends the next turn
+    message-in (`tools_changed`)."""
 
     blocks: bool = True
     """Whether plain methods may block: they then run in threads. Where this is False they are called on the event loop,
     which spares 0.1 ms of CPU a call: for an environment that only computes for a moment. No deadline interrupts it."""
+
+    finish_reason: FinishReason | None = None
+    """How the answer ended that `step` is about to see: "stop" by itself, "length" where it was cut off at its
+    `max_tokens` or at the context's end. Set before each call of `step`; None before the first."""
 
     max_tokens: int | None = None
     """Length of the next completion at most, where the environment knows it better than the run; `reset` and `step`
     may change it."""
 
     def tasks(self, n: int, seed: int) -> Iterable[Task]:
-        """`n` tasks; the same ones for the same seed. By default only a number and the seed."""
+        """`n` tasks; the same ones for the same seed. By default only a number and the seed.
+
+        May be a class's or a static method: then no environment is made to list them. A run may have them from a file
+        (`--tasks`), and a stream from any iterable.
+        """
         return ({"index": index, "seed": seed} for index in range(n))
 
     def reset(self, task: Task) -> Sequence[MessageLike] | Awaitable[Sequence[MessageLike]]:
@@ -91,7 +105,11 @@ class Env:
         raise NotImplementedError(f"{type(self).__name__} has no step")
 
     def score(self, messages: Sequence[Message]) -> float | Awaitable[float | None] | None:
-        """The whole conversation's reward, once, after the last step; None keeps the steps' sum."""
+        """The whole conversation's reward, once, after the last step; None keeps the steps' sum.
+
+        A rollout's reward is the stream's `group_reward` where it has one, else this, else the sum of the steps'. The
+        record has all three, and each turn's own: see `rollout.records.Rollout`.
+        """
         return None
 
     def close(self) -> Awaitable[None] | None:

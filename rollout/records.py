@@ -12,7 +12,7 @@ import msgspec
 from rollout.chat.messages import Message
 from rollout.door import is_well_formed, well_formed
 from rollout.moved import forward_names
-from rollout.request import FinishReason, WeightSpan
+from rollout.request import FinishReason, LogprobsMode, Sampling, WeightSpan
 from rollout.tokens.advantages import Advantage, grpo
 from rollout.tokens.prefix import FallbackReason
 from rollout.tokens.samples import TrainingSample, samples_of_tree
@@ -89,6 +89,14 @@ class Turn(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     """None where the server does not say."""
     finish_reason: FinishReason = "stop"
     weight_versions: tuple[WeightSpan, ...] = ()
+    sampling: Sampling | None = None
+    """What its tokens were drawn from, the server's own defaults included; None in a run of before format 3."""
+    logprobs_mode: LogprobsMode | None = None
+    """Whether its logprobs are of before or of after `sampling`; None where that could not be found out."""
+    reward: float = 0.0
+    """What the environment's step gave for it; a part of the rollout's `step_reward`."""
+    metrics: dict[str, float] = {}
+    """What that step measured; the rollout has the last value of each."""
     prefix_break: bool | None = None
     """Whether the prompt, as the server had it, did not start with the ids of the turn before. None where
     there was no turn before, or the server did not report the prompt."""
@@ -111,7 +119,11 @@ class Timing(msgspec.Struct, kw_only=True):
 
 
 class Rollout(msgspec.Struct, kw_only=True):
-    """One environment played to its end, or to its failure."""
+    """One environment played to its end, or to its failure.
+
+    Its reward comes from one of three places, the last of them that gave one: the steps' sum, the environment's
+    `score`, the stream's `group_reward`. Each is kept under its own name, whichever it is.
+    """
 
     id: str
     task_id: str
@@ -120,6 +132,13 @@ class Rollout(msgspec.Struct, kw_only=True):
     """Position in its group, from 0."""
     task: Mapping[str, Any] = {}
     reward: float = 0.0
+    """What a trainer learns from: `group_reward` where there is one, else `score`, else `step_reward`."""
+    step_reward: float | None = None
+    """The sum of the turns' rewards; None in a run of before format 3, which did not keep it apart."""
+    score: float | None = None
+    """What the environment's `score` gave."""
+    group_reward: float | None = None
+    """What the stream's `group_reward` gave for it."""
     metrics: dict[str, float] = {}
     stop: StopReason | None = None
     failure: Failure | None = None
@@ -155,7 +174,7 @@ class Rollout(msgspec.Struct, kw_only=True):
 
     def samples(self) -> list[TrainingSample]:
         """Its training samples, one a branch, with its reward; none of branches whose ids the server did not report."""
-        samples = samples_of_tree(self.trajectory)
+        samples = samples_of_tree(self.trajectory, self.turns)
         for sample in samples:
             sample.reward, sample.task_id, sample.rollout_id = self.reward, self.task_id, self.id
         return samples
@@ -163,6 +182,12 @@ class Rollout(msgspec.Struct, kw_only=True):
     def __repr__(self) -> str:
         end = self.stop.value if self.stop else f"failed: {self.failure.kind}" if self.failure else "unfinished"
         return f"<Rollout {self.id} {len(self.turns)} turns, reward {self.reward:g}, {end}>"
+
+
+def settle_reward(rollout: Rollout) -> None:
+    """Sets the reward from what gave one: the group's, else the score, else the steps' sum."""
+    given = (rollout.group_reward, rollout.score, rollout.step_reward)
+    rollout.reward = next((reward for reward in given if reward is not None), 0.0)
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -190,6 +215,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
             member=self.member,
             task=self.task,
             submitted_at=self.submitted_at,
+            step_reward=0.0,
         )
 
 

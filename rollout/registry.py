@@ -166,13 +166,27 @@ def made(make_env: Callable[[], Env]) -> Env:
 
 def is_asynchronous(make_env: Callable[[], Env]) -> bool:
     """Whether what it makes is known to be asynchronous: its class, if that can be told, has such a method."""
+    made = class_of(make_env)
+    methods = (getattr(made, name, None) for name in ("reset", "step", "score", "close"))
+    return made is not None and any(inspect.iscoroutinefunction(method) for method in methods)
+
+
+def class_of(make_env: Callable[[], Env]) -> type | None:
+    """The class of what it makes, where that can be told without making one."""
     made: Any = make_env
     while isinstance(made, functools.partial):
         made = made.func
     if isinstance(made, NamedEnv):
         made = find_env(made.spec)
-    methods = (getattr(made, name, None) for name in ("reset", "step", "score", "close"))
-    return isinstance(made, type) and any(inspect.iscoroutinefunction(method) for method in methods)
+    return made if isinstance(made, type) else None
+
+
+def lists_tasks(make_env: Callable[[], Env]) -> type[Env] | None:
+    """The class, where its `tasks` is a class's or a static method: no environment is made to be asked for tasks."""
+    made = class_of(make_env)
+    if made is None or not isinstance(inspect.getattr_static(made, "tasks", None), classmethod | staticmethod):
+        return None
+    return made
 
 
 def load_entry(group: str, name: str) -> Any:

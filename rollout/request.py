@@ -18,6 +18,53 @@ IDS = "i"
 #: request that the server gave up (a pause in abort mode, a preemption, an abort by name).
 FinishReason = Literal["stop", "length", "abort"]
 
+#: What a server's logprobs are of, in vLLM's words: the model's own distribution, before temperature, penalties and
+#: filters, or the one that the token was drawn from, after them.
+LogprobsMode = Literal["raw_logprobs", "processed_logprobs"]
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """The distribution that tokens are drawn from: what the caller asked for, else what the server does by itself.
+
+    The defaults change nothing. None is not known: the caller leaves it to a server that does not say what it does,
+    and vLLM takes a model's generation_config unless it is told otherwise.
+    """
+
+    temperature: float | None = 1.0
+    """0 takes the likeliest token."""
+    top_p: float | None = 1.0
+    top_k: int | None = 0
+    """0: no limit; servers' -1 is 0 here."""
+    min_p: float | None = 0.0
+    repetition_penalty: float | None = 1.0
+    presence_penalty: float | None = 0.0
+    frequency_penalty: float | None = 0.0
+
+    @classmethod
+    def of(cls, asked: Mapping[str, Any], defaults: Sampling | None = None) -> Sampling:
+        """What a request's parameters come to on a server with these defaults; None where those are not known."""
+        found: dict[str, Any] = {}
+        for name in cls.__struct_fields__:
+            value = asked.get(name)
+            if not isinstance(value, int | float) or isinstance(value, bool):
+                value = getattr(defaults, name) if defaults is not None else None
+            found[name] = max(0, int(value)) if name == "top_k" and value is not None else value
+        return cls(**found)
+
+    @property
+    def given(self) -> dict[str, float]:
+        """What is known and changes something, by the servers' names."""
+        return {
+            name: value
+            for name, default in zip(self.__struct_fields__, self.__struct_defaults__, strict=True)
+            if (value := getattr(self, name)) is not None and value != default
+        }
+
+    @property
+    def unknown(self) -> list[str]:
+        """The names of what is not known."""
+        return [name for name in self.__struct_fields__ if getattr(self, name) is None]
+
 
 class TokenPrompt:
     """Token-in: the prompt's ids, whole. Never changed once made.

@@ -18,11 +18,20 @@ import msgspec
 from rollout.address import shown_url
 from rollout.errors import ConfigError, TransportError
 from rollout.histogram import Histogram
-from rollout.request import FinishReason, MessagePrompt, Reply, Request, TokenPrompt, WeightSpan
+from rollout.request import (
+    FinishReason,
+    LogprobsMode,
+    MessagePrompt,
+    Reply,
+    Request,
+    Sampling,
+    TokenPrompt,
+    WeightSpan,
+)
 
 __all__ = [
     "Transport", "TransportConfig", "Open", "opened", "ServerInfo", "ServerLoad", "Traffic", "InFlight",
-    "Request", "Reply", "TokenPrompt", "MessagePrompt", "WeightSpan", "FinishReason",
+    "Request", "Reply", "TokenPrompt", "MessagePrompt", "WeightSpan", "FinishReason", "Sampling", "LogprobsMode",
 ]  # fmt: skip
 
 #: What becomes of requests in flight while weights are loaded: kept (and gone on with under the new weights), waited
@@ -58,6 +67,10 @@ class ServerInfo(msgspec.Struct, kw_only=True):
     reports_weight_versions: bool = False
     weight_version: str | None = None
     """The version of the weights when the server was probed; None where it reports none."""
+    logprobs_mode: LogprobsMode | None = None
+    """What its logprobs are of; None where the probe could not tell."""
+    sampling_defaults: Sampling | None = None
+    """How it samples where a request says nothing; None where it does not say."""
     keeps_stop_token: bool | None = None
     """Whether the stop token is among the completion's ids; None where the probe could not tell."""
     can_tokenize: bool = False

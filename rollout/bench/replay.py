@@ -44,7 +44,7 @@ class Replay(Env):
     def reset(self, task: Task) -> Sequence[MessageLike]:
         """Opens as the recorded rollout did."""
         self._script = self._scripts[task["index"] % len(self._scripts)]
-        self.tools = self._script.tools  # type: ignore[misc]  # "may be set per object too"
+        self.tools = self._script.tools
         self.max_tokens = self._script.lengths[0]
         return list(self._script.opening)
 

@@ -28,7 +28,7 @@ from rollout.store.config import (
 )
 from rollout.store.index import Located, RunIndex
 from rollout.store.settings import RunSettings, absolute_paths, given_settings, overlaid, to_settings
-from rollout.store.task_list import NotAmong, TaskList, check_size, key_of, load_tasks, made, merged, tasks_of_file
+from rollout.store.task_list import NotAmong, TaskList, check_size, key_of, load_tasks, merged, tasks_of_file, try_env
 
 _log = get_logger(__name__)
 
@@ -144,7 +144,7 @@ class Plan:
                 tasks = _tasks(folder.path, settings, given, index, make_env)
                 plan = cls(settings, tasks, index)
                 if plan.missing:
-                    made(make_env, settings.env)  # one that cannot be made is found out before anything is played
+                    try_env(make_env, settings.env)
             except BaseException:
                 index.__exit__(None, None, None)
                 raise

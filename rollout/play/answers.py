@@ -5,6 +5,7 @@ Everything here is the environment's: an attribute may be a property that raises
 
 from __future__ import annotations
 
+import contextlib
 import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from rollout.env import Env, Step
 from rollout.errors import MessageError
 from rollout.play.faults import EnvironmentFault, raised_by
 from rollout.process.threads import contained
+from rollout.request import FinishReason
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -101,6 +103,12 @@ def read_tools(env: Env, before: list[Any]) -> list[Any]:
             return [plain(tool) for tool in found]
         except Refused as refused:
             raise EnvironmentFault(f"env.tools cannot be sent: {refused}") from None
+
+
+def tell_finish_reason(env: Env, reason: FinishReason) -> None:
+    """Tells the environment how the answer ended that it is about to step on; one that takes no attribute is not."""
+    with reading("env.finish_reason"), contextlib.suppress(AttributeError):
+        env.finish_reason = reason
 
 
 def read_max_tokens(env: Env) -> int | None:

@@ -29,12 +29,13 @@ from rollout.play.answers import (
     read_score,
     read_step,
     read_tools,
+    tell_finish_reason,
 )
 from rollout.play.faults import EnvironmentFault
 from rollout.play.host import Host, Hosts
 from rollout.play.session import ContextFull, FallbackRefused, Session
 from rollout.process.threads import contained
-from rollout.records import Failure, FailureKind, Job, Rollout, StopReason, Timing, Turn
+from rollout.records import Failure, FailureKind, Job, Rollout, StopReason, Timing, Turn, settle_reward
 from rollout.tokens.verify import InvariantBroken, check_trajectory
 
 _log = get_logger(__name__)
@@ -124,7 +125,8 @@ class Episode:
             limit_s = self._config.score_timeout_s or self._config.step_timeout_s
             reward = read_score(await self._call("score", score, list(self._messages), limit_s=limit_s))
             if reward is not None:
-                self.rollout.reward = reward
+                self.rollout.score = reward
+                settle_reward(self.rollout)
         return stop
 
     async def _turns(self, env: Env) -> StopReason:
@@ -142,6 +144,7 @@ class Episode:
                 return StopReason.CONTEXT_LENGTH
             self._on_turn(self._session.turns[-1])
             self._messages.append(answer)
+            tell_finish_reason(env, self._session.turns[-1].finish_reason)
             if self._take(read_step(await self._call("step", method_of(env, "step"), answer))):
                 return StopReason.DONE
 
@@ -152,8 +155,11 @@ class Episode:
 
     def _take(self, step: Answer) -> bool:
         """Takes over what the environment answered; returns whether it is done."""
-        self.rollout.reward += step.reward
-        self.rollout.metrics.update(step.metrics)
+        turn, rollout = self._session.turns[-1], self.rollout
+        turn.reward, turn.metrics = step.reward, step.metrics
+        rollout.step_reward = (rollout.step_reward or 0.0) + step.reward
+        rollout.metrics.update(step.metrics)
+        settle_reward(rollout)
         if step.conversation is not None:
             self._messages = []
             self._append(step.conversation)

@@ -29,7 +29,7 @@ from rollout.log import get_logger
 from rollout.loop.deadlines import Clock
 from rollout.loop.turnstile import Turnstile
 from rollout.records import Route, Turn
-from rollout.request import MessagePrompt, Reply, Request, TokenPrompt
+from rollout.request import MessagePrompt, Reply, Request, Sampling, TokenPrompt
 from rollout.servers.completion import MAX_RESUMPTIONS, is_whole, joined, pause_s, rest_of
 from rollout.servers.weights import Weights
 from rollout.tokens.prefix import EXPECTED_FALLBACKS, Extend, Fallback, FallbackReason, Planner, Prompt
@@ -66,6 +66,15 @@ class ServedModel(msgspec.Struct, kw_only=True):
     """Waits before a completion is asked for again that the server aborted by itself; None is the weights' clock."""
     turnstile: Turnstile = msgspec.field(default_factory=Turnstile)
     """Before each piece of an episode's work: its start, each prompt, and each answer."""
+    _last_sampling: tuple[Mapping[str, Any], Sampling | None, Sampling] | None = None
+    """What was asked of which defaults, and what they came to: a run's turns ask for the same."""
+
+    def sampling_of(self, asked: Mapping[str, Any]) -> Sampling:
+        """What these parameters come to on this server."""
+        defaults, last = self.info.sampling_defaults, self._last_sampling
+        if last is None or last[0] is not asked or last[1] is not defaults:
+            self._last_sampling = last = asked, defaults, Sampling.of(asked, defaults)
+        return last[2]
 
     @property
     def max_model_len(self) -> int | None:
@@ -153,6 +162,7 @@ class Session:
         answered = time.perf_counter()
         message = await self._read(reply, outgoing, prompt.messages, context)
         turn = self._commit(prompt, outgoing, reply, message)
+        turn.sampling, turn.logprobs_mode = self._model.sampling_of(request.sampling), self._model.info.logprobs_mode
         if isinstance(request.prompt, MessagePrompt) and turn.prompt_tokens:
             self._measured = request.prompt, turn.prompt_tokens
         turn.request_s = reply.request_s or answered - rendered

@@ -20,7 +20,7 @@ from rollout import door
 from rollout.log import get_logger
 from rollout.play.faults import EnvironmentFault
 from rollout.play.host import Host, Hosts
-from rollout.records import Failure, FailureKind, Group
+from rollout.records import Failure, FailureKind, Group, settle_reward
 
 #: A whole group's rewards, one for each finished member in their order; a plain function runs in a thread.
 GroupReward = Callable[[Group], Sequence[float] | Awaitable[Sequence[float]]]
@@ -63,7 +63,8 @@ class GroupScorer:
                 rollout.stop, rollout.failure = None, failure
             return failure
         for rollout, reward in zip(members, rewards, strict=True):
-            rollout.reward = reward
+            rollout.group_reward = reward
+            settle_reward(rollout)
         group.rewarded = True
         return None
 

@@ -48,6 +48,9 @@ UPDATE = "update"
 #: What servers of one fleet must have in common: a trajectory may go on at any of them.
 _ALIKE = ("model", "dialect", "token_route", "keeps_stop_token")
 
+#: What is recorded of each turn, and is not known of any where the servers differ in it.
+_TOLD = ("logprobs_mode", "sampling_defaults")
+
 Answer = TypeVar("Answer")
 
 _log = get_logger(__name__)
@@ -180,6 +183,11 @@ class Fleet(Transport):
             mine, theirs = getattr(first, field), getattr(info, field)
             if mine != theirs:
                 raise ConfigError(f"{server.url} is not like the other servers: {field} is {theirs!r}, not {mine!r}")
+        for field in _TOLD:
+            if getattr(first, field) != (theirs := getattr(info, field)):
+                # A turn's record says what holds for every server that may have sampled it.
+                _log.warning("servers_differ", server=server.url, field=field, value=theirs)
+                setattr(first, field, None)
         least, length = first.max_model_len, info.max_model_len
         if length is None or least is None:
             first.max_model_len = least if self._started else least or length

@@ -6,6 +6,8 @@ more; a setting that is not known is refused where the run goes on, since it wou
 
     1   had no version: no tasks.jsonl, paths as they were typed, a reward that was not a number as null
     2   format, tasks.jsonl, absolute paths, settings that TOML cannot hold as JSON
+    3   a turn's reward, metrics, sampling settings and what its logprobs are of; a rollout's step_reward, score and
+        group_reward apart; samples have temperatures and turns
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from rollout.errors import ConfigError, UsageError
 from rollout.registry import absolute_spec
 from rollout.store.settings import DEFAULT_TASKS, RESUMABLE, RunSettings, to_settings
 
-FORMAT = 2
+FORMAT = 3
 
 CONFIG = "config.toml"
 

@@ -77,7 +77,10 @@ READ_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 def encode_rollout(rollout: Rollout) -> bytes:
     """One line, without its end. Raises what msgspec raises, and ValueError for a number that JSON does not have."""
-    for name, value in (("reward", rollout.reward), *rollout.metrics.items()):
+    for name in ("reward", "step_reward", "score", "group_reward"):
+        if (reward := getattr(rollout, name)) is not None and not math.isfinite(reward):
+            raise ValueError(f"{name} is {reward}, which JSON does not have")
+    for name, value in rollout.metrics.items():
         if not math.isfinite(value):
             raise ValueError(f"{name} is {value}, which JSON does not have")
     return _ENCODER.encode(rollout)

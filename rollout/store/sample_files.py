@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from array import array
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -33,9 +34,14 @@ _ARRAYS = {
     "advantages": ("<f8", "F64"),
     "logprobs": ("<f8", "F64"),
     "rewards": ("<f8", "F64"),
+    "turn_rewards": ("<f8", "F64"),
+    "temperatures": ("<f8", "F64"),
     "weight_versions": ("<i8", "I64"),
+    "turn_starts": ("<i8", "I64"),
+    "turn_ends": ("<i8", "I64"),
     "position_ids": ("<i4", "I32"),
     "token_ids": ("<i4", "I32"),
+    "turn_ids": ("<i4", "I32"),
     "loss_mask": ("|i1", "I8"),
 }
 
@@ -49,13 +55,15 @@ def write_jsonl(path: Path, samples: Iterator[TrainingSample]) -> None:
 
 
 def write_safetensors(path: Path, samples: Iterator[TrainingSample]) -> None:
-    """Flat arrays with `cu_seqlens`; which sample is whose is in the metadata.
+    """Flat arrays with `cu_seqlens`; which sample is whose, and what its logprobs are of, is in the metadata.
 
+    `turn_starts`, `turn_ends` and `turn_rewards` have an entry for each turn of each sample, in places of the whole.
     `cu_seqlens` is int32 as attention kernels want it, and int64 where there are 2^31 tokens or more.
     """
     ends = [0]
     task_ids: list[str] = []
     rollout_ids: list[str] = []
+    modes: list[str | None] = []
     with ExitStack() as stack:
 
         def spill() -> IO[bytes]:
@@ -63,23 +71,28 @@ def write_safetensors(path: Path, samples: Iterator[TrainingSample]) -> None:
 
         spills = {name: spill() for name in (*_ARRAYS, "cu_seqlens")}
         for sample in samples:
-            for name, part in _flat(sample).items():
+            for name, part in _flat(sample, ends[-1]).items():
                 spills[name].write(np.ascontiguousarray(part, _ARRAYS[name][0]).tobytes())
             ends.append(ends[-1] + len(sample.token_ids))
             task_ids.append(sample.task_id)
             rollout_ids.append(sample.rollout_id)
+            modes.append(sample.logprobs_mode)
         kinds = {**_ARRAYS, "cu_seqlens": ("<i8", "I64") if ends[-1] > _INT32_MAX else ("<i4", "I32")}
         spills["cu_seqlens"].write(np.array(ends, kinds["cu_seqlens"][0]).tobytes())
-        names = {"task_ids": task_ids, "rollout_ids": rollout_ids}
+        names = {"task_ids": task_ids, "rollout_ids": rollout_ids, "logprobs_modes": modes}
         _put_together(path, spills, kinds, {key: msgspec.json.encode(ids).decode() for key, ids in names.items()})
 
 
-def _flat(sample: TrainingSample) -> dict[str, Any]:
+def _flat(sample: TrainingSample, at: int) -> dict[str, Any]:
+    """A sample's arrays, which begin at `at` of the whole."""
     length = len(sample.token_ids)
     return {
         **numpy_arrays(sample),
         "position_ids": np.arange(length),
         "rewards": np.array([sample.reward]),
+        "turn_starts": np.array([at + turn.start for turn in sample.turns], np.int64),
+        "turn_ends": np.array([at + turn.end for turn in sample.turns], np.int64),
+        "turn_rewards": np.array([turn.reward for turn in sample.turns], np.float64),
         "advantages": np.full(length, np.nan if sample.advantage is None else sample.advantage),
     }
 
@@ -114,32 +127,52 @@ def write_parquet(path: Path, samples: Iterator[TrainingSample]) -> None:
         import pyarrow.parquet as pq
     except ImportError as error:
         raise UsageError("format parquet needs pyarrow: pip install 'rollout-engine[parquet]'") from error
-    schema = pa.schema(
+    schema = _parquet_schema(pa)
+    with pq.ParquetWriter(path, schema) as writer:
+        for rows in _row_groups(samples):
+            columns = [
+                pa.array([_cell(row, name) for row in rows], kind)
+                for name, kind in zip(schema.names, schema.types, strict=True)
+            ]
+            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+
+
+def _parquet_schema(pa: Any) -> Any:
+    turn = [
+        ("start", pa.int32()),
+        ("end", pa.int32()),
+        ("turn", pa.int32()),
+        ("trained", pa.int32()),
+        ("temperature", pa.float64()),
+        ("logprobs_mode", pa.string()),
+        ("reward", pa.float64()),
+        ("metrics", pa.map_(pa.string(), pa.float64())),
+    ]
+    return pa.schema(
         [
             ("token_ids", pa.list_(pa.int32())),
             ("loss_mask", pa.list_(pa.int8())),
             ("logprobs", pa.list_(pa.float64())),
             ("weight_versions", pa.list_(pa.string())),
+            ("temperatures", pa.list_(pa.float64())),
+            ("turns", pa.list_(pa.struct(turn))),
+            ("logprobs_mode", pa.string()),
             ("reward", pa.float64()),
             ("advantage", pa.float64()),
             ("task_id", pa.string()),
             ("rollout_id", pa.string()),
         ]
     )
-    as_arrays = {"token_ids": np.int32, "loss_mask": np.int8, "logprobs": np.float64}
-    with pq.ParquetWriter(path, schema) as writer:
-        for rows in _row_groups(samples):
-            columns = [
-                pa.array(
-                    [
-                        np.frombuffer(getattr(row, name), as_arrays[name]) if name in as_arrays else getattr(row, name)
-                        for row in rows
-                    ],
-                    kind,
-                )
-                for name, kind in zip(schema.names, schema.types, strict=True)
-            ]
-            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+
+
+def _cell(sample: TrainingSample, name: str) -> Any:
+    """A sample's field as pyarrow takes it."""
+    value = getattr(sample, name)
+    if isinstance(value, array):
+        return np.frombuffer(value, value.typecode)
+    if name == "turns":
+        return [{**msgspec.structs.asdict(turn), "metrics": list(turn.metrics.items())} for turn in value]
+    return value
 
 
 def _row_groups(samples: Iterator[TrainingSample]) -> Iterator[list[TrainingSample]]:

@@ -61,10 +61,10 @@ def load_tasks(settings: RunSettings, make_env: Callable[[], Env]) -> TaskList:
     """The tasks that the settings ask for. Raises ConfigError, naming the environment or the file and its line.
 
     It calls user code, so not on an event loop. The environment is made even where a file has the tasks: one that
-    cannot be made is found out before anything is played.
+    cannot be made is found out before anything is played. One whose class lists tasks is not: it may be heavy.
     """
     check_size(settings)
-    env = made(make_env, settings.env)
+    env = try_env(make_env, settings.env)
     count = settings.num_tasks
     if settings.tasks is not None:
         tasks = tasks_of_file(settings.tasks, count)
@@ -77,9 +77,10 @@ def load_tasks(settings: RunSettings, make_env: Callable[[], Env]) -> TaskList:
     return tasks
 
 
-def made(make_env: Callable[[], Env], spec: str) -> Env:
-    """An environment. Raises ConfigError where that raises."""
-    env: Env = _guarded(lambda: registry.made(make_env), spec, "making it")
+def try_env(make_env: Callable[[], Env], spec: str) -> Env | type[Env]:
+    """What lists the tasks: an environment, or its class where that can. Raises ConfigError where making one raises."""
+    kind = registry.lists_tasks(make_env)
+    env: Env | type[Env] = kind or _guarded(lambda: registry.made(make_env), spec, "making it")
     return env
 
 
@@ -140,9 +141,10 @@ def _line(task: Mapping[str, Any]) -> bytes:
     return msgspec.json.encode(task)
 
 
-def _tasks_of_env(spec: str, env: Env, asked: int, seed: int) -> TaskList:
+def _tasks_of_env(spec: str, env: Env | type[Env], asked: int, seed: int) -> TaskList:
     """Draws so many tasks and no more: there may be no end of them."""
-    found = _guarded(lambda: env.tasks(asked, seed), spec, "tasks()")
+    ask: Any = env.tasks
+    found = _guarded(lambda: ask(asked, seed), spec, "tasks()")
     if not isinstance(found, Iterable):
         if hasattr(found, "close"):
             found.close()  # a coroutine that nobody awaits would be warned of

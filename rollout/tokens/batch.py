@@ -28,6 +28,10 @@ class Padded(msgspec.Struct, frozen=True, kw_only=True):
     """float64."""
     weight_versions: Array
     """int64; -1 where none is known."""
+    temperatures: Array
+    """float64; 1 on padding and on what was not sampled, NaN where none is known."""
+    turn_ids: Array
+    """int32; the index of the turn that sampled the token, -1 for none."""
     rewards: Array
     """float64, (samples,)."""
     advantages: Array
@@ -45,6 +49,10 @@ class Packed(msgspec.Struct, frozen=True, kw_only=True):
     """float64."""
     weight_versions: Array
     """int64; -1 where none is known."""
+    temperatures: Array
+    """float64; 1 on what was not sampled, NaN where none is known."""
+    turn_ids: Array
+    """int32; the index, in its rollout, of the turn that sampled the token, -1 for none."""
     position_ids: Array
     """int32; from 0 in each sample."""
     cu_seqlens: Array
@@ -77,13 +85,15 @@ def pad(samples: Sequence[TrainingSample], *, pad_id: int = 0, multiple_of: int 
         loss_mask=np.zeros(shape, np.int8),
         logprobs=np.zeros(shape, np.float64),
         weight_versions=np.full(shape, -1, np.int64),
+        temperatures=np.ones(shape, np.float64),
+        turn_ids=np.full(shape, -1, np.int32),
         rewards=_rewards(samples),
         advantages=_advantages(samples),
     )
     for row, sample in enumerate(samples):
         arrays, length = sample.to_numpy(), len(sample.token_ids)
-        for name in ("token_ids", "loss_mask", "logprobs", "weight_versions"):
-            getattr(batch, name)[row, :length] = arrays[name]
+        for name, values in arrays.items():
+            getattr(batch, name)[row, :length] = values
         batch.attention_mask[row, :length] = 1
     return batch
 
@@ -146,6 +156,8 @@ def joined(samples: Sequence[TrainingSample]) -> Packed:
         loss_mask=join("loss_mask", np.int8),
         logprobs=join("logprobs", np.float64),
         weight_versions=join("weight_versions", np.int64),
+        temperatures=join("temperatures", np.float64),
+        turn_ids=join("turn_ids", np.int32),
         position_ids=np.concatenate([np.arange(n, dtype=np.int32) for n in lengths] or [np.empty(0, np.int32)]),
         cu_seqlens=np.cumsum([0, *lengths], dtype=np.int32),
         advantages=np.repeat(_advantages(samples), lengths),

@@ -2,18 +2,25 @@
 
 One sample per branch, that is per turn that no later turn of the tree continues. A sampled token is
 trained on exactly once: in the first branch that has it; in the others it is context.
+
+What a logprob is depends on the server. vLLM's default (`--logprobs-mode raw_logprobs`) is the model's own, before
+temperature, penalties and filters: at temperature 0.7 it is not the probability with which the token was drawn.
+Started with `--logprobs-mode processed_logprobs` it reports the one after them, which is what an importance ratio is
+over; the trainer then divides its own logits by `temperatures`. A sample says which of the two it holds.
 """
 
 from __future__ import annotations
 
+import math
 from array import array
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
 from rollout.moved import forward_names
-from rollout.tokens.trajectory import LOGPROBS, Logprobs, TokenIds, Trajectory, ids_array
+from rollout.request import LogprobsMode, Sampling
+from rollout.tokens.trajectory import LOGPROBS, Logprobs, Node, TokenIds, Trajectory, ids_array
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -21,6 +28,34 @@ if TYPE_CHECKING:
 
 #: What vLLM calls the weights that it was started with.
 INITIAL_VERSION = "default"
+
+
+class Turn(Protocol):
+    """What is taken of a rollout's turn: see `rollout.records.Turn`."""
+
+    node: int
+    sampling: Sampling | None
+    logprobs_mode: LogprobsMode | None
+    reward: float
+    metrics: dict[str, float]
+
+
+class SampleTurn(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """One turn's sampled tokens within a sample: the ids [start, end)."""
+
+    start: int
+    end: int
+    turn: int
+    """Its index in the rollout's turns. Where branches share a turn each of their samples names it: `trained` is above
+    0 where it is to be counted."""
+    trained: int
+    """How many of its tokens are trained on here. A later branch may hold a turn's beginning only."""
+    temperature: float | None
+    """None where it is not known."""
+    logprobs_mode: LogprobsMode | None = None
+    reward: float = 0.0
+    """What the environment's step gave for the turn."""
+    metrics: dict[str, float] = {}
 
 
 class TrainingSample(msgspec.Struct, kw_only=True):
@@ -31,18 +66,33 @@ class TrainingSample(msgspec.Struct, kw_only=True):
     loss_mask: TokenIds
     """int8: 1 where the token was sampled and is trained on here."""
     logprobs: Logprobs
-    """float64: the sampler's natural-log probability where the token was sampled, 0 elsewhere."""
+    """float64: a natural-log probability where the token was sampled, 0 elsewhere. Of which distribution, the model's
+    own (before temperature and filters) or the one that it was drawn from, says `logprobs_mode`."""
     weight_versions: list[str | None]
     """The weight version that sampled the token; None for prompt tokens and where the server reports none."""
+    temperatures: Logprobs = msgspec.field(default_factory=lambda: array(LOGPROBS))
+    """float64: at which the token was sampled, NaN where that is not known; 1 where it was not sampled, so that logits
+    may be divided by them all. A sample that is made without them has NaN throughout."""
+    turns: list[SampleTurn] = []
+    """The turns that sampled its tokens, in their order."""
+    logprobs_mode: LogprobsMode | None = None
+    """What the logprobs are of: `raw_logprobs` is the model's own distribution, `processed_logprobs` the one after
+    temperature, penalties and filters. None where it is not known, or not the same for all its turns."""
     reward: float = 0.0
+    """The rollout's: see `rollout.records.Rollout`. What each step gave is the turns'."""
     advantage: float | None = None
     """None until a group's advantages are computed."""
     task_id: str = ""
     rollout_id: str = ""
 
+    def __post_init__(self) -> None:
+        if not self.temperatures:
+            self.temperatures = array(LOGPROBS, [math.nan]) * len(self.token_ids)
+
     def to_numpy(self) -> Mapping[str, NDArray[Any]]:
-        """`token_ids`, `loss_mask`, `logprobs` as arrays over this sample's own memory, `weight_versions` as int64
-        (-1 for none). Raises ValueError for a weight version that is no number.
+        """`token_ids`, `loss_mask`, `logprobs`, `temperatures` as arrays over this sample's own memory,
+        `weight_versions` as int64 (-1 for none), and `turn_ids` as int32: the index of the turn that sampled the token,
+        -1 for none. Raises ValueError for a weight version that is no number.
         """
         return numpy_arrays(self)
 
@@ -56,12 +106,26 @@ class TrainingSample(msgspec.Struct, kw_only=True):
         return f"<TrainingSample {len(self.token_ids)} tokens, {sum(self.loss_mask)} trained, reward {self.reward:g}>"
 
 
-def samples_of_tree(tree: Trajectory) -> list[TrainingSample]:
+def samples_of_tree(tree: Trajectory, turns: Sequence[Turn] = ()) -> list[TrainingSample]:
     """The samples of a tree, in the order in which their branches were first sampled."""
     continued = _above(tree)
     trained: set[int] = set()
+    owners = _owners(tree, turns)
     ends = [leaf for leaf in tree.leaves if leaf not in continued and tree.nodes[leaf].ids_known]
-    return [_sample(tree, tree.path(end), trained) for end in ends]
+    return [_sample(tree, tree.path(end), trained, turns, owners) for end in ends]
+
+
+def _owners(tree: Trajectory, turns: Sequence[Turn]) -> dict[int, int]:
+    """Sampled node -> the turn that sampled it. A fork may have split a turn's ids over several nodes."""
+    found: dict[int, int] = {}
+    for index, turn in enumerate(turns):
+        node = turn.node
+        while 0 <= node < len(tree.nodes) and tree.nodes[node].sampled:
+            found[node] = index
+            node = tree.nodes[node].parent
+            if node >= 0 and tree.nodes[node].message is not None:
+                break
+    return found
 
 
 def _above(tree: Trajectory) -> set[int]:
@@ -75,36 +139,92 @@ def _above(tree: Trajectory) -> set[int]:
     return found
 
 
-def _sample(tree: Trajectory, path: list[int], trained: set[int]) -> TrainingSample:
+def _sample(
+    tree: Trajectory, path: list[int], trained: set[int], turns: Sequence[Turn], owners: Mapping[int, int]
+) -> TrainingSample:
     """The sample of one branch; adds the sampled nodes that it trains on to `trained`."""
     token_ids, loss_mask = ids_array(), array("b")
     logprobs: Logprobs = array(LOGPROBS)
+    temperatures: Logprobs = array(LOGPROBS)
     versions: list[str | None] = []
+    spans: list[SampleTurn] = []
     for index in path:
         node = tree.nodes[index]
-        count = len(node.ids)
+        count, start = len(node.ids), len(token_ids)
         token_ids.extend(node.ids)
         train = node.sampled and index not in trained
         loss_mask.extend([1 if train else 0] * count)
         logprobs.extend(node.logprobs if node.sampled else array(LOGPROBS, [0.0]) * count)
-        node_versions: list[str | None] = [None] * count
-        for span in node.weight_versions:
-            node_versions[span.start : span.end] = [span.version] * (span.end - span.start)
-        versions.extend(node_versions)
+        versions.extend(_versions(node))
+        temperature: float | None = None if node.sampled else 1.0
+        if (owner := owners.get(index)) is not None and count:
+            temperature = _temperature(turns[owner])
+            _add_span(spans, turns[owner], owner, start, count, count if train else 0)
+        temperatures.extend(array(LOGPROBS, [math.nan if temperature is None else temperature]) * count)
         if train:
             trained.add(index)
-    return TrainingSample(token_ids=token_ids, loss_mask=loss_mask, logprobs=logprobs, weight_versions=versions)
+    modes = {span.logprobs_mode for span in spans}
+    return TrainingSample(
+        token_ids=token_ids,
+        loss_mask=loss_mask,
+        logprobs=logprobs,
+        weight_versions=versions,
+        temperatures=temperatures,
+        turns=spans,
+        logprobs_mode=modes.pop() if len(modes) == 1 else None,
+    )
+
+
+def _versions(node: Node) -> list[str | None]:
+    versions: list[str | None] = [None] * len(node.ids)
+    for span in node.weight_versions:
+        versions[span.start : span.end] = [span.version] * (span.end - span.start)
+    return versions
+
+
+def _temperature(turn: Turn) -> float | None:
+    return turn.sampling.temperature if turn.sampling is not None else None
+
+
+def _add_span(spans: list[SampleTurn], turn: Turn, index: int, start: int, count: int, trained: int) -> None:
+    """Adds a node's ids to its turn's."""
+    if spans and spans[-1].turn == index:
+        last = spans[-1]
+        spans[-1] = msgspec.structs.replace(last, end=start + count, trained=last.trained + trained)
+        return
+    spans.append(
+        SampleTurn(
+            start=start,
+            end=start + count,
+            turn=index,
+            trained=trained,
+            temperature=_temperature(turn),
+            logprobs_mode=turn.logprobs_mode,
+            reward=turn.reward,
+            metrics=turn.metrics,
+        )
+    )
+
+
+def turn_ids(sample: TrainingSample) -> TokenIds:
+    """For each token the index of the turn that sampled it; -1 for none."""
+    found = ids_array([-1]) * len(sample.token_ids)
+    for span in sample.turns:
+        found[span.start : span.end] = ids_array([span.turn]) * (span.end - span.start)
+    return found
 
 
 def numpy_arrays(sample: TrainingSample) -> Mapping[str, NDArray[Any]]:
-    """A sample's arrays; ids, mask and logprobs share the sample's memory."""
+    """A sample's arrays; ids, mask, logprobs and temperatures share the sample's memory."""
     import numpy as np  # here: whoever only plays does not need it
 
     return {
         "token_ids": np.frombuffer(sample.token_ids, np.int32),
         "loss_mask": np.frombuffer(sample.loss_mask, np.int8),
         "logprobs": np.frombuffer(sample.logprobs, np.float64),
+        "temperatures": np.frombuffer(sample.temperatures, np.float64),
         "weight_versions": np.array([version_number(version) for version in sample.weight_versions], np.int64),
+        "turn_ids": np.frombuffer(turn_ids(sample), np.int32),
     }
 
 

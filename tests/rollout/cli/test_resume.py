@@ -19,6 +19,7 @@ from rollout.env import Env, Task
 from rollout.errors import ConfigError, UsageError
 from rollout.records import Failure, FailureKind, Rollout, StopReason
 from rollout.schedule.scheduler import task_id
+from rollout.store.config import FORMAT
 from rollout.store.folder import ROLLOUTS, TASKS, read_config, read_rollouts
 from rollout.store.settings import RunSettings
 from tests.log_kit import capture_logs
@@ -246,7 +247,7 @@ def test_a_run_of_format_1_goes_on(tmp_path: Path) -> None:
     assert json.loads(result.stdout)["rollouts"] == 3
     assert [rollout.id for rollout in read_rollouts(folder)] == [*before, "2-eaa85c46-0"]
     assert (folder / TASKS).is_file()
-    assert (folder / "config.toml").read_text().startswith("format = 2\n")
+    assert (folder / "config.toml").read_text().startswith(f"format = {FORMAT}\n")
     more = invoke("run", "--resume", "-o", str(folder), "-n", "4", "--json")
     assert json.loads(more.stdout)["rollouts"] == 4
 

@@ -129,7 +129,7 @@ def test_a_property_that_raises_is_named(read: Any, said: str) -> None:
 def test_tools_that_are_none_are_named(tools: Any, said: str) -> None:
     """Before they are sent anywhere."""
     env = Env()
-    env.tools = tools  # type: ignore[misc]
+    env.tools = tools
     with pytest.raises(EnvironmentFault, match=said):
         read_tools(env, [])
 
@@ -137,7 +137,7 @@ def test_tools_that_are_none_are_named(tools: Any, said: str) -> None:
 def test_tools_that_stay_the_same_are_read_once() -> None:
     """The same list is given again, so that nothing is made of it a second time; a change is seen, also in place."""
     env = Env()
-    env.tools = [{"name": "x"}]  # type: ignore[misc]
+    env.tools = [{"name": "x"}]
     first = read_tools(env, [])
     assert first == [{"name": "x"}]
     assert read_tools(env, first) is first

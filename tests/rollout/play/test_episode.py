@@ -12,7 +12,7 @@ from typing import Any
 import anyio
 import pytest
 
-from rollout import Env, Message, Rollout, Step, user
+from rollout import Env, Message, Rollout, Step, tool_spec, user
 from rollout.config import EngineConfig
 from rollout.errors import ServerBusy
 from rollout.play.episode import Episode
@@ -374,3 +374,86 @@ async def test_a_close_that_is_cut_leaves_the_rollout_as_it_was() -> None:
         rollout = await episode(Chat(close=close), close_timeout_s=0.01).play()
     assert rollout.ok
     assert [entry["event"] for entry in logs] == ["env_close_cut"]
+
+
+async def test_a_step_knows_how_the_answer_ended() -> None:
+    """A cut-off answer is told from one that the model ended; before the first there is none."""
+    seen: list[str | None] = []
+
+    class Sees(Chat):
+        def reset(self, task: Any) -> list[Message]:
+            seen.append(self.finish_reason)
+            return super().reset(task)
+
+        def step(self, message: Message) -> Step:
+            seen.append(self.finish_reason)
+            return super().step(message)
+
+    class SeesAsynchronously(Chat):
+        async def reset(self, task: Any) -> list[Message]:  # type: ignore[override]
+            seen.append(self.finish_reason)
+            return super().reset(task)
+
+        async def step(self, message: Message) -> Step:  # type: ignore[override]
+            seen.append(self.finish_reason)
+            return super().step(message)
+
+    for kind in (Sees, SeesAsynchronously):
+        seen.clear()
+        await play(kind(), reply("a"), reply("b", finish_reason="length"), reply("c"))
+        assert seen == [None, "stop", "length", "stop"]
+
+
+async def test_an_environment_that_takes_no_attribute_is_stepped_all_the_same() -> None:
+    """It is not told how its answer ended, and plays."""
+
+    class Closed(Chat):
+        finish_reason = property(lambda self: None)
+
+    assert (await play(Closed())).reward == 3.0
+
+
+async def test_a_turn_keeps_what_its_step_gave() -> None:
+    """Each turn has its own reward and metrics; the sum and the last values are the rollout's."""
+    rollout = await play(Chat())
+    assert [(turn.reward, turn.metrics) for turn in rollout.turns] == [(1.0, {"turn": float(i)}) for i in (1, 2, 3)]
+    assert (rollout.step_reward, rollout.score, rollout.group_reward, rollout.reward) == (3.0, None, None, 3.0)
+
+
+async def test_a_score_decides_and_the_steps_sum_stays() -> None:
+    """The record has both, each under its own name."""
+    rollout = await play(Chat(score=lambda messages: 0.25))
+    assert (rollout.step_reward, rollout.score, rollout.reward) == (3.0, 0.25, 0.25)
+    assert [turn.reward for turn in rollout.turns] == [1.0] * 3
+
+
+async def test_what_was_stepped_before_a_failure_is_kept() -> None:
+    """A rollout that fails in its third turn has the rewards of two."""
+    rollout = await play(Chat(), reply("a"), reply("b"), Fault(ServerBusy("full")))
+    assert rollout.failure is not None
+    assert ([turn.reward for turn in rollout.turns], rollout.step_reward) == ([1.0, 1.0], 2.0)
+
+
+@pytest.mark.parametrize("by", ["object", "property", "task"])
+async def test_tools_may_be_an_objects_own(by: str) -> None:
+    """Set in its constructor, given by a property, or set in reset for the task: each is what is sent."""
+
+    def look(place: str) -> str:
+        """Looks."""
+        return place
+
+    spec = tool_spec(look)
+
+    class ByProperty(Chat):
+        tools = property(lambda self: [spec])
+
+    class ByTask(Chat):
+        def reset(self, task: Any) -> list[Message]:
+            self.tools = [spec] * task["a"]
+            return super().reset(task)
+
+    env = {"object": lambda: Chat(tools=[spec]), "property": ByProperty, "task": ByTask}[by]()
+    one = episode(env)
+    rollout = await one.play()
+    assert rollout.ok
+    assert [list(root.tools) for root in rollout.roots] == [[spec]]

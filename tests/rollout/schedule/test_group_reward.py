@@ -86,6 +86,7 @@ async def test_every_shape_of_function_is_taken(reward: Any) -> None:
     async with running:
         groups = await collect(running, 3, rollouts_per_task=2, group_reward=reward)
     assert [group.rewards for group in groups] == [[0.0, 1.0]] * 3
+    assert [[rollout.group_reward for rollout in group.finished] for group in groups] == [[0.0, 1.0]] * 3
     assert all(group.rewarded and type(reward) is float for group in groups for reward in group.rewards)
     assert running.stats().unrewarded == 0
 

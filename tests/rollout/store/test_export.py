@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
+import msgspec
 import pytest
 from safetensors.numpy import load_file
 from typer.testing import CliRunner
@@ -22,16 +23,17 @@ from rollout.request import WeightSpan
 from rollout.store import sample_files
 from rollout.store.export import export, samples_of_run
 from rollout.store.folder import ROLLOUTS, RunFolder, encode_rollout
+from rollout.tokens.samples import turn_ids
 from rollout.tokens.trajectory import Node, Root
 
-FORMAT_1 = Path(__file__).parents[2] / "fixtures" / "run-format-1"
+FORMAT_1, FORMAT_2 = (Path(__file__).parents[2] / "fixtures" / f"run-format-{number}" for number in (1, 2))
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real run: four tasks of two rollouts."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    args = ["run", "guess_number", "-n", "4", "-r", "2", "-o", str(folder)]
+    args = ["run", "guess_number", "-n", "4", "-r", "2", "-s", "temperature=0.9", "-o", str(folder)]
     assert CliRunner().invoke(app, args).exit_code == 0
     return folder
 
@@ -63,6 +65,33 @@ def test_every_format_holds_the_same_samples(run: Path, format_name: str, tmp_pa
         parts = [arrays["token_ids"][a:b].tolist() for a, b in pairwise(ends)]
         ids = dict(zip([sample.rollout_id for sample in samples], parts, strict=True))
     assert ids == {sample.rollout_id: sample.token_ids.tolist() for sample in samples}
+
+
+def test_every_format_holds_the_turns(run: Path, tmp_path: Path) -> None:
+    """Where each turn lies, its reward and its temperature are the same whatever the file."""
+    import pyarrow.parquet as pq
+
+    samples = list(samples_of_run(run))
+    for name in ("jsonl", "parquet", "safetensors"):
+        export(run, tmp_path / name, name, "none")
+    rows = pq.read_table(tmp_path / "parquet").to_pylist()
+    lines = [json.loads(line) for line in (tmp_path / "jsonl").read_text().splitlines()]
+    arrays = load_file(tmp_path / "safetensors")
+    for sample, row, line in zip(samples, rows, lines, strict=True):
+        assert sample.turns
+        assert [(turn["start"], turn["end"], turn["reward"]) for turn in row["turns"]] == [
+            (turn.start, turn.end, turn.reward) for turn in sample.turns
+        ]
+        assert [dict(turn["metrics"]) for turn in row["turns"]] == [turn.metrics for turn in sample.turns]
+        assert line["turns"] == [msgspec.to_builtins(turn) for turn in sample.turns]
+        assert line["temperatures"] == row["temperatures"] == sample.temperatures.tolist()
+        assert line["logprobs_mode"] == row["logprobs_mode"] == sample.logprobs_mode
+    assert arrays["temperatures"].tolist() == [value for sample in samples for value in sample.temperatures]
+    assert arrays["turn_ids"].tolist() == [index for sample in samples for index in turn_ids(sample)]
+    assert arrays["turn_rewards"].tolist() == [turn.reward for sample in samples for turn in sample.turns]
+    for start, end in zip(arrays["turn_starts"], arrays["turn_ends"], strict=True):
+        assert arrays["loss_mask"][start:end].all()
+        assert arrays["loss_mask"][start - 1] == 0
 
 
 def test_a_rollout_played_again_counts_once(run: Path, tmp_path: Path) -> None:
@@ -210,6 +239,16 @@ def test_a_device_is_written_as_it_is(run: Path) -> None:
     """A pipe or /dev/null is not replaced by a file."""
     assert export(run, Path("/dev/null"), "jsonl", "grpo").samples == 8
     assert not Path("/dev/null").is_file()
+
+
+def test_a_folder_of_format_2_is_exported(tmp_path: Path) -> None:
+    """The samples of a run that an earlier version played are those that it exported itself."""
+    export(FORMAT_2, tmp_path / "samples.jsonl", "jsonl", "grpo")
+    files = [folder / "samples.jsonl" for folder in (tmp_path, FORMAT_2)]
+    for lines in zip(*(file.read_text().splitlines() for file in files), strict=True):
+        now, then = map(json.loads, lines)
+        assert {name: now[name] for name in then} == then
+        assert now["logprobs_mode"] is None
 
 
 def test_a_folder_of_format_1_is_exported(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from array import array
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,8 +15,8 @@ from hypothesis import strategies as st
 from rollout.chat.messages import Function, MalformedToolCall, Message, ToolCall
 from rollout.errors import UsageError
 from rollout.records import Failure, FailureKind, Rollout, Route, StopReason, Turn
-from rollout.request import WeightSpan
-from rollout.store.config import FolderConfig
+from rollout.request import Sampling, WeightSpan
+from rollout.store.config import FORMAT, FolderConfig
 from rollout.store.folder import (
     ROLLOUTS,
     TASKS,
@@ -31,6 +32,8 @@ from rollout.store.index import RunIndex
 from rollout.store.task_list import TaskList
 from rollout.tokens.prefix import FallbackReason
 from rollout.tokens.trajectory import Node, Root
+
+FORMAT_2 = Path(__file__).parents[2] / "fixtures" / "run-format-2"
 
 LOGPROBS = st.lists(st.floats(max_value=0, allow_nan=False, allow_infinity=False), max_size=5)
 MESSAGES = st.builds(
@@ -176,12 +179,42 @@ def test_null_rewards_of_format_1_are_failures(tmp_path: Path) -> None:
     assert (first.metrics, first.stop, second.ok) == ({"loss": 0.5}, None, True)
 
 
+def test_a_number_that_json_does_not_have_is_no_record() -> None:
+    """Nor is one of the places that a reward may come from."""
+    for name in ("reward", "step_reward", "score", "group_reward"):
+        with pytest.raises(ValueError, match=f"^{name} is inf"):
+            encode_rollout(msgspec.structs.replace(minimal(), **{name: math.inf}))
+
+
+def test_a_folder_of_format_2_is_read_back() -> None:
+    """What it has is as it was; what it did not keep is not known, and never a number that nobody recorded."""
+    rollouts = list(read_rollouts(FORMAT_2))
+    assert [(rollout.reward, rollout.stop) for rollout in rollouts] == [(1.0, StopReason.DONE)] * 4
+    for rollout in rollouts:
+        assert (rollout.step_reward, rollout.score, rollout.group_reward) == (None, None, None)
+        assert [turn.sampling for turn in rollout.turns] == [None] * 3
+        (sample,) = rollout.samples()
+        kept = zip(sample.temperatures, sample.loss_mask, strict=True)
+        assert all(math.isnan(temperature) if sampled else temperature == 1 for temperature, sampled in kept)
+        assert [turn.trained for turn in sample.turns] == [turn.completion_tokens for turn in rollout.turns]
+
+
+def test_what_a_turn_was_given_is_read_back() -> None:
+    """Its reward, metrics and settings, and a setting that is not known, which is not one that changes nothing."""
+    sampling = Sampling(temperature=0.7, top_p=None, top_k=20)
+    turn = Turn(
+        route=Route.TOKEN_IN, sampling=sampling, logprobs_mode="raw_logprobs", reward=0.5, metrics={"tools": 1.0}
+    )
+    rollout = minimal(turns=[turn, Turn(route=Route.TOKEN_IN)], step_reward=0.5, score=1.0, reward=1.0)
+    assert decode_rollout(encode_rollout(rollout)) == rollout
+
+
 def test_a_newer_format_is_refused_by_name(tmp_path: Path) -> None:
     """Every reader says which format the folder has and which it knows."""
     (tmp_path / ROLLOUTS).write_bytes(b"")
-    (tmp_path / "config.toml").write_text("format = 3\n")
+    (tmp_path / "config.toml").write_text(f"format = {FORMAT + 1}\n")
     for read in (lambda: list(read_rollouts(tmp_path)), lambda: RunIndex(tmp_path), lambda: RunFolder.resume(tmp_path)):
-        with pytest.raises(UsageError, match="newer rollout: format 3; this one reads up to 2"):
+        with pytest.raises(UsageError, match=f"newer rollout: format {FORMAT + 1}; this one reads up to {FORMAT}"):
             read()
 
 

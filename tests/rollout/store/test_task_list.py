@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 from collections import Counter
 from collections.abc import Hashable
@@ -102,6 +103,27 @@ def test_an_environment_that_cannot_be_made_is_one_line() -> None:
 
     with pytest.raises(ConfigError, match=r"^e\.py:E: making it raised RuntimeError: no docker here"):
         load_tasks(RunSettings(env="e.py:E", tasks="t.jsonl"), make)
+
+
+@pytest.mark.parametrize("kind", [classmethod, staticmethod])
+def test_tasks_of_a_class_need_no_object(kind: Any, tmp_path: Path) -> None:
+    """What an environment takes to be made, a container say, is not taken to list what it plays."""
+    listed = {
+        classmethod: classmethod(lambda cls, n, seed: [{"n": n, "seed": seed}] * n),
+        staticmethod: staticmethod(lambda n, seed: [{"n": n, "seed": seed}] * n),
+    }
+
+    class Heavy(Env):
+        tasks = listed[kind]  # type: ignore[assignment]
+
+        def __init__(self) -> None:
+            raise RuntimeError("it was made")
+
+    (tmp_path / "t.jsonl").write_text('{"a": 1}\n')
+    assert list(load_tasks(RunSettings(env="e.py:E", num_tasks=2), Heavy)) == [{"n": 2, "seed": 0}] * 2
+    assert list(load_tasks(RunSettings(env="e.py:E", tasks=str(tmp_path / "t.jsonl")), functools.partial(Heavy))) == [
+        {"a": 1}
+    ]
 
 
 def test_fewer_tasks_than_asked_for_are_said(tmp_path: Path) -> None:

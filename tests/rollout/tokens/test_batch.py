@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rollout.tokens.batch import joined, pack, pad
-from rollout.tokens.samples import TrainingSample, version_number
+from rollout.tokens.samples import SampleTurn, TrainingSample, version_number
 from rollout.tokens.trajectory import ids_array
 
 
@@ -20,6 +20,8 @@ def sample(length: int, advantage: float | None = 0.5) -> TrainingSample:
         loss_mask=array("b", [0] + [1] * (length - 1)),
         logprobs=array("d", [-0.25] * length),
         weight_versions=[None, *["7"] * (length - 1)],
+        temperatures=array("d", [1.0] + [0.5] * (length - 1)),
+        turns=[SampleTurn(start=1, end=length, turn=3, trained=length - 1, temperature=0.5)],
         reward=float(length),
         advantage=advantage,
         rollout_id=f"r{length}",
@@ -41,6 +43,13 @@ def test_padding_keeps_every_token(samples: list[TrainingSample], multiple_of: i
         assert batch.attention_mask[row].sum() == length
         assert batch.loss_mask[row].sum() == sum(one.loss_mask)
         assert batch.weight_versions[row, :length].tolist() == [-1, *[7] * (length - 1)]
+        assert batch.temperatures[row].tolist() == [
+            1.0,
+            *[0.5] * (length - 1),
+            *[1.0] * (batch.loss_mask.shape[1] - length),
+        ]
+        assert batch.turn_ids[row, :length].tolist() == [-1, *[3] * (length - 1)]
+        assert set(batch.turn_ids[row, length:].tolist()) <= {-1}
     assert batch.rewards.tolist() == [one.reward for one in samples]
 
 
@@ -53,6 +62,8 @@ def test_packing_loses_nothing_and_overfills_nothing(samples: list[TrainingSampl
         for start, end in zip(bin_.cu_seqlens, bin_.cu_seqlens[1:], strict=False):
             assert bin_.position_ids[start:end].tolist() == list(range(end - start))
             assert set(bin_.advantages[start:end].tolist()) == {0.5}
+            assert bin_.temperatures[start:end].tolist() == [1.0, *[0.5] * (end - start - 1)]
+            assert bin_.turn_ids[start:end].tolist() == [-1, *[3] * (end - start - 1)]
             found.append(bin_.token_ids[start:end].tolist())
     assert sorted(found) == sorted(one.token_ids.tolist() for one in samples)
 
@@ -110,3 +121,14 @@ def test_nothing_to_pad_is_an_error() -> None:
     """Padding nothing is the caller's mistake."""
     with pytest.raises(ValueError, match="no samples"):
         pad([])
+
+
+def test_a_sample_without_temperatures_has_none_that_is_known() -> None:
+    """One that a program makes by itself, as before there were any: NaN, never a guess."""
+    made = TrainingSample(
+        token_ids=ids_array([1, 2]),
+        loss_mask=array("b", [0, 1]),
+        logprobs=array("d", [0, -1]),
+        weight_versions=[None] * 2,
+    )
+    assert np.isnan(made.to_numpy()["temperatures"]).all()
