@@ -53,6 +53,8 @@ class ShapeCache:
         """Whether a message of a history changes what follows."""
         self._heads = Memo[object, bool](size)
         """Whether a short head stands for a history."""
+        self._walked = Memo[object, tuple[list[Message], list[Message]]](2 * size)
+        """Histories, and which of their messages are seen: the next turn's has a few messages more."""
         self._before = Memo[object, list[int]](size)
         """What stood before the close last time."""
 
@@ -107,20 +109,17 @@ class ShapeCache:
     def _head(self, key: object, shape: Shape, previous: Previous, tail: Sequence[Message]) -> Steps[Head]:
         """What stands for the history: nearly always a word."""
         history = previous.history
-        kinds = {(message.role, at == 0) for at, message in enumerate(history) if message.role != "assistant"}
-        seen_kinds = set()
-        for role, first in kinds:
-            if (yield from self._is_seen(key, shape, Message(role, "."), first, previous, tail)):
-                seen_kinds.add((role, first))
-        seen = []
-        for at, message in enumerate(history):
-            if message.role == "assistant":
-                continue
-            tried = self._looks_for is None or self._looks_for(message.text)
-            if (message.role, at == 0) in seen_kinds or (
-                tried and (yield from self._is_seen(key, shape, message, at == 0, previous, tail))
-            ):
-                seen.append(message)
+        if not history:
+            return HEAD
+        name = (key, id(history[0]))
+        walked, seen = self._walked.get(name, ([], []))
+        if walked != history[: len(walked)]:  # the same objects mostly, so that an old message costs nothing
+            walked, seen = [], []
+        if len(walked) < len(history):
+            for at in range(len(walked), len(history)):
+                if (yield from self._is_seen(key, shape, history[at], at == 0, previous, tail)):
+                    seen = [*seen, history[at]]
+            self._walked[name] = list(history), seen
         if not seen:
             return HEAD
         head = _short_head(history, seen)
@@ -131,7 +130,20 @@ class ShapeCache:
     def _is_seen(
         self, key: object, shape: Shape, message: Message, first: bool, previous: Previous, tail: Sequence[Message]
     ) -> Steps[bool]:
-        """Whether a message of the history changes what the template writes behind the turn. Asked once."""
+        """Whether a message of the history changes what the template writes behind the turn."""
+        if message.role == "assistant":
+            return False
+        word = Message(message.role, ".")
+        if (yield from self._changes(key, shape, word, first, previous, tail)):
+            return True
+        if self._looks_for is not None and not self._looks_for(message.text):
+            return False
+        return (yield from self._changes(key, shape, message, first, previous, tail))
+
+    def _changes(
+        self, key: object, shape: Shape, message: Message, first: bool, previous: Previous, tail: Sequence[Message]
+    ) -> Steps[bool]:
+        """Whether what the template writes behind the turn is another behind a message. Asked once for each text."""
         name = (key, first, message.role, message.text if len(message.text) < _SHORT else digest(message))
         if name not in self._seen:
             turn = stand_in.stand_in_turn(previous.message, tail, shape.form)

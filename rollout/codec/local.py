@@ -52,11 +52,20 @@ class Lane:
         """`reader` reads what was sampled; None has it chosen here, by what the model is."""
         self._tokenizer = LiteralTokenizer(tokenizer)
         self.reader = reader or choose_reader(tokenizer, family=family)
-        self.renderer = RendererBridge(tokenizer, family, thinking_retention, stop_ids) if family else None
+        has_template = bool(tokenizer.chat_template)
+        self.renderer = (
+            RendererBridge(tokenizer, family, thinking_retention, stop_ids, by_template=has_template)
+            if family
+            else None
+        )
         self.stop_token_ids = self.renderer.stop_token_ids if self.renderer else list(dict.fromkeys(stop_ids))
         self._stops = frozenset(self.stop_token_ids)
-        self.template = TemplateBridge(tokenizer, self.stop_token_ids) if tokenizer.chat_template else None
-        own = self.renderer.stand_in if self.renderer else None
+        if self.renderer is not None:
+            self.template = self.renderer.template
+        else:
+            self.template = TemplateBridge(tokenizer, self.stop_token_ids) if has_template else None
+        # Where two renderers differ the template wins, so a family's own rendering serves only where there is none.
+        own = self.renderer.stand_in if self.renderer and self.template is None else None
         self._bridges: list[Bridge] = [bridge for bridge in (self.renderer, self.template, own) if bridge is not None]
 
     def extend(self, previous: Previous, tail: Sequence[Message], context: Context) -> Bridged | Declined:

@@ -83,12 +83,19 @@ def learn(
     pattern = _pattern(ids, encoded, words)
     if pattern is None:
         return None
-    for at in range(len(_PROBES)):
-        # Texts that differ from message to message, so that a slot in another's place is found out.
-        texts = [_PROBES[(at + number) % len(_PROBES)] for number in range(len(messages))]
-        if pattern.filled(texts, tokenizer.plain_ids) != make(_with_texts(messages, texts)):
+    for probe in probed(messages):
+        if pattern.filled([message.text for message in probe], tokenizer.plain_ids) != make(probe):
             return None
     return pattern
+
+
+def probed(messages: Sequence[Message]) -> Iterator[list[Message]]:
+    """The messages with texts that renderers and templates treat in ways of their own.
+
+    They differ from message to message, so that a text in another's place is found out.
+    """
+    for at in range(len(_PROBES)):
+        yield _with_texts(messages, [_PROBES[(at + number) % len(_PROBES)] for number in range(len(messages))])
 
 
 def said_otherwise(

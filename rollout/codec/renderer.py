@@ -1,4 +1,10 @@
-"""The bridge by a hand-written family of `renderers`, which knows reasoning and cut-offs. One lane, one thread."""
+"""The bridge by a hand-written family of `renderers`, which knows reasoning and cut-offs. One lane, one thread.
+
+A family serves only where it writes what the model's own template writes, for this shape of tail and these template
+arguments. That is proved by texts that templates treat in ways of their own (spaces at the ends, JSON, several lines),
+and says nothing of a text in which the template may find something, or of a history at which it looks back: those are
+the template bridge's. Without a template the family's own rendering of whole conversations is the measure.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +18,9 @@ from rollout.chat.canonical import value_digest
 from rollout.chat.messages import Message, with_tool_names
 from rollout.codec import stand_in
 from rollout.codec.literal import LiteralTokenizer
-from rollout.codec.pattern import Pattern, Reading, as_text, learn, learn_reading, said_otherwise, texts_of
+from rollout.codec.pattern import Pattern, Reading, as_text, learn, learn_reading, probed, said_otherwise, texts_of
 from rollout.codec.readers.from_renderer import from_renderer
-from rollout.codec.template import StandInBridge, literally
+from rollout.codec.template import StandInBridge, TemplateBridge, literally
 from rollout.codec.tokenizer import template_form
 from rollout.codec.types import Bridged, Context, Declined, Previous
 from rollout.memo import Memo
@@ -46,8 +52,15 @@ class RendererBridge:
     again, with ids of calls or odd markers in them, are not worth that."""
 
     def __init__(
-        self, tokenizer: Any, family: str, thinking_retention: str, stop_token_ids: Collection[int] = ()
+        self,
+        tokenizer: Any,
+        family: str,
+        thinking_retention: str,
+        stop_token_ids: Collection[int] = (),
+        *,
+        by_template: bool = False,
     ) -> None:
+        """`by_template` has the family serve only where it writes what the tokenizer's template writes."""
         self._tokenizer = LiteralTokenizer(tokenizer)
         self._family = family
         self._retention = thinking_retention
@@ -55,8 +68,9 @@ class RendererBridge:
         self.stop_token_ids = list(dict.fromkeys([*self._renderer({}).get_stop_token_ids(), *stop_token_ids]))
         self._stops = frozenset(self.stop_token_ids)
         self.stand_in = StandInBridge("stand_in", self.render, self.stop_token_ids)
-        """The family's rendering as a bridge of its own: the measure of the family's bridge, and what serves
-        where that declines."""
+        """The family's rendering as a bridge of its own: where there is no template, the measure of the family's
+        bridge, and what serves where that declines."""
+        self.template = TemplateBridge(tokenizer, self.stop_token_ids) if by_template else None
         self._patterns = Memo[object, Pattern | None](_SHAPES_SEEN)
         self._seen = Memo[object, int](_SHAPES_SEEN)
         self._readings = Memo[object, Reading | None](_SHAPES_SEEN)
@@ -90,7 +104,12 @@ class RendererBridge:
 
     def extend(self, previous: Previous, tail: Sequence[Message], context: Context) -> Bridged | Declined:
         texts = texts_of(tail) if previous.completion_ids else None
-        if texts is None or not all(map(self._tokenizer.is_plain, texts)):
+        plain = texts is not None and all(map(self._tokenizer.is_plain, texts))
+        if self.template is not None and (
+            fault := self._unproved(self.template, texts, plain, previous, tail, context)
+        ):
+            return Declined(fault)
+        if texts is None or not plain:
             return self._by_family(previous, tail, context)
         key = self._pattern_key(previous, tail, context)
         if key not in self._patterns:
@@ -101,6 +120,24 @@ class RendererBridge:
         if pattern is None:
             return self._by_family(previous, tail, context)
         return Bridged(pattern.filled(texts, self._tokenizer.plain_ids), self.name)
+
+    def _unproved(
+        self,
+        template: TemplateBridge,
+        texts: Sequence[str] | None,
+        plain: bool,
+        previous: Previous,
+        tail: Sequence[Message],
+        context: Context,
+    ) -> str:
+        """Why no proof can be had that the family writes what the template does; "" where one can."""
+        if previous.completion_ids and (texts is None or not plain or any(map(template.may_find, texts))):
+            return "the tail has more than text in it, or what the template may look for"
+        try:
+            looks_back = template.looks_back(previous, tail, context)
+        except stand_in.NotExtendable as error:
+            return str(error)
+        return "the template looks back at earlier messages" if looks_back else ""
 
     def _pattern_key(self, previous: Previous, tail: Sequence[Message], context: Context) -> object:
         """Equal where the family writes the same around a tail's texts: texts do not count, markers do.
@@ -163,23 +200,44 @@ class RendererBridge:
         except stand_in.NotExtendable as error:
             return Declined(str(error))
         if self._is_unlike(found, previous, tail, context):
-            return Declined(f"the {self._family} renderer's bridge is not what it renders")
+            measure = "it renders" if self.template is None else "the template writes"
+            return Declined(f"the {self._family} renderer's bridge is not what {measure}")
         return found
 
     def _is_unlike(self, found: Bridged, previous: Previous, tail: Sequence[Message], context: Context) -> bool:
-        """Whether the family bridges this shape of tail in another way than it renders whole conversations.
+        """Whether the family bridges this shape of tail in another way than the template, or than it renders itself.
 
-        Laguna's bridge leaves out a newline, for one. Asked once per shape, where the turn ended by a stop token:
-        how a turn that was cut off is closed is the family's to know.
+        Laguna's bridge leaves out a newline, for one. Asked once per shape. How a turn that was cut off is closed is
+        the family's to know.
         """
         end = previous.completion_ids[-1] if previous.completion_ids else None
-        if end not in self.stop_token_ids:
+        end = end if end in self._stops else None
+        if end is None and self.template is None:
             return False
         key = (context.key, self._shape(previous, tail, context), end)
         if key not in self._unlike:
-            rendered = self.stand_in.extend(previous, tail, context)
-            self._unlike[key] = isinstance(rendered, Bridged) and rendered.ids != found.ids
+            self._unlike[key] = self._is_refuted(found, previous, tail, context, cut=end is None)
         return self._unlike[key]
+
+    def _is_refuted(
+        self, found: Bridged, previous: Previous, tail: Sequence[Message], context: Context, *, cut: bool
+    ) -> bool:
+        if self.template is None:
+            rendered = self.stand_in.extend(previous, tail, context)
+            return isinstance(rendered, Bridged) and rendered.ids != found.ids
+        # Behind a turn that was cut off the family may write more, to close it, but ends as the template does.
+        ended = msgspec.structs.replace(previous, completion_ids=self.stop_token_ids[:1]) if cut else previous
+        try:
+            for other in [tail, *(probed(tail) if texts_of(tail) is not None else ())]:
+                ids = found.ids if other is tail else self._extend(previous, other, context)
+                written = self.template.extend(ended, other, context)
+                if not isinstance(written, Bridged) or ids[len(ids) - len(written.ids) :] != written.ids:
+                    return True
+                if not cut and len(ids) != len(written.ids):
+                    return True
+        except Exception:  # a family that declines or raises for some texts reads them
+            return True
+        return False
 
     def _extend(self, previous: Previous, tail: Sequence[Message], context: Context) -> list[int]:
         """Raises NotExtendable."""

@@ -115,10 +115,9 @@ async def test_a_bridge_that_raises_declines_with_its_cause(monkeypatch: pytest.
     assert isinstance(found, Bridged)
     assert found.bridge == "template"
     monkeypatch.setattr(lane.template, "extend", broken)
-    monkeypatch.setattr(lane.renderer.stand_in, "extend", broken)
     declined = await codec.extend(turn, [user("x")], PLAIN)
     assert isinstance(declined, Declined)
-    assert declined.reason == "; ".join(f"{name}: RuntimeError: boom" for name in ("renderer", "template", "stand_in"))
+    assert declined.reason == "; ".join(f"{name}: RuntimeError: boom" for name in ("renderer", "template"))
 
 
 async def test_tool_messages_reach_the_bridge_with_their_functions_name(monkeypatch: pytest.MonkeyPatch) -> None:
