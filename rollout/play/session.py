@@ -32,7 +32,15 @@ from rollout.records import Route, Turn
 from rollout.request import MessagePrompt, Reply, Request, Sampling, TokenPrompt
 from rollout.servers.completion import MAX_RESUMPTIONS, is_whole, joined, pause_s, rest_of
 from rollout.servers.weights import Weights
-from rollout.tokens.prefix import EXPECTED_FALLBACKS, Extend, Fallback, FallbackReason, Planner, Prompt
+from rollout.tokens.prefix import (
+    EXPECTED_FALLBACKS,
+    Extend,
+    Fallback,
+    FallbackReason,
+    LastTurn,
+    Planner,
+    Prompt,
+)
 from rollout.tokens.trajectory import Trajectory, ids_array
 from rollout.tokens.verify import check_reply, check_turn
 from rollout.transport import ServerInfo, Transport
@@ -113,11 +121,7 @@ class Session:
         self._group_id, self._group_size = group_id, group_size
         self._planner = Planner(self.trajectory, model.config.match)
         self._context: tuple[bytes, Context] | None = None
-        self._last_ids: tuple[int, TokenPrompt] | None = None
-        """The last turn's node, and the prompt that it answered: the next one mostly starts with it."""
-        self._last_messages: MessagePrompt | None = None
-        self._measured: tuple[MessagePrompt, int] | None = None
-        """A prompt of messages, and how many tokens the server said that it had."""
+        self._last: LastTurn | None = None
         self._logged: set[FallbackReason] = set()
         self._numbers = itertools.count(1)
         """Request ids differ even where two turns of one session are under way at once."""
@@ -152,7 +156,7 @@ class Session:
         await self.turnstile.enter()
         started = time.perf_counter()
         args = self._model.config.template_args if template_args is None else template_args
-        prompt = self._planner.prompt(messages, tools, args)
+        prompt = self._planner.prompt(messages, tools, args, self._last)
         context = self._make_context(prompt)
         outgoing = await self._prepare(prompt, context)
         request = await self._request(prompt, outgoing, context, max_tokens)
@@ -161,10 +165,8 @@ class Session:
         await self.turnstile.enter()
         answered = time.perf_counter()
         message = await self._read(reply, outgoing, prompt.messages, context)
-        turn = self._commit(prompt, outgoing, reply, message)
+        turn = self._commit(prompt, outgoing, request, reply, message)
         turn.sampling, turn.logprobs_mode = self._model.sampling_of(request.sampling), self._model.info.logprobs_mode
-        if isinstance(request.prompt, MessagePrompt) and turn.prompt_tokens:
-            self._measured = request.prompt, turn.prompt_tokens
         turn.request_s = reply.request_s or answered - rendered
         turn.queue_s = max(0.0, answered - rendered - turn.request_s)
         turn.render_s = time.perf_counter() - answered + rendered - started
@@ -234,8 +236,8 @@ class Session:
 
     def _turn_of(self, node: int) -> tuple[TokenPrompt, list[int]]:
         """The prompt and the completion of the turn that a sampled node ends."""
-        if self._last_ids is not None and self._last_ids[0] == node:
-            return self._last_ids[1], self.trajectory.nodes[node].ids.tolist()
+        if self._last is not None and self._last.node == node and self._last.received is not None:
+            return self._last.received, self.trajectory.nodes[node].ids.tolist()
         prompt_ids, completion_ids = self.trajectory.turn_ids(node)
         return TokenPrompt(prompt_ids), completion_ids
 
@@ -245,7 +247,7 @@ class Session:
         return theirs if theirs is not None and theirs.tool_calls else self.trajectory.nodes[plan.node].message
 
     def _plan(self, prompt: Prompt) -> Extend | Fallback:
-        plan = self._planner.plan(prompt)
+        plan = self._planner.plan(prompt, self._last)
         if plan == Fallback(reason=FallbackReason.FIRST_TURN):
             return plan
         previous = plan.node if isinstance(plan, Extend) and plan.tail else getattr(plan, "previous", None)
@@ -284,8 +286,8 @@ class Session:
         body: TokenPrompt | MessagePrompt | None = outgoing.prompt
         if body is None:
             args = context.template_args
-            body = MessagePrompt(prompt.messages, context.tools, args, before=self._last_messages)
-            self._last_messages = body
+            before = self._last.sent if self._last is not None else None
+            body = MessagePrompt(prompt.messages, context.tools, args, before=before)
         room = await self._room(body, context, max_tokens or config.max_tokens)
         return Request(
             prompt=body,
@@ -310,7 +312,7 @@ class Session:
             length = len(prompt.ids)
         else:
             # A token is at least a byte, so a short prompt need not be rendered to know that it fits.
-            length = _most_tokens(prompt, self._measured)
+            length = _most_tokens(prompt, self._last)
             if length + (wanted or 1) > limit:
                 if self._model.codec is None:
                     return wanted
@@ -338,33 +340,45 @@ class Session:
             message = number_calls(message, sum(len(earlier.tool_calls) for earlier in conversation))
         return message
 
-    def _commit(self, prompt: Prompt, outgoing: _Outgoing, reply: Reply, message: Message) -> Turn:
+    def _commit(self, prompt: Prompt, outgoing: _Outgoing, request: Request, reply: Reply, message: Message) -> Turn:
         """Puts the turn into the tree. The first change to it: nothing before can leave it half made."""
-        tree, plan, sent = self.trajectory, outgoing.plan, outgoing.prompt
+        tree, plan, sent, last = self.trajectory, outgoing.plan, outgoing.prompt, self._last
         if reply.prompt_ids is None or (sent is not None and sent.ids == ids_array(reply.prompt_ids)):
             received = sent
         else:
             received = TokenPrompt(reply.prompt_ids)
         broken = self._is_broken(outgoing, received)
-        if isinstance(plan, Extend) and received is sent:
-            digests = prompt.digests[plan.depth :]
-            end = (
-                tree.add_tail(plan.node, plan.tail, digests, ids_array(outgoing.bridge_ids)) if plan.tail else plan.node
-            )
-        else:
-            root = tree.find_root(prompt.root.tools_key, prompt.root.args_key)
-            root = tree.add_root(prompt.root) if root is None else root
-            ids = received.ids if received is not None else None
-            end = tree.add_prompt(root, prompt.messages, prompt.digests, ids)
-        message_digest = digest(message, self._model.config.match)
-        node = tree.add_sampled(
-            end, message, message_digest, reply.completion_ids, reply.logprobs, reply.weight_versions
+        root = tree.find_root(prompt.root.tools_key, prompt.root.args_key)
+        root = tree.add_root(prompt.root) if root is None else root
+        laid = last.laid if last is not None else None
+        match plan:
+            case Extend(node=end, tail=[]) if received is sent:
+                pass
+            case Extend(node=above, tail=tail, depth=depth) if received is sent:
+                end = tree.add_tail(above, tail, prompt.digests[depth:], ids_array(outgoing.bridge_ids))
+            case _:
+                ids = received.ids if received is not None else None
+                laid = tree.add_prompt(root, prompt.messages, prompt.digests, ids, laid)
+                end = laid.end
+        answer = digest(message, self._model.config.match)
+        node = tree.add_sampled(end, message, answer, reply.completion_ids, reply.logprobs, reply.weight_versions)
+        turn = self._turn(outgoing, reply, node, received, broken)
+        as_messages = request.prompt if isinstance(request.prompt, MessagePrompt) else None
+        digests = [*prompt.digests, answer]
+        self._last = LastTurn(
+            root=root,
+            messages=[*prompt.messages, message],
+            digests=digests,
+            prefixes=self._planner.prefixes(root, digests, last),
+            node=node,
+            received=received,
+            laid=laid,
+            sent=as_messages or (last.sent if last is not None else None),
+            sent_tokens=turn.prompt_tokens if as_messages else last.sent_tokens if last is not None else 0,
         )
-        self._planner.committed(prompt, message, message_digest)
-        self._last_ids = (node, received) if received is not None else None
         if self._model.config.verify:
             check_turn(tree, node, sent, reply, outgoing.previous if outgoing.route is Route.TOKEN_IN else None)
-        return self._turn(outgoing, reply, node, received, broken)
+        return turn
 
     def _is_broken(self, outgoing: _Outgoing, received: TokenPrompt | None) -> bool | None:
         """Whether the server's prompt departs from what was sampled before; None where that cannot be known."""
@@ -407,13 +421,14 @@ def _sampling(config: EngineConfig, room: int | None) -> Mapping[str, Any]:
     return {**config.sampling, "min_tokens": room} if asked else config.sampling
 
 
-def _most_tokens(prompt: MessagePrompt, measured: tuple[MessagePrompt, int] | None) -> int:
+def _most_tokens(prompt: MessagePrompt, last: LastTurn | None) -> int:
     """A bound on a prompt's tokens that needs no tokenizer: its bytes, and much for the template's own text.
 
-    Behind a prompt that the server has measured it is that and the bytes of what is new.
+    Behind a prompt that the server has counted it is that and the bytes of what is new.
     """
-    if measured is not None and (added := prompt.added_to(measured[0])) is not None:
+    counted = last.sent if last is not None and last.sent_tokens else None
+    if last is not None and counted is not None and (added := prompt.added_to(counted)) is not None:
         messages, size = added
-        return measured[1] + size + 32 * messages + 256
+        return last.sent_tokens + size + 32 * messages + 256
     size = prompt.size + 32 * len(prompt.messages)
     return size + (2_048 + len(msgspec.json.encode(list(prompt.tools))) if prompt.tools else 0) + 256

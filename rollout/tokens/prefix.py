@@ -16,7 +16,8 @@ import msgspec
 
 from rollout.chat.canonical import Match, digest, value_digest
 from rollout.chat.messages import Message
-from rollout.tokens.trajectory import Root, Trajectory
+from rollout.request import MessagePrompt, TokenPrompt
+from rollout.tokens.trajectory import LaidPrompt, Root, Trajectory
 
 
 class FallbackReason(StrEnum):
@@ -70,37 +71,65 @@ class Fallback(msgspec.Struct, frozen=True, kw_only=True):
     """How many messages that node's branch covers."""
 
 
+class LastTurn(msgspec.Struct, frozen=True, kw_only=True):
+    """What a session's last turn left for the next one, which mostly goes on from it, so that what is old is free.
+
+    Whoever commits a turn makes it, and hands it to whatever can do with it: to the planner, to the tree, to the next
+    request. A turn that goes on from another one is planned all the same, only from further above.
+    """
+
+    root: int
+    messages: Sequence[Message]
+    """The conversation, with the answer."""
+    digests: Sequence[bytes]
+    prefixes: Sequence[int]
+    """The prefix of the tree that ends in each of those messages."""
+    node: int
+    """The answer's."""
+    received: TokenPrompt | None
+    """The prompt as the server had it; None where nobody knows."""
+    laid: LaidPrompt | None
+    """The last prompt that was laid whole, of this turn or an earlier one."""
+    sent: MessagePrompt | None
+    """The last prompt that went out as messages, of this turn or an earlier one."""
+    sent_tokens: int
+    """How many tokens the server said that it has; 0 where it did not."""
+
+
 class Planner:
-    """Looks up conversations in one trajectory. Remembers the last one, so that an old message costs nothing."""
+    """Looks up conversations in one trajectory."""
 
     def __init__(self, trajectory: Trajectory, match: Match = "strict") -> None:
         self._tree = trajectory
         self._match = match
         self.canonicalized = 0
         """Messages whose canonical form was computed: grows with the new messages only."""
-        self._messages: list[Message] = []
-        self._digests: list[bytes] = []
-        self._last_root: int | None = None
-        self._prefixes: list[int] = []
-        """The prefix that ends in each of those messages, below that root."""
 
     def prompt(
-        self, messages: Sequence[object], tools: Sequence[Mapping[str, Any]], template_args: Mapping[str, Any]
+        self,
+        messages: Sequence[object],
+        tools: Sequence[Mapping[str, Any]],
+        template_args: Mapping[str, Any],
+        last: LastTurn | None = None,
     ) -> Prompt:
         """Reads a conversation, in any form. Messages that are the same objects as last time are not read again.
 
         Raises MessageError.
         """
-        known = self._shared(messages)
-        conversation = [*self._messages[:known], *map(Message.of, messages[known:])]
-        digests = [*self._digests[:known], *map(self._digest, conversation[known:])]
+        known = _shared(messages, last.messages) if last is not None else 0
+        conversation, digests = list[Message](), list[bytes]()
+        if last is not None:
+            conversation, digests = list(last.messages[:known]), list(last.digests[:known])
+        conversation += map(Message.of, messages[known:])
+        digests += map(self._digest, conversation[known:])
         return Prompt(messages=conversation, digests=digests, root=self._root(tools, template_args))
 
-    def plan(self, prompt: Prompt) -> Extend | Fallback:
+    def plan(self, prompt: Prompt, last: LastTurn | None = None) -> Extend | Fallback:
         """What this prompt can extend. The longest prefix wins, over all branches."""
         tree = self._tree
         root = tree.find_root(prompt.root.tools_key, prompt.root.args_key)
-        node, depth, prompt_node, matched = self._longest(root, prompt) if root is not None else (None, 0, None, 0)
+        nothing = None, 0, None, 0
+        node, depth, prompt_node, matched = nothing if root is None else self._longest(root, prompt, last)
         if prompt_node is not None:
             node, depth = prompt_node, len(prompt.messages)
         if node is None:
@@ -116,20 +145,17 @@ class Planner:
             return Fallback(reason=reason, detail=fault, previous=node, depth=depth)
         return Extend(node=node, tail=tail, depth=depth)
 
-    def committed(self, prompt: Prompt, answer: Message, answer_digest: bytes) -> None:
-        """Remembers the conversation, which is in the tree now."""
-        root = self._tree.find_root(prompt.root.tools_key, prompt.root.args_key)
-        assert root is not None, "a turn's root is in the tree before the turn is"
-        digests = [*prompt.digests, answer_digest]
-        self._prefixes = self._prefixes_of(root, digests)
-        self._last_root, self._messages, self._digests = root, [*prompt.messages, answer], digests
-
-    def _shared(self, messages: Sequence[object]) -> int:
-        """How many leading messages are the very objects of the last conversation."""
-        last = self._messages
-        if len(messages) >= len(last) and all(map(is_, last, messages)):
-            return len(last)
-        return next((i for i, (a, b) in enumerate(zip(last, messages, strict=False)) if a is not b), len(messages))
+    def prefixes(self, root: int, digests: Sequence[bytes], last: LastTurn | None) -> list[int]:
+        """The prefixes of a conversation that are in the tree: one per message that was sent or said before."""
+        goes_on = last is not None and last.root == root and digests[: len(last.digests)] == last.digests
+        prefixes = list(last.prefixes) if goes_on and last is not None else []
+        prefix = prefixes[-1] if prefixes else -1 - root
+        for message in digests[len(prefixes) :]:
+            longer = self._tree.prefix_with(prefix, message)
+            if longer is None:
+                break
+            prefixes.append(prefix := longer)
+        return prefixes
 
     def _digest(self, message: Message) -> bytes:
         self.canonicalized += 1
@@ -155,9 +181,9 @@ class Planner:
         same_tools = any(other.tools_key == prompt.root.tools_key for other in self._tree.roots)
         return Fallback(reason=FallbackReason.TEMPLATE_ARGS_CHANGED if same_tools else FallbackReason.TOOLS_CHANGED)
 
-    def _longest(self, root: int, prompt: Prompt) -> tuple[int | None, int, int | None, int]:
+    def _longest(self, root: int, prompt: Prompt, last: LastTurn | None) -> tuple[int | None, int, int | None, int]:
         """(deepest sampled node, its depth, node where this very prompt ends if sent before, messages matched)."""
-        tree, prefixes = self._tree, self._prefixes_of(root, prompt.digests)
+        tree, prefixes = self._tree, self.prefixes(root, prompt.digests, last)
         prompt_node = None
         if len(prefixes) == len(prompt.digests) and prefixes:
             ends = (
@@ -173,17 +199,12 @@ class Planner:
                 return best, depth, prompt_node, len(prefixes)
         return None, 0, prompt_node, len(prefixes)
 
-    def _prefixes_of(self, root: int, digests: Sequence[bytes]) -> list[int]:
-        """The prefixes of a conversation that are in the tree: one per message that was sent or said before."""
-        goes_on = self._last_root == root and digests[: len(self._digests)] == self._digests
-        prefixes = list(self._prefixes) if goes_on else []
-        prefix = prefixes[-1] if prefixes else -1 - root
-        for message in digests[len(prefixes) :]:
-            longer = self._tree.prefix_with(prefix, message)
-            if longer is None:
-                break
-            prefixes.append(prefix := longer)
-        return prefixes
+
+def _shared(messages: Sequence[object], last: Sequence[Message]) -> int:
+    """How many leading messages are the very objects of the last conversation."""
+    if len(messages) >= len(last) and all(map(is_, last, messages)):
+        return len(last)
+    return next((i for i, (a, b) in enumerate(zip(last, messages, strict=False)) if a is not b), len(messages))
 
 
 def tail_fault(tail: Sequence[Message]) -> str:

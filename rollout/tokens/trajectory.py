@@ -94,6 +94,20 @@ class Node(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     digest: bytes = b""
 
 
+class LaidPrompt(NamedTuple):
+    """A whole prompt as it lies in the tree."""
+
+    root: int
+    end: int
+    """The node that ends it."""
+    digests: Sequence[bytes]
+    ids: TokenIds
+    alone: bool
+    """Whether it had ids that were not in the tree, and no other branch has its messages."""
+    nodes: int
+    """How many nodes there were then."""
+
+
 class Trajectory:
     """The tree. `add_extension` and `add_prompt` grow it; everything else reads."""
 
@@ -108,7 +122,6 @@ class Trajectory:
         """The prefix that a prefix and a further message's digest make."""
         self._nodes_at: list[list[int]] = []
         self._prefix_of: dict[int, int] = {}
-        self._last_prompt: _LastPrompt | None = None
 
     @classmethod
     def from_parts(cls, roots: Sequence[Root], nodes: Sequence[Node], leaves: Sequence[int]) -> Trajectory:
@@ -230,33 +243,36 @@ class Trajectory:
         messages: Sequence[Message],
         digests: Sequence[bytes],
         prompt_ids: Sequence[int] | None,
-    ) -> int:
-        """Lays a whole prompt, as the server reported it, over the tree; returns the node that ends it.
+        last: LaidPrompt | None = None,
+    ) -> LaidPrompt:
+        """Lays a whole prompt, as the server reported it, over the tree.
 
-        Where the ids differ from what is there, a new branch forks, in the middle of a delta if need be.
+        Where the ids differ from what is there, a new branch forks, in the middle of a delta if need be. `last` is
+        what this gave for the last turn's prompt: where this one goes on from it, the search begins at its end.
         """
         if prompt_ids is None:
-            return self._lay(-1 - root, messages, digests, ids_array(), known=False)
+            end = self._lay(-1 - root, messages, digests, ids_array(), known=False)
+            return LaidPrompt(root, end, digests, ids_array(), alone=False, nodes=len(self.nodes))
         ids = ids_array(prompt_ids)
-        start = self._start(root, digests, ids)
+        start = self._start(root, digests, ids, last)
         node, depth, matched, partial = self._deepest_overlap(start, digests, ids)
         if partial is not None:
             child, shared = partial
             node, matched = self._split(child, shared), matched + shared
         end = self._lay(node, messages[depth:], digests[depth:], ids[matched:], known=True)
         alone = matched < len(ids) and len(self._nodes_at[self._prefix_of[end]]) == 1
-        self._last_prompt = _LastPrompt(root, end, digests, ids, len(self.nodes)) if alone else None
-        return end
+        return LaidPrompt(root, end, digests, ids, alone, len(self.nodes))
 
-    def _start(self, root: int, digests: Sequence[bytes], ids: TokenIds) -> tuple[int, int, int]:
+    def _start(
+        self, root: int, digests: Sequence[bytes], ids: TokenIds, last: LaidPrompt | None
+    ) -> tuple[int, int, int]:
         """Where the search for what a prompt shares with the tree begins: (node, messages above, ids above).
 
         At the end of the last prompt that was laid, where this one goes on from it and nothing but its answer came
         since. That prompt had ids that no branch had, and no other branch has its messages, so none holds as much of
         this one: a conversation that goes on costs what is new, however often it forked before.
         """
-        last = self._last_prompt
-        if last is not None and last.root == root and len(self.nodes) <= last.nodes + 1:
+        if last is not None and last.alone and last.root == root and len(self.nodes) <= last.nodes + 1:
             depth, length = len(last.digests), len(last.ids)
             if depth < len(digests) and digests[:depth] == last.digests and ids[:length] == last.ids:
                 return last.end, depth, length
@@ -352,18 +368,6 @@ class Trajectory:
                 self._nodes_at.append([])
             self._nodes_at[prefix].append(index)
         self._prefix_of[index] = prefix
-
-
-class _LastPrompt(NamedTuple):
-    """The last prompt that was laid whole, if it had ids and messages that were not in the tree."""
-
-    root: int
-    end: int
-    """The node that ends it."""
-    digests: Sequence[bytes]
-    ids: TokenIds
-    nodes: int
-    """How many nodes there were then."""
 
 
 def _overlap(found: tuple[int, int, int, tuple[int, int] | None]) -> tuple[int, int]:

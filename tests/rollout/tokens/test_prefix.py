@@ -9,7 +9,7 @@ import pytest
 
 from rollout.chat.canonical import digest
 from rollout.chat.messages import Message, user
-from rollout.tokens.prefix import Extend, Fallback, FallbackReason, Planner, tail_fault
+from rollout.tokens.prefix import Extend, Fallback, FallbackReason, LastTurn, Planner, tail_fault
 from rollout.tokens.trajectory import Trajectory, ids_array
 
 TOOLS = [{"type": "function", "function": {"name": "add"}}]
@@ -21,16 +21,17 @@ class Played:
     def __init__(self) -> None:
         self.tree = Trajectory()
         self.planner = Planner(self.tree)
+        self.last: LastTurn | None = None
 
     def plan(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), **args: Any
     ) -> Extend | Fallback:
-        return self.planner.plan(self.planner.prompt(messages, tools, args))
+        return self.planner.plan(self.planner.prompt(messages, tools, args, self.last), self.last)
 
     def turn(self, messages: Sequence[Message], text: str, *, ids: bool = True) -> Message:
         """Sends messages, answers `text`; ids are made up, and extend where the planner says so."""
-        prompt = self.planner.prompt(messages, (), {})
-        plan = self.planner.plan(prompt)
+        prompt = self.planner.prompt(messages, (), {}, self.last)
+        plan = self.planner.plan(prompt, self.last)
         if isinstance(plan, Extend) and plan.tail:
             end = self.tree.add_tail(plan.node, plan.tail, prompt.digests[plan.depth :], ids_array([9]))
         elif isinstance(plan, Extend):
@@ -39,10 +40,21 @@ class Played:
             root = self.tree.find_root(prompt.root.tools_key, prompt.root.args_key)
             root = self.tree.add_root(prompt.root) if root is None else root
             made = [hash(bytes(key)) % 1000 for key in prompt.digests]
-            end = self.tree.add_prompt(root, messages, prompt.digests, made if ids else None)
+            end = self.tree.add_prompt(root, messages, prompt.digests, made if ids else None).end
         answer = Message("assistant", text)
-        self.tree.add_sampled(end, answer, digest(answer), [7] if ids else None, [-1.0] if ids else None)
-        self.planner.committed(prompt, answer, digest(answer))
+        node = self.tree.add_sampled(end, answer, digest(answer), [7] if ids else None, [-1.0] if ids else None)
+        root, digests = self.tree.root_of(node), [*prompt.digests, digest(answer)]
+        self.last = LastTurn(
+            root=root,
+            messages=[*prompt.messages, answer],
+            digests=digests,
+            prefixes=self.planner.prefixes(root, digests, self.last),
+            node=node,
+            received=None,
+            laid=None,
+            sent=None,
+            sent_tokens=0,
+        )
         return answer
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rollout.chat.canonical import digest
 from rollout.chat.messages import Message, user
 from rollout.tokens.samples import samples_of_tree
-from rollout.tokens.trajectory import Root, TokenIds, Trajectory, ids_array
+from rollout.tokens.trajectory import LaidPrompt, Root, TokenIds, Trajectory, ids_array
 from rollout.tokens.verify import check_trajectory
 
 
@@ -24,7 +24,7 @@ def answer(tree: Trajectory, end: int, text: str, ids: list[int]) -> int:
 
 
 def prompt(tree: Trajectory, root: int, messages: list[Message], ids: list[int] | None) -> int:
-    return tree.add_prompt(root, messages, [digest(message) for message in messages], ids)
+    return tree.add_prompt(root, messages, [digest(message) for message in messages], ids).end
 
 
 def test_an_extension_stores_only_what_is_new() -> None:
@@ -99,11 +99,12 @@ def test_a_conversation_that_breaks_on_every_turn_costs_what_is_new() -> None:
     history: list[Message] = []
     ids: list[int] = []
     steps: list[int] = []
+    last: LaidPrompt | None = None
     for turn in range(100):
         history, ids, before = [*history, user(f"u{turn}")], [*ids, 100 + turn, 1], tree.steps
-        end = prompt(tree, root, history, ids)
+        last = tree.add_prompt(root, history, [digest(message) for message in history], ids, last)
         steps.append(tree.steps - before)
-        answer(tree, end, f"a{turn}", [5, 6, 7])
+        answer(tree, last.end, f"a{turn}", [5, 6, 7])
         history, ids = [*history, assistant(f"a{turn}")], [*ids, 5, 8]  # the server writes it in other ids
     assert len(set(steps[2:])) == 1, steps
 
@@ -124,7 +125,9 @@ TURNS = st.lists(
 class Searched(Trajectory):
     """A tree that looks for each prompt's place from the root."""
 
-    def _start(self, root: int, digests: Sequence[bytes], ids: TokenIds) -> tuple[int, int, int]:
+    def _start(
+        self, root: int, digests: Sequence[bytes], ids: TokenIds, last: LaidPrompt | None
+    ) -> tuple[int, int, int]:
         return -1 - root, 0, 0
 
 
@@ -138,6 +141,7 @@ def test_every_branch_is_what_was_sent_and_sampled(
     searched.add_root(Root())
     ends: list[tuple[int | None, list[Message], list[int]]] = [(None, [], [])]
     expected: dict[int, list[int]] = {}
+    last: LaidPrompt | None = None
     for number, (pick, text, changed, new, sampled, token_in) in enumerate(turns):
         node, history, ids = ends[pick % len(ends)]
         tail = [user(str(text))]
@@ -147,7 +151,9 @@ def test_every_branch_is_what_was_sent_and_sampled(
             searched.add_tail(node, tail, [digest(tail[0])], ids_array(new))
         else:
             sent = [*ids[: max(0, len(ids) - len(changed))], *changed, *new]
-            end = prompt(tree, root, [*history, *tail], sent)
+            keys = [digest(message) for message in [*history, *tail]]
+            last = tree.add_prompt(root, [*history, *tail], keys, sent, last)
+            end = last.end
             prompt(searched, root, [*history, *tail], sent)
         leaf = answer(tree, end, str(number % 3), sampled)
         answer(searched, end, str(number % 3), sampled)
