@@ -116,8 +116,7 @@ class Player:
         self._codec: Codec = LaneCodec(family.lane())
         if server_bridge:
             codec = ServerCodec(self._server)
-            for stop in self.stop_ids:
-                codec.saw_stop(stop)
+            codec.stop_token_ids += self.stop_ids
             self._codec = codec
         self._added = set(family.tokenizer.added_tokens_decoder)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rollout.chat.messages import Message
 from rollout.codec.readers import Reader
@@ -34,3 +35,6 @@ class Codec:
     async def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, for people."""
         raise NotImplementedError
+
+    async def saw_stop(self, completion_ids: Sequence[int], sampling: Mapping[str, Any], context: Context) -> None:
+        """Hears of a completion that ended with finish reason `stop`, sampled with the caller's parameters."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
-from rollout.chat.messages import Message
+from rollout.chat.messages import Function, Message, ToolCall, tool, user
 from rollout.codec import stand_in
 from rollout.codec.history import ShapeCache
 from rollout.codec.protocol import Codec
@@ -18,10 +20,12 @@ from rollout.request import MessagePrompt
 from rollout.transport import Transport
 
 _PROMPT_ENDS_KEPT = 1_024
+_CONTEXTS_KEPT = 64
 
 #: As `rollout.codec.local` has it. Fewer, for a server is asked for each end that is new.
 _GENERATION_PROMPT = 8
 
+T = TypeVar("T")
 _log = get_logger(__name__)
 
 
@@ -33,18 +37,65 @@ class ServerCodec(Codec):
         self.reader = reader
         self._shapes = ShapeCache()
         self.stop_token_ids = []
+        self._closings = Memo[bytes, frozenset[int]](_CONTEXTS_KEPT)
         self._prompt_ends = Memo[tuple[int, ...], str](_PROMPT_ENDS_KEPT)
         self.description = "server (/tokenize)"
 
-    def saw_stop(self, token: int) -> None:
-        """Notes the token that ended a completion with finish reason `stop`."""
-        if token not in self.stop_token_ids:
+    async def saw_stop(self, completion_ids: Sequence[int], sampling: Mapping[str, Any], context: Context) -> None:
+        """Learns the stop token from a completion that ended by one.
+
+        Only where the template closes a turn with it: what a caller's own stop string or list ended is no turn's end,
+        and its last token, sent as a stop token, would cut every later turn.
+        """
+        token = completion_ids[-1]
+        if token in self.stop_token_ids or token in (sampling.get("stop_token_ids") or ()):
+            return
+        try:
+            if await self._by_stop_string(completion_ids, sampling.get("stop") or []):
+                return
+            if context.key not in self._closings:
+                self._closings[context.key] = await self._closing_ids(context)
+        except TransportError as error:  # the next completion tells it, too
+            _log.warning("stop_token_unknown", error=str(error))
+            return
+        if token in self._closings[context.key]:
             self.stop_token_ids.append(token)
+
+    async def _by_stop_string(self, completion_ids: Sequence[int], stops: str | Sequence[str]) -> bool:
+        """Whether a completion may have ended by a stop string: one that its last token had a part in."""
+        if not stops:
+            return False
+        longest = max(len(stop) for stop in ([stops] if isinstance(stops, str) else stops))
+        text = await self._transport.detokenize(completion_ids[-longest - 1 :])  # a token is a character at least
+        last = await self._transport.detokenize(completion_ids[-1:])
+        return any(stop in text[-longest - len(last) :] for stop in ([stops] if isinstance(stops, str) else stops))
+
+    async def _closing_ids(self, context: Context) -> frozenset[int]:
+        """What the template writes behind an assistant's turn: one that spoke, and one that called."""
+        call = ToolCall(id="call00000", function=Function("tool", "{}"))
+        found = frozenset[int]()
+        for said, answer in (
+            (Message("assistant", "."), user(".")),
+            (Message("assistant", tool_calls=(call,)), tool(".", call=call)),
+        ):
+            with contextlib.suppress(stand_in.NotExtendable):  # a template may know no calls
+                found |= await self._drive(stand_in.closings(said, [answer]), context)
+        return found
 
     async def extend(self, previous: Previous, tail: Sequence[Message], context: Context) -> Bridged | Declined:
         if not self.stop_token_ids:
             return Declined("server: no stop token seen yet")
         steps = self._shapes.steps(previous, tail, context.key, self.stop_token_ids)
+        try:
+            return Bridged(await self._drive(steps, context), "server")
+        except stand_in.NotExtendable as error:
+            return Declined(f"server: {error}")
+        except TransportError as error:
+            _log.warning("bridge_raised", bridge="server", error=str(error))
+            return Declined(f"server: {error}")
+
+    async def _drive(self, steps: stand_in.Steps[T], context: Context) -> T:
+        """Runs steps with the server's /tokenize. Raises NotExtendable, TransportError."""
         try:
             conversation = next(steps)
             while True:
@@ -55,12 +106,8 @@ class ServerCodec(Codec):
                 else:
                     conversation = steps.send(ids)
         except StopIteration as stop:
-            return Bridged(stop.value, "server")
-        except stand_in.NotExtendable as error:
-            return Declined(f"server: {error}")
-        except TransportError as error:
-            _log.warning("bridge_raised", bridge="server", error=str(error))
-            return Declined(f"server: {error}")
+            result: T = stop.value
+            return result
 
     async def render(self, messages: Sequence[Message], context: Context) -> list[int]:
         return await self._tokenize(stand_in.Conversation(messages), context)

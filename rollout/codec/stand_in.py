@@ -162,6 +162,16 @@ def _find_close(own_text: Sequence[int], ending: Sequence[int], stop_ids: Collec
     return at if at < len(own_text) and own_text[:at] == ending[:at] else None
 
 
+def closings(previous: Message | None, tail: Sequence[Message]) -> Steps[frozenset[int]]:
+    """Every id that the template writes between an assistant's turn and a tail, or behind a last turn."""
+    probe = with_words(tail)
+    form, first, second = yield from _shown(previous, tail, probe, HEAD)
+    behind = len(first) - common_suffix(first, second, common_prefix(first, second))
+    turn = stand_in_turn(previous, tail, form)
+    own_text = first[behind : (yield from _tails_start(first, turn, tail, probe, HEAD))]
+    return frozenset([*own_text, *(yield from _last_turns_end(previous, tail, form, HEAD))])
+
+
 def bridge(
     previous: Message | None,
     tail: Sequence[Message],

@@ -64,13 +64,30 @@ def _load(name: str) -> Any:
 
 
 def configured_stop_ids(tokenizer: Any, name: str) -> list[int]:
-    """The ids that end a turn by the model's own files: the tokenizer's end token, and generation_config.json's."""
+    """The ids that end a turn by the model's own files: generation_config.json, config.json, the tokenizer's end token.
+
+    The files lie where the tokenizer came from: a folder, or the hub (its cache, where that is offline).
+    """
     stops = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-    path = Path(name).expanduser() / "generation_config.json"
-    if path.is_file():
-        eos = msgspec.json.decode(path.read_bytes(), type=dict[str, Any]).get("eos_token_id") or []
-        stops += eos if isinstance(eos, list) else [eos]
+    for file in ("generation_config.json", "config.json"):
+        eos = _model_file(name, file).get("eos_token_id")
+        stops += [token for token in (eos if isinstance(eos, list) else [eos]) if isinstance(token, int)]
     return list(dict.fromkeys(stops))
+
+
+def _model_file(name: str, file: str) -> dict[str, Any]:
+    """One of a model's JSON files; empty where it has none that can be read."""
+    path: str | Path | None = Path(name).expanduser() / file
+    if not Path(name).expanduser().is_dir():
+        from transformers.utils.hub import cached_file
+
+        with contextlib.suppress(Exception):  # a hub that cannot be reached, or has no such file
+            path = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
+    try:
+        found = msgspec.json.decode(Path(path).read_bytes()) if path is not None else {}
+    except (OSError, msgspec.DecodeError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def template_ids(

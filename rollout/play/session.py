@@ -20,7 +20,6 @@ from rollout.chat.canonical import digest
 from rollout.chat.messages import Message
 from rollout.codec.protocol import Codec
 from rollout.codec.readers import number_calls
-from rollout.codec.server import ServerCodec
 from rollout.codec.types import Context, Declined, Previous, make_context
 from rollout.config import EngineConfig
 from rollout.door import header
@@ -329,8 +328,8 @@ class Session:
         codec = self._model.codec
         message = None
         if codec is not None and reply.completion_ids is not None:
-            if isinstance(codec, ServerCodec) and reply.finish_reason == "stop" and reply.completion_ids:
-                codec.saw_stop(reply.completion_ids[-1])
+            if reply.finish_reason == "stop" and reply.completion_ids:
+                await codec.saw_stop(reply.completion_ids, self._model.config.sampling, context)
             prompt_ids = outgoing.prompt.ids if outgoing.prompt is not None else reply.prompt_ids or []
             message = await codec.parse(prompt_ids, reply.completion_ids, context)
         message = message or reply.message

@@ -160,7 +160,7 @@ async def test_template_arguments_reach_the_server_bridge() -> None:
 
     transport.tokenize = spying  # type: ignore[method-assign]  # a spy in front of the double
     codec = ServerCodec(transport)
-    codec.saw_stop(STOP)
+    codec.stop_token_ids.append(STOP)
     turn = Previous(prompt_ids=[1], completion_ids=[STOP], message=None)
     tools = [{"type": "function", "function": {"name": "add"}}]
     found = await codec.extend(turn, [user("x")], make_context(tools, {"enable_thinking": False}))
