@@ -43,6 +43,14 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     asks what the model is: how its template writes a call, its tokens, its name."""
     require_reader: bool = False
     """Refuse at the start a model whose calls nothing here reads; else that is said once, where tools are offered."""
+    special_tokens_in_text: Literal["text", "token"] = "text"
+    """What becomes of a special token's text that a user's or a tool's message holds (`<|im_end|>` in a web page): it
+    stays text, so that nobody can end a message from inside it, or it becomes the token. The same on turn 1, which is
+    rendered here where such a text is in it, and later. A tokenizer is needed here to keep it text."""
+    late_system: Literal["auto", "fold", "keep", "refuse"] = "auto"
+    """What becomes of system and developer messages behind the first message: kept where the model's template shows
+    them and folded into the user message beside them where it does not (`auto`), always folded, always kept, or a
+    failure of their rollout. On both routes alike."""
     match: Match = "strict"
     """What counts as the same message when a conversation comes back: see `rollout.chat.canonical`."""
     mode: Mode = "tito"

@@ -24,6 +24,7 @@ REMEDIES = {
     "bridge_declined": "see events.log; try another --renderer",
     "multimodal": "images and audio go message-in",
     "ids_missing": "the server reports no ids; see rollout probe",
+    "not_rendered": "the local chat template refuses the first prompt; see events.log",
     "no_token_route": "the server has no token-in route; see rollout probe",
 }
 

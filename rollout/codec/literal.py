@@ -35,6 +35,9 @@ _TRIALS = ("", " a ", "user\nHello,  world!\n", "\n\n", "Grüße, 世界 👋\tx
 
 _MARKERS_TRIED = 64
 
+#: Whose texts come from outside: what the others say is the run's own, and may hold markers on purpose.
+_TYPED_BY = ("user", "tool")
+
 #: What our own parser reads (`rollout.codec.readers`), whether or not the template writes it.
 _PARSED = ("<think>", "</think>", "<tool_call>", "</tool_call>")
 
@@ -53,8 +56,10 @@ class LiteralTokenizer:
     __call__ = None
     """No offsets: renderers ask for them to mark what is content, at twice the cost, and nobody here reads that."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, *, literal: bool = True) -> None:
+        """`literal` keeps typed markers as text; else they become the tokens that they name."""
         self._tokenizer = tokenizer
+        self._literal = literal
         self.unk_token_id: int | None = tokenizer.unk_token_id  # here, since transformers looks it up anew each time
         self._encoded = Memo[str, list[int]](_REMEMBERED)
         self._watched: list[tuple[str, list[int]]] | None = None
@@ -88,6 +93,12 @@ class LiteralTokenizer:
     def is_plain(self, text: str) -> bool:
         """Whether a text has no marker in it."""
         return not self._pattern.search(text)
+
+    def has_typed_markers(self, messages: Sequence[Message]) -> bool:
+        """Whether a text holds a marker that is to stay text."""
+        return self._literal and any(
+            message.role in _TYPED_BY and not self.is_plain(message.text) for message in messages
+        )
 
     @contextlib.contextmanager
     def revealing(self) -> Iterator[None]:
@@ -136,11 +147,13 @@ class LiteralTokenizer:
             self._ids[tokens] = self._tokenizer.convert_tokens_to_ids(tokens)
         return self._ids[tokens]
 
-    def hide(self, messages: Sequence[Message], roles: Collection[str] = ("user", "tool")) -> list[Message] | None:
+    def hide(self, messages: Sequence[Message], roles: Collection[str] = _TYPED_BY) -> list[Message] | None:
         """The messages with private characters for markers; None where they hold none.
 
         Raises NotLiteral where a text has such characters itself.
         """
+        if not self._literal:
+            return None
         found = [self._replaced(message, self._stand_ins) if message.role in roles else message for message in messages]
         if all(new is old for new, old in zip(found, messages, strict=True)):
             return None
@@ -148,7 +161,7 @@ class LiteralTokenizer:
             raise NotLiteral("a text has both special-token text and characters of Unicode's plane 15")
         return found
 
-    def harmless(self, messages: Sequence[Message], roles: Collection[str] = ("user", "tool")) -> list[Message]:
+    def harmless(self, messages: Sequence[Message], roles: Collection[str] = _TYPED_BY) -> list[Message]:
         """The messages with a letter for each marker."""
         by = dict.fromkeys(self._stand_ins, _HARMLESS)
         return [self._replaced(message, by) if message.role in roles else message for message in messages]

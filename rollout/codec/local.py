@@ -48,13 +48,16 @@ class Lane:
         thinking_retention: str,
         stop_ids: Sequence[int],
         reader: Reader | None = None,
+        *,
+        literal: bool = True,
     ) -> None:
-        """`reader` reads what was sampled; None has it chosen here, by what the model is."""
+        """`literal` keeps markers that are typed in texts as text. `reader` reads what was sampled; None has it chosen
+        here, by what the model is."""
         self._tokenizer = LiteralTokenizer(tokenizer)
         self.reader = reader or choose_reader(tokenizer, family=family)
         has_template = bool(tokenizer.chat_template)
         self.renderer = (
-            RendererBridge(tokenizer, family, thinking_retention, stop_ids, by_template=has_template)
+            RendererBridge(tokenizer, family, thinking_retention, stop_ids, by_template=has_template, literal=literal)
             if family
             else None
         )
@@ -63,7 +66,7 @@ class Lane:
         if self.renderer is not None:
             self.template = self.renderer.template
         else:
-            self.template = TemplateBridge(tokenizer, self.stop_token_ids) if has_template else None
+            self.template = TemplateBridge(tokenizer, self.stop_token_ids, literal=literal) if has_template else None
         # Where two renderers differ the template wins, so a family's own rendering serves only where there is none.
         own = self.renderer.stand_in if self.renderer and self.template is None else None
         self._bridges: list[Bridge] = [bridge for bridge in (self.renderer, self.template, own) if bridge is not None]
@@ -91,6 +94,10 @@ class Lane:
         if source is None:
             raise ConfigError("the tokenizer has no chat template and no renderer: name one by --renderer")
         return source.render(messages, context)
+
+    def has_typed_markers(self, messages: Sequence[Message]) -> bool:
+        source = self.template or self.renderer
+        return source is not None and source.has_typed_markers(messages)
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(ids)
@@ -139,6 +146,9 @@ class LocalCodec(Codec):
     async def decode(self, ids: Sequence[int]) -> str:
         return await self._run(lambda lane: lane.decode(ids), long=len(ids) > LONG_IDS)
 
+    def has_typed_markers(self, messages: Sequence[Message]) -> bool:
+        return self._here.has_typed_markers(messages)
+
     async def _run(self, work: Callable[[Lane], T], *, long: bool) -> T:
         if not long:
             return work(self._here)
@@ -146,9 +156,17 @@ class LocalCodec(Codec):
 
 
 def load_codec(
-    tokenizer_name: str, *, renderer: str = "auto", thinking_retention: str = "all", reader: str = "auto"
+    tokenizer_name: str,
+    *,
+    renderer: str = "auto",
+    thinking_retention: str = "all",
+    reader: str = "auto",
+    literal: bool = True,
 ) -> LocalCodec:
-    """The codec of a tokenizer. Blocks for seconds: call it in a thread. Raises ConfigError."""
+    """The codec of a tokenizer. Blocks for seconds: call it in a thread. Raises ConfigError.
+
+    `literal` keeps special tokens that are typed in texts as text.
+    """
     tokenizer = load_tokenizer(tokenizer_name)
     family = choose_family(tokenizer, renderer)
     if family is None and not tokenizer.chat_template:
@@ -158,6 +176,6 @@ def load_codec(
     chosen = choose_reader(tokenizer, reader, family=family)
 
     def make_lane() -> Lane:
-        return Lane(copy_tokenizer(tokenizer), family, thinking_retention, stops, chosen)
+        return Lane(copy_tokenizer(tokenizer), family, thinking_retention, stops, chosen, literal=literal)
 
     return LocalCodec(make_lane, description)

@@ -38,3 +38,7 @@ class Codec:
 
     async def saw_stop(self, completion_ids: Sequence[int], sampling: Mapping[str, Any], context: Context) -> None:
         """Hears of a completion that ended with finish reason `stop`, sampled with the caller's parameters."""
+
+    def has_typed_markers(self, messages: Sequence[Message]) -> bool:
+        """Whether a text holds what a server would take for special tokens, and is to stay text."""
+        return False

@@ -59,9 +59,11 @@ class RendererBridge:
         stop_token_ids: Collection[int] = (),
         *,
         by_template: bool = False,
+        literal: bool = True,
     ) -> None:
-        """`by_template` has the family serve only where it writes what the tokenizer's template writes."""
-        self._tokenizer = LiteralTokenizer(tokenizer)
+        """`by_template` has the family serve only where it writes what the tokenizer's template writes; `literal` keeps
+        markers that are typed in texts as text."""
+        self._tokenizer = LiteralTokenizer(tokenizer, literal=literal)
         self._family = family
         self._retention = thinking_retention
         self._renderers = Memo[bytes, Any](_RENDERERS_KEPT)
@@ -70,13 +72,17 @@ class RendererBridge:
         self.stand_in = StandInBridge("stand_in", self.render, self.stop_token_ids)
         """The family's rendering as a bridge of its own: where there is no template, the measure of the family's
         bridge, and what serves where that declines."""
-        self.template = TemplateBridge(tokenizer, self.stop_token_ids) if by_template else None
+        self.template = TemplateBridge(tokenizer, self.stop_token_ids, literal=literal) if by_template else None
         self._patterns = Memo[object, Pattern | None](_SHAPES_SEEN)
         self._seen = Memo[object, int](_SHAPES_SEEN)
         self._readings = Memo[object, Reading | None](_SHAPES_SEEN)
         self._unlike = Memo[object, bool](_SHAPES_SEEN)
         self._needs_all = Memo[object, bool](_SHAPES_SEEN)
         self._ids_matter = Memo[object, bool](_SHAPES_SEEN)
+
+    def has_typed_markers(self, messages: Sequence[Message]) -> bool:
+        """Whether a text holds a marker that is to stay text."""
+        return self._tokenizer.has_typed_markers(messages)
 
     def _renderer(self, template_args: Mapping[str, Any]) -> Any:
         key = value_digest(template_args)

@@ -25,7 +25,7 @@ _CONTEXTS_KEPT = 64
 #: As `rollout.codec.local` has it. Fewer, for a server is asked for each end that is new.
 _GENERATION_PROMPT = 8
 
-T = TypeVar("T")
+Result = TypeVar("Result")
 _log = get_logger(__name__)
 
 
@@ -94,7 +94,7 @@ class ServerCodec(Codec):
             _log.warning("bridge_raised", bridge="server", error=str(error))
             return Declined(f"server: {error}")
 
-    async def _drive(self, steps: stand_in.Steps[T], context: Context) -> T:
+    async def _drive(self, steps: stand_in.Steps[Result], context: Context) -> Result:
         """Runs steps with the server's /tokenize. Raises NotExtendable, TransportError."""
         try:
             conversation = next(steps)
@@ -106,7 +106,7 @@ class ServerCodec(Codec):
                 else:
                     conversation = steps.send(ids)
         except StopIteration as stop:
-            result: T = stop.value
+            result: Result = stop.value
             return result
 
     async def render(self, messages: Sequence[Message], context: Context) -> list[int]:

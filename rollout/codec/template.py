@@ -58,9 +58,14 @@ class StandInBridge:
 class TemplateBridge(StandInBridge):
     """Bridges and renders with the tokenizer's chat template."""
 
-    def __init__(self, tokenizer: Any, stop_token_ids: Collection[int]) -> None:
-        self._tokenizer = LiteralTokenizer(tokenizer)
+    def __init__(self, tokenizer: Any, stop_token_ids: Collection[int], *, literal: bool = True) -> None:
+        """`literal` keeps markers that are typed in texts as text."""
+        self._tokenizer = LiteralTokenizer(tokenizer, literal=literal)
         super().__init__("template", self.render, stop_token_ids, self.may_find)
+
+    def has_typed_markers(self, messages: Sequence[Message]) -> bool:
+        """Whether a text holds a marker that is to stay text."""
+        return self._tokenizer.has_typed_markers(messages)
 
     def may_find(self, text: str) -> bool:
         """Whether the template may find something in a text that it looks for."""

@@ -112,6 +112,7 @@ async def make_codec(config: EngineConfig, transport: Transport, info: ServerInf
                         name,
                         renderer=config.renderer,
                         thinking_retention=config.thinking_retention,
+                        literal=config.special_tokens_in_text == "text",
                         reader=config.reader,
                     )
                 )

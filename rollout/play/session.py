@@ -22,7 +22,7 @@ from rollout.codec.protocol import Codec
 from rollout.codec.readers import number_calls
 from rollout.codec.types import Context, Declined, Previous, make_context
 from rollout.config import EngineConfig
-from rollout.door import header
+from rollout.door import error_text, header
 from rollout.errors import CompletionAborted, MalformedReply, RolloutError
 from rollout.log import get_logger
 from rollout.loop.deadlines import Clock
@@ -271,13 +271,40 @@ class Session:
             _log.warning("fallback", session=self._id, reason=fallback.reason.value, detail=fallback.detail)
 
     async def _fall_back(self, plan: Fallback, prompt: Prompt, context: Context) -> _Outgoing:
-        sent, route = None, Route.MESSAGE_IN
-        info, codec = self._model.info, self._model.codec
-        local_first = plan.reason is FallbackReason.FIRST_TURN and self._model.config.mode == "tito"
-        if local_first and not info.reports_prompt_ids and info.token_route is not None and codec is not None:
-            # The server would not tell the first prompt's ids, so we make them and send them.
-            sent, route = TokenPrompt(await codec.render(prompt.messages, context)), Route.TOKEN_IN
-        return _Outgoing(plan=plan, route=route, prompt=sent, previous=plan.previous)
+        if not self._renders_here(plan, prompt):
+            return _Outgoing(plan=plan, route=Route.MESSAGE_IN, previous=plan.previous)
+        ids, fault = await self._rendered(prompt, context)
+        first = plan.reason is FallbackReason.FIRST_TURN
+        if ids is None and first:
+            plan = msgspec.structs.replace(plan, reason=FallbackReason.NOT_RENDERED, detail=fault)
+            self._note(plan)
+        route = Route.TOKEN_IN if first and ids is not None else Route.MESSAGE_IN
+        return _Outgoing(plan=plan, route=route, prompt=TokenPrompt(ids) if ids else None, previous=plan.previous)
+
+    def _renders_here(self, plan: Fallback, prompt: Prompt) -> bool:
+        """Whether a prompt of messages is made here and sent as ids.
+
+        Where the server would not tell the first prompt's ids, and where it would take markers that are typed in a
+        text for tokens, which on token-in are text.
+        """
+        config, info, codec = self._model.config, self._model.info, self._model.codec
+        if config.mode != "tito" or info.token_route is None or codec is None:
+            return False
+        if plan.reason is FallbackReason.FIRST_TURN and not info.reports_prompt_ids:
+            return True
+        return codec.has_typed_markers(prompt.messages)
+
+    async def _rendered(self, prompt: Prompt, context: Context) -> tuple[list[int] | None, str]:
+        """(a prompt's ids as they are made here, or why they cannot be). The server may know better, so it is asked."""
+        assert self._model.codec is not None, "only a codec renders"
+        try:
+            return await self._model.codec.render(prompt.messages, context), ""
+        except Exception as error:  # a template's, a renderer's or a tokenizer's: Jinja's errors, RecursionError
+            fault = f"{type(error).__name__}: {error_text(error)}"
+            if FallbackReason.NOT_RENDERED not in self._logged:
+                _log.warning("not_rendered", session=self._id, error=fault)
+            self._logged.add(FallbackReason.NOT_RENDERED)
+            return None, fault
 
     async def _request(self, prompt: Prompt, outgoing: _Outgoing, context: Context, max_tokens: int | None) -> Request:
         """The request, with `max_tokens` cut to what fits. Raises ContextFull."""
@@ -287,7 +314,7 @@ class Session:
             args = context.template_args
             before = self._last.sent if self._last is not None else None
             body = MessagePrompt(prompt.messages, context.tools, args, before=before)
-        room = await self._room(body, context, max_tokens or config.max_tokens)
+        room = await self._room(prompt, body, context, max_tokens or config.max_tokens)
         return Request(
             prompt=body,
             request_id=f"{self._id}-{next(self._numbers)}",
@@ -302,7 +329,9 @@ class Session:
             echo_prompt=config.verify,
         )
 
-    async def _room(self, prompt: TokenPrompt | MessagePrompt, context: Context, wanted: int | None) -> int | None:
+    async def _room(
+        self, asked: Prompt, prompt: TokenPrompt | MessagePrompt, context: Context, wanted: int | None
+    ) -> int | None:
         """How many tokens may be sampled. Raises ContextFull where none fit."""
         limit = self._model.max_model_len
         if limit is None:
@@ -315,7 +344,10 @@ class Session:
             if length + (wanted or 1) > limit:
                 if self._model.codec is None:
                     return wanted
-                length = len(await self._model.codec.render(prompt.messages, context))
+                ids, _ = await self._rendered(asked, context)
+                if ids is None:
+                    return wanted
+                length = len(ids)
             elif wanted is None:
                 return None
         if length >= limit:

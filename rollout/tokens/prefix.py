@@ -33,6 +33,8 @@ class FallbackReason(StrEnum):
     BRIDGE_DECLINED = "bridge_declined"
     MULTIMODAL = "multimodal"
     IDS_MISSING = "ids_missing"
+    NOT_RENDERED = "not_rendered"
+    """The first prompt was to be rendered here, and cannot be."""
     NO_TOKEN_ROUTE = "no_token_route"
     DISABLED = "disabled"
 
