@@ -18,7 +18,7 @@ from rollout.codec.families import choose_family
 from rollout.codec.literal import LiteralTokenizer
 from rollout.codec.protocol import Codec
 from rollout.codec.readers import Reader, Sampled, choose_reader, read
-from rollout.codec.readers.tagged import HERMES
+from rollout.codec.readers.plain import PLAIN
 from rollout.codec.renderer import RendererBridge
 from rollout.codec.template import TemplateBridge
 from rollout.codec.tokenizer import configured_stop_ids, copy_tokenizer, load_tokenizer
@@ -104,11 +104,6 @@ class Lane:
 
     def parse(self, prompt_ids: Sequence[int], completion_ids: list[int], context: Context) -> Message:
         """The assistant's message. What the model sampled never raises."""
-        if self.reader is None and self.renderer is not None:
-            try:
-                return self.renderer.parse(prompt_ids, completion_ids, context)
-            except Exception as error:  # a parser's bug on odd ids must not cost the rollout
-                _log.warning("parser_raised", error=f"{type(error).__name__}: {error_text(error)}", exc_info=error)
         ended = bool(completion_ids) and completion_ids[-1] in self._stops
         sampled = Sampled(
             text=self.decode(completion_ids[: len(completion_ids) - ended]),
@@ -116,7 +111,7 @@ class Lane:
             tools=context.tools,
             ended=ended,
         )
-        return read(self.reader or HERMES, sampled)
+        return read(self.reader or PLAIN, sampled)
 
 
 class LocalCodec(Codec):

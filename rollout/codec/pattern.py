@@ -1,7 +1,5 @@
 """What a renderer writes around the texts of a tail, learnt from watching it: a turn then costs its texts' encoding.
 
-And how it reads a completion without any marker, which is mostly its text, as it is or stripped.
-
 A hand-written renderer makes the same tokens around every user message of a conversation, at several times the cost of
 encoding the message. Which texts it encodes is seen by its tokenizer, which is ours. So it is watched with stand-in
 texts, and what it wrote is a pattern if it predicts what the renderer writes for other texts: with spaces around them,
@@ -31,11 +29,6 @@ _SAID = (*((text,) for text in (*_PROBES, "", " ", "\n\n")), ("<", "think>"), ("
 
 #: Renderers look for tags in what is said (`<tool_response>`, `<think>`).
 _READ_BY_RENDERERS = "<"
-
-#: A completion with one of these may be more than text to some parser: tags, JSON, calls in brackets or code, a header.
-_READ_BY_PARSERS = ("<", ">", "{", "}", "[", "]", "|", "`", "to=")
-
-Reading = Callable[[str], str]
 
 
 class Slot(msgspec.Struct, frozen=True):
@@ -114,32 +107,6 @@ def said_otherwise(
         for at, mark in enumerate(marks, 1):
             said = [*said, mark, *(() if ends and at == len(marks) else words)]
         yield said
-
-
-def as_text(text: str, reading: Reading) -> Message | None:
-    """The message of a completion's text; None for a text that a parser may find more in."""
-    return None if _may_be_more(text) else Message("assistant", reading(text) or None)
-
-
-def learn_reading(
-    encode: Callable[[str], list[int]], decode: Callable[[list[int]], str], parse: Callable[[list[int]], Message]
-) -> Reading | None:
-    """How `parse` reads the ids of plain text: as it is, or stripped. None where it does anything else."""
-    texts = [text for text in (*_PROBES, "", " ", "\n\n") if not _may_be_more(text)]
-    ids = [encode(text) for text in texts]
-    said = [parse(each) for each in ids]
-    for reading in _READINGS:
-        if said == [Message("assistant", reading(decode(each)) or None) for each in ids]:
-            return reading
-    return None
-
-
-_READINGS: tuple[Reading, ...] = (str, str.strip, str.lstrip, str.rstrip)
-
-
-def _may_be_more(text: str) -> bool:
-    # One look for each is ten times as fast as a regular expression for all.
-    return any(map(text.__contains__, _READ_BY_PARSERS)) or text.lstrip().startswith("assistant")
 
 
 def _with_texts(messages: Sequence[Message], texts: Sequence[str]) -> list[Message]:

@@ -18,8 +18,7 @@ from rollout.chat.canonical import value_digest
 from rollout.chat.messages import Message, with_tool_names
 from rollout.codec import stand_in
 from rollout.codec.literal import LiteralTokenizer
-from rollout.codec.pattern import Pattern, Reading, as_text, learn, learn_reading, probed, said_otherwise, texts_of
-from rollout.codec.readers.from_renderer import from_renderer
+from rollout.codec.pattern import Pattern, learn, probed, said_otherwise, texts_of
 from rollout.codec.template import StandInBridge, TemplateBridge, literally
 from rollout.codec.tokenizer import template_form
 from rollout.codec.types import Bridged, Context, Declined, Previous
@@ -40,7 +39,7 @@ _RENDERERS_KEPT = 32
 
 
 class RendererBridge:
-    """Bridges, renders and parses with a family of `renderers`.
+    """Bridges and renders with a family of `renderers`.
 
     Chat-template arguments become the family's own settings; one that it does not take makes it decline.
     """
@@ -75,7 +74,6 @@ class RendererBridge:
         self.template = TemplateBridge(tokenizer, self.stop_token_ids, literal=literal) if by_template else None
         self._patterns = Memo[object, Pattern | None](_SHAPES_SEEN)
         self._seen = Memo[object, int](_SHAPES_SEEN)
-        self._readings = Memo[object, Reading | None](_SHAPES_SEEN)
         self._unlike = Memo[object, bool](_SHAPES_SEEN)
         self._needs_all = Memo[object, bool](_SHAPES_SEEN)
         self._ids_matter = Memo[object, bool](_SHAPES_SEEN)
@@ -277,34 +275,3 @@ class RendererBridge:
         if ids[: len(sent)] != sent:
             raise stand_in.NotExtendable(f"the {self._family} renderer changes sampled ids")
         return ids[len(sent) :]
-
-    def parse(self, prompt_ids: Sequence[int], completion_ids: list[int], context: Context) -> Message:
-        end = completion_ids[-1] if completion_ids else None
-        if end is not None and end in self._stops and self._tokenizer.markers_in(completion_ids) == (end,):
-            reading = self._reading(prompt_ids, end, context)
-            if reading is not None:
-                message = as_text(self._tokenizer.decode(completion_ids[:-1]), reading)
-                if message is not None:
-                    return message
-        return self._parse(prompt_ids, completion_ids, context)
-
-    def _reading(self, prompt_ids: Sequence[int], end: int, context: Context) -> Reading | None:
-        """How the family reads plain text that ends in `end`, behind a prompt that ends as this one."""
-        key = (context.key, self._tokenizer.markers_in(prompt_ids[-_OPENING:]), end)
-        if key not in self._readings:
-            self._readings[key] = None
-            with contextlib.suppress(Exception):  # as above
-                self._readings[key] = learn_reading(
-                    self._tokenizer.plain_ids,
-                    self._tokenizer.decode,
-                    lambda ids: self._parse(prompt_ids, [*ids, end], context),
-                )
-        return self._readings[key]
-
-    def _parse(self, prompt_ids: Sequence[int], completion_ids: list[int], context: Context) -> Message:
-        """As the family reads it."""
-        parsed = self._renderer(context.template_args).parse_response(
-            completion_ids, tools=list(context.tools) or None, prompt_ids=list(prompt_ids[-PROMPT_END:])
-        )
-        end = next((i for i, token in enumerate(completion_ids) if token in self._stops), len(completion_ids))
-        return from_renderer(parsed, completion_ids[:end], self._tokenizer.decode)

@@ -6,12 +6,14 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+import anyio
+
 from rollout.chat.messages import Function, Message, ToolCall, tool, user
 from rollout.codec import stand_in
 from rollout.codec.history import ShapeCache
 from rollout.codec.protocol import Codec
-from rollout.codec.readers import Reader, Sampled, read
-from rollout.codec.readers.tagged import HERMES
+from rollout.codec.readers import Reader, Sampled, choose, read
+from rollout.codec.readers.plain import PLAIN
 from rollout.codec.types import Bridged, Context, Declined, Previous
 from rollout.errors import RequestRefused, TransportError
 from rollout.log import get_logger
@@ -33,8 +35,11 @@ class ServerCodec(Codec):
     """The server's /tokenize in the place of a tokenizer. Stop tokens are learnt from what it samples."""
 
     def __init__(self, transport: Transport, reader: Reader | None = None) -> None:
+        """`reader` reads what was sampled; None has it found out from how the server renders a call."""
         self._transport = transport
         self.reader = reader
+        self._asked = reader is not None
+        self._asking = anyio.Lock()
         self._shapes = ShapeCache()
         self.stop_token_ids = []
         self._closings = Memo[bytes, frozenset[int]](_CONTEXTS_KEPT)
@@ -112,7 +117,32 @@ class ServerCodec(Codec):
     async def render(self, messages: Sequence[Message], context: Context) -> list[int]:
         return await self._tokenize(stand_in.Conversation(messages), context)
 
+    async def find_reader(self, *names: str | None) -> None:
+        """Finds the reader by how the server writes a call, else by the model's names; asks once."""
+        async with self._asking:
+            if not self._asked:
+                await self._find_reader(names)
+                self._asked = True
+
+    async def _find_reader(self, names: Sequence[str | None]) -> None:
+        try:
+            prompt, whole = [
+                await self._transport.detokenize(
+                    await self._transport.tokenize(
+                        MessagePrompt(messages=messages, tools=choose.TOOLS, template_args={}),
+                        add_generation_prompt=len(messages) == 1,
+                    )
+                )
+                for messages in (choose.ASKED, [*choose.ASKED, choose.SAID])
+            ]
+        except TransportError:  # its template refuses calls, or tools
+            self.reader = choose.reader_by_name(*names)
+        else:
+            self.reader = choose.reader_of(prompt, whole) or choose.reader_by_name(*names)
+
     async def parse(self, prompt_ids: Sequence[int], completion_ids: list[int], context: Context) -> Message | None:
+        if context.tools and not self._asked:
+            await self.find_reader()
         stopped = bool(completion_ids) and completion_ids[-1] in self.stop_token_ids
         try:
             text = await self._transport.detokenize(completion_ids[: len(completion_ids) - stopped])
@@ -121,7 +151,7 @@ class ServerCodec(Codec):
             _log.warning("parser_raised", error=str(error))
             return None
         sampled = Sampled(text=text, prompt_end=prompt_end, tools=context.tools, ended=stopped)
-        return read(self.reader or HERMES, sampled)
+        return read(self.reader or PLAIN, sampled)
 
     async def decode(self, ids: Sequence[int]) -> str:
         return await self._transport.detokenize(ids)

@@ -4,15 +4,26 @@ Read here on both routes, whatever the server parsed, so that a server's tool pa
 Which reader serves is a question of the model, not of who renders its prompts.
 
     choose      the reader of a model: by its template's own calls, its template's text, its tokens, its name
-    base        a text cut into pieces, and the message that they make
+    catalogue   all readers by name
+    base        what a reader is
+    pieces      a text cut into pieces, and the message that they make
     reasoning   `<think>` and its kin
     values      calls as JSON
-    tagged      calls as JSON between tags: Hermes
+    schema      values without quotes, which have the type that their tool declares
+    literals    Python's literals
+
+    blocks      calls between tags: Hermes, Granite, Phi, Nemotron, MiniMax-M1, Cohere and others, in JSON
+    xml         calls as tags: Qwen3-Coder, GLM, MiniMax-M2, DeepSeek-V3.2 and others
+    sections    calls between tokens, in a section: DeepSeek, Kimi
+    bare        calls without a marker: Llama, xLAM
+    pythonic    calls as Python: Llama 4, LFM2, Olmo, Gemma
+    mistral, harmony, gemma
 
 Others take `Reader`, `Sampled`, `choose_reader` and `read`.
 """
 
-from rollout.codec.readers.base import Reader, Sampled, number_calls, read
-from rollout.codec.readers.choose import choose_reader
+from rollout.codec.readers.base import Reader, number_calls, read
+from rollout.codec.readers.choose import choose_reader, reader_names
+from rollout.codec.readers.pieces import Sampled
 
-__all__ = ["Reader", "Sampled", "choose_reader", "number_calls", "read"]
+__all__ = ["Reader", "Sampled", "choose_reader", "number_calls", "read", "reader_names"]

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 
 import msgspec
 
-from rollout.codec.readers.base import Piece, Sampled
+from rollout.codec.readers.pieces import Piece, Sampled
 
 #: How many newlines templates write between reasoning and what follows it.
-_GAP = "\n\n"
+_GAP = 2
 
 
 class Tags(msgspec.Struct, frozen=True):
@@ -22,6 +22,10 @@ class Tags(msgspec.Struct, frozen=True):
 
     open: str
     close: str
+    newlines: int = 1
+    """How many newlines templates write inside each, at most."""
+    told_by_close: bool = True
+    """Whether the closing tag alone tells that there was reasoning, where the prompt is not known."""
 
 
 THINK = Tags("<think>", "</think>")
@@ -42,9 +46,10 @@ def split_reasoning(sampled: Sampled, tags: Sequence[Tags], call_openers: Sequen
     else:
         found = [at for opener in call_openers if (at := text.find(opener, start)) >= 0] if sampled.tools else []
         end = resumes = min(found, default=len(text))
-    body_end = end - (end > start and end < len(text) and text[end - 1] == "\n")
-    for newline in _GAP:
-        resumes += text.startswith(newline, resumes)
+    body_end = end
+    while end < len(text) and start < body_end > end - tag.newlines and text[body_end - 1] == "\n":
+        body_end -= 1
+    resumes = _after_newlines(text, resumes, _GAP)
     pieces = [
         Piece("mark", text[:start]),
         Piece("reasoning", text[start:body_end]),
@@ -58,9 +63,14 @@ def _start(sampled: Sampled, tag: Tags) -> int | None:
     text, before = sampled.text, sampled.prompt_end
     at = len(text) - len(text.lstrip())
     if text.startswith(tag.open, at):
-        at += len(tag.open)
-        return at + text.startswith("\n", at)
+        return _after_newlines(text, at + len(tag.open), tag.newlines)
     if before.rstrip().endswith(tag.open):
-        return int(before.endswith(tag.open) and text.startswith("\n"))
+        return _after_newlines(text, 0, tag.newlines) if before.endswith(tag.open) else 0
     # Behind a prompt that nobody knows, reasoning that is closed was opened there.
-    return 0 if not before and tag.close in text else None
+    return 0 if not before and tag.told_by_close and tag.close in text else None
+
+
+def _after_newlines(text: str, at: int, most: int) -> int:
+    while most and text.startswith("\n", at):
+        at, most = at + 1, most - 1
+    return at

@@ -8,7 +8,7 @@ what is no call's form: a key that nobody reads, arguments that are no object, a
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
 from json.decoder import scanstring  # type: ignore[attr-defined]  # typeshed leaves it out
 from typing import Any
 
@@ -22,16 +22,23 @@ UNCLOSED = "unclosed_block"
 MISSING_NAME = "missing_name"
 MALFORMED = "malformed_structure"
 
-ARGUMENTS = ("arguments", "parameters")
-
-#: Keys that calls may have beside their name and arguments. A type is `function`.
-_ALLOWED = frozenset({"id", "type"})
-
 _SPACE = " \t\n\r"
 
 
 class NoCall(ValueError):
     """What was tried cannot be read as a call; its text is the reason."""
+
+
+class Keys(msgspec.Struct, frozen=True):
+    """Under which keys a format's calls have what."""
+
+    name: tuple[str, ...] = ("name",)
+    arguments: tuple[str, ...] = ("arguments", "parameters")
+    others: tuple[str, ...] = ("id",)
+    """The call's id. A `type`, which is `function`, may be there always."""
+
+
+PLAIN_KEYS = Keys()
 
 
 class Member(msgspec.Struct, frozen=True, gc=False):
@@ -104,29 +111,22 @@ def read_members(text: str, at: int) -> tuple[dict[str, Member], int]:
         at = skip_space(text, at + 1)
 
 
-def json_call(text: str, *, arguments: Collection[str] = ARGUMENTS) -> ToolCall:
-    """The call that a whole text is. `arguments` are the keys that they may stand under. Raises NoCall."""
-    members, end = read_members(text, skip_space(text, 0))
-    if skip_space(text, end) != len(text):
-        raise NoCall(INVALID_JSON)
-    return call_of(members, arguments=arguments)
-
-
-def call_of(members: dict[str, Member], *, arguments: Collection[str] = ARGUMENTS) -> ToolCall:
+def call_of(members: Mapping[str, Member], keys: Keys = PLAIN_KEYS) -> ToolCall:
     """The call that an object is. Raises NoCall."""
-    name = members.get("name")
-    if name is None or not isinstance(name.value, str) or not name.value:
-        raise NoCall(MISSING_NAME)
-    given = [key for key in members if key in arguments]
-    others = members.keys() - {"name", *given}
-    kind, call_id = members.get("type"), members.get("id")
-    if len(given) > 1 or others - _ALLOWED or (kind is not None and kind.value != "function"):
+    names, given = [key for key in keys.name if key in members], [key for key in keys.arguments if key in members]
+    name = members[names[0]].value if len(names) == 1 else None
+    if len(names) > 1 or len(given) > 1 or members.keys() - {*keys.name, *keys.arguments, *keys.others, "type"}:
         raise NoCall(MALFORMED)
-    if call_id is not None and not isinstance(call_id.value, str | None):
+    if not isinstance(name, str):
+        raise NoCall(MISSING_NAME)
+    if "type" in members and members["type"].value != "function":
+        raise NoCall(MALFORMED)
+    call_id = next((members[key].value for key in keys.others if key in members), None)
+    if not isinstance(call_id, str | None):
         raise NoCall(MALFORMED)
     written = members[given[0]] if given else None
     text = arguments_text(written.value, written.raw) if written is not None and written.value is not None else "{}"
-    return make_call(name.value, text, call_id.value if call_id is not None else None)
+    return make_call(name, text, call_id)
 
 
 def make_call(name: str, arguments: str, call_id: str | None = None) -> ToolCall:

@@ -10,7 +10,7 @@ import pytest
 
 from rollout.chat.messages import Function, Message, ToolCall, system, tool, user
 from rollout.codec.readers import Sampled, number_calls
-from rollout.codec.readers.tagged import HERMES
+from rollout.codec.readers.blocks import HERMES
 from rollout.codec.renderer import PROMPT_END, RendererBridge
 from rollout.codec.template import TemplateBridge
 from rollout.codec.tokenizer import template_ids
@@ -305,7 +305,6 @@ def test_nothing_that_a_bridge_remembers_grows_without_end(tokenizer: Any) -> No
         turn = Previous(prompt_ids=[1, number], completion_ids=tokenizer.encode("two<|im_end|>"), message=said)
         for bridge in found.values():
             bridge.extend(turn, [tool("4", call=call)], context)
-        found["renderer"].parse(turn.prompt_ids, turn.completion_ids, context)
     assert all(0 <= len(memo) <= 4 for memo in memos.values())
     assert sum(map(len, memos.values())) > 8
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rollout.chat.messages import Message
-from rollout.codec.readers.tagged import HERMES
+from rollout.codec.readers.blocks import HERMES
 from tests.rollout.codec.readers.kit import calls_of, read, reasons_of
 
 
