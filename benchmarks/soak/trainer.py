@@ -13,6 +13,7 @@ import asyncio
 import ctypes
 import gc
 import json
+import logging
 import os
 import sys
 import time
@@ -179,6 +180,7 @@ def say(event: str, **fields: Any) -> None:
 
 def main(path: str) -> None:
     """The process."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     plan = msgspec.json.decode(Path(path).read_bytes(), type=Plan)
     anyio.run(Job(plan).play)
 
