@@ -123,6 +123,9 @@ MOVED_NAMES = {
     "rollout.servers.server": {"Member": "rollout.servers.server:Server"},
     "rollout.workers.pool": {"Crew": "rollout.workers.pool:WorkerPool"},
     "rollout.records": {"Mode": "rollout.config:Mode"},
+    "rollout.transport": dict.fromkeys(
+        ("Watched", "Metered", "Sticky", "WeightControl"), "rollout.transport:Transport"
+    ),
 }
 
 

@@ -18,6 +18,7 @@ import msgspec
 from rollout.address import shown_url
 from rollout.errors import ConfigError, TransportError
 from rollout.histogram import Histogram
+from rollout.moved import forward_names
 from rollout.request import (
     FinishReason,
     LogprobsMode,
@@ -204,9 +205,6 @@ class Transport(ABC):
         """
 
 
-#: Names from before there was one contract.
-Watched = Metered = Sticky = WeightControl = Transport
-
 #: What an entry point of group `rollout.transports` names. Raises ServerError (the server cannot be reached or is none
 #: we know) or ConfigError (wrong model, wrong key, a route forced that it lacks), each in one sentence with the remedy.
 Open = Callable[[TransportConfig], Awaitable[Transport]]
@@ -264,3 +262,6 @@ class _Bridged(Transport):
         """See `Transport`."""
         found: Traffic = getattr(self._made, "traffic", None) or Traffic()
         return found
+
+
+__getattr__ = forward_names("rollout.transport")

@@ -9,9 +9,9 @@ import anyio
 import msgspec
 
 from rollout.loop.deadlines import Clock
-from rollout.transport import InFlight, WeightControl
+from rollout.transport import InFlight
 
-__all__ = ["InFlight", "Sent", "WeightControl", "Weights", "WeightsState"]
+__all__ = ["InFlight", "Sent", "Weights", "WeightsState"]
 
 
 class Sent(msgspec.Struct, frozen=True):
