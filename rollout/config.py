@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -13,6 +13,11 @@ from rollout.errors import ConfigError
 
 #: Token-in wherever a prefix is proved, or message-in throughout.
 Mode = Literal["tito", "mito"]
+
+if TYPE_CHECKING:
+    Launch = str | Callable[[], Awaitable[Any]]
+else:
+    Launch = Any  # a struct's union has no room for a function: see `check_config`
 
 #: What `concurrency="auto"` never goes above.
 MOST_AUTO = 4096
@@ -73,6 +78,9 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     processes: int = 1
     """How many processes play, each with an event loop of its own, where one core is not enough. Above 1 the engine
     starts them: see `rollout.workers.pool`."""
+    launch: Launch = "local"
+    """How such a process is started: a name of the entry points `rollout.launchers`, `local` for this machine, or what
+    starts one, an asynchronous function that gives a `rollout.workers.launch.Worker`. A file or a flag has a name."""
     worker_start_s: float = 300.0
     """How long such a process may take until it can play: importing the environment, connecting."""
     worker_silence_s: float = 20.0
@@ -113,6 +121,8 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         """What is set in a program may be numpy's or a tuple; every setting is sent or written. Raises ConfigError."""
         for name in self.__struct_fields__:
             value = getattr(self, name)
+            if name == "launch" and callable(value):
+                continue
             if not isinstance(value, float) and not is_plain(value):  # a deadline may be infinite
                 try:
                     setattr(self, name, plain(value))

@@ -8,10 +8,11 @@ async with Engine(EngineConfig(), GuessNumber) as engine:
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Container, Iterable, Sequence
+import warnings
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Container, Iterable
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Self, get_args
+from typing import TYPE_CHECKING, Self, get_args
 
 import anyio
 import anyio.abc
@@ -24,6 +25,7 @@ from rollout.env import Env, Task
 from rollout.errors import ConfigError, EngineClosed, RolloutError, TransportError
 from rollout.histogram import Histogram
 from rollout.log import get_logger
+from rollout.moved import forward_members
 from rollout.observe.stats import Stats
 from rollout.play.connect import check_config
 from rollout.play.player import Player
@@ -32,12 +34,13 @@ from rollout.records import Group
 from rollout.schedule.concurrency import START, AdaptiveConcurrency, adapt_concurrency
 from rollout.schedule.group_reward import GroupReward
 from rollout.schedule.stream import OnRollout
-from rollout.schedule.streams import Streams
+from rollout.schedule.streams import Streams, check_env
 from rollout.schedule.submissions import Submission
 from rollout.servers.fleet import UPDATE, Fleet
+from rollout.servers.weights import Weights
 from rollout.transport import InFlight, ServerInfo, Transport
 from rollout.workers.launch import Launch
-from rollout.workers.pool import EngineState, WorkerPool
+from rollout.workers.pool import WorkerPool
 
 _log = get_logger(__name__)
 
@@ -60,23 +63,24 @@ class Engine:
     ) -> None:
         """`transport` takes the place of the one that the configuration names.
 
-        `launch` starts a process, where there are to be several: a cluster has another way than this machine.
+        `launch` is a setting now, and as an argument goes with the next release.
         """
+        if launch is not None:
+            warnings.warn("Engine(launch=) is EngineConfig.launch now", DeprecationWarning, stacklevel=2)
+            config = msgspec.structs.replace(config, launch=launch)
         check_values(config)
+        check_env(make_env)
         self.config = config
         self._make_env = make_env
-        self._given = transport is not None
-        self._launch = launch
-        self._stack = AsyncExitStack()
-        self._player = Player(config, make_env, transport=transport, on_gone=self._ended)
-        self._pool: WorkerPool | None = None
-        self._weights = self._player.weights
+        self._given = transport
+        self._weights = Weights()
         self._weights_lock = anyio.Lock()
-        self._adapting: anyio.CancelScope | None = None
-        self._telling: anyio.CancelScope | None = None
+        self._streams = Streams(config, self._weights)
+        self._opened: _Opened | None = None
+        """There once it was entered, also when it is closed."""
         self._news = anyio.Event()
         """The servers have changed, and the processes do not know it yet."""
-        self._streams = Streams(config, self._weights)
+        self._stack = AsyncExitStack()
         self._closed = False
 
     def __repr__(self) -> str:
@@ -88,24 +92,34 @@ class Engine:
             raise EngineClosed("the engine is closed: make another")
         check_config(self.config)
         self._streams.slots.cap = self._allowed()
-        if self.config.processes > 1 and self._given:
+        if self.config.processes > 1 and self._given is not None:
             raise ConfigError("processes open transports of their own: name one by the configuration")
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(self._player)
+            player = await Player.open(
+                self.config, self._weights, transport=self._given, on_gone=self._ended, on_failed=self._ended
+            )
+            stack.push_async_callback(player.aclose)
             if self.config.concurrency == "auto":
-                await _must_say_its_load(self._player.fleet)
+                await _must_say_its_load(player.fleet)
+            pool: WorkerPool | None = None
             if self.config.processes > 1:
-                pool = WorkerPool(self.config, self._make_env, self._state, on_gone=self._ended, launch=self._launch)
-                self._pool = await stack.enter_async_context(pool)
+                pool = WorkerPool(
+                    self.config,
+                    self._make_env,
+                    lambda: (self._weights.state, player.fleet.state),
+                    on_gone=self._ended,
+                )
+                await stack.enter_async_context(pool)
             tasks = await stack.enter_async_context(anyio.create_task_group())
-            if self._pool is not None:
-                self._telling = anyio.CancelScope()
-                tasks.start_soon(self._keep_telling, self._telling)
-                self._player.fleet.on_change = self._servers_changed
+            self._streams.open(pool or player, self._make_env, tasks)
+            beside = await stack.enter_async_context(anyio.create_task_group())
+            stack.callback(beside.cancel_scope.cancel)
+            if pool is not None:
+                beside.start_soon(self._keep_telling, pool)
+                player.fleet.on_change = self._servers_changed
             if self.config.concurrency == "auto":
-                self._adapting = anyio.CancelScope()
-                tasks.start_soon(self._adapt_concurrency, self._adapting)
-            self._streams.open(self._pool or self._player, tasks)
+                beside.start_soon(self._adapt_concurrency, player.fleet)
+            self._opened = _Opened(player, pool)
             self._stack = stack.pop_all()
         return self
 
@@ -125,40 +139,44 @@ class Engine:
     def _servers_changed(self) -> None:
         self._news.set()
 
-    async def _keep_telling(self, scope: anyio.CancelScope) -> None:
+    async def _keep_telling(self, pool: WorkerPool) -> None:
         """Has the processes use the servers that are up here, at once when that changes."""
-        with scope:
-            while True:
-                await self._news.wait()
-                self._news = anyio.Event()
-                await self._tell()
+        while True:
+            await self._news.wait()
+            self._news = anyio.Event()
+            await pool.tell()
 
-    async def _adapt_concurrency(self, scope: anyio.CancelScope) -> None:
-        with scope:
-            streams = self._streams
-            concurrency = AdaptiveConcurrency(START * max(1, len(self.config.base_urls)), streams.slots.cap)
-            await adapt_concurrency(
-                concurrency, streams.slots, self._player.fleet, lambda: streams.stats.faults, streams.slot_freed
-            )
-
-    def _state(self) -> EngineState:
-        """What the processes must know."""
-        return self._weights.state, self._player.fleet.state
+    async def _adapt_concurrency(self, fleet: Fleet) -> None:
+        streams = self._streams
+        concurrency = AdaptiveConcurrency(START * max(1, len(self.config.base_urls)), streams.slots.cap)
+        await adapt_concurrency(concurrency, streams.slots, fleet, lambda: streams.stats.faults, streams.slot_freed)
 
     def _ended(self, error: RolloutError) -> None:
-        """No server is left, or no process."""
+        """No server is left, or no process, or what environments share cannot be had."""
         self._streams.fail(error)
 
     async def __aexit__(self, *exc_info: object) -> None:
         self._closed = True
         self._streams.close()
-        for scope in (self._adapting, self._telling):
-            if scope is not None:
-                scope.cancel()
         try:
             await self._stack.aclose()
         finally:
             await self._streams.closed()
+
+    @property
+    def _player(self) -> Player:
+        if self._opened is None:
+            raise RuntimeError("enter the engine first: async with Engine(...) as engine")
+        return self._opened.player
+
+    @property
+    def _pool(self) -> WorkerPool | None:
+        return self._opened.pool if self._opened is not None else None
+
+    @property
+    def open(self) -> bool:
+        """Whether it was entered, and is not closed."""
+        return self._opened is not None and not self._closed
 
     @property
     def server(self) -> ServerInfo:
@@ -174,6 +192,7 @@ class Engine:
         self,
         tasks: Iterable[Task] | AsyncIterable[Task],
         *,
+        env: Callable[[], Env] | None = None,
         rollouts_per_task: int = 1,
         skip: Container[tuple[int, int]] = (),
         on_rollout: OnRollout | None = None,
@@ -184,6 +203,9 @@ class Engine:
         ahead: int | None = None,
     ) -> AsyncGenerator[Group]:
         """Plays every task `rollouts_per_task` times; yields each group when its last member ends.
+
+        `env` makes the environments that play them; the engine's own, if not given. So training, and evaluation on
+        another environment, share one engine: its servers, its slots, its weights.
 
         Tasks are drawn as slots become free, so there may be endlessly many: a list's at once, those of any other
         iterable in a thread of its own, those of an async one on the loop. `skip` names (task index, member) pairs that
@@ -200,6 +222,7 @@ class Engine:
         """
         return self._streams.stream(
             tasks,
+            env=env,
             rollouts_per_task=rollouts_per_task,
             skip=skip,
             on_rollout=on_rollout,
@@ -222,16 +245,13 @@ class Engine:
         """Empties `untaken`, and returns what was there."""
         return self._streams.take_untaken()
 
-    def keep_untaken(self, groups: Sequence[Group]) -> None:
-        """Puts groups into `untaken`: a consumer's that could not use them after all."""
-        self._streams.keep_untaken(groups)
-
-    async def submit(self, task: Task, *, rollouts: int = 1) -> Submission:
+    async def submit(self, task: Task, *, env: Callable[[], Env] | None = None, rollouts: int = 1) -> Submission:
         """Plays one task beside whatever else is played; its group comes by the submission, or by `collect`.
 
+        `env` makes the environments that play it; the engine's own, if not given.
         Raises ConfigError for a task that cannot be written, and what ended the engine, once something has.
         """
-        return await self._streams.submit(task, rollouts=rollouts)
+        return await self._streams.submit(task, env=env, rollouts=rollouts)
 
     async def collect(self, count: int) -> list[Group]:
         """The next `count` groups of submitted tasks, as they finished. Fewer where fewer were submitted.
@@ -241,13 +261,10 @@ class Engine:
         """
         return await self._streams.collect(count)
 
-    def collected(self, count: int) -> list[Group]:
-        """As `collect`, without waiting for any."""
-        return self._streams.collected(count)
-
     def stop_admitting(self) -> None:
         """No new rollouts, for the engine's life; running ones end after their current turn, as cancelled."""
-        (self._pool or self._player).stop()
+        if self._opened is not None:
+            (self._opened.pool or self._opened.player).stop()
         self._streams.stop_admitting()
 
     def cancel(self) -> None:
@@ -334,12 +351,13 @@ class Engine:
         stats = msgspec.structs.replace(self._streams.stats)
         slots = self._streams.slots
         stats.running, stats.most_running, stats.concurrency = slots.used, slots.most_used, slots.cap
-        stats.servers = self._player.servers
         stats.queued = sum(run.scheduler.queued for run in self._streams.runs)
         stats.weight_version, stats.weight_updates = self._weights.version, self._weights.updates
         self._streams.tallies.tell(stats)
-        stats.add(self._player.played())
-        stats.hanging_calls += self._streams.hanging
+        stats.hanging_calls = self._streams.hanging
+        if self._opened is not None:
+            stats.servers = self._opened.player.servers
+            stats.add(self._opened.player.played())
         if self._pool is not None:
             stats.processes, stats.process_deaths = self.config.processes, self._pool.deaths
             for played in self._pool.played():
@@ -352,6 +370,18 @@ class Engine:
         Raises TransportError.
         """
         return await self._player.fleet.first_tokens()
+
+
+if not TYPE_CHECKING:
+    Engine.__getattr__ = forward_members("Engine")
+
+
+class _Opened(msgspec.Struct, frozen=True):
+    """What an engine that was entered plays with."""
+
+    player: Player
+    pool: WorkerPool | None
+    """Where it has several processes."""
 
 
 async def _must_say_its_load(transport: Transport) -> None:

@@ -26,12 +26,26 @@ What is asynchronous lives in one task from its first call to its last: a class 
 there, too, so that its constructor has an event loop, and a context (a task group, a session with a server of tools)
 may be entered in `reset` and left in `close`. Tasks that it starts are its own: what runs after `close` is cancelled.
 Whatever any of it raises, SystemExit included, is its rollout's failure and no other's.
+
+What all rollouts of a process share is made by `setup`, and reaches each object as `self.shared`:
+
+    @classmethod
+    @asynccontextmanager
+    async def setup(cls, image: str = "python:3.12") -> AsyncIterator[Pool]:
+        async with Pool(image) as pool:
+            yield pool
+
+    def __init__(self, image: str = "python:3.12") -> None: ...
+
+    async def reset(self, task: Task) -> Sequence[Message]:
+        self.sandbox = await self.shared.take()
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
-from typing import Any
+from contextlib import AbstractAsyncContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
@@ -83,6 +97,28 @@ class Env:
     max_tokens: int | None = None
     """Length of the next completion at most, where the environment knows it better than the run; `reset` and `step`
     may change it."""
+
+    shared: Any = None
+    """What `setup` gave, from `reset` on."""
+
+    @classmethod
+    def setup(cls, *args: Any, **kwargs: Any) -> AbstractAsyncContextManager[Any]:
+        """What all rollouts of this class share in a process, such as a pool of sandboxes: a context manager.
+
+        It is called with those of the constructor's arguments that it takes, entered once for each set of them before
+        the first rollout, and left when the engine closes. If it raises, the run ends and says so.
+        """
+        return nullcontext()
+
+    if not TYPE_CHECKING:  # a type checker goes by each class's own constructor
+
+        def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+            if (args or kwargs) and cls.__init__ is object.__init__:
+                raise TypeError(f"{cls.__name__}() takes no arguments")
+            self = super().__new__(cls)
+            if args or kwargs:
+                self.__dict__["_given"] = args, kwargs  # what `setup` is called with
+            return self
 
     def tasks(self, n: int, seed: int) -> Iterable[Task]:
         """`n` tasks; the same ones for the same seed. By default only a number and the seed.

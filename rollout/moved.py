@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 import importlib.abc
 import importlib.machinery
+import operator
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -129,6 +130,18 @@ MOVED_NAMES = {
 }
 
 
+#: What left a class that users see, as it was one of ours -> the path to it on an object, and what is said of it.
+MOVED_MEMBERS = {
+    "Engine": {"keep_untaken": "_streams.keep_untaken", "collected": "_streams.collected"},
+    "EngineThread": {
+        "engine": "_engine",
+        "call": "_runner.call",
+        "keep_unclaimed": "_runner.keep_unclaimed",
+        "end_unread": "_runner.end_unread",
+    },
+}
+
+
 def samples_of(rollout: Any) -> Any:
     """`Rollout.samples`, as it was called."""
     return rollout.samples()
@@ -149,6 +162,19 @@ def forward_names(module: str) -> Callable[[str], Any]:
         shown = _METHODS.get(name, f"{place}.{attribute}")
         _warn(f"{module}.{name}", shown, stacklevel=3)
         return getattr(importlib.import_module(place), attribute)
+
+    return __getattr__
+
+
+def forward_members(kind: str) -> Callable[[Any, str], Any]:
+    """`__getattr__` of a class that some methods have left, as they were the engine's own."""
+
+    def __getattr__(self: Any, name: str) -> Any:
+        if (path := MOVED_MEMBERS[kind].get(name)) is None:
+            raise AttributeError(f"{kind!r} object has no attribute {name!r}")
+        said = f"{kind}.{name} is the engine's own business, and goes with the next release"
+        warnings.warn(said, DeprecationWarning, stacklevel=2)
+        return operator.attrgetter(path)(self)
 
     return __getattr__
 

@@ -15,19 +15,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Iterator
+import warnings
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Container, Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from rollout.codec.protocol import Codec
 from rollout.config import EngineConfig
 from rollout.engine import Engine
 from rollout.env import Env, Task
+from rollout.histogram import Histogram
 from rollout.loop.thread import LoopThread
+from rollout.moved import forward_members
 from rollout.observe.stats import Stats
 from rollout.records import Group
-from rollout.servers.weights import InFlight
-from rollout.transport import Transport
+from rollout.schedule.group_reward import GroupReward
+from rollout.schedule.stream import OnRollout
+from rollout.schedule.submissions import Submission
+from rollout.transport import InFlight, ServerInfo, Transport
+from rollout.workers.launch import Launch
 
 T = TypeVar("T")
 
@@ -35,8 +42,8 @@ T = TypeVar("T")
 class ThreadStream(Iterator[Group]):
     """A stream's groups, for a plain loop. To be read by one thread at a time."""
 
-    def __init__(self, owner: EngineThread, groups: AsyncGenerator[Group]) -> None:
-        self._owner = owner
+    def __init__(self, runner: _Runner, groups: AsyncGenerator[Group]) -> None:
+        self._runner = runner
         self._groups = groups
         self._reading = threading.Lock()
 
@@ -45,7 +52,7 @@ class ThreadStream(Iterator[Group]):
         if not self._reading.acquire(blocking=False):
             raise RuntimeError("another thread reads this stream: one at a time, or a stream for each")
         try:
-            group = self._owner.call(self._following, unclaimed=self._unclaimed)
+            group = self._runner.call(self._following, unclaimed=self._unclaimed)
         finally:
             self._reading.release()
         if group is None:
@@ -54,8 +61,8 @@ class ThreadStream(Iterator[Group]):
 
     def close(self) -> None:
         """Ends what runs of it. What had finished is in `untaken`."""
-        if self._owner.open:  # else the engine has ended it
-            self._owner.call(self._groups.aclose)
+        if self._runner.open:  # else the engine has ended it
+            self._runner.call(self._groups.aclose)
 
     def __enter__(self) -> Self:
         return self
@@ -66,104 +73,213 @@ class ThreadStream(Iterator[Group]):
     def __del__(self) -> None:
         # Whichever thread finds it unused must not wait, and may be the loop's.
         with contextlib.suppress(Exception):
-            self._owner.end_unread(self._groups)
+            self._runner.end_unread(self._groups)
 
     async def _following(self) -> Group | None:
         return await anext(self._groups, None)
 
     def _unclaimed(self, group: Group | None) -> None:
-        self._owner.keep_unclaimed([group] if group is not None else [])
+        self._runner.keep_unclaimed([group] if group is not None else [])
+
+
+class ThreadSubmission:
+    """As `Submission`, for a thread that waits."""
+
+    def __init__(self, runner: _Runner, submission: Submission) -> None:
+        self._runner = runner
+        self._submission = submission
+
+    def __repr__(self) -> str:
+        return f"<ThreadSubmission {self._submission!r}>"
+
+    @property
+    def task_index(self) -> int:
+        """As `Submission.task_index`."""
+        return self._submission.task_index
+
+    @property
+    def done(self) -> bool:
+        """As `Submission.done`."""
+        return self._submission.done
+
+    def result(self) -> Group:
+        """As `Submission.result`. Control-C ends the waiting; the group is in `untaken` then."""
+        if not self._runner.open and self.done:
+            return self._runner.taken(self._submission)
+        return self._runner.call(self._submission.result, unclaimed=lambda group: self._runner.keep_unclaimed([group]))
+
+    def cancel(self) -> None:
+        """As `Submission.cancel`."""
+        if self._runner.open:  # else the engine has ended it
+            self._runner.now(self._submission.cancel)
+
+    def __call__(self) -> Group:
+        """As `result`, as it was asked for until now."""
+        warnings.warn("submission() is submission.result() now; it goes with the next release", DeprecationWarning, 2)
+        return self.result()
 
 
 class EngineThread(AbstractContextManager["EngineThread"]):
     """An `Engine` whose methods block. Any thread may call them but the engine's own."""
 
     def __init__(
-        self, config: EngineConfig, make_env: Callable[[], Env], *, transport: Transport | None = None
+        self,
+        config: EngineConfig,
+        make_env: Callable[[], Env],
+        *,
+        transport: Transport | None = None,
+        launch: Launch | None = None,
     ) -> None:
-        self.engine = Engine(config, make_env, transport=transport)
-        self._thread: LoopThread | None = None
-        self._ending: set[asyncio.Task[None]] = set()
-        """Streams that nobody reads any more, while they end."""
+        """As `Engine`."""
+        self._engine = Engine(config, make_env, transport=transport, launch=launch)
+        self.config = self._engine.config
+        self._runner = _Runner(self._engine)
 
     def __repr__(self) -> str:
-        return f"<EngineThread {self.engine}>"
+        return f"<EngineThread {self._engine}>"
 
     def __enter__(self) -> Self:
         """Starts the thread, connects, and loads the tokenizer. Raises ServerError, ConfigError."""
-        if self._thread is not None:
-            raise RuntimeError("an EngineThread is entered once: make another")
-        self._thread = LoopThread(self.engine, name="rollout-engine")
-        self._thread.__enter__()
+        self._runner.start()
         return self
 
     def __exit__(self, *exc_info: Any) -> None:
         """Ends what runs, closes its requests, and ends the thread. What had finished is in `untaken`."""
-        if self._thread is not None:
-            self._thread.__exit__(*exc_info)
+        self._runner.end(*exc_info)
 
     @property
     def open(self) -> bool:
-        """Whether it is entered, and not left."""
-        return self._thread is not None and self._thread.open
+        """As `Engine.open`."""
+        return self._runner.open
+
+    @property
+    def server(self) -> ServerInfo:
+        """As `Engine.server`."""
+        return self._engine.server
+
+    @property
+    def codec(self) -> Codec | None:
+        """As `Engine.codec`."""
+        return self._engine.codec
+
+    @property
+    def weight_version(self) -> str | None:
+        """As `Engine.weight_version`."""
+        return self._engine.weight_version
+
+    def stream(
+        self,
+        tasks: Iterable[Task] | AsyncIterable[Task],
+        *,
+        env: Callable[[], Env] | None = None,
+        rollouts_per_task: int = 1,
+        skip: Container[tuple[int, int]] = (),
+        on_rollout: OnRollout | None = None,
+        keep: Callable[[Group], bool] | None = None,
+        group_reward: GroupReward | None = None,
+        evaluation: bool = False,
+        share: float = 1.0,
+        ahead: int | None = None,
+    ) -> ThreadStream:
+        """As `Engine.stream`. Leaving the loop early ends the stream's requests."""
+        groups = self._engine.stream(
+            tasks,
+            env=env,
+            rollouts_per_task=rollouts_per_task,
+            skip=skip,
+            on_rollout=on_rollout,
+            keep=keep,
+            group_reward=group_reward,
+            evaluation=evaluation,
+            share=share,
+            ahead=ahead,
+        )
+        return ThreadStream(self._runner, groups)
 
     @property
     def untaken(self) -> list[Group]:
         """As `Engine.untaken`: what was played and not taken. There also after the engine was closed."""
-        self._settle()
-        return self.engine.untaken
+        self._runner.settle()
+        return self._engine.untaken
 
     def take_untaken(self) -> list[Group]:
         """As `Engine.take_untaken`."""
-        self._settle()
-        return self.engine.take_untaken()
+        self._runner.settle()
+        return self._engine.take_untaken()
 
-    def stream(self, tasks: Iterable[Task] | AsyncIterable[Task], **options: Any) -> ThreadStream:
-        """As `Engine.stream`. Leaving the loop early ends the stream's requests."""
-        return ThreadStream(self, self.engine.stream(tasks, **options))
-
-    def submit(self, task: Task, *, rollouts: int = 1) -> Callable[[], Group]:
-        """As `Engine.submit`; call what it returns to wait for the group."""
-        submission = self.call(lambda: self.engine.submit(task, rollouts=rollouts))
-
-        def result() -> Group:
-            if not self.open and submission.done:
-                return submission.take()
-            return self.call(submission.result, unclaimed=lambda group: self.keep_unclaimed([group]))
-
-        return result
+    def submit(self, task: Task, *, env: Callable[[], Env] | None = None, rollouts: int = 1) -> ThreadSubmission:
+        """As `Engine.submit`."""
+        submission = self._runner.call(lambda: self._engine.submit(task, env=env, rollouts=rollouts))
+        return ThreadSubmission(self._runner, submission)
 
     def collect(self, count: int) -> list[Group]:
         """As `Engine.collect`."""
-        if self._thread is not None and not self.open:
-            return self.engine.collected(count)
-        return self.call(lambda: self.engine.collect(count), unclaimed=self.keep_unclaimed)
+        return self._runner.collect(count)
 
     def cancel(self) -> None:
         """As `Engine.cancel`."""
-        self._now(self.engine.cancel)
+        self._runner.now(self._engine.cancel)
 
     def stop_admitting(self) -> None:
         """As `Engine.stop_admitting`."""
-        self._now(self.engine.stop_admitting)
+        self._runner.now(self._engine.stop_admitting)
 
     def pause(self, in_flight: InFlight = "keep") -> None:
         """As `Engine.pause`."""
-        self.call(lambda: self.engine.pause(in_flight))
+        self._runner.call(lambda: self._engine.pause(in_flight))
 
     def resume(self) -> None:
         """As `Engine.resume`."""
-        self.call(self.engine.resume)
+        self._runner.call(self._engine.resume)
 
     def update_weights(
         self, version: str | int, path: str | Path | None = None, *, in_flight: InFlight = "keep"
     ) -> None:
         """As `Engine.update_weights`."""
-        self.call(lambda: self.engine.update_weights(version, path, in_flight=in_flight))
+        self._runner.call(lambda: self._engine.update_weights(version, path, in_flight=in_flight))
 
     def stats(self) -> Stats:
         """As `Engine.stats`."""
-        return self._now(self.engine.stats) if self.open else self.engine.stats()
+        return self._runner.now(self._engine.stats) if self.open else self._engine.stats()
+
+    def first_tokens(self) -> Histogram | None:
+        """As `Engine.first_tokens`."""
+        return self._runner.call(self._engine.first_tokens)
+
+
+if not TYPE_CHECKING:
+    EngineThread.__getattr__ = forward_members("EngineThread")
+
+
+class _Runner:
+    """An engine in its thread: how the plain world asks something of it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._thread: LoopThread | None = None
+        """There once it was started, also when it has ended."""
+        self._ending: set[asyncio.Task[None]] = set()
+        """Streams that nobody reads any more, while they end."""
+
+    def __repr__(self) -> str:
+        return f"<_Runner {self._thread}>"
+
+    @property
+    def open(self) -> bool:
+        """Whether it was started, and has not ended."""
+        return self._thread is not None and self._thread.open
+
+    def start(self) -> None:
+        """Once. Raises what entering the engine raises."""
+        if self._thread is not None:
+            raise RuntimeError("an EngineThread is entered once: make another")
+        self._thread = LoopThread(self._engine, name="rollout-engine")
+        self._thread.__enter__()
+
+    def end(self, *exc_info: Any) -> None:
+        """Leaves the engine, and ends the thread."""
+        if self._thread is not None:
+            self._thread.__exit__(*exc_info)
 
     def call(self, function: Callable[[], Awaitable[T]], *, unclaimed: Callable[[T], object] | None = None) -> T:
         """Has something awaited in the engine's loop, and waits for it: see `LoopThread.call`."""
@@ -171,9 +287,27 @@ class EngineThread(AbstractContextManager["EngineThread"]):
             raise RuntimeError("enter the engine first: with EngineThread(...) as engine")
         return self._thread.call(function, unclaimed=unclaimed)
 
+    def now(self, function: Callable[[], T]) -> T:
+        """Has something called in the engine's loop, and waits for it."""
+
+        async def called() -> T:
+            return function()
+
+        return self.call(called)
+
+    def collect(self, count: int) -> list[Group]:
+        """See `Engine.collect`, also when the engine is closed."""
+        if self._thread is not None and not self.open:
+            return self._engine._streams.collected(count)
+        return self.call(lambda: self._engine.collect(count), unclaimed=self.keep_unclaimed)
+
+    def taken(self, submission: Submission) -> Group:
+        """The result of one that is done, when the engine is closed."""
+        return submission._state.take()
+
     def keep_unclaimed(self, groups: list[Group]) -> None:
         """Keeps what came when its caller had been interrupted."""
-        self.engine.keep_untaken(groups)
+        self._engine._streams.keep_untaken(groups)
 
     def end_unread(self, groups: AsyncGenerator[Group]) -> None:
         """Ends a stream that nobody reads any more, without waiting."""
@@ -188,7 +322,7 @@ class EngineThread(AbstractContextManager["EngineThread"]):
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Waits for streams that are ending."""
 
         async def settled() -> None:
@@ -197,9 +331,3 @@ class EngineThread(AbstractContextManager["EngineThread"]):
 
         if self.open:
             self.call(settled)
-
-    def _now(self, function: Callable[[], T]) -> T:
-        async def called() -> T:
-            return function()
-
-        return self.call(called)

@@ -10,6 +10,8 @@ clock.go()                    # and has as long left as it had
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -44,6 +46,17 @@ class Deadline:
         if self.expired and self._raises:
             raise TimeoutError
         return bool(caught)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Time does not count meanwhile, whatever becomes of the clock."""
+        if not self._clock.stopped:
+            self.halt()
+        self._clock.discard(self)
+        try:
+            yield
+        finally:
+            self._clock.add(self)
 
     def run(self) -> None:
         """Time counts from now on."""

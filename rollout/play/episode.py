@@ -34,6 +34,7 @@ from rollout.play.answers import (
 from rollout.play.faults import EnvironmentFault
 from rollout.play.host import Host, Hosts
 from rollout.play.session import ContextFull, FallbackRefused, Session
+from rollout.play.setups import Setups
 from rollout.process.threads import contained
 from rollout.records import Failure, FailureKind, Job, Rollout, StopReason, Timing, Turn, settle_reward
 from rollout.tokens.verify import InvariantBroken, check_trajectory
@@ -55,6 +56,7 @@ class Episode:
         config: EngineConfig,
         *,
         hosts: Hosts,
+        setups: Setups | None = None,
         asynchronous: bool = False,
         stopping: Callable[[], bool] = lambda: False,
         staleness: Callable[[], int] = lambda: 0,
@@ -63,11 +65,13 @@ class Episode:
     ) -> None:
         """`staleness` counts the weight updates since the job was submitted.
 
-        An `asynchronous` environment is made in the task that it then lives in, too.
+        `setups` are what environments share; without them none is set up. An `asynchronous` environment is made in the
+        task that it then lives in, too.
         """
         self._make_env = make_env
         self._session = session
         self._config = config
+        self._setups = setups
         self._asynchronous = asynchronous
         self._stopping = stopping
         self._staleness = staleness
@@ -80,6 +84,7 @@ class Episode:
         self._while_whole = anyio.CancelScope()
         """Cancelled where the environment breaks between two calls."""
         self._host = Host(hosts, job.id, self._while_whole.cancel)
+        self._deadline = session.clock.fail_after(config.episode_timeout_s)
 
     def __repr__(self) -> str:
         return f"<Episode {self.rollout.id} {len(self._session.turns)} turns>"
@@ -90,7 +95,7 @@ class Episode:
         rollout.timing = Timing(started_at=time.time())
         failed: BaseException | None = None
         try:
-            with self._session.clock.fail_after(self._config.episode_timeout_s):
+            with self._deadline:
                 with self._while_whole:
                     stop = await self._play()
                     self._refuse_stale()
@@ -116,6 +121,9 @@ class Episode:
     async def _play(self) -> StopReason:
         await self._session.turnstile.enter()  # thousands that start at once would each start a thread
         env = self._env = await self._call("__init__", self._make_env, in_task=self._asynchronous)
+        if self._setups is not None and (setup := self._setups.of(env)) is not None:
+            with self._deadline.held():  # a pool of sandboxes may take minutes
+                await setup.share(env)
         self._host.blocks = read_blocks(env)
         self._append(read_messages(await self._call("reset", method_of(env, "reset"), self.rollout.task), "reset"))
         if not self._messages:

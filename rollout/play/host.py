@@ -82,6 +82,12 @@ class Hosts:
         self._closings.add(task)
         task.add_done_callback(self._closings.discard)
 
+    async def closed(self, grace_s: float) -> None:
+        """Waits a while for environments that are closed in the background."""
+        if self._closings:
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait(self._closings, timeout=grace_s)
+
     async def aclose(self, grace_s: float = GRACE_S) -> None:
         """Waits a while for what outlived its rollout, and says what is left. It is not ended: nothing can."""
         for task in self._hanging:

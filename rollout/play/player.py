@@ -21,8 +21,9 @@ from rollout.loop.lag import Lag
 from rollout.observe.stats import Played
 from rollout.play.connect import make_codec, open_fleet
 from rollout.play.episode import Episode
-from rollout.play.host import Hosts
+from rollout.play.host import GRACE_S, Hosts
 from rollout.play.session import ServedModel, Session
+from rollout.play.setups import Setups
 from rollout.process.imports import settle_path
 from rollout.process.threads import Threads
 from rollout.records import Job
@@ -32,102 +33,110 @@ from rollout.servers.weights import Weights
 from rollout.transport import Transport
 
 
+def _nobody(error: RolloutError) -> None:
+    """Tells nobody."""
+
+
 class Player:
     """The served model and what is played on it. Owns the connections, and what watches the servers and the loop."""
 
     def __init__(
         self,
         config: EngineConfig,
-        make_env: Callable[[], Env],
+        fleet: Fleet,
+        model: ServedModel,
+        watchers: anyio.abc.TaskGroup,
         *,
-        transport: Transport | None = None,
-        on_gone: Callable[[RolloutError], None] = lambda error: None,
+        on_gone: Callable[[RolloutError], None] = _nobody,
+        on_failed: Callable[[RolloutError], None] = _nobody,
+        on_setup: Callable[[], None] = lambda: None,
     ) -> None:
-        """`transport` takes the place of the one that the configuration names.
-
-        `on_gone` is told what ends all that is played: no server is left, or too many calls hang in threads.
-        """
+        """Made by `open`. The watchers are cancelled at its end."""
         self.config = config
-        self.weights = Weights()
-        self._make_env = make_env
-        self._given = transport
-        self._on_gone = on_gone
-        self._fleet: Fleet | None = None
-        self._model: ServedModel | None = None
-        self._threads = Threads(
+        self.fleet = fleet
+        """The servers."""
+        self.model = model
+        self.weights = model.weights
+        threads = Threads(
             max(40, config.most_at_once), most_abandoned=config.max_abandoned_threads, on_exhausted=on_gone
         )
-        self._hosts = Hosts(self._threads)
-        self._asynchronous = False
+        self._hosts = Hosts(threads)
+        self._setups = Setups(
+            self._hosts,
+            watchers,
+            on_failed=on_failed,
+            on_entered=on_setup,
+            close_timeout_s=config.close_timeout_s,
+        )
         self._counted = Played()
         self._lag = Lag()
         self._stopping = False
+        self._watchers = watchers
         self._stack = AsyncExitStack()
-        self._watchers: anyio.abc.TaskGroup | None = None
+        watchers.start_soon(self._lag.watch)
+        watchers.start_soon(fleet.watch, on_gone)
 
     def __repr__(self) -> str:
-        return f"<Player {self._model.info.model if self._model else 'not connected'}, {self._counted.turns} turns>"
+        return f"<Player {self.model.info.model}, {self._counted.turns} turns>"
 
-    async def __aenter__(self) -> Self:
-        """Connects and loads the tokenizer. Raises ServerError, ConfigError."""
+    @classmethod
+    async def open(
+        cls,
+        config: EngineConfig,
+        weights: Weights,
+        *,
+        transport: Transport | None = None,
+        on_gone: Callable[[RolloutError], None] = _nobody,
+        on_failed: Callable[[RolloutError], None] = _nobody,
+        on_setup: Callable[[], None] = lambda: None,
+    ) -> Self:
+        """Connects and loads the tokenizer. Raises ServerError, ConfigError.
+
+        `transport` takes the place of the one that the configuration names. `on_gone` is told what ends all that is
+        played: no server is left, or too many calls hang in threads; `on_failed`, that an environment's setup failed;
+        `on_setup`, that one is about to be entered.
+        """
         settle_path()
-        # A file's environment is imported here, once, and not by many rollouts at a time.
-        self._asynchronous = is_asynchronous(self._make_env)
         async with AsyncExitStack() as stack:
-            fleet = await open_fleet(self.config, self._given, self.weights)
+            fleet = await open_fleet(config, transport, weights)
             stack.push_async_callback(_close_shielded, fleet)
-            codec = await make_codec(self.config, fleet, fleet.info)
-            self._fleet = fleet
-            self._model = ServedModel(
-                transport=fleet, info=fleet.info, codec=codec, config=self.config, weights=self.weights
-            )
-            self._watchers = await stack.enter_async_context(anyio.create_task_group())
-            self._watchers.start_soon(self._lag.watch)
-            self._watchers.start_soon(fleet.watch, self._on_gone)
-            self._stack = stack.pop_all()
-        return self
+            codec = await make_codec(config, fleet, fleet.info)
+            model = ServedModel(transport=fleet, info=fleet.info, codec=codec, config=config, weights=weights)
+            watchers = await stack.enter_async_context(anyio.create_task_group())
+            player = cls(config, fleet, model, watchers, on_gone=on_gone, on_failed=on_failed, on_setup=on_setup)
+            player._stack = stack.pop_all()
+        return player
 
-    async def __aexit__(self, *exc_info: object) -> None:
-        if self._watchers is not None:
-            self._watchers.cancel_scope.cancel()
+    async def aclose(self) -> None:
+        """Closes what environments share, and the connections. No rollout is under way any more."""
+        self._watchers.cancel_scope.cancel()
+        if self._setups.any:
+            await self._hosts.closed(GRACE_S)  # an environment that is closed late may need what it shared
+            await self._setups.aclose()
         await self._hosts.aclose()
         await self._stack.aclose()
 
     @property
-    def model(self) -> ServedModel:
-        """The served model; there once this was entered."""
-        if self._model is None:
-            raise RuntimeError("enter the engine first: async with Engine(...) as engine")
-        return self._model
-
-    @property
-    def fleet(self) -> Fleet:
-        """The servers; there once this was entered."""
-        if self._fleet is None:
-            raise RuntimeError("enter the engine first: async with Engine(...) as engine")
-        return self._fleet
-
-    @property
     def servers(self) -> list[ServerState]:
-        """The servers as they stand; none before this was entered."""
-        return self._fleet.states if self._fleet is not None else []
+        """The servers as they stand."""
+        return self.fleet.states
 
-    @property
-    def threads(self) -> Threads:
-        """For what may block."""
-        return self._threads
+    def of(self, make_env: Callable[[], Env]) -> PlayedEnv:
+        """Rollouts of one environment. Raises ConfigError where it is named, and not to be found."""
+        return PlayedEnv(self, make_env, asynchronous=is_asynchronous(make_env))
 
-    def episode(self, job: Job, *, evaluation: bool) -> Episode:
+    def episode(self, job: Job, env: PlayedEnv, *, evaluation: bool) -> Episode:
         """One rollout, ready to be played."""
         session_id = f"{job.id}-{uuid.uuid4().hex[:8]}"
         session = Session(self.model, session_id, group_id=job.task_id, group_size=job.group_size)
         return Episode(
             job,
-            self._make_env,
+            env.make_env,
             session,
             self.config,
             hosts=self._hosts,
-            asynchronous=self._asynchronous,
+            setups=self._setups,
+            asynchronous=env.asynchronous,
             stopping=lambda: self._stopping,
             staleness=lambda: self.weights.updates - job.submitted_at,
             max_staleness=None if evaluation else self.config.max_staleness,
@@ -144,11 +153,27 @@ class Player:
         played.measure()
         played.loop_lag_p99_s, played.loop_lag_max_s = self._lag.p99_s, self._lag.max_s
         played.hanging_calls = self._hosts.hanging
-        if self._fleet is not None:
-            traffic = self._fleet.traffic
-            played.sent_bytes, played.received_bytes = traffic.sent, traffic.received
-            played.trajectories = self._fleet.loads
+        traffic = self.fleet.traffic
+        played.sent_bytes, played.received_bytes = traffic.sent, traffic.received
+        played.trajectories = self.fleet.loads
         return played
+
+
+class PlayedEnv:
+    """Rollouts of one environment, in this process."""
+
+    def __init__(self, player: Player, make_env: Callable[[], Env], *, asynchronous: bool) -> None:
+        self.make_env = make_env
+        self.asynchronous = asynchronous
+        """Whether it is made in the task that it then lives in."""
+        self._player = player
+
+    def __repr__(self) -> str:
+        return f"<PlayedEnv {self.make_env!r}>"
+
+    def episode(self, job: Job, *, evaluation: bool) -> Episode:
+        """One rollout, ready to be played."""
+        return self._player.episode(job, self, evaluation=evaluation)
 
 
 async def _close_shielded(fleet: Fleet) -> None:

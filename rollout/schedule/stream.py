@@ -70,10 +70,16 @@ class Playable(Protocol):
         ...
 
 
+class Plays(Protocol):
+    """What plays the rollouts of one environment: in this process, or in others."""
+
+    def episode(self, job: Job, *, evaluation: bool) -> Playable:
+        """One rollout, ready to be played."""
+        ...
+
+
 class Players(Protocol):
     """What a stream needs of its engine."""
-
-    def episode(self, job: Job, *, evaluation: bool) -> Playable: ...
 
     def count_end(self, rollout: Rollout) -> None: ...
 
@@ -103,6 +109,7 @@ class StreamRun:
     def __init__(
         self,
         players: Players,
+        plays: Plays,
         scheduler: Scheduler,
         source: TaskSource | None = None,
         *,
@@ -123,6 +130,7 @@ class StreamRun:
         self.error: BaseException | None = None
         """What ended the stream, where something did. Raised once what was played is taken."""
         self._players = players
+        self._plays = plays
         self._source = source
         self._on_rollout = on_rollout
         self._score = score
@@ -331,7 +339,7 @@ class StreamRun:
         with playing.scope:
             try:
                 while True:
-                    episode = self._players.episode(job, evaluation=self._evaluation)
+                    episode = self._plays.episode(job, evaluation=self._evaluation)
                     episode.rollout.earlier_failures = list(earlier)
                     await episode.play()
                     failure = episode.rollout.failure

@@ -12,18 +12,19 @@ from typing import Protocol
 
 import anyio
 import anyio.abc
+import msgspec
 
 from rollout.config import EngineConfig
-from rollout.env import Task
+from rollout.env import Env, Task
 from rollout.errors import ConfigError, EngineClosed, EngineStopped, RolloutError
 from rollout.log import get_logger
 from rollout.observe.stats import Stats, Tallies
 from rollout.play.host import Hosts
 from rollout.process.threads import Threads
-from rollout.records import Failure, FailureKind, Group, Job, Rollout
+from rollout.records import Failure, FailureKind, Group, Rollout
 from rollout.schedule.group_reward import SCORED_AT_ONCE, GroupReward, GroupScorer
 from rollout.schedule.scheduler import Scheduler, Slots
-from rollout.schedule.stream import OnRollout, Playable, StreamRun
+from rollout.schedule.stream import OnRollout, Plays, StreamRun
 from rollout.schedule.submissions import Submission, Submissions
 from rollout.schedule.task_source import refuse_unwritable, task_source
 from rollout.servers.weights import Weights
@@ -40,10 +41,24 @@ _MOST_PROCESSES = 3
 _log = get_logger(__name__)
 
 
-class MakesEpisodes(Protocol):
+MakeEnv = Callable[[], Env]
+
+
+class Player(Protocol):
     """What plays: this process, or several."""
 
-    def episode(self, job: Job, *, evaluation: bool) -> Playable: ...
+    def of(self, make_env: MakeEnv) -> Plays:
+        """What plays the rollouts of one environment. Raises ConfigError for one that cannot be played."""
+        ...
+
+
+class _Opened(msgspec.Struct, frozen=True):
+    """What an engine that was entered plays with."""
+
+    player: Player
+    own: Plays
+    """What plays the engine's own environment."""
+    tasks: anyio.abc.TaskGroup
 
 
 class Streams:
@@ -52,8 +67,8 @@ class Streams:
     def __init__(self, config: EngineConfig, weights: Weights) -> None:
         self._config = config
         self._weights = weights
-        self._player: MakesEpisodes | None = None
-        self._tasks: anyio.abc.TaskGroup | None = None
+        self._opened: _Opened | None = None
+        """There once rollouts can be played."""
         self.runs: list[StreamRun] = []
         """Those that have not ended."""
         self.slots = Slots(config.most_at_once)
@@ -79,9 +94,9 @@ class Streams:
         """Calls of tasks' iterators and group rewards that were given up and have not ended."""
         return self._hosts.hanging
 
-    def open(self, player: MakesEpisodes, tasks: anyio.abc.TaskGroup) -> None:
-        """From now on rollouts are played, by the player and in the task group."""
-        self._player, self._tasks = player, tasks
+    def open(self, player: Player, make_env: MakeEnv, tasks: anyio.abc.TaskGroup) -> None:
+        """From now on rollouts are played, by the player and in the task group; of `make_env`, if nothing is said."""
+        self._opened = _Opened(player, player.of(make_env), tasks)
 
     def close(self) -> None:
         """Ends everything; see `closed`."""
@@ -105,6 +120,7 @@ class Streams:
         self,
         tasks: Iterable[Task] | AsyncIterable[Task],
         *,
+        env: MakeEnv | None = None,
         rollouts_per_task: int = 1,
         skip: Container[tuple[int, int]] = (),
         on_rollout: OnRollout | None = None,
@@ -116,7 +132,7 @@ class Streams:
     ) -> AsyncGenerator[Group]:
         """See `Engine.stream`."""
         await refuse_unwritable(tasks)
-        self._playable()
+        plays = self._plays(env)
         if not 0 < share <= 1:
             raise ConfigError(f"share must be above 0 and at most 1, not {share:g}")
         if rollouts_per_task < 1:
@@ -133,6 +149,7 @@ class Streams:
         run = self._start(
             StreamRun(
                 self,
+                plays,
                 scheduler,
                 task_source(tasks, self._hosts),
                 on_rollout=on_rollout,
@@ -180,16 +197,16 @@ class Streams:
             self.stats.lost_groups += excess
             _log.warning("untaken_dropped", groups=excess, kept=MOST_UNTAKEN, remedy="call engine.take_untaken()")
 
-    async def submit(self, task: Task, *, rollouts: int = 1) -> Submission:
+    async def submit(self, task: Task, *, env: MakeEnv | None = None, rollouts: int = 1) -> Submission:
         """See `Engine.submit`."""
-        self._playable()
+        plays = self._plays(env)
         if self._submissions is None:
             self._submissions = Submissions(self._open_submissions)
         if self._submissions.run.error is not None:
             raise self._submissions.run.error
-        return self._submissions.add(task, rollouts)
+        return self._submissions.add(task, rollouts, plays)
 
-    def _open_submissions(self, give: Callable[[Group], None]) -> StreamRun:
+    def _open_submissions(self, plays: Plays, give: Callable[[Group], None]) -> StreamRun:
         scheduler = Scheduler(
             cap=self._config.most_at_once,
             slots=self.slots,
@@ -202,7 +219,7 @@ class Streams:
             give(group)
 
         straggler_s, sleep = self._config.straggler_timeout_s, self._weights.clock.sleep
-        return self._start(StreamRun(self, scheduler, give=counted, straggler_s=straggler_s, sleep=sleep))
+        return self._start(StreamRun(self, plays, scheduler, give=counted, straggler_s=straggler_s, sleep=sleep))
 
     async def collect(self, count: int) -> list[Group]:
         """See `Engine.collect`."""
@@ -243,9 +260,9 @@ class Streams:
         return score
 
     def _start(self, run: StreamRun) -> StreamRun:
-        assert self._tasks is not None
+        assert self._opened is not None
         self.runs.append(run)
-        self._tasks.start_soon(run.play)
+        self._opened.tasks.start_soon(run.play)
         return run
 
     def slot_freed(self) -> None:
@@ -264,11 +281,6 @@ class Streams:
         for run in self.runs:
             run.cancel()
 
-    def episode(self, job: Job, *, evaluation: bool) -> Playable:
-        """One rollout, ready to be played."""
-        assert self._player is not None
-        return self._player.episode(job, evaluation=evaluation)
-
     def count_end(self, rollout: Rollout) -> None:
         """Counts a rollout that ended."""
         self.stats.add_end(rollout)
@@ -283,9 +295,9 @@ class Streams:
         self.stats.faults += wanted and failure is not None and failure.kind is FailureKind.TRANSPORT
         return wanted
 
-    def _playable(self) -> None:
-        """Raises what ended the engine, such as NoServerLeft, once it has."""
-        if self._player is None:
+    def _plays(self, env: MakeEnv | None) -> Plays:
+        """What plays an environment. Raises what ended the engine, such as NoServerLeft, once something has."""
+        if self._opened is None:
             raise RuntimeError("enter the engine first: async with Engine(...) as engine")
         if self._gone is not None:
             raise self._gone
@@ -293,6 +305,16 @@ class Streams:
             raise EngineClosed("the engine is closed")
         if self._stopping:
             raise EngineStopped("the engine was told to admit nothing more: stop_admitting")
+        if env is None:
+            return self._opened.own
+        check_env(env)
+        return self._opened.player.of(env)
+
+
+def check_env(env: object) -> None:
+    """Raises ConfigError for what makes no environments."""
+    if not callable(env):
+        raise ConfigError(f"env must be a class of environments, or a function that makes one, not {env!r:.200}")
 
 
 def _ends_processes(rollout: Rollout) -> bool:

@@ -16,64 +16,84 @@ import anyio
 
 from rollout import door
 from rollout.env import Task
-from rollout.errors import ConfigError, RolloutError
-from rollout.records import Group
-from rollout.schedule.stream import StreamRun
+from rollout.errors import ConfigError
+from rollout.records import Group, Job
+from rollout.schedule.stream import Playable, Plays, StreamRun
 
 
 class Submission:
     """One submitted task, on its way."""
 
-    def __init__(self, submissions: Submissions, task_index: int) -> None:
-        self.task_index = task_index
-        self._submissions = submissions
-        self._event = anyio.Event()
-        self._group: Group | None = None
-        self._error: BaseException | None = None
+    def __init__(self, state: Submitted) -> None:
+        self._state = state
 
     def __repr__(self) -> str:
-        return f"<Submission {self.task_index} {self._group or self._error or 'on its way'}>"
+        return f"<Submission {self._state}>"
+
+    @property
+    def task_index(self) -> int:
+        """Its position among all that were submitted."""
+        return self._state.task_index
 
     @property
     def done(self) -> bool:
         """Whether `result` has something to give, or to raise."""
-        return self._group is not None or self._error is not None
+        return self._state.over.is_set()
 
     async def result(self) -> Group:
         """The task's group, once its last member has ended. `collect` does not give it again.
 
         Raises what ended the engine before it began, such as NoServerLeft or EngineClosed.
         """
-        await self._event.wait()
-        return self.take()
-
-    def take(self) -> Group:
-        """The result of a submission that is done, also after the engine was closed."""
-        if self._error is not None:
-            raise self._error
-        if self._group is None:
-            raise RolloutError("this submission is on its way: await its result")
-        self._submissions.took(self.task_index)
-        return self._group
+        await self._state.over.wait()
+        return self._state.take()
 
     def cancel(self) -> None:
         """Ends what runs of it; what has not begun is not played. The result has what was played."""
         if not self.done:
-            self._submissions.cancel(self.task_index)
+            self._state.cancel()
+
+
+class Submitted:
+    """What becomes of one."""
+
+    def __init__(self, submissions: Submissions, task_index: int, plays: Plays) -> None:
+        self.task_index = task_index
+        self.plays = plays
+        """What plays it, which may be of another environment than its neighbours."""
+        self.over = anyio.Event()
+        self._submissions = submissions
+        self._group: Group | None = None
+        self._error: BaseException | None = None
+
+    def __repr__(self) -> str:
+        return f"{self.task_index} {self._group or self._error or 'on its way'}"
 
     def finish(self, group: Group | None, error: BaseException | None = None) -> None:
         """With its group, or with what ended the engine before it began."""
         self._group, self._error = group, error
-        self._event.set()
+        self.over.set()
+
+    def cancel(self) -> None:
+        """See `Submission.cancel`."""
+        self._submissions.cancel(self.task_index)
+
+    def take(self) -> Group:
+        """The result of one that is over, also after the engine was closed."""
+        if self._error is not None:
+            raise self._error
+        assert self._group is not None, "it is over"
+        self._submissions.took(self.task_index)
+        return self._group
 
 
 class Submissions:
     """All tasks that were submitted to an engine."""
 
-    def __init__(self, open_run: Callable[[Callable[[Group], None]], StreamRun]) -> None:
+    def __init__(self, open_run: Callable[[Plays, Callable[[Group], None]], StreamRun]) -> None:
         """`open_run` makes the stream that plays them, which hands its groups to the function that it is given."""
-        self.run = open_run(self._finished_one)
-        self._open: dict[int, Submission] = {}
+        self.run = open_run(self, self._finished_one)
+        self._open: dict[int, Submitted] = {}
         self._finished: OrderedDict[int, Group] = OrderedDict()
         self._unplayed: BaseException | None = None
         self._arrived = anyio.Event()
@@ -81,14 +101,18 @@ class Submissions:
     def __repr__(self) -> str:
         return f"<Submissions {len(self._open)} on their way, {len(self._finished)} to be collected>"
 
-    def add(self, task: Task, rollouts: int) -> Submission:
+    def episode(self, job: Job, *, evaluation: bool) -> Playable:
+        """See `Plays`."""
+        return self._open[job.task_index].plays.episode(job, evaluation=evaluation)
+
+    def add(self, task: Task, rollouts: int, plays: Plays) -> Submission:
         """Has a task played. Raises ConfigError for one that cannot be."""
         if rollouts < 1:
             raise ConfigError(f"rollouts must be 1 or more, not {rollouts}")
         index = self.run.scheduler.offer(door.task(task, self.run.scheduler.offered), rollouts)
-        submission = self._open[index] = Submission(self, index)
+        state = self._open[index] = Submitted(self, index, plays)
         self.run.wake()
-        return submission
+        return Submission(state)
 
     async def collect(self, count: int) -> list[Group]:
         """See `Engine.collect`. Takes nothing before it has all: whoever is cancelled here loses no group."""

@@ -45,6 +45,7 @@ RESUMABLE = frozenset(
         "api_key_env",
         "concurrency",
         "processes",
+        "launch",
         "worker_start_s",
         "worker_silence_s",
         "server_wait_s",

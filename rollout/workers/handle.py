@@ -9,6 +9,7 @@ import msgspec
 
 from rollout.log import get_logger
 from rollout.observe.stats import Played, Stats
+from rollout.play.episode import CLOSE_GRACE_S
 from rollout.workers import wire
 from rollout.workers.launch import Worker
 from rollout.workers.silence import Silence
@@ -16,6 +17,10 @@ from rollout.workers.silence import Silence
 _log = get_logger(__name__)
 
 _LEVELS = frozenset({"debug", "info", "warning", "error", "critical"})
+
+
+#: How long a process may take to end where its environments share nothing: what it plays is closed meanwhile.
+GRACE_S = CLOSE_GRACE_S + 5.0
 
 
 class Awaited:
@@ -51,6 +56,8 @@ class Handle:
         """Whether it ends because it is worn: that is no death."""
         self.why: str | None = None
         """Why it is ended from here."""
+        self.grace_s = GRACE_S
+        """How long it may take to end, once it is to."""
         self.played = Played()
         self.earlier = Stats()
         """Of its earlier lives, together."""
@@ -63,6 +70,7 @@ class Handle:
         """A life begins."""
         self.worker = worker
         self.silence, self.worn, self.draining_s, self.replacing, self.why = Silence(), None, None, False, None
+        self.grace_s = GRACE_S
 
     def send(self, command: wire.Command) -> None:
         """To a process that is gone it is lost, and so is what it was playing: `lose` says that."""

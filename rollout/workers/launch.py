@@ -1,6 +1,7 @@
 """Starts worker processes on this machine.
 
-A cluster's way of starting them takes this one's place: whatever gives a `Worker` is a `Launch`.
+A cluster's way of starting them takes this one's place: whatever gives a `Worker` is a `Launch`. The setting `launch`
+is one, or names one: an entry point of group `rollout.launchers` is called as `LocalLaunch` is, and gives it.
 
 A worker leads a session of its own, so that what environments start in it ends with it: its process group is killed
 when it has ended, however it did. What a terminal or a shell sends to the engine's group does not reach it; the engine
@@ -25,6 +26,7 @@ from typing import IO, Any, Protocol
 import anyio
 
 from rollout.errors import RolloutError
+from rollout.registry import load_entry
 from rollout.workers.channel import Channel
 
 __all__ = ["Channel", "Launch", "LocalLaunch", "LocalWorker", "Worker"]
@@ -70,6 +72,14 @@ class Worker(Protocol):
 
 
 Launch = Callable[[], Awaitable[Worker]]
+
+
+def launcher(launch: str | Launch, *, main_script: bool) -> Launch:
+    """What starts the processes. Raises ConfigError for a name that is none."""
+    if not isinstance(launch, str):
+        return launch
+    made: Launch = load_entry("rollout.launchers", launch)(main_script=main_script)
+    return made
 
 
 class LocalWorker:

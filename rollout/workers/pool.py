@@ -20,6 +20,7 @@ that has worn out, by calls that hang in its threads, takes no more rollouts and
 from __future__ import annotations
 
 import itertools
+import math
 import pickle
 import time
 from collections.abc import Callable
@@ -34,7 +35,7 @@ from rollout import errors
 from rollout.config import EngineConfig
 from rollout.door import error_text
 from rollout.env import Env
-from rollout.errors import ConfigError, RolloutError
+from rollout.errors import ConfigError, RolloutError, UserCodeFailed
 from rollout.log import get_logger
 from rollout.moved import forward_names
 from rollout.observe.stats import Played
@@ -43,9 +44,9 @@ from rollout.servers.fleet import FleetState
 from rollout.servers.placement import Placement
 from rollout.servers.weights import WeightsState
 from rollout.workers import wire
-from rollout.workers.handle import Handle
-from rollout.workers.launch import Launch, LocalLaunch, Worker
-from rollout.workers.remote import GRACE_S, RemoteEpisode
+from rollout.workers.handle import GRACE_S, Handle
+from rollout.workers.launch import Launch, Worker, launcher
+from rollout.workers.remote import RemoteEnv
 from rollout.workers.silence import LOOK_S
 from rollout.workers.where import place_of
 
@@ -83,17 +84,13 @@ class WorkerPool:
         state: Callable[[], EngineState],
         *,
         on_gone: Callable[[RolloutError], None],
-        launch: Launch | None = None,
     ) -> None:
-        """`state` says how the engine stands; `on_gone` is called when no process is left.
-
-        `launch` starts a process; on this machine, if not given.
-        """
+        """`state` says how the engine stands; `on_gone` is called when no process is left, or an environment fails."""
         self._config = config
         self._make_env = make_env
         self._state = state
         self._on_gone = on_gone
-        self._launch = launch
+        self._launch: Launch
         self._handles = [Handle() for _ in range(config.processes)]
         self._placement = Placement(config.processes)
         self._returned = anyio.Event()
@@ -111,8 +108,8 @@ class WorkerPool:
     async def __aenter__(self) -> Self:
         """Starts the processes, and waits until they have connected. Raises ServerError, ConfigError, RolloutError."""
         make_env = _pickled(self._make_env)
-        self._setup = wire.encode(wire.Setup(self._config, make_env))
-        self._launch = self._launch or LocalLaunch(main_script=b"__main__" in make_env)
+        self._setup = wire.encode(wire.Setup(msgspec.structs.replace(self._config, launch="local"), make_env))
+        self._launch = launcher(self._config.launch, main_script=b"__main__" in make_env)
         failed: list[RolloutError] = []
 
         async def start(handle: Handle) -> None:
@@ -141,9 +138,9 @@ class WorkerPool:
             self._attending.cancel_scope.cancel()
         await self._stack.aclose()
 
-    def episode(self, job: Job, *, evaluation: bool) -> RemoteEpisode:
-        """One rollout, ready to be played by one of the processes."""
-        return RemoteEpisode(self, job, evaluation)
+    def of(self, make_env: Callable[[], Env]) -> RemoteEnv:
+        """Rollouts of one environment, to be played by the processes. Raises ConfigError where they cannot find it."""
+        return RemoteEnv(self, None if make_env is self._make_env else _pickled(make_env))
 
     def stop(self) -> None:
         """Running rollouts end after their current turn, as cancelled."""
@@ -183,7 +180,6 @@ class WorkerPool:
 
     async def _start(self, handle: Handle) -> None:
         """Raises RolloutError where the process cannot begin."""
-        assert self._launch is not None
         limit_s = self._config.worker_start_s
         worker = await self._launch()
         try:
@@ -228,7 +224,7 @@ class WorkerPool:
             worker = handle.worker
             await self._listen(handle, worker)
             self._placement.up[at] = False
-            how = handle.why or await _end_of(worker)
+            how = handle.why or await _end_of(worker, handle.grace_s)
             if handle.why is None:
                 stack = await worker.trace()
                 how += place_of(stack)
@@ -240,7 +236,7 @@ class WorkerPool:
             with anyio.CancelScope(shield=True):
                 if not handle.replacing:
                     worker.kill()
-                await _end_of(worker)
+                await _end_of(worker, handle.grace_s)
             if handle.replacing:
                 _log.info("process_replaced", why=handle.worn)
             await self._restart(handle)
@@ -266,12 +262,24 @@ class WorkerPool:
             beside.start_soon(hang_up)
             try:
                 while (frame := await worker.channel.receive()) is not None:
-                    handle.take(wire.decode_event(frame))
+                    self._take(handle, wire.decode_event(frame))
             except msgspec.MsgspecError as error:
                 handle.why = f"what it said cannot be read: {error_text(error)}"
                 _log.error("process_not_understood", how=handle.why)
                 worker.kill()
             beside.cancel_scope.cancel()
+
+    def _take(self, handle: Handle, event: wire.Event) -> None:
+        match event:
+            case wire.EnvironmentFailed():
+                error = UserCodeFailed(event.message)
+                error.add_note(event.traceback)  # the exception itself is in the other process
+                self._on_gone(error)
+            case wire.SetupBegins():
+                close_s = self._config.close_timeout_s
+                handle.grace_s = math.inf if close_s is None else GRACE_S + close_s
+            case _:
+                handle.take(event)
 
     async def _watch(self) -> None:
         """Looks after the processes: ends those that are silent, replaces those that are worn."""
@@ -330,7 +338,7 @@ class WorkerPool:
                     if handle.why is not None or handle.silence.seconds > AWAITED_S:
                         handle.worker.kill()
                     handle.worker.channel.close()
-                    ending.start_soon(_end_of, handle.worker)
+                    ending.start_soon(_end_of, handle.worker, handle.grace_s)
 
 
 async def _end_silent(handle: Handle, worker: Worker) -> None:
@@ -341,10 +349,10 @@ async def _end_silent(handle: Handle, worker: Worker) -> None:
     worker.kill()
 
 
-async def _end_of(worker: Worker) -> str:
+async def _end_of(worker: Worker, grace_s: float) -> str:
     """Waits until a process whose channel is closed has ended, or ends it; says how it ended."""
     try:
-        with anyio.move_on_after(GRACE_S):
+        with anyio.move_on_after(grace_s):
             return await worker.ended()
         worker.kill()
         return await worker.ended()

@@ -6,14 +6,10 @@ from typing import Protocol
 
 import anyio
 
-from rollout.play.episode import CLOSE_GRACE_S
 from rollout.records import Failure, FailureKind, Job, Rollout
 from rollout.workers import wire
 from rollout.workers.channel import MOST_FRAME, FrameTooLong
-from rollout.workers.handle import Awaited, Handle
-
-#: How long a cancelled rollout may take to come back: its environment is closed meanwhile.
-GRACE_S = CLOSE_GRACE_S + 5.0
+from rollout.workers.handle import GRACE_S, Awaited, Handle
 
 
 class Handles(Protocol):
@@ -32,11 +28,28 @@ class Handles(Protocol):
         ...
 
 
+class RemoteEnv:
+    """Rollouts of one environment, played by processes. Stands in `rollout.play.player.PlayedEnv`'s place."""
+
+    def __init__(self, pool: Handles, make_env: bytes | None) -> None:
+        self._pool = pool
+        self._make_env = make_env
+
+    def __repr__(self) -> str:
+        return f"<RemoteEnv of {len(self._make_env)} bytes>" if self._make_env is not None else "<RemoteEnv>"
+
+    def episode(self, job: Job, *, evaluation: bool) -> RemoteEpisode:
+        """One rollout, ready to be played by one of the processes."""
+        return RemoteEpisode(self._pool, job, evaluation, self._make_env)
+
+
 class RemoteEpisode:
     """A rollout that is played by a process. Stands in `rollout.play.episode.Episode`'s place."""
 
-    def __init__(self, pool: Handles, job: Job, evaluation: bool) -> None:
+    def __init__(self, pool: Handles, job: Job, evaluation: bool, make_env: bytes | None = None) -> None:
+        """`make_env` is pickled; None is the engine's own environment, which every process has."""
         self._pool = pool
+        self._make_env = make_env
         self._job = job
         self._evaluation = evaluation
         self.rollout = job.rollout()
@@ -49,7 +62,7 @@ class RemoteEpisode:
         number = self._pool.next_number()
         session = str(number)
         try:
-            frame = wire.encode(wire.Play(number, self._job, self._evaluation))
+            frame = wire.encode(wire.Play(number, self._job, self._evaluation, self._make_env))
             if len(frame) > MOST_FRAME:
                 raise FrameTooLong(len(frame))
         except Exception as error:  # what a task's own objects raise when they are written, too

@@ -41,6 +41,8 @@ class Play(msgspec.Struct, tag=True):
     """The rollout's, in what follows."""
     job: Job
     evaluation: bool
+    make_env: bytes | None = None
+    """Pickled; None is that of `Setup`."""
 
 
 class Cancel(msgspec.Struct, tag=True):
@@ -99,6 +101,17 @@ class Worn(msgspec.Struct, tag=True):
     why: str
 
 
+class SetupBegins(msgspec.Struct, tag=True):
+    """What environments share is being set up, and is to be left at the end: the process may take its time then."""
+
+
+class EnvironmentFailed(msgspec.Struct, tag=True):
+    """An environment's setup failed, or it cannot be loaded: the run ends. Sent before what ends of it."""
+
+    message: str
+    traceback: str
+
+
 class Followed(msgspec.Struct, tag=True):
     """`Follow` was carried out: what is sent from now on is sent under it."""
 
@@ -113,7 +126,7 @@ class Logged(msgspec.Struct, tag=True):
     fields: dict[str, Any]
 
 
-Event = Ready | NotReady | Ended | Beat | Worn | Followed | Logged
+Event = Ready | NotReady | Ended | Beat | Worn | SetupBegins | EnvironmentFailed | Followed | Logged
 
 
 def ended(number: int, rollout: Rollout, played: Played) -> Ended:

@@ -9,20 +9,24 @@ import logging
 import pickle
 import traceback
 from collections.abc import Callable
+from contextlib import aclosing
 from typing import Any
 
 import anyio
 import anyio.abc
 import anyio.lowlevel
+import anyio.to_thread
 import msgspec
 
 from rollout.door import error_text
-from rollout.errors import RolloutError
+from rollout.errors import RolloutError, UserCodeFailed
 from rollout.log import event_of, get_logger, handled_by
 from rollout.loop.collector import infrequent_full_gc
-from rollout.play.player import Player
+from rollout.memo import Memo
+from rollout.play.player import PlayedEnv, Player
 from rollout.process.threads import ThreadsExhausted
 from rollout.records import Failure, FailureKind, Job, Rollout
+from rollout.servers.weights import Weights
 from rollout.workers import wire
 from rollout.workers.channel import Channel
 
@@ -38,6 +42,9 @@ MOST_UNSENT = 2**24
 #: The length of one event of the log, in bytes, and of one of its fields, in characters, where that is longer.
 MOST_EVENT = 2**20
 MOST_TEXT = 20_000
+
+#: Environments other than the engine's own that are kept loaded.
+MOST_OTHERS = 64
 
 _log = get_logger(__name__)
 
@@ -55,33 +62,62 @@ async def serve(channel: Channel, load: Callable[[bytes], Any] = pickle.loads) -
         if isinstance(error, ThreadsExhausted):
             channel.send(wire.encode(wire.Worn(str(error))))
 
+    def failed(error: RolloutError) -> None:
+        channel.send(wire.encode(_environment_failed(error)))
+
+    def sets_up() -> None:
+        channel.send(wire.encode(wire.SetupBegins()))
+
     try:
-        async with Player(setup.config, _env_of(setup, load), on_gone=worn) as player:
+        make_env = _loaded(setup.make_env, load)
+        player = await Player.open(setup.config, Weights(), on_gone=worn, on_failed=failed, on_setup=sets_up)
+        async with aclosing(player):
+            serving = _Serving(channel, player, player.of(make_env), load)
             channel.send(wire.encode(wire.Ready()))
             with infrequent_full_gc():
-                await _Serving(channel, player).serve()
+                await serving.serve()
     except RolloutError as error:
         channel.send(wire.encode(wire.NotReady(type(error).__name__, error_text(error))))
     await channel.sent()
     channel.close()
 
 
-def _env_of(setup: wire.Setup, load: Callable[[bytes], Any]) -> Any:
+def _loaded(make_env: bytes, load: Callable[[bytes], Any]) -> Any:
+    """What makes environments. Raises UserCodeFailed."""
     try:
-        return load(setup.make_env)
+        return load(make_env)
     except BaseException as error:  # what importing the user's module raises, sys.exit() included
         _log.warning("environment_not_loaded", exc_info=error)
-        raise RolloutError(
+        raise UserCodeFailed(
             f"a worker process cannot load the environment: {type(error).__name__}: {error_text(error)}"
         ) from error
+
+
+def _environment_failed(error: RolloutError) -> wire.EnvironmentFailed:
+    cause = error.__cause__
+    text = "".join(traceback.format_exception(cause)) if cause is not None else ""
+    return wire.EnvironmentFailed(_sendable(str(error)), _sendable(text))
+
+
+class Other:
+    """An environment other than the engine's own."""
+
+    def __init__(self) -> None:
+        self.env: PlayedEnv | None = None
+        """None until it is loaded, and where it cannot be."""
+        self.over = anyio.Event()
 
 
 class _Serving:
     """The commands of one channel, carried out."""
 
-    def __init__(self, channel: Channel, player: Player) -> None:
+    def __init__(self, channel: Channel, player: Player, env: PlayedEnv, load: Callable[[bytes], Any]) -> None:
         self._channel = channel
         self._player = player
+        self._env = env
+        self._load = load
+        self._others = Memo[bytes, "Other"](MOST_OTHERS)
+        """Environments other than the engine's own."""
         self._scopes: dict[int, anyio.CancelScope] = {}
         self._ending = False
 
@@ -113,10 +149,12 @@ class _Serving:
 
     async def _play(self, command: wire.Play, scope: anyio.CancelScope) -> None:
         job = command.job
-        episode = self._player.episode(job, evaluation=command.evaluation)
-        rollout = episode.rollout
+        rollout = job.rollout()
         try:
             with scope:
+                env = self._env if command.make_env is None else await self._other(command.make_env)
+                episode = env.episode(job, evaluation=command.evaluation)
+                rollout = episode.rollout
                 await episode.play()
         except BaseException as error:
             # The engine waits for an answer: whatever ends a rollout in its own way is answered as a failure of it.
@@ -131,6 +169,25 @@ class _Serving:
         await anyio.lowlevel.cancel_shielded_checkpoint()
         self._say_ended(command.number, job, rollout)
         await self._channel.sent()
+
+    async def _other(self, make_env: bytes) -> PlayedEnv:
+        """An environment other than the engine's own, which is imported in a thread. Raises UserCodeFailed."""
+        other = self._others.get(make_env)
+        if other is not None:
+            await other.over.wait()
+        else:
+            other = self._others[make_env] = Other()
+            try:
+                # In a thread: an import may take long, and a loop that stands still is taken for one that hangs.
+                with anyio.CancelScope(shield=True):
+                    other.env = await anyio.to_thread.run_sync(lambda: self._player.of(_loaded(make_env, self._load)))
+            except RolloutError as error:
+                self._say(_environment_failed(error))
+            finally:
+                other.over.set()
+        while other.env is None:
+            await anyio.sleep_forever()  # the run is over: the engine cancels this
+        return other.env
 
     def _say_ended(self, number: int, job: Job, rollout: Rollout) -> None:
         """A rollout that cannot be sent costs itself: it comes without what was played."""

@@ -194,3 +194,56 @@ async def test_too_many_calls_that_hang_end_the_run() -> None:
         finally:
             let_go.set()
     assert running.stats().failed < 50
+
+
+class Other(Short):
+    """Another environment: its reward tells."""
+
+    def __init__(self, reward: float = 5.0) -> None:
+        self.reward = reward
+
+    async def step(self, message: Message) -> Step:
+        return Step(done=True, reward=self.reward)
+
+
+async def test_a_stream_may_play_another_environment() -> None:
+    """Beside the engine's own, over the same slots; without one said, the engine's is played."""
+    running, _ = engine(concurrency=3)
+    async with running:
+        async with anyio.create_task_group() as beside:
+            rewards: dict[str, list[float]] = {}
+
+            async def play(name: str, **options: Any) -> None:
+                groups = await collect(running, 4, **options)
+                rewards[name] = [rollout.reward for group in groups for rollout in group.rollouts]
+
+            beside.start_soon(play, "own")
+            beside.start_soon(lambda: play("other", env=Other, evaluation=True))
+            beside.start_soon(lambda: play("made", env=lambda: Other(2.0)))
+        assert rewards == {"own": [1.0] * 4, "other": [5.0] * 4, "made": [2.0] * 4}
+        assert running.stats().most_running <= 3
+
+
+async def test_submissions_may_play_different_environments() -> None:
+    """Each submission its own, in one engine and side by side."""
+    running, _ = engine(concurrency=2)
+    async with running:
+        submitted = [await running.submit({"n": n}, env=env) for n, env in enumerate((None, Other, lambda: Other(2.0)))]
+        groups = [await submission.result() for submission in submitted]
+        assert [group.rollouts[0].reward for group in groups] == [1.0, 5.0, 2.0]
+        (again,) = [await (await running.submit({"n": 4}, env=Other, rollouts=2)).result()]
+        assert again.rewards == [5.0, 5.0]
+
+
+@pytest.mark.parametrize("env", ["echo", 3, Short()])
+async def test_what_makes_no_environment_is_refused(env: Any) -> None:
+    """One line, before anything is played, also as the engine's own."""
+    running, transport = engine()
+    async with running:
+        with pytest.raises(ConfigError, match="env must be a class of environments, or a function that makes one"):
+            await collect(running, 1, env=env)
+        with pytest.raises(ConfigError, match="env must be"):
+            await running.submit({"n": 1}, env=env)
+    with pytest.raises(ConfigError, match="env must be"):
+        Engine(EngineConfig(), env)
+    assert transport.requests == []

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 import signal
 import subprocess
 import sys
 import threading
+import typing
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from envs.guess_number import GuessNumber
-from rollout import EngineConfig, EngineThread, Env, Message, Rollout, Step, user
+from rollout import Engine, EngineConfig, EngineThread, Env, Message, Rollout, Step, user
 from rollout.errors import ConfigError, EngineClosed
+from rollout.schedule.submissions import Submission
+from rollout.thread import ThreadSubmission
 from transports.embedded import MODEL_DIR
 from transports.scripted import Held, ScriptedTransport, Stalled, reply
 
@@ -95,9 +99,9 @@ def test_submissions_and_weights_work_from_a_thread() -> None:
     """Submit, collect and update block until they are done."""
     with EngineThread(CONFIG, GuessNumber) as engine:
         (task,) = GuessNumber().tasks(1, seed=0)
-        result = engine.submit(task, rollouts=2)
+        submission = engine.submit(task, rollouts=2)
         engine.submit(task)
-        assert len(result().rollouts) == 2
+        assert len(submission.result().rollouts) == 2
         assert len(engine.collect(5)) == 1
         engine.pause("wait")
         engine.resume()
@@ -134,7 +138,7 @@ def test_a_stream_that_nobody_reads_may_be_dropped_in_any_thread() -> None:
         async def drop() -> None:
             held.clear()
 
-        engine.call(drop)
+        engine._runner.call(drop)
         assert engine.untaken is not None
         assert engine.stats().running == 0
         assert len(list(engine.stream(GuessNumber().tasks(2, seed=0)))) == 2
@@ -152,13 +156,13 @@ def test_a_stream_is_read_by_one_thread() -> None:
                 next(stream)
             except BaseException as error:
                 said.append(error)
-            engine.engine._streams.runs[0].wake()
-            engine._now(held.release)
+            engine._engine._streams.runs[0].wake()
+            engine._runner.now(held.release)
 
         first = threading.Thread(target=next, args=[stream])
         first.start()
-        transport: Any = engine.engine._player._given
-        engine.call(lambda: transport.wait_for(1))
+        transport: Any = engine._engine._given
+        engine._runner.call(lambda: transport.wait_for(1))
         second = threading.Thread(target=read)
         second.start()
         second.join(30)
@@ -197,9 +201,9 @@ def test_what_had_finished_can_be_taken_when_it_is_closed() -> None:
         next(stream)
         while engine.stats().finished < 4:
             pass
-    assert first().task["n"] == 0
+    assert first.result().task["n"] == 0
     assert [group.task["n"] for group in engine.collect(9)] == [1]
-    assert second().task["n"] == 1
+    assert second.result().task["n"] == 1
     assert len(engine.take_untaken()) == 1
     for call in (lambda: next(stream), lambda: engine.submit({"n": 4}), lambda: engine.update_weights(1)):
         with pytest.raises(EngineClosed):
@@ -221,3 +225,59 @@ print(next(stream))
 """
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
     assert [ended.returncode, ended.stdout[:6]] == [0, "<Group"]
+
+
+class Other(Short):
+    """Another environment: its reward tells."""
+
+    async def step(self, message: Message) -> Step:
+        return Step(done=True, reward=5.0)
+
+
+def test_streams_and_submissions_may_play_another_environment() -> None:
+    """As those of an `Engine`."""
+    transport = scripted(*[reply("x")] * 9)
+    with EngineThread(EngineConfig(transport="scripted"), Short, transport=transport) as engine:
+        groups = list(engine.stream([{"n": 0}, {"n": 1}], env=Other)) + list(engine.stream([{"n": 0}]))
+        submission = engine.submit({"n": 2}, env=Other)
+        assert submission.result().rewards == [5.0]
+        assert (submission.task_index, submission.done) == (0, True)
+    assert [group.rewards for group in groups] == [[5.0], [5.0], [1.0]]
+
+
+def test_a_submission_can_be_cancelled_from_a_thread() -> None:
+    """Its result has what was played; calling it, as it was done until now, is said to be old."""
+    with EngineThread(EngineConfig(transport="scripted"), Short, transport=scripted(Stalled())) as engine:
+        submission = engine.submit({"n": 0})
+        submission.cancel()
+        assert submission.result().finished == []
+        with pytest.warns(DeprecationWarning, match="submission.result"):
+            submission()
+
+
+def public(kind: type) -> dict[str, Any]:
+    """What users see of a class: its methods' parameters by name, kind, type and default; properties' types."""
+    found: dict[str, Any] = {}
+    for name, member in vars(kind).items():
+        if name.startswith("_") and name != "__init__":
+            continue
+        if isinstance(member, property):
+            found[name] = typing.get_type_hints(member.fget)["return"]
+        elif inspect.isfunction(member):
+            found[name] = list(inspect.signature(member).parameters.values())
+    return found
+
+
+def test_an_engine_thread_has_what_an_engine_has() -> None:
+    """The same methods, with the same parameters and defaults, and the same properties."""
+    assert public(EngineThread) == public(Engine)
+    assert public(ThreadSubmission).keys() == public(Submission).keys()
+
+
+def test_what_left_the_class_is_still_found() -> None:
+    """For a release, with a warning; it is in nobody's list of methods."""
+    with EngineThread(EngineConfig(transport="scripted"), Short, transport=scripted()) as engine:
+        with pytest.warns(DeprecationWarning, match="EngineThread.engine is the engine's own business"):
+            assert isinstance(engine.engine, Engine)  # type: ignore[attr-defined]
+        with pytest.raises(AttributeError, match="'EngineThread' object has no attribute 'nothing'"):
+            engine.nothing  # type: ignore[attr-defined]  # noqa: B018

@@ -175,7 +175,7 @@ class Makers:
 def stream_of(makers: Makers, tasks: int, members: int = 1, **options: Any) -> StreamRun:
     scheduler = Scheduler(cap=8, rollouts_per_task=members, max_waiting_groups=8)
     source = task_source([{"n": n} for n in range(tasks)], Hosts(Threads(1)))
-    makers.run = StreamRun(makers, scheduler, source, **options)
+    makers.run = StreamRun(makers, makers, scheduler, source, **options)
     return makers.run
 
 

@@ -155,7 +155,7 @@ async def test_nothing_is_sent_while_weights_change() -> None:
             opened.set()
             return await super().reset(task)
 
-    running._player._make_env = Telling
+    running._make_env = Telling
     async with running, anyio.create_task_group() as group:
         with running._weights.updating():
             group.start_soon(collect, running, 1)

@@ -6,7 +6,8 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -61,6 +62,40 @@ class Dying(Asking):
                 file.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
         return super().reset(task)
+
+
+class Sharing(Asking):
+    """One turn, on what all rollouts of its process share. `task["log"]` is a file that says what became of it."""
+
+    turns = 1
+
+    def __init__(self, log: str) -> None:
+        self.log = log
+
+    @classmethod
+    @asynccontextmanager
+    async def setup(cls, log: str) -> AsyncIterator[int]:
+        _add_line(log, f"entered {os.getpid()}")
+        yield os.getpid()
+        _add_line(log, f"left {os.getpid()}")
+
+    def step(self, message: Message) -> Step:
+        return Step(done=True, reward=float(self.shared == os.getpid()))
+
+
+def _add_line(file: str, line: str) -> None:
+    with Path(file).open("a") as log:
+        print(line, file=log)
+
+
+class Unshared(Asking):
+    """Its setup fails."""
+
+    @classmethod
+    @asynccontextmanager
+    async def setup(cls) -> AsyncIterator[None]:
+        raise OSError("no docker")
+        yield
 
 
 class TaskWorker:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import os
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import anyio
 import pytest
 
 from rollout import Engine, EngineConfig, Group, Rollout
-from rollout.errors import ConfigError, NoServerLeft, RolloutError
+from rollout.errors import ConfigError, NoServerLeft, RolloutError, UserCodeFailed
 from rollout.records import FailureKind
 from rollout.store.folder import encode_rollout
 from rollout.workers.pool import STRIKES
@@ -19,6 +21,8 @@ from tests.rollout.workers.kit import (
     Asking,
     Dying,
     Endless,
+    Sharing,
+    Unshared,
     Wearing,
     launch_fainting,
     launch_garbling,
@@ -31,7 +35,7 @@ from transports.scripted import ScriptedTransport
 
 def engine(make_env: Any = Asking, **config: Any) -> Engine:
     settings = {"processes": 2, "max_tokens": 4, "verify": True, **config}
-    return Engine(EngineConfig(**settings), make_env, launch=launch_task)
+    return Engine(EngineConfig(launch=launch_task, **settings), make_env)
 
 
 def tasks(count: int) -> list[dict[str, int]]:
@@ -235,7 +239,7 @@ async def test_processes_that_never_begin_are_an_error() -> None:
     """A pool whose processes end before they are ready says how they ended."""
 
     with pytest.raises(RolloutError, match="ended before it was ready"):
-        async with Engine(EngineConfig(processes=2), Asking, launch=launch_stillborn):
+        async with Engine(EngineConfig(processes=2, launch=launch_stillborn), Asking):
             pass
 
 
@@ -246,7 +250,7 @@ async def test_processes_that_always_die_end_the_run() -> None:
     async def keep(rollout: Rollout) -> None:
         lost.append(rollout)
 
-    async with Engine(EngineConfig(processes=2, concurrency=1), Asking, launch=launch_fainting) as running:
+    async with Engine(EngineConfig(processes=2, concurrency=1, launch=launch_fainting), Asking) as running:
         with pytest.raises(RolloutError, match="every process ended"):
             async for _ in running.stream(tasks(50), on_rollout=keep):
                 pass
@@ -257,7 +261,7 @@ async def test_processes_that_always_die_end_the_run() -> None:
 
 async def test_what_cannot_be_read_costs_its_process() -> None:
     """A process that says what is no message is ended, and another is started; its rollouts fail as `process`."""
-    async with Engine(EngineConfig(processes=2, concurrency=1), Asking, launch=launch_garbling) as running:
+    async with Engine(EngineConfig(processes=2, concurrency=1, launch=launch_garbling), Asking) as running:
         with pytest.raises(RolloutError, match="every process ended"):
             async for _ in running.stream(tasks(50)):
                 pass
@@ -267,8 +271,8 @@ async def test_what_cannot_be_read_costs_its_process() -> None:
 async def test_a_worn_process_is_replaced_when_its_rollouts_have_ended() -> None:
     """It takes no more rollouts, those that it plays end well, another takes its place, and that is no death."""
     launch = Wearing()
-    config = EngineConfig(processes=2, max_tokens=4, concurrency=4)
-    async with Engine(config, Asking, launch=launch) as running:
+    config = EngineConfig(processes=2, max_tokens=4, concurrency=4, launch=launch)
+    async with Engine(config, Asking) as running:
         groups = []
         while launch.begun < 3:
             groups += await collect(running, 4)
@@ -287,3 +291,80 @@ async def test_an_integer_beyond_64_bits_is_played_as_it_is() -> None:
     assert rollout.ok, rollout.failure
     assert rollout.task == {"n": 2**70}
     assert rollout.messages[0].text == f"What is {2**70}?"
+
+
+async def test_a_stream_may_play_another_environment() -> None:
+    """The processes get it by pickle, and play it beside the engine's own."""
+    async with engine() as running:
+        (own,) = await collect(running, 1)
+        (other,) = await collect(running, 1, env=functools.partial(ended_after, 1))
+        submission = await running.submit({"n": 3}, env=functools.partial(ended_after, 3))
+        submitted = await submission.result()
+        (again,) = await collect(running, 1)
+    turns = [len(group.rollouts[0].turns) for group in (own, other, submitted, again)]
+    assert turns == [2, 1, 3, 2]
+
+
+def ended_after(turns: int) -> Asking:
+    env = Asking()
+    env.turns = turns
+    return env
+
+
+async def test_an_environment_that_no_process_could_find_is_refused() -> None:
+    """At its stream, in one line; the engine plays on."""
+    async with engine() as running:
+        with pytest.raises(ConfigError, match="processes need an environment that they can import"):
+            await collect(running, 1, env=lambda: Asking())
+        assert len(await collect(running, 1)) == 1
+
+
+class Unloadable:
+    """Is pickled, and cannot be read."""
+
+    def __call__(self) -> Asking:
+        return Asking()
+
+    def __reduce__(self) -> Any:
+        return (_not_loaded, ())
+
+
+def _not_loaded() -> Any:
+    raise ImportError("no module named theirs")
+
+
+async def test_an_environment_that_cannot_be_loaded_there_ends_the_run() -> None:
+    """It is named, with the traceback of the process."""
+    async with engine() as running:
+        with pytest.raises(
+            UserCodeFailed, match="cannot load the environment: ImportError: no module named theirs"
+        ) as seen:
+            await collect(running, 3, env=Unloadable())
+        assert "_not_loaded" in "".join(seen.value.__notes__)
+
+
+@pytest.mark.parametrize("local", [pytest.param(True, marks=pytest.mark.slow), False])
+async def test_what_rollouts_share_is_entered_in_the_processes_that_play(local: bool, tmp_path: Path) -> None:
+    """Once in each, and left there when the engine closes; the engine's own process enters nothing."""
+    log = tmp_path / "log"
+    launch: dict[str, Any] = {} if local else {"launch": launch_task}
+    make_env = functools.partial(Sharing, str(log))
+    async with Engine(EngineConfig(processes=2, max_tokens=4, **launch), make_env) as running:
+        groups = await collect(running, 6)
+    assert [group.rewards for group in groups] == [[1.0]] * 6
+    said = sorted(line.split() for line in log.read_text().splitlines())
+    assert [word for word, _ in said] == ["entered"] * 2 + ["left"] * 2
+    if local:
+        processes = {process for _, process in said}
+        assert len(processes) == 2
+        assert str(os.getpid()) not in processes
+
+
+async def test_a_setup_that_fails_in_a_process_ends_the_run() -> None:
+    """Its error is named, with the traceback of the process; what ran ends as cancelled."""
+    async with engine(Unshared) as running:
+        with pytest.raises(UserCodeFailed, match="environment Unshared: setup raised OSError: no docker") as seen:
+            await collect(running, 4)
+        assert "no docker" in "".join(seen.value.__notes__)
+    kinds = {rollout.failure.kind for group in running.untaken for rollout in group.rollouts if rollout.failure}
+    assert kinds <= {FailureKind.CANCELLED}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any, cast
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rollout.observe.stats import Played
-from rollout.play.player import Player
+from rollout.play.player import PlayedEnv, Player
 from rollout.records import FailureKind, Job
 from rollout.workers import wire
 from rollout.workers.channel import Channel
@@ -73,7 +74,7 @@ class _Idle:
 def test_a_rollout_that_cannot_be_sent_costs_itself() -> None:
     """The engine is answered with a failure that says why; nothing of the rollout's own is needed for it."""
     heard = _Heard()
-    serving = _Serving(cast(Channel, heard), cast(Player, _Idle()))
+    serving = _Serving(cast(Channel, heard), cast(Player, _Idle()), cast(PlayedEnv, None), pickle.loads)
     job = Job(task_index=1, task_id="1-a", task={"n": 1}, member=2, submitted_at=3)
     rollout = job.rollout()
     rollout.metrics["odd"] = cast(float, object())
