@@ -174,6 +174,17 @@ def test_every_room_is_in_the_architecture() -> None:
     assert rooms - said - {"py"} == set()
 
 
+def test_names_in_the_table_of_places_are_in_the_files_beside_them() -> None:
+    """Where a row of `docs/architecture.md` names a file and a name of it, the file has that name."""
+    rows = [row for row in TEXTS[PROJECT / "docs" / "architecture.md"].splitlines() if row.startswith("| ")]
+    for row in rows:
+        said = re.findall(r"`([^`]+)`", row)
+        files = [PROJECT / name for name in said if (PROJECT / name).is_file()]
+        text = "".join(file.read_text("utf-8") for file in files)
+        names = {part for name in said if re.fullmatch(r"[\w.]+", name) for part in name.split(".")}
+        assert [name for name in sorted(names) if files and not re.search(rf"\b{name}\b", text)] == [], row
+
+
 def test_moves_are_in_the_changelog() -> None:
     """Every name that moved has its line: `python -m tests.moves` writes the table anew."""
     assert moves.table() in (PROJECT / "CHANGELOG.md").read_text("utf-8")
