@@ -155,6 +155,15 @@ def test_targets_of_make_exist() -> None:
     assert named <= targets
 
 
+def test_targets_of_make_in_blocks_are_run() -> None:
+    """CI runs every `make TARGET` that a block prints; of the others a test plays what they do, in a smaller form."""
+    ci = "".join((PROJECT / name).read_text("utf-8") for name in (".ci/run", ".github/workflows/ci.yml"))
+    run = set(re.findall(r"[\w-]+", " ".join(re.findall(r"\bmake (.*)", ci)))) | docs_kit.PLAYED
+    run |= {f"test-{end}" for end in re.findall(r"end: \[(\w+), (\w+)\]", ci)[0]}
+    printed = {line.split()[1] for block in BLOCKS for line in commands(block.text) if line.startswith("make ")}
+    assert printed - run == {"check", "bench"}  # CI runs the parts of the first; `rollout bench` is played
+
+
 def test_public_names_are_in_the_reference() -> None:
     """`docs/api.md` has every name of `rollout.__all__`."""
     reference = (PROJECT / "docs" / "api.md").read_text("utf-8")
