@@ -14,6 +14,13 @@ from rollout.errors import ConfigError
 #: Token-in wherever a prefix is proved, or message-in throughout.
 Mode = Literal["tito", "mito"]
 
+#: What becomes of late system and developer messages:
+#: auto    kept where the model's template shows them, else folded into the user message beside them
+#: fold    folded, whatever the template does with them
+#: keep    sent as they are, and the template or the server may refuse
+#: refuse  a failure of their rollout
+LateSystem = Literal["auto", "fold", "keep", "refuse"]
+
 if TYPE_CHECKING:
     Launch = str | Callable[[], Awaitable[Any]]
 else:
@@ -52,10 +59,10 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What becomes of a special token's text that a user's or a tool's message holds (`<|im_end|>` in a web page): it
     stays text, so that nobody can end a message from inside it, or it becomes the token. The same on turn 1, which is
     rendered here where such a text is in it, and later. A tokenizer is needed here to keep it text."""
-    late_system: Literal["auto", "fold", "keep", "refuse"] = "auto"
-    """What becomes of system and developer messages behind the first message: kept where the model's template shows
-    them and folded into the user message beside them where it does not (`auto`), always folded, always kept, or a
-    failure of their rollout. On both routes alike."""
+    late_system: LateSystem = "auto"
+    """What becomes of system and developer messages behind the conversation's beginning: kept where the model's
+    template shows them and folded into the user message beside them where it does not (`auto`), always folded (`fold`),
+    always kept (`keep`), or a failure of their rollout (`refuse`). On both routes alike."""
     match: Match = "strict"
     """What counts as the same message when a conversation comes back: see `rollout.chat.canonical`."""
     mode: Mode = "tito"

@@ -81,6 +81,8 @@ class Turn(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     fallback_detail: str = ""
     bridge: str | None = None
     """The bridge that made the tail's ids: renderer, template, server; None where there was none to make."""
+    folded: int = 0
+    """New system and developer messages that were folded into user messages: see `EngineConfig.late_system`."""
     node: int = -1
     """The sampled node of the trajectory that holds the answer."""
     prompt_tokens: int = 0

@@ -151,6 +151,18 @@ def run(
     thinking_retention: Annotated[
         str | None, typer.Option(help="What is kept of earlier reasoning: all or tool_cycle.", show_default="all")
     ] = None,
+    late_system: Annotated[
+        str | None,
+        typer.Option(
+            help="System messages behind the beginning: auto (folded into a user's where the template refuses them), "
+            "fold, keep or refuse.",
+            show_default="auto",
+        ),
+    ] = None,
+    special_tokens_in_text: Annotated[
+        str | None,
+        typer.Option(help="Special tokens that users and tools type: text or token.", show_default="text"),
+    ] = None,
     match: Annotated[
         str | None,
         typer.Option(

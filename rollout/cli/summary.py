@@ -20,7 +20,7 @@ REMEDIES = {
     "history_rewritten": "the environment changed an earlier message",
     "tools_changed": "the environment changed its tools between turns",
     "template_args_changed": "chat-template arguments changed between turns",
-    "tail_not_extendable": "the environment added assistant or system messages",
+    "tail_not_extendable": "the environment added assistant messages, or tools behind others",
     "bridge_declined": "see events.log; try another --renderer",
     "multimodal": "images and audio go message-in",
     "ids_missing": "the server reports no ids; see rollout probe",
@@ -50,6 +50,8 @@ class Summary(msgspec.Struct, kw_only=True):
     token_in_turns: int = 0
     message_in_turns: int = 0
     fallbacks: Counter[str] = msgspec.field(default_factory=Counter)
+    folded: int = 0
+    """System and developer messages that were folded into user messages."""
     prefix_breaks: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -83,6 +85,7 @@ class Summary(msgspec.Struct, kw_only=True):
             self.cut_off_turns += turn.finish_reason == "length"
             self.token_in_turns += turn.route is Route.TOKEN_IN
             self.message_in_turns += turn.route is Route.MESSAGE_IN
+            self.folded += turn.folded
             self.prefix_breaks += bool(turn.prefix_break)
             self.prompt_tokens += turn.prompt_tokens
             self.completion_tokens += turn.completion_tokens
@@ -145,6 +148,7 @@ class Summary(msgspec.Struct, kw_only=True):
             "token_in_turns": self.token_in_turns,
             "message_in_turns": self.message_in_turns,
             "fallbacks": dict(self.fallbacks),
+            "folded_messages": self.folded,
             "prefix_breaks": self.prefix_breaks,
             "reward_mean": self.reward_mean,
             "reward_std": rewards.std if rewards.count else None,
@@ -184,6 +188,8 @@ def table_rows(summary: Summary, wall_s: float, run_dir: str, stats: Stats) -> l
     rows += [
         ("fallback", f"{reason} {count}   {REMEDIES.get(reason, '')}") for reason, count in s.fallbacks.most_common()
     ]
+    if s.folded:
+        rows.append(("folded", f"{s.folded} late system messages into user messages; --late-system decides"))
     rows += [
         ("prefix breaks", str(s.prefix_breaks)),
         ("prompt tokens", f"{s.prompt_tokens:,}   cached {s.cached_tokens:,} ({s.cached_share:.0%})"),

@@ -26,6 +26,7 @@ from rollout.codec.types import Bridge, Bridged, Context, Declined, Previous
 from rollout.door import error_text
 from rollout.errors import ConfigError
 from rollout.log import get_logger
+from rollout.memo import Memo
 
 #: Beyond these the work leaves the event loop: about a millisecond of tokenizing or copying.
 LONG_CHARS = 4_000
@@ -33,6 +34,8 @@ LONG_IDS = 8_000
 
 #: How much of a prompt's end readers are shown: a generation prompt, which may have opened reasoning or a channel.
 GENERATION_PROMPT = 16
+
+_LATE_KEPT = 256
 
 T = TypeVar("T")
 _log = get_logger(__name__)
@@ -62,6 +65,7 @@ class Lane:
             else None
         )
         self.stop_token_ids = self.renderer.stop_token_ids if self.renderer else list(dict.fromkeys(stop_ids))
+        self._late = Memo[tuple[object, ...], bool](_LATE_KEPT)
         self._stops = frozenset(self.stop_token_ids)
         if self.renderer is not None:
             self.template = self.renderer.template
@@ -94,6 +98,14 @@ class Lane:
         if source is None:
             raise ConfigError("the tokenizer has no chat template and no renderer: name one by --renderer")
         return source.render(messages, context)
+
+    def shows_late(self, before: str, role: str, behind: str, context: Context) -> bool:
+        """Whether the template shows a message of this role in such a place. Asked once."""
+        key = (context.key, before, role, behind)
+        bridge = self.template or (self.renderer.stand_in if self.renderer else None)
+        if key not in self._late:
+            self._late[key] = bridge is None or bridge.shows_late(before, role, behind, context)
+        return self._late[key]
 
     def has_typed_markers(self, messages: Sequence[Message]) -> bool:
         source = self.template or self.renderer
@@ -140,6 +152,9 @@ class LocalCodec(Codec):
 
     async def decode(self, ids: Sequence[int]) -> str:
         return await self._run(lambda lane: lane.decode(ids), long=len(ids) > LONG_IDS)
+
+    async def shows_late(self, before: str, role: str, behind: str, context: Context) -> bool:
+        return self._here.shows_late(before, role, behind, context)
 
     def has_typed_markers(self, messages: Sequence[Message]) -> bool:
         return self._here.has_typed_markers(messages)

@@ -39,6 +39,10 @@ class Codec:
     async def saw_stop(self, completion_ids: Sequence[int], sampling: Mapping[str, Any], context: Context) -> None:
         """Hears of a completion that ended with finish reason `stop`, sampled with the caller's parameters."""
 
+    async def shows_late(self, before: str, role: str, behind: str, context: Context) -> bool:
+        """Whether the template shows a message of this role behind one of role `before`, in front of `behind`."""
+        return True
+
     def has_typed_markers(self, messages: Sequence[Message]) -> bool:
         """Whether a text holds what a server would take for special tokens, and is to stay text."""
         return False

@@ -15,6 +15,7 @@ from rollout.codec.protocol import Codec
 from rollout.codec.readers import Reader, Sampled, choose, read
 from rollout.codec.readers.plain import PLAIN
 from rollout.codec.types import Bridged, Context, Declined, Previous
+from rollout.door import error_text
 from rollout.errors import RequestRefused, TransportError
 from rollout.log import get_logger
 from rollout.memo import Memo
@@ -42,6 +43,7 @@ class ServerCodec(Codec):
         self._asking = anyio.Lock()
         self._shapes = ShapeCache()
         self.stop_token_ids = []
+        self._late = Memo[tuple[object, ...], bool](_CONTEXTS_KEPT)
         self._closings = Memo[bytes, frozenset[int]](_CONTEXTS_KEPT)
         self._prompt_ends = Memo[tuple[int, ...], str](_PROMPT_ENDS_KEPT)
         self.description = "server (/tokenize)"
@@ -106,13 +108,27 @@ class ServerCodec(Codec):
             while True:
                 try:
                     ids = await self._tokenize(conversation, context)
-                except RequestRefused as error:
-                    conversation = steps.throw(stand_in.NotRendered(f"the server's template refuses: {error}"))
+                except Exception as error:
+                    if isinstance(error, TransportError) and not isinstance(error, RequestRefused):
+                        raise
+                    # What is no TransportError is the template's own word, from a server in this process.
+                    said = f"the server's template refuses: {error_text(error)}"
+                    conversation = steps.throw(stand_in.NotRendered(said))
                 else:
                     conversation = steps.send(ids)
         except StopIteration as stop:
             result: Result = stop.value
             return result
+
+    async def shows_late(self, before: str, role: str, behind: str, context: Context) -> bool:
+        key = (context.key, before, role, behind)
+        if key not in self._late:
+            try:
+                self._late[key] = await self._drive(stand_in.shows_late(before, role, behind), context)
+            except TransportError as error:  # the server decides
+                _log.warning("late_system_unknown", error=str(error))
+                return True
+        return self._late[key]
 
     async def render(self, messages: Sequence[Message], context: Context) -> list[int]:
         return await self._tokenize(stand_in.Conversation(messages), context)

@@ -162,6 +162,22 @@ def _find_close(own_text: Sequence[int], ending: Sequence[int], stop_ids: Collec
     return at if at < len(own_text) and own_text[:at] == ending[:at] else None
 
 
+def shows_late(before: str, role: str, behind: str) -> Steps[bool]:
+    """Whether the template shows a message of this role behind one of `before` and, if named, in front of `behind`."""
+    call = ToolCall(id=_OTHER_IDS[0].format(0), function=Function("tool", "{}"))
+    said = {
+        "assistant": [Message("assistant", ".")],
+        "tool": [Message("assistant", tool_calls=(call,)), Message("tool", ".", tool_call_id=call.id, name="tool")],
+    }
+    head, tail = [*HEAD, *said.get(before, [])], [user(".")] if behind == "user" else []
+    try:
+        first = yield Conversation([*head, Message(role, _FIRST), *tail])
+        second = yield Conversation([*head, Message(role, _SECOND), *tail])
+    except NotRendered:
+        return False
+    return first != second
+
+
 def closings(previous: Message | None, tail: Sequence[Message]) -> Steps[frozenset[int]]:
     """Every id that the template writes between an assistant's turn and a tail, or behind a last turn."""
     probe = with_words(tail)

@@ -42,6 +42,10 @@ class StandInBridge:
         steps = self._shapes.looks_back(previous, tail, context.key, self.stop_token_ids)
         return stand_in.drive(steps, self._renders(context))
 
+    def shows_late(self, before: str, role: str, behind: str, context: Context) -> bool:
+        """Whether a message of this role is shown in such a place."""
+        return stand_in.drive(stand_in.shows_late(before, role, behind), self._renders(context))
+
     def ids_matter(self, previous: Previous, tail: Sequence[Message], context: Context) -> bool:
         """Whether what is rendered for such a tail depends on its call ids."""
         steps = self._shapes.ids_matter(previous.message, tail, context.key)

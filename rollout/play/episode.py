@@ -17,7 +17,7 @@ from rollout.chat.messages import Message, with_tool_names
 from rollout.config import EngineConfig
 from rollout.door import error_text
 from rollout.env import Env
-from rollout.errors import PromptTooLong, TransportError
+from rollout.errors import MessageError, PromptTooLong, TransportError
 from rollout.log import get_logger
 from rollout.play.answers import (
     Answer,
@@ -253,6 +253,8 @@ def _classify(error: BaseException) -> tuple[FailureKind, str]:
             return FailureKind.TRANSPORT, str(error)
         case FallbackRefused():
             return FailureKind.FALLBACK, str(error)
+        case MessageError():
+            return FailureKind.ENVIRONMENT, str(error)
         case InvariantBroken():
             return FailureKind.INVARIANT, str(error)
         case TimeoutError():

@@ -27,6 +27,7 @@ from rollout.errors import CompletionAborted, MalformedReply, RolloutError
 from rollout.log import get_logger
 from rollout.loop.deadlines import Clock
 from rollout.loop.turnstile import Turnstile
+from rollout.play.late_system import LateSystems
 from rollout.records import Route, Turn
 from rollout.request import MessagePrompt, Reply, Request, Sampling, TokenPrompt
 from rollout.servers.completion import MAX_RESUMPTIONS, is_whole, joined, pause_s, rest_of
@@ -121,6 +122,7 @@ class Session:
         self._planner = Planner(self.trajectory, model.config.match)
         self._context: tuple[bytes, Context] | None = None
         self._last: LastTurn | None = None
+        self._late_systems = LateSystems(model.config.late_system, model.codec)
         self._logged: set[FallbackReason] = set()
         self._numbers = itertools.count(1)
         """Request ids differ even where two turns of one session are under way at once."""
@@ -157,6 +159,9 @@ class Session:
         args = self._model.config.template_args if template_args is None else template_args
         prompt = self._planner.prompt(messages, tools, args, self._last)
         context = self._make_context(prompt)
+        settled = await self._late_systems.settled(prompt.messages, context)
+        if settled is not prompt.messages:
+            prompt = self._planner.prompt(settled, tools, args, self._last)
         outgoing = await self._prepare(prompt, context)
         request = await self._request(prompt, outgoing, context, max_tokens)
         rendered = time.perf_counter()
@@ -430,6 +435,7 @@ class Session:
         fallback = plan if isinstance(plan, Fallback) and outgoing.route is Route.MESSAGE_IN else None
         return Turn(
             route=outgoing.route,
+            folded=self._late_systems.new,
             fallback=fallback.reason if fallback else None,
             fallback_detail=fallback.detail if fallback else "",
             bridge=outgoing.bridge,

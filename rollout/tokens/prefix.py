@@ -212,13 +212,14 @@ def _shared(messages: Sequence[object], last: Sequence[Message]) -> int:
 def tail_fault(tail: Sequence[Message]) -> str:
     """Why a tail cannot be bridged; "" where it can.
 
-    A tail is one or more tool messages and then at most one user message, or user messages.
+    A tail is one or more tool messages and then at most one user message, or user messages; system and developer
+    messages may stand among or behind them.
     """
     if not tail:
         return "no new message after the assistant's"
     roles = [message.role for message in tail]
     tools = next((i for i, role in enumerate(roles) if role != "tool"), len(roles))
     rest = roles[tools:]
-    if any(role != "user" for role in rest):
+    if any(role not in ("user", "system", "developer") for role in rest):
         return f"a tail of roles {', '.join(roles)}"
-    return "several user messages after tool messages" if tools and len(rest) > 1 else ""
+    return "several user messages after tool messages" if tools and rest.count("user") > 1 else ""

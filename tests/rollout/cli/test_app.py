@@ -30,7 +30,15 @@ from transports.embedded.app import create_app
 
 KEYS = {
     *("env", "model", "transport", "mode", "tasks", "rollouts", "failures", "turns", "token_in_turns"),
-    *("message_in_turns", "fallbacks", "prefix_breaks", "reward_mean", "prompt_tokens", "completion_tokens"),
+    *(
+        "message_in_turns",
+        "fallbacks",
+        "folded_messages",
+        "prefix_breaks",
+        "reward_mean",
+        "prompt_tokens",
+        "completion_tokens",
+    ),
     *("cached_tokens", "samples", "wall_s", "client_cpu_s", "turns_per_s", "run_dir"),
     *("failures_by_kind", "stops", "cut_off_turns", "cut_off_share", "reward_std", "metrics", "groups"),
     *("equal_groups", "pass_at_k"),

@@ -134,7 +134,7 @@ def history_of(played: Played) -> list[Message]:
         (lambda h: [*h[:2], Message("assistant", "edited"), *h[3:], user("x")], FallbackReason.HISTORY_REWRITTEN),
         (lambda h: [*h[:4], Message("assistant", "edited"), user("x")], FallbackReason.HISTORY_REWRITTEN),
         (lambda h: [*h, Message("assistant", "made up"), user("x")], FallbackReason.TAIL_NOT_EXTENDABLE),
-        (lambda h: [*h, Message("system", "now")], FallbackReason.TAIL_NOT_EXTENDABLE),
+        (lambda h: [*h, Message("critic", "now")], FallbackReason.TAIL_NOT_EXTENDABLE),
         (lambda h: list(h), FallbackReason.TAIL_NOT_EXTENDABLE),
         (
             lambda h: [*h, Message.of({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "u"}}]})],
@@ -182,10 +182,13 @@ def test_a_turn_without_ids_cannot_be_extended() -> None:
         (["tool", "user", "user"], False),
         (["user", "tool"], False),
         (["assistant", "user"], False),
-        (["system"], False),
+        (["system"], True),
+        (["tool", "system", "user", "developer"], True),
+        (["system", "tool"], False),
+        (["critic"], False),
         ([], False),
     ],
 )
 def test_tails_that_can_be_bridged(roles: list[str], fits: bool) -> None:
-    """A tail is tool messages and at most one user message, or user messages."""
+    """A tail is tool messages and at most one user message, or user messages, with system messages among them."""
     assert (tail_fault([Message(role, "x") for role in roles]) == "") is fits
