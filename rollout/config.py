@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from rollout.address import server_url
 from rollout.chat.canonical import Match
+from rollout.checks import check_values
 from rollout.door import Refused, is_plain, plain
 from rollout.errors import ConfigError
 
@@ -31,19 +33,36 @@ MOST_AUTO = 4096
 
 
 class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Everything that decides what a rollout is sampled from and how. Times are in seconds."""
+    """Everything that decides what a rollout is sampled from and how: flat, in six blocks. Times are in seconds."""
+
+    # server: where the model is served, and how it is reached
 
     transport: str = "auto"
     """Entry point of group `rollout.transports`. `auto` asks the server; without `base_url`, `embedded`."""
     base_url: str | Sequence[str] | None = None
     """The server's address, or several servers' of one model: trajectories are balanced over them."""
-    server_wait_s: float | None = None
-    """How long a run waits for a first server to be there, and for one to come back where none is left, before it ends,
-    resumable. None tries each once at the start, and waits for 300 s later."""
     model: str | None = None
     """Served name; None takes the server's only model."""
     api_key_env: str | None = None
     """Name of the environment variable that holds the API key. The key itself is never kept."""
+    headers: Mapping[str, str] = {}
+    """Sent with every request. They may be secrets: no run folder has them."""
+    server_wait_s: float | None = None
+    """How long a run waits for a first server to be there, and for one to come back where none is left, before it ends,
+    resumable. None tries each once at the start, and waits for 300 s later."""
+    http_retries: int = 4
+    """How often a request is sent again where another try may help."""
+    request_timeout_s: float = 600.0
+    """One completion. What we paused the servers for does not count."""
+    weights_timeout_s: float = 600.0
+    """Loading weights, and a pause that waits for what runs, on one server."""
+    max_model_len: int | None = None
+    """Context length; None asks the server."""
+
+    # tokens: how messages become ids, and ids messages
+
+    mode: Mode = "tito"
+    """Token-in wherever a prefix is proved (`tito`), or message-in throughout (`mito`)."""
     tokenizer: str | None = None
     """Name or folder of the tokenizer; None tries the embedded folder, then the served name."""
     renderer: str = "auto"
@@ -65,23 +84,45 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     always kept (`keep`), or a failure of their rollout (`refuse`). On both routes alike."""
     match: Match = "strict"
     """What counts as the same message when a conversation comes back: see `rollout.chat.canonical`."""
-    mode: Mode = "tito"
+    template_args: Mapping[str, Any] = {}
+    """Further arguments of the chat template, such as `enable_thinking`."""
     require_token_in: bool = False
     """Make any fallback but `first_turn` a failure of its rollout."""
     verify: bool = False
     """Check the trajectory's invariants while running; a break is a failure of its rollout."""
     token_route: str | None = None
     """Force one token-in route by its path."""
+
+    # sampling: what is sampled from
+
     max_tokens: int | None = None
     """Completion length per turn at most; None is what fits the context, or the server's own limit."""
     sampling: Mapping[str, Any] = {}
     """Further sampling parameters, by the server's names."""
-    template_args: Mapping[str, Any] = {}
-    max_model_len: int | None = None
-    """Context length; None asks the server."""
-    max_turns: int | None = None
+    cache_salt: str | None = None
+    """Keeps this run's entries in the servers' prefix cache apart from others'; sent with every request."""
+    priority: int | None = None
+    """Sent with every request, to servers that schedule by it."""
+
+    # schedule: who plays, how long, and on which weights
+
     concurrency: int | Literal["auto"] = 64
     """Rollouts in flight at most. `auto` follows the servers' own metrics: see `rollout.schedule.concurrency`."""
+    max_turns: int | None = None
+    """Turns of a rollout at most; None is no limit. One that reaches it has ended well."""
+    max_staleness: int | None = None
+    """Weight updates that a rollout may live through, counted from its submission to when its group is taken; what
+    is older is ended as a failure of kind `stale`. None is no limit."""
+    stale_policy: Literal["drop", "cancel"] = "drop"
+    """When it is ended: before its next turn (`drop`), or by the update itself, in the middle of one (`cancel`)."""
+    straggler_timeout_s: float | None = None
+    """How long a group waits for its other members once half have ended: then they are ended as failures of kind
+    `straggler`, and the group is delivered without them. None waits."""
+    success_at: float = 1.0
+    """The reward from which a rollout has solved its task: what pass@k counts."""
+
+    # workers: the processes that play
+
     processes: int = 1
     """How many processes play, each with an event loop of its own, where one core is not enough. Above 1 the engine
     starts them: see `rollout.workers.pool`."""
@@ -93,36 +134,23 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     worker_silence_s: float = 20.0
     """A process whose event loop has said nothing for so long hangs. It is ended and replaced, and the rollouts that it
     played fail as `process`. While an update of the weights waits for it, 5 s are enough."""
-    max_staleness: int | None = None
-    """Weight updates that a rollout may live through, counted from its submission to when its group is taken; what
-    is older is ended as a failure of kind `stale`. None is no limit."""
-    stale_policy: Literal["drop", "cancel"] = "drop"
-    """When it is ended: before its next turn (`drop`), or by the update itself, in the middle of one (`cancel`)."""
-    rollout_retries: int = 0
-    """How often a rollout that failed of its environment, the transport, its process or a deadline is played again,
-    whole."""
-    weights_timeout_s: float = 600.0
-    """Loading weights, and a pause that waits for what runs, on one server."""
-    success_at: float = 1.0
-    """The reward from which a rollout has solved its task: what pass@k counts."""
-    cache_salt: str | None = None
-    priority: int | None = None
-    request_timeout_s: float = 600.0
+
+    # faults: what environments may take, and what becomes of a failure
+
     step_timeout_s: float | None = None
     """One call of the environment's reset or step."""
     score_timeout_s: float | None = None
     """The environment's score, and a stream's group reward; None takes `step_timeout_s`."""
     close_timeout_s: float | None = 60.0
     """The environment's close, which is cut off then, and said; 5 s at most where the run is cancelled. None waits."""
+    episode_timeout_s: float | None = None
+    """A whole rollout; None is no limit."""
+    rollout_retries: int = 0
+    """How often a rollout that failed of its environment, the transport, its process or a deadline is played again,
+    whole."""
     max_abandoned_threads: int = 256
     """Calls of environments that may hang in threads, after their deadline or when they were cancelled. Nothing can
     end a thread: past so many the run ends and says why; a process of several (`processes`) is replaced."""
-    straggler_timeout_s: float | None = None
-    """How long a group waits for its other members once half have ended: then they are ended as failures of kind
-    `straggler`, and the group is delivered without them. None waits."""
-    episode_timeout_s: float | None = None
-    http_retries: int = 4
-    headers: Mapping[str, str] = {}
 
     def __post_init__(self) -> None:
         """What is set in a program may be numpy's or a tuple; every setting is sent or written. Raises ConfigError."""
@@ -146,3 +174,62 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     def most_at_once(self) -> int:
         """Rollouts that can ever be in flight."""
         return MOST_AUTO if self.concurrency == "auto" else self.concurrency
+
+
+def check_config(config: EngineConfig) -> None:
+    """Raises ConfigError for settings that contradict each other or cannot be, block by block."""
+    check_values(config)
+    _check_times(config)
+    _check_server(config)
+    _check_tokens(config)
+    _check_sampling(config)
+    _check_schedule(config)
+    _check_workers(config)
+    _check_faults(config)
+
+
+def _check_server(config: EngineConfig) -> None:
+    _at_least(config, 0, "http_retries")
+    _at_least(config, 1, "max_model_len")
+    if config.transport in ("vllm", "dynamo") and not config.base_urls:
+        raise ConfigError(f"transport {config.transport!r} needs the server's address: give base_url")
+    for url in config.base_urls:
+        server_url(url)
+
+
+def _check_tokens(config: EngineConfig) -> None:
+    if config.mode == "mito" and config.require_token_in:
+        raise ConfigError("mode mito sends messages, and require_token_in forbids it: drop one of them")
+
+
+def _check_sampling(config: EngineConfig) -> None:
+    _at_least(config, 1, "max_tokens")
+
+
+def _check_schedule(config: EngineConfig) -> None:
+    _at_least(config, 1, "concurrency", "max_turns")
+    _at_least(config, 0, "max_staleness")
+
+
+def _check_workers(config: EngineConfig) -> None:
+    _at_least(config, 1, "processes")
+    if not isinstance(config.launch, str) and not callable(config.launch):
+        raise ConfigError(f"launch must be a name or a function that starts a process, not {config.launch!r:.200}")
+
+
+def _check_faults(config: EngineConfig) -> None:
+    _at_least(config, 0, "rollout_retries")
+
+
+def _at_least(config: EngineConfig, least: int, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if isinstance(value, int) and value < least:
+            raise ConfigError(f"{name} must be {least} or more, not {value}")
+
+
+def _check_times(config: EngineConfig) -> None:
+    for name in config.__struct_fields__:
+        value = getattr(config, name)
+        if name.endswith("_s") and value is not None and value <= 0:
+            raise ConfigError(f"{name} must be above 0 seconds, not {value:g}")

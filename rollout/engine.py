@@ -20,14 +20,13 @@ import msgspec
 
 from rollout.checks import check_values, choice
 from rollout.codec.protocol import Codec
-from rollout.config import EngineConfig
+from rollout.config import EngineConfig, check_config
 from rollout.env import Env, Task
 from rollout.errors import ConfigError, EngineClosed, RolloutError, TransportError
 from rollout.histogram import Histogram
 from rollout.log import get_logger
 from rollout.moved import forward_members
 from rollout.observe.stats import Stats
-from rollout.play.connect import check_config
 from rollout.play.player import Player
 from rollout.process import open_files
 from rollout.records import Group

@@ -124,6 +124,7 @@ MOVED_NAMES = {
     "rollout.servers.server": {"Member": "rollout.servers.server:Server"},
     "rollout.workers.pool": {"Crew": "rollout.workers.pool:WorkerPool"},
     "rollout.records": {"Mode": "rollout.config:Mode"},
+    "rollout.play.connect": {"check_config": "rollout.config:check_config"},
     "rollout.transport": dict.fromkeys(
         ("Watched", "Metered", "Sticky", "WeightControl"), "rollout.transport:Transport"
     ),

@@ -9,14 +9,14 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 
-from rollout.address import server_url, shown_url
-from rollout.checks import check_values
+from rollout.address import shown_url
 from rollout.codec.local import load_codec
 from rollout.codec.protocol import Codec
 from rollout.codec.server import ServerCodec
 from rollout.config import EngineConfig
 from rollout.errors import ConfigError
 from rollout.log import get_logger
+from rollout.moved import forward_names
 from rollout.registry import find_transport
 from rollout.servers.fleet import Fleet
 from rollout.servers.server import Server
@@ -27,29 +27,6 @@ from rollout.transport import ServerInfo, Transport, TransportConfig, opened
 DEFAULT_WAIT_S = 300.0
 
 _log = get_logger(__name__)
-
-
-def check_config(config: EngineConfig) -> None:
-    """Raises ConfigError for settings that contradict each other or cannot be."""
-    check_values(config)
-    if config.mode == "mito" and config.require_token_in:
-        raise ConfigError("mode mito sends messages, and require_token_in forbids it: drop one of them")
-    for name in ("concurrency", "processes", "max_tokens", "max_turns", "max_model_len"):
-        value = getattr(config, name)
-        if isinstance(value, int) and value < 1:
-            raise ConfigError(f"{name} must be 1 or more, not {value}")
-    for name in ("max_staleness", "rollout_retries", "http_retries"):
-        value = getattr(config, name)
-        if value is not None and value < 0:
-            raise ConfigError(f"{name} must be 0 or more, not {value}")
-    for name in config.__struct_fields__:
-        value = getattr(config, name)
-        if name.endswith("_s") and value is not None and value <= 0:
-            raise ConfigError(f"{name} must be above 0 seconds, not {value:g}")
-    if config.transport in ("vllm", "dynamo") and not config.base_urls:
-        raise ConfigError(f"transport {config.transport!r} needs the server's address: give base_url")
-    for url in config.base_urls:
-        server_url(url)
 
 
 async def open_fleet(config: EngineConfig, given: Transport | None = None, weights: Weights | None = None) -> Fleet:
@@ -129,3 +106,6 @@ def _tokenizer_guesses(info: ServerInfo) -> list[str]:
     """Names to try, the server's own word first. A bare served name is no hub name, so it is not looked up."""
     named = [name for name in (info.tokenizer, info.model) if name]
     return list(dict.fromkeys(name for name in named if Path(name).is_dir() or "/" in name))
+
+
+__getattr__ = forward_names("rollout.play.connect")

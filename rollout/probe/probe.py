@@ -10,9 +10,9 @@ from rollout.address import shown_url
 from rollout.chat.messages import user
 from rollout.codec.local import LocalCodec
 from rollout.codec.protocol import Codec
-from rollout.config import EngineConfig
+from rollout.config import EngineConfig, check_config
 from rollout.errors import TransportError
-from rollout.play.connect import check_config, make_codec, open_fleet
+from rollout.play.connect import make_codec, open_fleet
 from rollout.play.session import ServedModel, Session
 from rollout.probe.shapes import SPECIAL_TEXT, ShapeCheck, check_shapes, verdict
 from rollout.tokens.verify import InvariantBroken

@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rollout.checks import check_values, choice
-from rollout.config import EngineConfig
+from rollout.config import EngineConfig, check_config
 from rollout.errors import ConfigError
-from rollout.play.connect import check_config
 from rollout.store.settings import RunSettings, read_settings
 
 

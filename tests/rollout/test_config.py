@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import itertools
 import math
 from typing import Any
 
@@ -9,7 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from rollout.config import EngineConfig
+from rollout.config import EngineConfig, check_config
 from rollout.errors import ConfigError
 
 
@@ -42,3 +45,55 @@ def test_a_setting_that_cannot_be_sent_is_named(settings: dict[str, Any], said: 
     """A setting that no server could be sent is an error before anything is played."""
     with pytest.raises(ConfigError, match=said):
         EngineConfig(**settings)
+
+
+TIMES = [name for name in EngineConfig.__struct_fields__ if name.endswith("_s")]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"http_retries": -1}, "http_retries must be 0 or more, not -1"),
+        ({"max_model_len": 0}, "max_model_len must be 1 or more, not 0"),
+        ({"transport": "vllm"}, "transport 'vllm' needs the server's address: give base_url"),
+        ({"base_url": "http://gpu:99999"}, "the port is a number from 1 to 65535"),
+        ({"mode": "mito", "require_token_in": True}, "mode mito sends messages, and require_token_in forbids it"),
+        ({"max_tokens": 0}, "max_tokens must be 1 or more, not 0"),
+        ({"concurrency": 0}, "concurrency must be 1 or more, not 0"),
+        ({"max_turns": 0}, "max_turns must be 1 or more, not 0"),
+        ({"max_staleness": -1}, "max_staleness must be 0 or more, not -1"),
+        ({"processes": 0}, "processes must be 1 or more, not 0"),
+        ({"launch": 3}, "launch must be a name or a function that starts a process, not 3"),
+        ({"rollout_retries": -1}, "rollout_retries must be 0 or more, not -1"),
+        *(({name: 0.0}, f"{name} must be above 0 seconds, not 0") for name in TIMES),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused_by_name(settings: dict[str, Any], said: str) -> None:
+    """In every block: server, tokens, sampling, schedule, workers, faults."""
+    with pytest.raises(ConfigError) as raised:
+        check_config(EngineConfig(**settings))
+    assert said in str(raised.value)
+
+
+def test_every_setting_is_documented() -> None:
+    """Beneath its field, in the class, with its unit where it has one."""
+    tree = ast.parse(inspect.getsource(EngineConfig))
+    (body,) = [node.body for node in tree.body if isinstance(node, ast.ClassDef)]
+    documented = {
+        field.target.id
+        for field, text in itertools.pairwise(body)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+    }
+    assert documented == set(EngineConfig.__struct_fields__)
+
+
+def test_what_starts_a_process_is_a_name_or_a_function() -> None:
+    """A function stays what it is; a file has a name."""
+
+    async def launch() -> None:
+        raise AssertionError
+
+    assert EngineConfig(launch=launch).launch is launch
+    check_config(EngineConfig(launch=launch))
+    assert msgspec.convert({"launch": "ray"}, EngineConfig).launch == "ray"

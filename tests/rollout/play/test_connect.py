@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from rollout.config import EngineConfig
+from rollout.config import EngineConfig, check_config
 from rollout.errors import ConfigError
-from rollout.play.connect import api_key, check_config, transport_config
+from rollout.play.connect import api_key, transport_config
 
 
 def test_a_key_is_read_as_files_hold_it(monkeypatch: pytest.MonkeyPatch) -> None:

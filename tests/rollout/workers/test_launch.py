@@ -13,9 +13,10 @@ import anyio
 import pytest
 
 from rollout import Engine, EngineConfig, Rollout
-from rollout.errors import RolloutError
+from rollout.errors import ConfigError, RolloutError
 from rollout.records import FailureKind
 from tests.log_kit import capture_logs
+from tests.rollout.workers.kit import Asking, launch_task
 from tests.rollout.workers.zoo import AsyncZoo, Slow, Zoo
 
 
@@ -155,3 +156,18 @@ async def test_a_process_that_cannot_begin_in_time_is_said() -> None:
         async with engine(Slow(), worker_start_s=2.0):
             pass
     assert "_wait_for_ever" in str(log)
+
+
+async def test_a_launcher_that_is_not_there_is_named() -> None:
+    """With those that there are."""
+    with pytest.raises(ConfigError, match="no launcher 'lokal', did you mean 'local'"):
+        async with Engine(EngineConfig(processes=2, launch="lokal"), Asking):
+            pass
+
+
+async def test_how_processes_are_started_was_an_argument() -> None:
+    """It is a setting now; the argument goes with the next release, and says so."""
+    with pytest.warns(DeprecationWarning, match="EngineConfig.launch"):
+        running = Engine(EngineConfig(processes=2, max_tokens=4), Asking, launch=launch_task)
+    async with running:
+        assert len([group async for group in running.stream([{"n": 1}])]) == 1
