@@ -27,6 +27,7 @@ from rollout.histogram import Histogram
 from rollout.log import get_logger
 from rollout.moved import forward_members
 from rollout.observe.stats import Stats
+from rollout.play.logprobs import warn_of_logprobs
 from rollout.play.player import Player
 from rollout.process import open_files
 from rollout.records import Group
@@ -98,6 +99,7 @@ class Engine:
                 self.config, self._weights, transport=self._given, on_gone=self._ended, on_failed=self._ended
             )
             stack.push_async_callback(player.aclose)
+            warn_of_logprobs(player.model.info, self.config)
             if self.config.concurrency == "auto":
                 await _must_say_its_load(player.fleet)
             pool: WorkerPool | None = None

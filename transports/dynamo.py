@@ -18,6 +18,7 @@ from rollout.log import get_logger
 from rollout.request import MessagePrompt, Reply, Request, TokenPrompt
 from rollout.transport import ServerInfo, TransportConfig
 from transports.http.client import Answer, HttpClient, decode
+from transports.logprobs import find_mode
 from transports.openai import (
     ChatLogprobs,
     ServedTransport,
@@ -201,6 +202,9 @@ class _Probe:
                 info.token_route, info.token_routes = CHAT, [CHAT]
                 info.reports_cached_tokens = info.reports_cached_tokens or reply.cached_tokens is not None
                 info.keeps_stop_token = await self._keeps_stop(reply.completion_ids, info)
+        if info.reports_completion_ids or info.token_routes:
+            prompt = probe_request(MessagePrompt(messages=[user("Hi.")]))
+            info.logprobs_mode = await find_mode(self.client, CHAT, chat_body(prompt, info.model))
         if not info.token_routes and not info.reports_completion_ids and self._refusal is not None:
             raise ServerError(f"{self.client.base_url} lists {card.id!r} but completes nothing: {self._refusal}")
         return info

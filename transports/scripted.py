@@ -21,7 +21,7 @@ import msgspec
 from rollout.chat.messages import Message
 from rollout.errors import ConnectionFailed, ServerError, TransportError
 from rollout.histogram import Histogram
-from rollout.request import FinishReason, MessagePrompt, Reply, Request, WeightSpan
+from rollout.request import FinishReason, MessagePrompt, Reply, Request, Sampling, WeightSpan
 from rollout.transport import InFlight, ServerInfo, ServerLoad, Transport, TransportConfig
 
 STOP = 256
@@ -130,6 +130,8 @@ class ScriptedTransport(Transport):
             token_routes=["scripted"],
             reports_prompt_ids=True,
             reports_completion_ids=True,
+            logprobs_mode="raw_logprobs",
+            sampling_defaults=Sampling(),
         )
 
     def __repr__(self) -> str:

@@ -551,6 +551,9 @@ def serve(
         Path | None, typer.Option(help="The model's folder.", show_default="the embedded model's")
     ] = None,
     served_model_name: Annotated[str, typer.Option(help="The name that clients ask for.")] = "rollout-tiny",
+    logprobs_mode: Annotated[
+        str, typer.Option(help="Logprobs before temperature and filters (raw_logprobs), or processed_logprobs.")
+    ] = "raw_logprobs",
 ) -> None:
     """Serve the embedded model on a port, in vLLM's or Dynamo's dialect."""
 
@@ -567,6 +570,7 @@ def serve(
                 dialect=dialect,
                 model_dir=model_dir,
                 served_name=served_model_name,
+                logprobs_mode=logprobs_mode,
                 say=the.say,
             )
         except KeyboardInterrupt:

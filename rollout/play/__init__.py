@@ -6,6 +6,7 @@
     host       the environment's calls, each contained
     answers    what an environment answered, read and checked
     faults     what user code did wrong, as one exception
+    logprobs   whether a trainer could take the logprobs for what they are not
     session    one turn: plan, bridge, send, check, commit
 
 Others take `Player` and `Job`.

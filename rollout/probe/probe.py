@@ -13,6 +13,7 @@ from rollout.codec.protocol import Codec
 from rollout.config import EngineConfig, check_config
 from rollout.errors import TransportError
 from rollout.play.connect import make_codec, open_fleet
+from rollout.play.logprobs import REMEDIES, doubt, told
 from rollout.play.session import ServedModel, Session
 from rollout.probe.shapes import SPECIAL_TEXT, ShapeCheck, check_shapes, verdict
 from rollout.tokens.verify import InvariantBroken
@@ -66,6 +67,8 @@ async def probe(config: EngineConfig) -> Probe:
         command="",
     )
     flags, found.advice = _advice(config, info, codec, found)
+    if (doubts := doubt(info, config)) is not None and doubts.event != "temperature_unknown":
+        found.advice.append(f"{doubts.why}: {doubts.remedy}")
     found.command = shlex.join(command_line(config, info, codec) + flags)
     return found
 
@@ -138,6 +141,8 @@ def rows(found: Probe) -> list[tuple[str, str]]:
             {True: "kept in the ids", False: "not in the ids", None: "could not tell"}[info.keeps_stop_token],
         ),
         ("cached tokens", "reported" if info.reports_cached_tokens else "not reported"),
+        ("logprobs", _logprobs(info)),
+        ("samples", _samples(info)),
         ("weight versions", "reported" if info.reports_weight_versions else "not reported"),
         ("/tokenize", _yes(info.can_tokenize)),
         ("bridges", found.bridges or "none: name the tokenizer by --tokenizer"),
@@ -146,6 +151,22 @@ def rows(found: Probe) -> list[tuple[str, str]]:
         *[("advice", line) for line in found.advice],
         ("use", found.command),
     ]
+
+
+def _logprobs(info: ServerInfo) -> str:
+    if info.logprobs_mode == "processed_logprobs":
+        return "after temperature and filters: of what was drawn from (processed_logprobs)"
+    if info.logprobs_mode is None:
+        return "unknown whether before or after temperature and filters"
+    remedy = REMEDIES.get(info.dialect, REMEDIES["vllm"])
+    return f"before temperature and filters (raw_logprobs); to train at another temperature than 1, {remedy}"
+
+
+def _samples(info: ServerInfo) -> str:
+    """How the server samples where a request says nothing."""
+    if info.sampling_defaults is None:
+        return "not said: give temperature, top_p and top_k by -s"
+    return f"{told(info.sampling_defaults)}, where a request says nothing"
 
 
 def _yes(value: bool) -> str:

@@ -26,8 +26,9 @@ from transports.embedded.dynamo_routes import DynamoRoutes
 from transports.embedded.engine import Engine
 from transports.embedded.jobs import EngineClosedError
 from transports.embedded.model import Model
+from transports.embedded.sampling import LogprobsMode
 from transports.embedded.vllm_routes import VERSION, VllmRoutes
-from transports.embedded.wire import Refused, RouteSpec, Served, answer
+from transports.embedded.wire import Refused, RouteSpec, Served, answer, generation_defaults
 
 Dialect = Literal["vllm", "dynamo"]
 
@@ -41,17 +42,20 @@ def create_app(
     dialect: Dialect = "vllm",
     engine: Engine | None = None,
     max_model_len: int | None = None,
+    logprobs_mode: LogprobsMode = "raw_logprobs",
 ) -> Starlette:
     """An app that serves the folder's model under `served_name`.
 
     `engine` is one of the caller's, perhaps shared by two apps of different dialect; the app then
-    neither starts nor closes it under lifespan. `max_model_len` (tokens) lowers the context.
+    neither starts nor closes it under lifespan. `max_model_len` (tokens) lowers the context. `logprobs_mode` says what
+    logprobs are of, where the engine is not the caller's.
     """
     folder = Path(model_dir)
     own = engine is None
-    engine = engine or Engine(Model.load(folder))
+    engine = engine or Engine(Model.load(folder), logprobs_mode=logprobs_mode)
     context = min(max_model_len or engine.model.config.context, engine.model.config.context)
-    served = Served(engine, ChatFormat(folder), served_name, root=str(folder), context=context)
+    defaults = generation_defaults(folder)
+    served = Served(engine, ChatFormat(folder), served_name, root=str(folder), context=context, defaults=defaults)
     specs = VllmRoutes(served).routes() if dialect == "vllm" else DynamoRoutes(served).routes()
 
     @contextlib.asynccontextmanager

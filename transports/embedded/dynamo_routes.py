@@ -171,6 +171,7 @@ class DynamoRoutes:
             top_logprobs=top_logprobs,
             cache_salt=body.cache_salt or nvext.cache_salt,
             priority=priority if isinstance(priority, int) else 0,
+            defaults=self.served.defaults,
         )
 
     def _envelope(

@@ -33,16 +33,23 @@ from transports.embedded.jobs import (
     VersionSpan,
 )
 from transports.embedded.model import Chunk, Model
-from transports.embedded.sampling import Sampled, SamplerState, sample
+from transports.embedded.sampling import LogprobsMode, Sampled, SamplerState, sample
 
 
 class Engine:
     """Samples completions of many prompts at once. `submit` and the rest may be called from any thread."""
 
     def __init__(
-        self, model: Model, *, max_running: int = 256, chunk_tokens: int = 512, cache_tokens: int = 131_072
+        self,
+        model: Model,
+        *,
+        max_running: int = 256,
+        chunk_tokens: int = 512,
+        cache_tokens: int = 131_072,
+        logprobs_mode: LogprobsMode = "raw_logprobs",
     ) -> None:
         self.model = model
+        self.logprobs_mode: LogprobsMode = logprobs_mode
         self.max_running = max_running
         self.chunk_tokens = chunk_tokens
         """Prompt tokens computed in one step at most, so that a long prompt does not stall the others."""
@@ -290,7 +297,8 @@ class Engine:
         logits = self.model.forward(chunks)
         self._counts["steps"] += 1
         if sampled:
-            tokens = sample(logits[[row for row, _ in sampled]], [sequence.state for _, sequence in sampled])
+            states = [sequence.state for _, sequence in sampled]
+            tokens = sample(logits[[row for row, _ in sampled]], states, self.logprobs_mode)
             for row, (_, sequence) in enumerate(sampled):
                 self._take(sequence, tokens, row)
 

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from transports.embedded.cache import Float32
+
+#: What logprobs are of, by vLLM's names: before temperature, penalties and filters, or after them.
+LogprobsMode = Literal["raw_logprobs", "processed_logprobs"]
+
+#: What vLLM answers for a logprob below it, for JSON has no infinity.
+LEAST_LOGPROB = -9999.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,19 +71,20 @@ class Sampled:
 
     ids: list[int]
     logprobs: list[float]
-    """Under the model's own distribution, before temperature and filters, as vLLM reports them by default."""
+    """By default under the model's own distribution, before temperature and filters, as vLLM reports them: see
+    `LogprobsMode`."""
     ranks: list[int]
     """1 for the likeliest token."""
     top: list[list[tuple[int, float]]]
     """The likeliest tokens with their logprobs, for the rows that asked."""
 
 
-def sample(logits: Float32, states: Sequence[SamplerState]) -> Sampled:
+def sample(logits: Float32, states: Sequence[SamplerState], mode: LogprobsMode = "raw_logprobs") -> Sampled:
     """Draws one token per row of `logits` (rows, vocabulary)."""
-    logprobs = log_softmax(logits)
     adjusted: NDArray[np.float64] = logits.astype(np.float64)
     for row, state in enumerate(states):
         _adjust(adjusted[row], state)
+    logprobs = log_softmax(logits) if mode == "raw_logprobs" else log_softmax(adjusted.astype(np.float32))
     draws = np.array([state.generator.random() for state in states])
     greedy = np.array([state.params.temperature <= 0 for state in states])
     ids = np.where(greedy, adjusted.argmax(-1), _inverse(adjusted, draws))
@@ -102,8 +110,9 @@ def _adjust(row: NDArray[np.float64], state: SamplerState) -> None:
     if params.is_plain and params.temperature in (0.0, 1.0):
         return
     _penalize(row, state)
-    if params.temperature > 0:
-        row /= params.temperature
+    if params.temperature <= 0:
+        return  # the likeliest token passes every filter, and vLLM drops them
+    row /= params.temperature
     if params.min_p > 0:
         row[row < row.max() + np.log(params.min_p)] = -np.inf
     if 0 < params.top_k < len(row):
@@ -139,4 +148,4 @@ def _top(logprobs: Float32, count: int) -> list[tuple[int, float]]:
     if not count:
         return []
     best = np.argsort(-logprobs, kind="stable")[:count]
-    return [(int(token), float(logprobs[token])) for token in best]
+    return [(int(token), max(LEAST_LOGPROB, float(logprobs[token]))) for token in best]

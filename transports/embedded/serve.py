@@ -6,13 +6,14 @@ import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import uvicorn
 
 from rollout.errors import ConfigError
 from transports.embedded import MODEL_DIR, NOT_A_MODEL
 from transports.embedded.app import create_app
+from transports.embedded.sampling import LogprobsMode
 
 
 def run(
@@ -22,20 +23,29 @@ def run(
     dialect: str = "vllm",
     model_dir: Path | None = None,
     served_name: str = "rollout-tiny",
+    logprobs_mode: str = "raw_logprobs",
     say: Callable[[str], None] = print,
 ) -> None:
     """Serves until it is interrupted; tells `say` what and where as soon as it does. Port 0 takes a free one.
 
-    Raises KeyboardInterrupt at the end, and ConfigError for a dialect or a folder that is none, and an address that
+    `logprobs_mode` is vLLM's: `raw_logprobs` before temperature and filters, `processed_logprobs` after them. Raises
+    KeyboardInterrupt at the end, and ConfigError for a dialect, a mode or a folder that is none, and an address that
     cannot be listened on.
     """
     if dialect not in ("vllm", "dynamo"):
         raise ConfigError(f"--dialect is vllm or dynamo, not {dialect!r}")
+    if logprobs_mode not in get_args(LogprobsMode):
+        raise ConfigError(f"--logprobs-mode is {' or '.join(get_args(LogprobsMode))}, not {logprobs_mode!r}")
     folder = model_dir or MODEL_DIR
     # Before the model is loaded: a port that is taken is said at once.
     with _listening(host, port) as listener:
         try:
-            app = create_app(folder, served_name=served_name, dialect="vllm" if dialect == "vllm" else "dynamo")
+            app = create_app(
+                folder,
+                served_name=served_name,
+                dialect="vllm" if dialect == "vllm" else "dynamo",
+                logprobs_mode="raw_logprobs" if logprobs_mode == "raw_logprobs" else "processed_logprobs",
+            )
         except NOT_A_MODEL as error:
             raise ConfigError(f"no model to serve in {str(folder)!r}: {error}") from error
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5)

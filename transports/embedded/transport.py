@@ -18,24 +18,25 @@ from transports.http.client import HttpClient
 from transports.vllm import transport as vllm
 from transports.vllm.transport import VllmTransport
 
-_OPTIONS = frozenset({"model_dir", "dialect"})
+_OPTIONS = ("model_dir", "dialect", "logprobs_mode")
 
 
 async def open(config: TransportConfig) -> VllmTransport | DynamoTransport:
     """Entry point `embedded`: an engine of its own in this process, which ends with the transport.
 
-    Options: `model_dir` (a folder) and `dialect` (vllm or dynamo). Raises ConfigError.
+    Options: `model_dir` (a folder), `dialect` (vllm or dynamo) and `logprobs_mode` (vLLM's). Raises ConfigError.
     """
-    if unknown := config.options.keys() - _OPTIONS:
+    if unknown := config.options.keys() - set(_OPTIONS):
         raise ConfigError(
-            f"the embedded transport knows no option {', '.join(sorted(unknown))}; it knows model_dir, dialect"
+            f"the embedded transport knows no option {', '.join(sorted(unknown))}; it knows {', '.join(_OPTIONS)}"
         )
     dialect = config.options.get("dialect", "vllm")
     if dialect not in ("vllm", "dynamo"):
         raise ConfigError(f"the embedded model speaks vllm or dynamo, not {dialect!r}")
     folder = Path(config.options.get("model_dir", MODEL_DIR))
     try:
-        app = await anyio.to_thread.run_sync(lambda: create_app(folder, dialect=dialect))
+        mode = config.options.get("logprobs_mode", "raw_logprobs")
+        app = await anyio.to_thread.run_sync(lambda: create_app(folder, dialect=dialect, logprobs_mode=mode))
     except NOT_A_MODEL as error:
         raise ConfigError(f"no embedded model in {folder}: {error}") from error
     client = HttpClient(

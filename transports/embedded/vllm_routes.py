@@ -15,6 +15,7 @@ from transports.embedded.chat import ChatError
 from transports.embedded.jobs import Completion, Job
 from transports.embedded.metrics import metrics_text
 from transports.embedded.wire import (
+    NEUTRAL,
     Refused,
     RouteSpec,
     SamplingBody,
@@ -117,6 +118,7 @@ class VllmRoutes:
             ("GET", "/v1/models", self.models),
             ("GET", "/metrics", self.metrics),
             ("POST", "/v1/chat/completions", self.chat),
+            ("POST", "/v1/chat/completions/render", self.render),
             ("POST", "/v1/completions", self.completions),
             ("POST", "/inference/v1/generate", self.generate),
             ("POST", "/inference/v1/abort_requests", self.abort_requests),
@@ -155,15 +157,7 @@ class VllmRoutes:
     async def chat(self, request: Request) -> Response:
         body = await read_body(request, _Chat)
         self._check(body.model, body.stream)
-        try:
-            prompt = self.served.chat.render(
-                body.messages,
-                body.tools,
-                body.chat_template_kwargs or {},
-                add_generation_prompt=body.add_generation_prompt,
-            )
-        except ChatError as error:
-            raise Refused(400, str(error)) from error
+        prompt = self._rendered(body)
         asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
         self._check_room(len(prompt), asked)
         job = self._job(prompt, body, request, "chatcmpl", max_tokens=asked, top_logprobs=body.top_logprobs or 0)
@@ -182,6 +176,21 @@ class VllmRoutes:
         out = self._envelope(job, "chat.completion", choice, completion)
         out["prompt_token_ids"] = prompt if body.return_token_ids else None
         return answer(out)
+
+    async def render(self, request: Request) -> Response:
+        """The request of ids that a request of messages comes to, with the server's own sampling defaults."""
+        body = await read_body(request, _Chat)
+        self._check(body.model, body.stream)
+        prompt = self._rendered(body)
+        asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+        self._check_room(len(prompt), asked)
+        room = self.served.context - len(prompt)
+        sampling = self.served.sampling(body, self.served.defaults)
+        params = {name: value for name, value in sampling.items() if value != NEUTRAL[name]}
+        params["max_tokens"] = room if asked is None else min(asked, room)
+        request_id = new_id("chatcmpl", body.request_id)
+        name = self.served.name
+        return answer({"request_id": request_id, "token_ids": prompt, "sampling_params": params, "model": name})
 
     async def completions(self, request: Request) -> Response:
         body = await read_body(request, _Completion)
@@ -231,19 +240,7 @@ class VllmRoutes:
         self.served.check_model(body.model)
         if body.messages is None and body.prompt is None:
             raise Refused(400, "either messages or prompt is needed")
-        try:
-            ids = (
-                self.served.chat.encode(body.prompt or "")
-                if body.messages is None
-                else self.served.chat.render(
-                    body.messages,
-                    body.tools,
-                    body.chat_template_kwargs or {},
-                    add_generation_prompt=body.add_generation_prompt,
-                )
-            )
-        except ChatError as error:
-            raise Refused(400, str(error)) from error
+        ids = self.served.chat.encode(body.prompt or "") if body.messages is None else self._rendered(body)
         texts = [self.served.chat.token(i) for i in ids] if body.return_token_strs else None
         return answer({"count": len(ids), "max_model_len": self.served.context, "tokens": ids, "token_strs": texts})
 
@@ -294,6 +291,18 @@ class VllmRoutes:
         await asyncio.wrap_future(self.served.engine.set_weight_version(body.new_version))
         return answer({"success": True, "new_version": body.new_version})
 
+    def _rendered(self, body: _Chat | _Tokenize) -> list[int]:
+        """Raises Refused."""
+        try:
+            return self.served.chat.render(
+                body.messages or [],
+                body.tools,
+                body.chat_template_kwargs or {},
+                add_generation_prompt=body.add_generation_prompt,
+            )
+        except ChatError as error:
+            raise Refused(400, str(error)) from error
+
     def _check(self, model: str | None, stream: bool | None) -> None:
         self.served.check_model(model)
         if stream:
@@ -331,6 +340,7 @@ class VllmRoutes:
             top_logprobs=top_logprobs,
             cache_salt=body.cache_salt,
             priority=body.priority,
+            defaults=self.served.defaults,
         )
 
     def _choice(self, completion: Completion, body: _Chat | _Completion, logprobs: Any) -> dict[str, Any]:
@@ -356,5 +366,9 @@ class VllmRoutes:
 
 
 def _ranked(completion: Completion) -> dict[str, Any]:
-    rows = zip(completion.ids, completion.logprobs, completion.ranks, strict=True)
-    return {"content": [{"token_id": i, "logprob": p, "rank": r} for i, p, r in rows]}
+    rows = zip(completion.ids, completion.logprobs, completion.ranks, completion.top, strict=True)
+    return {"content": [{"token_id": i, "logprob": p, "rank": r, "top_logprobs": _top(top)} for i, p, r, top in rows]}
+
+
+def _top(likeliest: list[tuple[int, float]]) -> list[dict[str, Any]]:
+    return [{"token_id": i, "logprob": p, "rank": rank} for rank, (i, p) in enumerate(likeliest, 1)]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
@@ -21,6 +22,27 @@ from transports.embedded.sampling import SamplingParams
 RouteSpec = tuple[str, str, Callable[[Request], Awaitable[Response]]]
 
 Body = TypeVar("Body", bound=msgspec.Struct)
+
+
+#: What vLLM takes from a model's generation_config, and what of it changes nothing.
+NEUTRAL: Mapping[str, float] = {
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "top_k": 0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+}
+
+
+def generation_defaults(folder: Path) -> dict[str, float]:
+    """How a model is sampled where a request does not say: its generation_config, as vLLM reads it by default."""
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return {}
+    config = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    return {name: config[name] for name in NEUTRAL if isinstance(config.get(name), int | float)}
 
 
 class Refused(Exception):
@@ -57,7 +79,16 @@ class SamplingBody(msgspec.Struct, kw_only=True):
 class Served:
     """One model as a server offers it: engine, text, names and limits."""
 
-    def __init__(self, engine: Engine, chat: ChatFormat, name: str, *, root: str, context: int) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        chat: ChatFormat,
+        name: str,
+        *,
+        root: str,
+        context: int,
+        defaults: Mapping[str, float] | None = None,
+    ) -> None:
         self.engine = engine
         self.chat = chat
         self.name = name
@@ -65,6 +96,8 @@ class Served:
         """The model's folder: where a client on this machine finds the tokenizer."""
         self.context = context
         """Tokens at most, prompt and completion together; the model's own limit or less."""
+        self.defaults = defaults or {}
+        """How messages and completions are sampled where they do not say: see `generation_defaults`."""
         self.created = int(time.time())
 
     def check_model(self, model: str | None) -> None:
@@ -92,22 +125,27 @@ class Served:
         top_logprobs: int = 0,
         cache_salt: str | None = None,
         priority: int = 0,
+        defaults: Mapping[str, float] | None = None,
     ) -> Job:
-        """A job for the engine. `max_tokens` is already cut or checked against the context; None fills it."""
+        """A job for the engine. `max_tokens` is already cut or checked against the context; None fills it.
+
+        `defaults` are for what the body leaves out: none on the route of ids, as vLLM has it.
+        """
         room = self.context - len(ids)
+        own = self.sampling(body, defaults or {})
         _check_sampling(body)
         stops = frozenset(body.stop_token_ids or ())
         if not body.ignore_eos:
             stops |= frozenset(self.engine.model.config.eos_ids)
         params = SamplingParams(
             max_tokens=room if max_tokens is None else min(max_tokens, room),
-            temperature=_or(body.temperature, 1.0),
-            top_p=_or(body.top_p, 1.0),
-            top_k=int(_or(body.top_k, 0)),
-            min_p=_or(body.min_p, 0.0),
-            repetition_penalty=_or(body.repetition_penalty, 1.0),
-            presence_penalty=_or(body.presence_penalty, 0.0),
-            frequency_penalty=_or(body.frequency_penalty, 0.0),
+            temperature=own["temperature"],
+            top_p=own["top_p"],
+            top_k=int(own["top_k"]),
+            min_p=own["min_p"],
+            repetition_penalty=own["repetition_penalty"],
+            presence_penalty=own["presence_penalty"],
+            frequency_penalty=own["frequency_penalty"],
             seed=body.seed,
             stop_ids=stops,
             min_tokens=body.min_tokens,
@@ -121,6 +159,10 @@ class Served:
             priority=priority,
             stops_on_text=self._stops(body),
         )
+
+    def sampling(self, body: SamplingBody, defaults: Mapping[str, float]) -> dict[str, float]:
+        """What a body comes to: what it says, else the defaults, else what changes nothing."""
+        return {name: _or(getattr(body, name), defaults.get(name, value)) for name, value in NEUTRAL.items()}
 
     def _stops(self, body: SamplingBody) -> Callable[[list[int]], bool] | None:
         words = stop_strings(body)

@@ -8,15 +8,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import anyio
 import msgspec
 
 from rollout.chat.messages import user
 from rollout.errors import ConfigError, RequestRefused, ServerError, TransportError
 from rollout.log import get_logger
-from rollout.request import MessagePrompt, Reply, Request, TokenPrompt
+from rollout.request import MessagePrompt, Reply, Request, Sampling, TokenPrompt
 from rollout.transport import InFlight, ServerInfo, TransportConfig
 from transports.http.answers import UNREADABLE
 from transports.http.client import Answer, HttpClient, decode
+from transports.logprobs import find_mode
 from transports.openai import (
     PROBE_RETRIES,
     ServedTransport,
@@ -28,14 +30,18 @@ from transports.openai import (
 )
 from transports.vllm.wire import (
     CHAT,
+    GENERATE,
+    RENDER,
     TOKEN_ROUTES,
     Detokenized,
+    Rendered,
     Tokenized,
     TokenRoute,
     chat_body,
     read_chat,
 )
 
+_RENDERED = msgspec.json.Decoder(Rendered)
 _TOKENIZED = msgspec.json.Decoder(Tokenized)
 _DETOKENIZED = msgspec.json.Decoder(Detokenized)
 
@@ -70,6 +76,9 @@ class VllmTransport(ServedTransport):
     def __init__(self, client: HttpClient, info: ServerInfo, *, weights_timeout_s: float = 600.0) -> None:
         super().__init__(client, info, weights_timeout_s=weights_timeout_s)
         self._route = next((route for route in TOKEN_ROUTES if route.path == info.token_route), None)
+        # The generate route leaves out the server's defaults, which turn 1 was sampled with: they are sent.
+        defaults = info.sampling_defaults if info.token_route == GENERATE else None
+        self._defaults = defaults.given if defaults is not None else {}
 
     async def generate(self, request: Request) -> Reply:
         """See `rollout.transport.Transport`."""
@@ -79,6 +88,9 @@ class VllmTransport(ServedTransport):
             return read_chat(await self.client.post(CHAT, chat_body(request, info.model), headers=headers))
         if self._route is None:
             raise ConfigError(f"{self.client.base_url} has no token-in route")
+        if self._defaults:
+            given = {name: value for name, value in request.sampling.items() if value is not None}
+            request = msgspec.structs.replace(request, sampling={**self._defaults, **given})
         body = self._route.body(request, info.model)
         return self._route.read(await self.client.post(self._route.path, body, headers=headers))
 
@@ -185,7 +197,29 @@ class _Probe:
         if not self._completes and not info.token_routes:
             raise ServerError(f"{self.client.base_url} lists {card.id!r} but completes nothing: {self._refusal}")
         info.token_route = self._choose_route(info)
+        if self._completes:
+            prompt = probe_request(MessagePrompt(messages=[user("Hi.")]))
+            info.logprobs_mode = await find_mode(self.client, CHAT, chat_body(prompt, info.model))
+        info.sampling_defaults = await self._sampling_defaults(info, paths)
         return info
+
+    async def _sampling_defaults(self, info: ServerInfo, paths: frozenset[str]) -> Sampling | None:
+        """How it samples by itself: by its own word, else by the model's folder, which it reads by default."""
+        if RENDER in paths:
+            body = {"model": info.model, "messages": [user("Hi.").as_openai()], "max_tokens": 1}
+            try:
+                rendered: Rendered = decode(_RENDERED, await probe_call(self.client, RENDER, body), RENDER)
+                return Sampling.of(rendered.sampling_params, Sampling())
+            except TransportError as error:
+                _log.debug("route_absent", path=RENDER, error=str(error))
+        folder = anyio.Path(info.tokenizer or "")
+        if not info.tokenizer or not await folder.is_dir():
+            return None
+        try:
+            config = msgspec.json.decode(await (folder / "generation_config.json").read_bytes(), type=dict[str, Any])
+        except (OSError, *UNREADABLE):
+            config = {}
+        return Sampling.of(config, Sampling())
 
     def _choose_route(self, info: ServerInfo) -> str | None:
         forced = self._config.token_route

@@ -31,6 +31,9 @@ from transports.openai import (
 )
 
 CHAT = "/v1/chat/completions"
+
+#: Says how a request of messages would be sampled, the server's own defaults included; newer servers.
+RENDER = "/v1/chat/completions/render"
 GENERATE = "/inference/v1/generate"
 COMPLETIONS = "/v1/completions"
 CHAT_TOKENS = "/v1/chat/completions/tokens"
@@ -84,6 +87,12 @@ class _ChatAnswer(msgspec.Struct):
     usage: Usage | None = None
 
 
+class Rendered(msgspec.Struct):
+    """The answer of the route that makes a request of ids: what it leaves out changes nothing."""
+
+    sampling_params: dict[str, Any]
+
+
 class Tokenized(msgspec.Struct):
     """The answer of /tokenize."""
 
@@ -125,7 +134,7 @@ def generate_body(request: Request, model: str) -> dict[str, Any]:
     prompt = request.prompt
     assert isinstance(prompt, TokenPrompt)
     sampling = {key: value for key, value in request.sampling.items() if key not in _GENERATE_ROOT}
-    sampling["logprobs"] = max(1, sampling.get("logprobs") or 1)
+    sampling["logprobs"] = _alternatives(sampling.get("logprobs"))
     if request.max_tokens is not None:
         sampling["max_tokens"] = request.max_tokens
     if stops := merged(sampling.get("stop_token_ids"), request.stop_token_ids):
@@ -133,6 +142,11 @@ def generate_body(request: Request, model: str) -> dict[str, Any]:
     body = {key: value for key, value in request.sampling.items() if key in _GENERATE_ROOT}
     body |= {"model": model, "token_ids": prompt.json(), "sampling_params": sampling, "request_id": request.request_id}
     return _with_routing(body, request)
+
+
+def _alternatives(asked: object) -> int:
+    """How many alternatives each logprob comes with: the caller's, or none, which spares a server a ranking."""
+    return asked if isinstance(asked, int) and not isinstance(asked, bool) else 0
 
 
 def completions_body(request: Request, model: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import anyio
+import msgspec
 import pytest
 
 from rollout import Engine, EngineConfig
@@ -25,6 +26,7 @@ from rollout.servers.fleet import MAX_DEATHS, Fleet
 from rollout.servers.server import Server as FleetServer
 from rollout.servers.weights import InFlight
 from rollout.transport import ServerInfo, ServerLoad, Traffic
+from tests.log_kit import capture_logs
 from tests.rollout.test_engine import Short, collect
 from transports.scripted import Entry, Fault, Held, ScriptedTransport, Stalled, reply
 
@@ -336,6 +338,17 @@ async def test_a_request_that_kills_servers_is_not_sent_for_ever() -> None:
             await served.generate(request())
         group.cancel_scope.cancel()
     assert not servers[-1].requests
+
+
+async def test_what_servers_differ_in_is_not_said_of_any() -> None:
+    """Where one reports its logprobs after sampling and another before, a turn's record says neither; the log does."""
+    one = ScriptedTransport([]).info
+    other = msgspec.structs.replace(one, logprobs_mode="processed_logprobs")
+    with capture_logs() as events:
+        info = await fleet(Server(info=one), Server(info=other)).connect()
+    assert info.logprobs_mode is None
+    assert info.sampling_defaults == one.sampling_defaults
+    assert [(event["event"], event["field"]) for event in events] == [("servers_differ", "logprobs_mode")]
 
 
 async def test_servers_must_be_alike() -> None:

@@ -60,7 +60,7 @@ async def test_a_sample_says_where_its_turns_lie() -> None:
 
 async def test_a_temperature_that_the_server_keeps_to_itself_is_not_known() -> None:
     """It is NaN, which no loss can use unseen; and turns that differ in what their logprobs are of have no one word."""
-    talk, _ = session(reply("one"), reply("two"))
+    talk, _ = session(reply("one"), reply("two"), info={"sampling_defaults": None, "logprobs_mode": None})
     await play(talk, "a", "b")
     talk.turns[0].logprobs_mode = "raw_logprobs"
     (sample,) = rollout_of(talk).samples()

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from transports.embedded.sampling import SamplerState, SamplingParams, log_softmax, sample
+from transports.embedded.sampling import LogprobsMode, SamplerState, SamplingParams, log_softmax, sample
 
 LOGITS = np.log(np.array([[0.5, 0.25, 0.15, 0.08, 0.02]], np.float32))
 
@@ -84,3 +84,29 @@ def test_a_draw_never_meets_an_impossible_token() -> None:
 def test_log_softmax_sums_to_one() -> None:
     """Large logits neither overflow nor lose the sum."""
     assert np.exp(log_softmax(np.array([[1e4, 1e4 - 1, -1e4]], np.float32))).sum() == pytest.approx(1.0)
+
+
+def chosen(mode: LogprobsMode, **params: Any) -> tuple[int, float, list[tuple[int, float]]]:
+    """A draw, its logprob, and all logprobs."""
+    state = SamplerState(SamplingParams(max_tokens=9, top_logprobs=5, **params), np.random.default_rng(5), (), [])
+    found = sample(LOGITS, [state], mode)
+    return found.ids[0], found.logprobs[0], found.top[0]
+
+
+@pytest.mark.parametrize(
+    "params", [{"temperature": 0.5}, {"top_k": 2}, {"top_p": 0.7}, {"temperature": 2.0, "min_p": 0.2}]
+)
+def test_processed_logprobs_are_of_what_was_drawn_from(params: dict[str, Any]) -> None:
+    """They are the shares in which tokens come; what a filter took is as unlikely as vLLM can say. Raw ones stay."""
+    token, logprob, top = chosen("processed_logprobs", **params)
+    shares = drawn(20_000, **params)
+    np.testing.assert_allclose([np.exp(dict(top)[token]) for token in range(5)], shares, atol=0.012)
+    assert logprob == dict(top)[token]
+    assert {share for share, (_, value) in zip(sorted(shares, reverse=True), top, strict=True) if value == -9999} <= {0}
+    token, logprob, top = chosen("raw_logprobs", **params)
+    np.testing.assert_allclose([dict(top)[token] for token in range(5)], LOGITS[0], atol=1e-6)
+
+
+def test_the_likeliest_token_has_the_models_logprob_in_both_modes() -> None:
+    """At temperature 0 nothing is divided and nothing filtered, as on vLLM."""
+    assert chosen("processed_logprobs", temperature=0.0, top_k=1)[1] == chosen("raw_logprobs", temperature=0.0)[1]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,19 +19,29 @@ from transports.embedded.serve import run
 SERVE = [str(Path(sys.executable).with_name("rollout")), "serve"]
 
 
-def test_it_says_where_it_listens() -> None:
-    """Port 0 takes a free one, which the line names; an interrupt ends it with a line."""
-    command = [*SERVE, "--port", "0", "--served-model-name", "mine", "--dialect", "dynamo"]
+@contextlib.contextmanager
+def served(*options: str, says: str = "serving rollout-tiny (vllm dialect)") -> Iterator[str]:
+    """The command on a free port, which its first line names; an interrupt ends it with a line."""
+    command = [*SERVE, "--port", "0", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         try:
             assert process.stdout is not None
             line = process.stdout.readline()
-            assert line.startswith("rollout: serving mine (dynamo dialect) on http://127.0.0.1:")
-            with urllib.request.urlopen(f"{line.split()[-1]}/v1/models", timeout=60) as answer:
-                assert b'"mine"' in answer.read()
+            assert line.startswith(f"rollout: {says} on http://127.0.0.1:")
+            yield line.split()[-1]
         finally:
             process.send_signal(signal.SIGINT)
         assert process.communicate(timeout=300)[0] == "rollout: stopped serving\n"
+
+
+def test_it_says_where_it_listens() -> None:
+    """Port 0 takes a free one, which the line names; an interrupt ends it with a line."""
+    options = ("--served-model-name", "mine", "--dialect", "dynamo")
+    with (
+        served(*options, says="serving mine (dynamo dialect)") as url,
+        urllib.request.urlopen(f"{url}/v1/models", timeout=60) as answer,
+    ):
+        assert b'"mine"' in answer.read()
 
 
 def test_a_port_that_is_taken_is_said() -> None:
@@ -46,6 +58,7 @@ def test_a_port_that_is_taken_is_said() -> None:
         ({"port": 99999}, "--port is a number from 0 (any that is free) to 65535, not 99999"),
         ({"host": "nowhere.invalid"}, "cannot listen on nowhere.invalid:8000"),
         ({"dialect": "openai"}, "--dialect is vllm or dynamo, not 'openai'"),
+        ({"logprobs_mode": "raw"}, "--logprobs-mode is raw_logprobs or processed_logprobs, not 'raw'"),
         ({"port": 0, "model_dir": Path("/nowhere")}, "no model to serve in '/nowhere'"),
     ],
 )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
+import shutil
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -287,3 +289,27 @@ async def test_lifespan_starts_and_ends_the_engine() -> None:
     async with app.router.lifespan_context(app):
         assert app.state.engine.is_alive
     assert not app.state.engine.is_alive
+
+
+async def test_a_request_of_messages_is_rendered_with_the_servers_defaults(model: Model, tmp_path: Path) -> None:
+    """What messages and completions take from generation_config is told, and what a request says comes before it."""
+    folder = tmp_path / "m"
+    shutil.copytree(MODEL_DIR, folder)
+    (folder / "generation_config.json").write_text('{"temperature": 0.5, "top_k": 20, "eos_token_id": 3}')
+    async with client_of(create_app(folder)) as client:
+        path = "/v1/chat/completions/render"
+        found = await post(client, path, messages=HELLO, max_tokens=4)
+        assert found["sampling_params"] == {"temperature": 0.5, "top_k": 20, "max_tokens": 4}
+        found = await post(client, path, messages=HELLO, max_tokens=4, temperature=1, top_k=0)
+        assert found["sampling_params"] == {"max_tokens": 4}
+        chat = await post(client, "/v1/chat/completions", messages=HELLO, max_tokens=1, return_token_ids=True)
+        assert found["token_ids"] == chat["prompt_token_ids"]
+
+
+async def test_alternatives_come_where_they_are_asked_for(client: httpx.AsyncClient) -> None:
+    """The generate route gives none for 0, and the likeliest with their ids else."""
+    for count in (0, 2):
+        sampling = {"logprobs": count, "max_tokens": 1}
+        found = await post(client, "/inference/v1/generate", token_ids=[1, 2, 1], sampling_params=sampling)
+        (entry,) = found["choices"][0]["logprobs"]["content"]
+        assert [top["rank"] for top in entry["top_logprobs"]] == list(range(1, count + 1))

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from rollout.chat.messages import user
 from rollout.errors import ConfigError, ServerError
+from rollout.request import MessagePrompt, Request, Sampling, TokenPrompt
 from rollout.transport import TransportConfig
+from transports.embedded import MODEL_DIR
 from transports.embedded.app import create_app
 from transports.http.client import HttpClient
 from transports.vllm import transport as vllm
 from transports.vllm.transport import VllmTransport
+from transports.vllm.wire import GENERATE, RENDER
 
 
 async def opened(app: Any, **config: Any) -> VllmTransport:
@@ -69,3 +76,60 @@ async def test_something_else_is_not_a_server() -> None:
 
     with pytest.raises(ServerError, match="does not answer as a model server"):
         await opened(nothing)
+
+
+def with_defaults(folder: Path, **config: Any) -> Path:
+    """The embedded model's folder with another generation_config."""
+    shutil.copytree(MODEL_DIR, folder)
+    (folder / "generation_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def hiding(app: Any, path: str) -> Any:
+    """The app without a route, as an older server."""
+
+    async def older(scope: Any, receive: Any, send: Any) -> None:
+        await app({**scope, "path": "/nowhere"} if scope.get("path") == path else scope, receive, send)
+
+    return older
+
+
+@pytest.mark.parametrize("hidden", ["/nothing", RENDER])
+async def test_a_servers_own_sampling_is_found(hidden: str, tmp_path: Path) -> None:
+    """By its word, and on an older server by the model's folder, as vLLM reads it by default."""
+    app = create_app(with_defaults(tmp_path / "m", temperature=0.6, top_k=20, top_p=0.95, max_new_tokens=9))
+    info = (await opened(hiding(app, hidden))).info
+    app.state.engine.close()
+    assert info.sampling_defaults == Sampling(temperature=0.6, top_k=20, top_p=0.95)
+
+
+async def test_a_server_that_says_nothing_of_its_sampling_is_not_guessed_at() -> None:
+    """A model named as on the hub has no folder here."""
+    app = create_app()
+    app.state.served.root = "someone/some-model"
+    info = (await opened(hiding(app, RENDER))).info
+    app.state.engine.close()
+    assert info.sampling_defaults is None
+
+
+async def test_ids_are_sampled_as_messages_are(tmp_path: Path) -> None:
+    """The route of ids leaves out the server's defaults, which turn 1 was sampled with: they go with the request.
+
+    Else a conversation would be drawn from one distribution in its first turn and from another ever after.
+    """
+    app = create_app(with_defaults(tmp_path / "m", temperature=0.0))
+    transport = await opened(app)
+    prompt = await transport.tokenize(
+        MessagePrompt([user("Guess my number from 1 to 64.")]), add_generation_prompt=True
+    )
+
+    async def sampled(**sampling: Any) -> set[tuple[int, ...]]:
+        request = Request(prompt=TokenPrompt(prompt), request_id="r", session_id="s", max_tokens=8, sampling=sampling)
+        replies = [await transport.generate(request) for _ in range(12)]
+        return {tuple(reply.completion_ids or ()) for reply in replies}
+
+    assert transport.info.token_route == GENERATE
+    assert len(await sampled()) == len(await sampled(temperature=None)) == 1
+    assert len(await sampled(temperature=5.0)) > 1
+    await transport.aclose()
+    app.state.engine.close()

@@ -51,6 +51,16 @@ def test_a_generate_body_has_ids_and_sampling_apart() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("asked", "sent"), [({}, 0), ({"logprobs": None}, 0), ({"logprobs": True}, 0), ({"logprobs": 2}, 2)]
+)
+def test_a_generate_body_asks_for_no_more_than_a_chat_body(asked: dict[str, Any], sent: int) -> None:
+    """The sampled token's logprob and no alternative, unless the caller wants some: each costs the server a ranking."""
+    body = generate_body(request(TokenPrompt([1]), sampling=asked), "m")
+    assert body["sampling_params"]["logprobs"] == sent
+    assert "top_logprobs" not in chat_body(request(MessagePrompt([user("x")]), sampling=asked), "m")
+
+
 def test_a_completions_body_asks_for_ids_and_logprobs() -> None:
     """The prompt is a list of ids; logprobs 0 is the sampled token's."""
     body = on_wire(completions_body(request(sampling={"top_p": 0.9}, cache_salt="v1"), "m"))

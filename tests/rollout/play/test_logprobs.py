@@ -1,0 +1,58 @@
+"""A run whose logprobs a trainer would take for what they are not is told so, once, with the server's flag."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from envs.echo import Echo
+from rollout import Engine
+from rollout.config import EngineConfig
+from rollout.play.logprobs import doubt
+from rollout.request import Sampling
+from rollout.transport import ServerInfo
+from tests.log_kit import capture_logs
+from transports.scripted import ScriptedTransport, reply
+
+FILTERED = Sampling(top_p=0.95)
+
+
+@pytest.mark.parametrize(
+    ("mode", "defaults", "sampling", "event"),
+    [
+        ("raw_logprobs", Sampling(), {}, None),
+        ("raw_logprobs", Sampling(), {"temperature": 0.0}, None),
+        ("raw_logprobs", Sampling(), {"temperature": 0.7}, "logprobs_before_sampling"),
+        ("raw_logprobs", FILTERED, {}, "logprobs_before_sampling"),
+        ("raw_logprobs", FILTERED, {"top_p": 1.0}, None),
+        ("raw_logprobs", None, {"temperature": 1.0}, None),
+        ("raw_logprobs", None, {}, "temperature_unknown"),
+        ("processed_logprobs", Sampling(), {"temperature": 0.7}, None),
+        ("processed_logprobs", FILTERED, {"temperature": 0.7}, "logprobs_after_filters"),
+        (None, Sampling(), {"temperature": 0.7}, "logprobs_meaning_unknown"),
+        (None, Sampling(), {}, None),
+    ],
+)
+def test_what_may_mislead_is_named(mode: Any, defaults: Any, sampling: dict[str, Any], event: str | None) -> None:
+    """Where tokens are drawn as the logprobs say, nothing is; the server's own defaults count as the caller's do."""
+    info = ServerInfo(dialect="vllm", model="m", logprobs_mode=mode, sampling_defaults=defaults)
+    found = doubt(info, EngineConfig(sampling=sampling))
+    assert (found.event if found else None) == event
+    if event in ("logprobs_before_sampling", "logprobs_meaning_unknown"):
+        assert found is not None
+        assert found.remedy.startswith("start vLLM with --logprobs-mode processed_logprobs, or sample at temperature 1")
+
+
+async def test_an_engine_says_it_once() -> None:
+    """However many rollouts are played, and each turn says what its logprobs are of."""
+    transport = ScriptedTransport([reply("x")] * 3)
+    config = EngineConfig(sampling={"temperature": 0.5, "top_k": 4})
+    with capture_logs() as events:
+        async with Engine(config, lambda: Echo(turns=1), transport=transport) as engine:
+            groups = [group async for group in engine.stream(Echo(turns=1).tasks(3, 0))]
+    (event,) = (event for event in events if event["event"] == "logprobs_before_sampling")
+    assert "temperature 0.5, top_k 4" in event["why"]
+    turns = [turn for group in groups for rollout in group.rollouts for turn in rollout.turns]
+    assert {turn.logprobs_mode for turn in turns} == {"raw_logprobs"}
+    assert [turn.sampling for turn in turns] == [Sampling(temperature=0.5, top_k=4)] * 3
