@@ -34,12 +34,12 @@ docs: $(INSTALLED)  ## the manual as a site, in build/docs, without a warning
 
 test-oldest: build/oldest.txt  ## `make test` on the oldest versions of our dependencies that pyproject.toml allows
 	$(PYTHON) -m venv build/oldest
-	build/oldest/bin/python -m pip install --quiet --disable-pip-version-check -c build/oldest.txt -e '.[dev]'
+	build/oldest/bin/python -m pip install --quiet --disable-pip-version-check -c build/oldest.txt -e '.[all,dev]'
 	build/oldest/bin/python -m pytest -q -n auto -m 'not live and not slow'
 
 test-newest:  ## and on the newest, whatever constraints.txt pins
 	$(PYTHON) -m venv build/newest
-	build/newest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager -e '.[dev]'
+	build/newest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager -e '.[all,dev]'
 	build/newest/bin/python -m pytest -q -n auto -m 'not live and not slow'
 
 build/oldest.txt: pyproject.toml tests/oldest.py
@@ -83,7 +83,7 @@ install: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,dev,docs]'
 	touch $@
 
 clean:

@@ -12,8 +12,9 @@ import difflib
 import functools
 import importlib.util
 import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping
-from importlib.metadata import EntryPoint, entry_points, packages_distributions
+from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, packages_distributions, requires
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -41,7 +42,7 @@ class Argument(msgspec.Struct, frozen=True):
 
 def find_transport(name: str) -> Open:
     """The constructor of a transport. Raises ConfigError, naming the nearest."""
-    found = _entry("rollout.transports", name, "transport").load()
+    found = load_entry("rollout.transports", name)
 
     async def open_it(config: TransportConfig) -> Transport:
         return await opened(found(config))
@@ -190,8 +191,27 @@ def lists_tasks(make_env: Callable[[], Env]) -> type[Env] | None:
 
 
 def load_entry(group: str, name: str) -> Any:
-    """What an entry point names. Raises ConfigError."""
-    return _entry(group, name, group.rpartition(".")[2].removesuffix("s")).load()
+    """What an entry point names. Raises ConfigError, also where what it needs is not installed."""
+    what = group.rpartition(".")[2].removesuffix("s")
+    point = _entry(group, name, what)
+    try:
+        return point.load()
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        extra = extra_of(missing)
+        remedy = f": pip install '{DISTRIBUTION}[{extra}]'" if extra else ""
+        raise ConfigError(f"{what} {name!r} needs {missing or error}, which is not installed{remedy}") from error
+
+
+def extra_of(module: str) -> str | None:
+    """Our smallest extra that installs a module; None where none does."""
+    with contextlib.suppress(PackageNotFoundError):
+        for requirement in requires(DISTRIBUTION) or ():
+            name = re.match(r"[\w.-]+", requirement)
+            extra = re.search(r"extra == ['\"](\w+)['\"]", requirement)
+            if name and extra and extra[1] != "all" and name[0].replace("-", "_").lower() == module.lower():
+                return extra[1]
+    return None
 
 
 def check_packages() -> None:

@@ -25,6 +25,8 @@ def oldest(project: Mapping[str, Any]) -> dict[str, str]:
     named = [*project["dependencies"], *(one for name in sorted(set(extras) - TOOLS) for one in extras[name])]
     found: dict[str, str] = {}
     for requirement in named:
+        if requirement.startswith("rollout-engine["):
+            continue  # other extras of ours
         bound = re.match(r"([\w.-]+)(?:\[.*?\])?\s*>=\s*([\d.]+)", requirement)
         if bound is None:
             raise ValueError(

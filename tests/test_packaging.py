@@ -12,7 +12,7 @@ import pytest
 
 import rollout
 from tests.oldest import PYPROJECT, oldest
-from tests.wheel import extras
+from tests.wheel import USES, extras
 
 TEXT = PYPROJECT.read_text("utf-8")
 PROJECT = tomllib.loads(TEXT)["project"]
@@ -22,6 +22,9 @@ PINS = (PYPROJECT.parent / "constraints.txt").read_text("utf-8").splitlines()
 def test_every_dependency_has_a_reason() -> None:
     """Beside each of our own dependencies, and each extra's, a comment says what it is for."""
     lists = re.findall(r"^(?:dependencies|\w+) = \[\s.*?^\]", TEXT.partition("[project.scripts]")[0], re.M | re.S)
+    named = TEXT.partition("[project.optional-dependencies]")[2].partition("[project.scripts]")[0]
+    single = re.findall(r"^\w+ = \[.+\].*$", named, re.M)
+    assert [line for line in single if "#" not in line] == []
     lines = [line for text in lists for line in text.splitlines()[1:-1] if line.strip()]
     tools = ("pytest", "hypothesis", "ruff", "mypy")
     assert len(lines) > 20
@@ -49,6 +52,7 @@ def test_constraints_pin_every_dependency() -> None:
 def test_extras_are_those_that_users_install() -> None:
     """`make wheel` tries every extra of pyproject.toml but those for whoever works on a checkout."""
     assert set(extras()) == set(PROJECT["optional-dependencies"]) - {"dev", "docs"}
+    assert set(USES) == {"", *extras()}
 
 
 def test_the_version_comes_from_one_place() -> None:

@@ -22,21 +22,28 @@ PROJECT = Path(__file__).resolve().parents[1]
 #: Extras for whoever works on a checkout.
 TOOLS = frozenset({"dev", "docs"})
 
-#: What an extra is for, tried in its environment. An extra without a line here is only installed and imported beside
-#: what the wheel does by itself.
+#: Extras that an extra is tried beside: the command plays on the embedded model.
+BESIDE = {"parquet": "cli,serve", "plot": "cli,serve"}
+
+#: What an extra is for, tried in its environment; "" has none.
 USES = {
-    "parquet": [["rollout", "export", "run", "--format", "parquet"]],
+    "": [["python", "-c", "from rollout import Engine, EngineThread; import transports.auto, transports.scripted"]],
+    "cli": [["rollout", "--version"], ["rollout", "envs"]],
+    "serve": [["python", "-c", "import transports.embedded.transport, transports.embedded.serve"]],
+    "all": [["rollout", "run", "guess_number", "-n", "1", "-o", "run"], ["rollout", "export", "run"]],
+    "parquet": [
+        ["rollout", "run", "guess_number", "-n", "1", "-o", "run"],
+        ["rollout", "export", "run", "--format", "parquet"],
+    ],
     "plot": [["rollout", "bench", "--turns", "2", "-c", "2", "--repeats", "1", "--max-tokens", "4", "-o", "bench"]],
     "train": [["python", "-c", "import torch; from rollout.tokens.batch import to_torch"]],
 }
 
-#: What every wheel does.
-ALWAYS = [
-    ["rollout", "--version"],
-    ["rollout", "envs"],
-    ["rollout", "run", "guess_number", "-n", "1", "-o", "run"],
-    ["rollout", "export", "run"],
-]
+#: What an environment lacks, and says in one line, with the extra to install.
+LACKS = {
+    "": [["rollout", "--version"], ["python", "-m", "rollout"]],
+    "cli": [["rollout", "run", "guess_number", "-n", "1"]],
+}
 
 
 def extras() -> list[str]:
@@ -45,13 +52,17 @@ def extras() -> list[str]:
     return sorted(set(project.get("optional-dependencies", {})) - TOOLS)
 
 
-def ran(command: list[str], folder: Path, *, path: Path | None = None) -> None:
-    """Runs a command. Raises SystemExit where it fails, with what it said."""
+def ran(command: list[str], folder: Path, *, path: Path | None = None, lacks: bool = False) -> None:
+    """Runs a command. Raises SystemExit where it fails, with what it said; or where it should, and does not."""
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     if path is not None:
         environment["PATH"] = f"{path}{os.pathsep}{environment['PATH']}"
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
+    if lacks:
+        said = done.stderr.strip().splitlines()
+        if done.returncode != 2 or len(said) != 1 or "pip install 'rollout-engine[" not in said[0]:
+            sys.exit(f"{' '.join(command)} should say in one line what it lacks\n{done.stdout}{done.stderr}")
+    elif done.returncode:
         sys.exit(f"{' '.join(command)}: status {done.returncode}\n{done.stdout}{done.stderr}")
 
 
@@ -67,11 +78,14 @@ def try_out(wheel: Path, extra: str, folder: Path) -> None:
     """Installs the wheel with an extra (none: "") into an environment of its own, and uses it."""
     ran([sys.executable, "-m", "venv", "venv"], folder)
     programs = folder / "venv" / "bin"
-    what = f"rollout-engine[{extra}] @ {wheel.as_uri()}" if extra else f"rollout-engine @ {wheel.as_uri()}"
+    named = ",".join(filter(None, (extra, BESIDE.get(extra))))
+    what = f"rollout-engine[{named}] @ {wheel.as_uri()}" if named else f"rollout-engine @ {wheel.as_uri()}"
     pip = [str(programs / "python"), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
     ran([*pip, "-c", str(PROJECT / "constraints.txt"), what], folder)
-    for command in [*ALWAYS, *USES.get(extra, [])]:
+    for command in USES[extra]:
         ran([str(programs / command[0]), *command[1:]], folder, path=programs)
+    for command in LACKS.get(extra, []):
+        ran([str(programs / command[0]), *command[1:]], folder, path=programs, lacks=True)
 
 
 def main(chosen: list[str]) -> None:

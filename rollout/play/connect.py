@@ -46,7 +46,12 @@ def _servers(config: EngineConfig, given: Transport | None) -> list[Server]:
     if given is not None:
         return [Server(type(given).__name__, given)]
     name = "embedded" if config.transport == "auto" and not config.base_urls else config.transport
-    open_it = find_transport(name)
+    try:
+        open_it = find_transport(name)
+    except ConfigError as error:
+        raise (
+            ConfigError(f"{error}; or name a server by base_url") if name == "embedded" else error
+        ) from error.__cause__
     if not config.base_urls:
         return [Server(name, partial(open_it, transport_config(config, None)))]
     return [Server(shown_url(url), partial(open_it, transport_config(config, url))) for url in config.base_urls]

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import tomli_w
 
 from rollout.address import shown_url
 from rollout.errors import ConfigError, UsageError
@@ -68,7 +67,11 @@ def check_format(folder: Path) -> int:
 
 
 def write_folder_config(folder: Path, config: FolderConfig) -> None:
-    """Writes config.toml whole or not at all. Raises OSError."""
+    """Writes config.toml whole or not at all. Raises OSError, and UsageError where nothing here writes TOML."""
+    try:
+        import tomli_w  # here: whoever only reads folders does not need it
+    except ImportError as error:
+        raise UsageError("to write a run folder tomli_w is needed: pip install 'rollout-engine[cli]'") from error
     values = {name: value for name, value in config.settings.items() if value is not None}
     as_json = {name: msgspec.json.encode(value).decode() for name, value in values.items() if not _fits_toml(value)}
     document = {
