@@ -60,7 +60,7 @@ FORMS = {
         trainer_tasks=500,
         memory_rollouts=4_000,
         turns=10_000,
-        deadline_s=900,
+        deadline_s=1_800,
         rounds=3,
         proofs=200,
     ),
