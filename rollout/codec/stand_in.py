@@ -163,7 +163,10 @@ def _find_close(own_text: Sequence[int], ending: Sequence[int], stop_ids: Collec
 
 
 def shows_late(before: str, role: str, behind: str) -> Steps[bool]:
-    """Whether the template shows a message of this role behind one of `before` and, if named, in front of `behind`."""
+    """Whether the template shows a message of this role behind one of `before` and, if named, in front of `behind`.
+
+    Shown in its place: DeepSeek's templates write every system message at the beginning, before what was sampled.
+    """
     call = ToolCall(id=_OTHER_IDS[0].format(0), function=Function("tool", "{}"))
     said = {
         "assistant": [Message("assistant", ".")],
@@ -173,9 +176,10 @@ def shows_late(before: str, role: str, behind: str) -> Steps[bool]:
     try:
         first = yield Conversation([*head, Message(role, _FIRST), *tail])
         second = yield Conversation([*head, Message(role, _SECOND), *tail])
+        earlier = yield Conversation([*head[:-1], _with_text(head[-1], _SECOND), Message(role, _FIRST), *tail])
     except NotRendered:
         return False
-    return first != second
+    return first != second and common_prefix(first, second) > common_prefix(first, earlier)
 
 
 def closings(previous: Message | None, tail: Sequence[Message]) -> Steps[frozenset[int]]:
@@ -298,15 +302,12 @@ def stand_in_turn(previous: Message | None, tail: Sequence[Message], form: Form,
     calls = _calls_answered(previous, tail)
     if form == "text":
         return Message("assistant", word)
-    # The calls must be there for templates that look them up; the word goes where it is rendered last.
-    arguments = ["{}"] * (len(calls) - 1) + [f'{{"a": "{word}"}}']
+    # The calls must be there for templates that look them up. Some show only the first of them, so each has the word.
+    arguments = f'{{"a": "{word}"}}'
     return Message(
         "assistant",
         word if form == "calls_and_text" else None,
-        tool_calls=tuple(
-            ToolCall(id=call.id, function=Function(call.name, text))
-            for call, text in zip(calls, arguments, strict=True)
-        ),
+        tool_calls=tuple(ToolCall(id=call.id, function=Function(call.name, arguments)) for call in calls),
     )
 
 
