@@ -55,6 +55,8 @@ class ServerInfo(msgspec.Struct, kw_only=True):
     """Folder or hub name of the model's tokenizer, where the server says; it need not exist here."""
     max_model_len: int | None = None
     """Context length in tokens, prompt and completion together; None where unknown."""
+    vocab_size: int | None = None
+    """How many ids the model takes; None where the server does not say."""
     token_route: str | None = None
     """Path of the token-in route in use; None where the server has none."""
     token_routes: list[str] = []

@@ -75,6 +75,14 @@ class Lane:
         own = self.renderer.stand_in if self.renderer and self.template is None else None
         self._bridges: list[Bridge] = [bridge for bridge in (self.renderer, self.template, own) if bridge is not None]
 
+    @property
+    def vocab_size(self) -> int | None:
+        """One more than the highest id; None for a tokenizer that does not say."""
+        try:
+            return 1 + int(max(self._tokenizer.get_vocab().values()))
+        except (AttributeError, TypeError, ValueError):
+            return None
+
     def extend(self, previous: Previous, tail: Sequence[Message], context: Context) -> Bridged | Declined:
         """The first bridge that gives ids. A bridge that raises declines, and its cause is logged."""
         reasons = []
@@ -137,6 +145,7 @@ class LocalCodec(Codec):
         self.stop_token_ids = self._here.stop_token_ids
         self.description = description
         self.reader = self._here.reader
+        self.vocab_size = self._here.vocab_size
 
     async def extend(self, previous: Previous, tail: Sequence[Message], context: Context) -> Bridged | Declined:
         long = len(previous.completion_ids) > LONG_IDS or sum(len(message.text) for message in tail) > LONG_CHARS

@@ -20,6 +20,9 @@ class Codec:
     reader: Reader | None
     """What reads the answers; None where no reader fits the model."""
 
+    vocab_size: int | None = None
+    """How many ids the tokenizer has; None where it is the server's."""
+
     async def extend(self, previous: Previous, tail: Sequence[Message], context: Context) -> Bridged | Declined:
         """The ids that follow the completion, or why there are none. Never raises for what was sampled."""
         raise NotImplementedError

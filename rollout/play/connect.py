@@ -10,6 +10,7 @@ import anyio
 import anyio.to_thread
 
 from rollout.address import shown_url
+from rollout.codec.compare import compare
 from rollout.codec.local import load_codec
 from rollout.codec.protocol import Codec
 from rollout.codec.server import ServerCodec
@@ -27,6 +28,10 @@ from rollout.transport import ServerInfo, Transport, TransportConfig, opened
 DEFAULT_WAIT_S = 300.0
 
 _log = get_logger(__name__)
+
+
+class TokenizerDiffers(ConfigError):
+    """The tokenizer here is not the one that the server has."""
 
 
 async def open_fleet(config: EngineConfig, given: Transport | None = None, weights: Weights | None = None) -> Fleet:
@@ -89,7 +94,7 @@ async def make_codec(config: EngineConfig, transport: Transport, info: ServerInf
         names = [config.tokenizer] if config.tokenizer else _tokenizer_guesses(info)
         for name in names:
             try:
-                return await anyio.to_thread.run_sync(
+                codec = await anyio.to_thread.run_sync(
                     lambda name=name: load_codec(  # type: ignore[misc]  # mypy infers no type for a default
                         name,
                         renderer=config.renderer,
@@ -98,13 +103,34 @@ async def make_codec(config: EngineConfig, transport: Transport, info: ServerInf
                         reader=config.reader,
                     )
                 )
-            except ConfigError:
+                await _check_tokenizer(name, codec, config, transport, info)
+                return codec
+            except ConfigError as error:
                 if config.tokenizer or config.renderer != "auto":
                     raise
+                if isinstance(error, TokenizerDiffers):
+                    _log.warning("tokenizer_not_used", name=name, reason=str(error))
     if info.can_tokenize:
         return ServerCodec(transport)
     _log.warning("no_tokenizer", hint="every turn goes message-in; name the model's tokenizer by --tokenizer")
     return None
+
+
+async def _check_tokenizer(
+    name: str, codec: Codec, config: EngineConfig, transport: Transport, info: ServerInfo
+) -> None:
+    """Raises ConfigError where a tokenizer is not the server's. Another template is only said: ids mean the same."""
+    if config.mode == "mito":
+        return
+    found = await compare(codec, transport, info, config.template_args)
+    if found is None:
+        return
+    if found.of == "tokenizer":
+        raise TokenizerDiffers(
+            f"tokenizer {name!r} is not the server's: {found.detail}; name the model's own by --tokenizer, "
+            "or leave it to the server by --renderer server"
+        )
+    _log.warning("template_differs", tokenizer=name, detail=found.detail, hint="rollout probe compares more of them")
 
 
 def _tokenizer_guesses(info: ServerInfo) -> list[str]:
