@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from contextlib import ExitStack
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import typer
 
 import rollout
 from rollout.cli.app import app
+from rollout.records import FailureKind, StopReason
+from rollout.tokens.prefix import FallbackReason
 from tests import docs_kit, moves
 from tests.docs_kit import PAGES, PROJECT, Player, blocks, commands, sections
 
@@ -168,6 +171,15 @@ def test_public_names_are_in_the_reference() -> None:
     """`docs/api.md` has every name of `rollout.__all__`."""
     reference = (PROJECT / "docs" / "api.md").read_text("utf-8")
     assert [name for name in rollout.__all__ if not re.search(rf"\b{name}\b", reference)] == []
+
+
+@pytest.mark.parametrize(
+    ("page", "values"), [("token-in.md", FallbackReason), ("faults.md", FailureKind), ("faults.md", StopReason)]
+)
+def test_every_reason_is_explained(page: str, values: type[StrEnum]) -> None:
+    """Each way in which a turn falls back, and in which a rollout ends, has its line."""
+    text = TEXTS[PROJECT / "docs" / page]
+    assert [value for value in values if f"`{value}`" not in text] == []
 
 
 def test_every_page_is_in_the_index() -> None:
