@@ -5,6 +5,7 @@ from __future__ import annotations
 import pydoc
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from enum import StrEnum
@@ -31,7 +32,7 @@ QUICK = {("README.md", "An environment in ten lines")}
 MARKS = {"", "add", "serves", "elsewhere", "skip"}
 
 #: Groups of entry points, which are named like modules.
-ENTRY_POINTS = {"rollout.envs", "rollout.transports"}
+ENTRY_POINTS = set(tomllib.loads((PROJECT / "pyproject.toml").read_text("utf-8"))["project"]["entry-points"])
 
 #: Options of other programs, and of our benchmarks and examples: they are parsed where they are run.
 OTHERS_OPTIONS = frozenset(

@@ -25,9 +25,12 @@ TOOLS = frozenset({"dev", "docs"})
 #: Extras that an extra is tried beside: the command plays on the embedded model.
 BESIDE = {"parquet": "cli,serve", "plot": "cli,serve"}
 
-#: What an extra is for, tried in its environment; "" has none.
+#: What the wheel without an extra is called here.
+ALONE = "none"
+
+#: What an extra is for, tried in its environment.
 USES = {
-    "": [["python", "-c", "from rollout import Engine, EngineThread; import transports.auto, transports.scripted"]],
+    ALONE: [["python", "-c", "from rollout import Engine, EngineThread; import transports.auto, transports.scripted"]],
     "cli": [["rollout", "--version"], ["rollout", "envs"]],
     "serve": [["python", "-c", "import transports.embedded.transport, transports.embedded.serve"]],
     "all": [["rollout", "run", "guess_number", "-n", "1", "-o", "run"], ["rollout", "export", "run"]],
@@ -41,7 +44,7 @@ USES = {
 
 #: What an environment lacks, and says in one line, with the extra to install.
 LACKS = {
-    "": [["rollout", "--version"], ["python", "-m", "rollout"]],
+    ALONE: [["rollout", "--version"], ["python", "-m", "rollout"]],
     "cli": [["rollout", "run", "guess_number", "-n", "1"]],
 }
 
@@ -75,10 +78,10 @@ def build(folder: Path) -> Path:
 
 
 def try_out(wheel: Path, extra: str, folder: Path) -> None:
-    """Installs the wheel with an extra (none: "") into an environment of its own, and uses it."""
+    """Installs the wheel with an extra into an environment of its own, and uses it."""
     ran([sys.executable, "-m", "venv", "venv"], folder)
     programs = folder / "venv" / "bin"
-    named = ",".join(filter(None, (extra, BESIDE.get(extra))))
+    named = ",".join(one for one in (extra, BESIDE.get(extra)) if one and one != ALONE)
     what = f"rollout-engine[{named}] @ {wheel.as_uri()}" if named else f"rollout-engine @ {wheel.as_uri()}"
     pip = [str(programs / "python"), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
     ran([*pip, "-c", str(PROJECT / "constraints.txt"), what], folder)
@@ -90,15 +93,15 @@ def try_out(wheel: Path, extra: str, folder: Path) -> None:
 
 def main(chosen: list[str]) -> None:
     """Tries each, and says how long it took."""
-    if unknown := set(chosen) - set(extras()):
+    if unknown := set(chosen) - {ALONE, *extras()}:
         sys.exit(f"no extra {', '.join(sorted(unknown))}; there are: {', '.join(extras())}")
     with tempfile.TemporaryDirectory() as scratch:
         wheel = build(Path(scratch))
-        for extra in chosen or ["", *extras()]:
-            folder, started = Path(scratch) / (extra or "alone"), time.monotonic()
+        for extra in chosen or [ALONE, *extras()]:
+            folder, started = Path(scratch) / extra, time.monotonic()
             folder.mkdir()
             try_out(wheel, extra, folder)
-            print(f"{wheel.name} {extra or 'without extras'}: {time.monotonic() - started:.0f} s", flush=True)
+            print(f"{wheel.name}, extra {extra}: {time.monotonic() - started:.0f} s", flush=True)
 
 
 if __name__ == "__main__":
