@@ -45,7 +45,7 @@ class Llama(Format):
 
     name = "llama"
     openers: tuple[str, ...] = (_TAG,)
-    signs: tuple[str, ...] = (_TAG,)
+    signs: tuple[str | tuple[str, ...], ...] = (_TAG, "<|start_header_id|>")
 
     def said(self, text: str, sampled: Sampled) -> Iterator[Piece]:
         """See `Format`."""

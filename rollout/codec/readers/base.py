@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from typing import Protocol
 
 import msgspec
@@ -56,12 +56,18 @@ class Format:
     """As `--reader` takes it."""
     openers: tuple[str, ...] = ()
     """What begins a call in this format, unmistakably; none where calls have no marker."""
-    signs: tuple[str, ...] = ()
-    """What tells this format where it stands in a chat template, or is a token of the model's."""
+    signs: tuple[str | tuple[str, ...], ...] = ()
+    """What tells this format where it stands in a chat template, or is a token of the model's; of several in one, all
+    must be there."""
     tags: tuple[Tags, ...] = (THINK,)
     """What may stand around reasoning."""
     gap: int = 1
     """Newlines that templates of this format write between text and calls, at most."""
+
+    def is_told_by(self, there: Container[str]) -> bool:
+        """Whether a template's text, or a model's tokens, have a sign of this format."""
+        each = ([sign] if isinstance(sign, str) else sign for sign in self.signs)
+        return any(all(part in there for part in parts) for parts in each)
 
     def __repr__(self) -> str:
         return f"<reader {self.name}>"

@@ -52,7 +52,7 @@ class Blocks(Format):
         *blocks: Block,
         gap: int = 1,
         tags: Sequence[Tags] = (THINK,),
-        signs: Sequence[str] = (),
+        signs: Sequence[str | tuple[str, ...]] = (),
         fences: Sequence[str] = (),
     ) -> None:
         """`fences` are tags around all the blocks of a turn."""
@@ -140,7 +140,7 @@ class JsonBlocks(Blocks):
         keys: Keys = PLAIN_KEYS,
         gap: int = 1,
         tags: Sequence[Tags] = (THINK,),
-        signs: Sequence[str] = (),
+        signs: Sequence[str | tuple[str, ...]] = (),
     ) -> None:
         super().__init__(name, *blocks, gap=gap, tags=tags, signs=signs)
         self.layouts = frozenset(layouts)
@@ -220,7 +220,8 @@ PHI = JsonBlocks(
     Block("<|tool_call|>", "<|/tool_call|>"),
     Block("functools["),
     layouts=("array", "one"),
-    signs=("<|/tool_call|>",),
+    # Phi-4-mini, Phi-4, Phi-3: the last two were taught no calls, and do as they are told.
+    signs=("<|/tool_call|>", "<|/tool|>", "<|im_sep|>", ("<|user|>", "<|assistant|>", "<|end|>")),
 )
 NEMOTRON = JsonBlocks("nemotron", Block("<TOOLCALL>", "</TOOLCALL>"), layouts=("array",))
 MINIMAX_M1 = JsonBlocks("minimax-m1", Block("<tool_calls>", "</tool_calls>"), layouts=("lines",))

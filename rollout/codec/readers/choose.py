@@ -1,9 +1,10 @@
 """Which reader a model needs: what it is tells, not who renders its prompts.
 
 1. Its own chat template renders a call, and the reader that reads that call back is the one.
-2. Where the template renders none (it drops calls, or refuses them), its text has the syntax that it asks for.
-3. The tokens that the model has: formats have markers of their own.
-4. Its name, its `model_type`, or the family of `renderers` that it was found to be of.
+2. The response format that the tokenizer documents for transformers.
+3. Where the template renders no call (it drops it, or refuses it), its text has the syntax that it asks for.
+4. The tokens that the model has: formats have markers of their own.
+5. Its name, its `model_type`, or the family of `renderers` that it was found to be of.
 
 Where none of these tells, nobody knows how the model writes calls, and `None` says so.
 """
@@ -14,6 +15,7 @@ import contextlib
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from rollout.chat.messages import Function, Message, ToolCall, user
 from rollout.codec.readers.base import Format, Reader
 from rollout.codec.readers.catalogue import FORMATS, PLAIN, Several, format_by_name
 from rollout.codec.readers.pieces import Sampled
+from rollout.codec.readers.response_template import ResponseTemplate
 from rollout.codec.tokenizer import template_text
 from rollout.errors import ConfigError
 
@@ -64,15 +67,19 @@ def choose_reader(tokenizer: Any, name: str = "auto", *, family: str | None = No
     template = str(tokenizer.chat_template or "")
     names = [family, str(getattr(tokenizer, "name_or_path", "") or ""), _model_type(tokenizer)]
     told = _by_names(names)
+    tokens = {token.content for token in tokenizer.added_tokens_decoder.values()}
     if template:
+        likely = [*told, *(each for each in FORMATS.values() if each.is_told_by(tokens) or each.is_told_by(template))]
         for prompt, whole in _renderings(tokenizer):
-            if (found := reader_of(prompt, whole, told)) is not None:
+            if (found := reader_of(prompt, whole, likely)) is not None:
                 return found
-        if signed := [each for each in FORMATS.values() if any(sign in template for sign in each.signs)]:
+        if documented := getattr(tokenizer, "response_template", None):
+            return ResponseTemplate(documented)
+        if signed := [each for each in FORMATS.values() if each.is_told_by(template)]:
             return signed[0]
     if family is not None and told:
         return told[0]
-    return _by_tokens({token.content for token in tokenizer.added_tokens_decoder.values()}, told)
+    return _by_tokens(tokens, told)
 
 
 def reader_by_name(*names: str | None) -> Reader | None:
@@ -96,16 +103,20 @@ def reader_of(prompt: str, whole: str, told: Sequence[Format] = ()) -> Format | 
     """
     start = next((at for at, (one, other) in enumerate(zip(prompt, whole, strict=False)) if one != other), None)
     start = min(len(prompt), len(whole)) if start is None else start
-    text = whole[start:]
-    while True:
-        for prompt_end in {prompt[:start][-_END:], prompt[-_END:]}:
-            sampled = Sampled(text=text, prompt_end=prompt_end, tools=TOOLS)
-            for each in dict.fromkeys([*told, *FORMATS.values()]):
-                read = each.read(sampled)
-                if [(call.name, call.parsed_arguments()) for call in read.tool_calls] == [("weather_of", _ARGUMENTS)]:
-                    return each
-        if text == (text := _TOKEN_AT_END.sub("", text)):
-            return None
+    ends = [whole[start:]]
+    while (shorter := _TOKEN_AT_END.sub("", ends[-1])) != ends[-1]:
+        ends.append(shorter)
+    formats = list(dict.fromkeys([*told, *FORMATS.values()]))
+    before = list(dict.fromkeys([prompt[:start][-_END:], prompt[-_END:]]))
+    # First one that leaves nothing over: Llama's reader would find Hermes' JSON between its tags.
+    for whole_text in (True, False):
+        for each, text, prompt_end in product(formats, ends, before):
+            read = each.read(Sampled(text=text, prompt_end=prompt_end, tools=TOOLS))
+            if whole_text and read.text.strip():
+                continue
+            if [(call.name, call.parsed_arguments()) for call in read.tool_calls] == [("weather_of", _ARGUMENTS)]:
+                return each
+    return None
 
 
 def _by_names(names: Iterable[str | None]) -> list[Format]:
@@ -115,7 +126,7 @@ def _by_names(names: Iterable[str | None]) -> list[Format]:
 
 def _by_tokens(tokens: Collection[str], told: Sequence[Format]) -> Format | None:
     """The reader whose markers the model has; of several the one that its name tells of, or all of them."""
-    signed = [each for each in FORMATS.values() if any(sign in tokens for sign in each.signs)]
+    signed = [each for each in FORMATS.values() if each.is_told_by(tokens)]
     # Hermes and GLM begin alike: of these the first, which has more signs, is the one.
     signed = [
         each for at, each in enumerate(signed) if not any({*each.openers} <= {*one.openers} for one in signed[:at])

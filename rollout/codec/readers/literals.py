@@ -101,7 +101,7 @@ def _read_text(text: str, at: int) -> tuple[str, int]:
     quote = next(quote for quote in _QUOTES if text.startswith(quote, at))
     start = at = at + len(quote)
     while not text.startswith(quote, at):
-        if at >= len(text) or (text[at] == "\n" and len(quote) == 1):
+        if at >= len(text):  # LFM2's template writes line breaks as they are, so that a model may, too
             raise NoCall(INVALID_JSON)
         at += 2 if text[at] == "\\" else 1
     return _ESCAPE.sub(_unescaped, text[start:at]), at + len(quote)

@@ -62,7 +62,7 @@ def python_calls(text: str, at: int) -> tuple[list[ToolCall], int]:
 class Listed(Llama):
     """Llama 4's calls, and what else has a list of calls as its answer, beside calls in `blocks`."""
 
-    def __init__(self, name: str, blocks: PythonBlocks, signs: Sequence[str]) -> None:
+    def __init__(self, name: str, blocks: PythonBlocks, signs: Sequence[str | tuple[str, ...]]) -> None:
         self.name = name
         self.blocks = blocks
         self.openers = (*Llama.openers, *blocks.openers)
@@ -86,8 +86,12 @@ class Listed(Llama):
 
 
 LLAMA4 = Listed(
-    "llama4", PythonBlocks("python", Block("<|python_start|>", "<|python_end|>")), signs=("<|python_start|>",)
+    "llama4",
+    PythonBlocks("python", Block("<|python_start|>", "<|python_end|>")),
+    signs=("<|python_start|>", "<|header_start|>"),
 )
 GEMMA = Listed("gemma", PythonBlocks("tool_code", Block("```tool_code\n", "```")), signs=("<start_of_turn>",))
-LFM2 = PythonBlocks("lfm2", Block("<|tool_call_start|>", "<|tool_call_end|>"))
+LFM2 = PythonBlocks(
+    "lfm2", Block("<|tool_call_start|>", "<|tool_call_end|>"), signs=("<|tool_call_start|>", "<|tool_list_start|>")
+)
 OLMO = PythonBlocks("olmo", Block("<function_calls>", "</function_calls>"))

@@ -54,7 +54,7 @@ class Xml(Blocks):
         markup: Markup,
         gap: int = 1,
         tags: Sequence[Tags] = (THINK,),
-        signs: Sequence[str] = (),
+        signs: Sequence[str | tuple[str, ...]] = (),
         fences: Sequence[str] = (),
     ) -> None:
         super().__init__(name, *blocks, gap=gap, tags=tags, signs=signs, fences=fences)
