@@ -1,4 +1,4 @@
-"""gpt-oss behind the server's first prompt, which ends at `assistant`, and behind the family's, which opens a channel."""
+"""gpt-oss behind a server's prompt, which ends at `assistant`, and behind the family's, which opens a channel."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ cohere       <|START_ACTION|>[{"tool_call_id": "0", "tool_name": "add", "paramet
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
@@ -59,8 +60,9 @@ class Blocks(Format):
         self.name = name
         self.fences = tuple(fences)
         self.blocks = blocks
-        self._starts = tuple(block.open for block in blocks)
-        self.openers = (*self.fences[:1], *self._starts)
+        self._by_opener = {block.open: block for block in blocks}
+        self._opener = re.compile("|".join(map(re.escape, self._by_opener)))
+        self.openers = (*self.fences[:1], *self._by_opener)
         self.signs = tuple(signs) or self.openers
         self.gap = gap
         self.tags = tuple(tags)
@@ -89,11 +91,8 @@ class Blocks(Format):
 
     def _next(self, text: str, at: int) -> tuple[int, Block] | None:
         """Where the next block begins, and which it is."""
-        found = [(start, order) for order, tag in enumerate(self._starts) if (start := text.find(tag, at)) >= 0]
-        if not found:
-            return None
-        start, order = min(found)
-        return start, self.blocks[order]
+        found = self._opener.search(text, at)
+        return (found.start(), self._by_opener[found[0]]) if found is not None else None
 
     def _piece(self, text: str, start: int, block: Block, sampled: Sampled) -> Piece:
         """The block that begins at `start`."""

@@ -31,10 +31,22 @@ from rollout.codec.readers.values import (
 
 _START = "<|start|>"
 _MESSAGE = "<|message|>"
-_HEADER = re.compile(r"(?:<\|start\|>)?(?P<header>(?:(?!<\|(?:start|message|end|call|return)\|>)[\s\S])*)<\|message\|>")
+_ENDS = ("<|end|>", "<|call|>", "<|return|>")
 _END = re.compile(r"<\|(?:end|call|return)\|>|(?=<\|start\|>)|\Z")
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
 _RECIPIENT = re.compile(r"\bto=([^\s<]+)")
+
+
+def _next_header(text: str, at: int) -> tuple[int, int] | None:
+    """Where the next header begins, at `at` or behind it, and where its message's body does."""
+    seen = at
+    while (message := text.find(_MESSAGE, seen)) >= 0:
+        start = text.rfind(_START, seen, message)
+        start = 0 if start < 0 and at == seen == 0 else start
+        if start >= 0 and not any(end in text[start:message] for end in _ENDS):
+            return start, message + len(_MESSAGE)
+        seen = message + len(_MESSAGE)
+    return None
 
 
 class Harmony(Format):
@@ -46,21 +58,22 @@ class Harmony(Format):
 
     def said(self, text: str, sampled: Sampled) -> Iterator[Piece]:
         """See `Format`."""
-        at, header = 0, self._open_header(sampled.prompt_end)
-        if header is not None and _MESSAGE in header:
-            piece, at = self._message(text, 0, 0, header, sampled)
-            yield from piece
-        while at < len(text):
-            found = _HEADER.search(text, at)
-            # At the beginning a header needs no `<|start|>`: the prompt has written it.
-            if found is None or not (found[0].startswith(_START) or found.start() == 0):
-                yield Piece("text", text[at:])
-                return
-            if found.start() > at:
-                yield Piece("text", text[at : found.start()])
-            before = header if at == 0 and header is not None and not found[0].startswith(_START) else ""
-            pieces, at = self._message(text, found.start(), found.end(), before + found["header"], sampled)
+        at, opened = 0, self._open_header(sampled.prompt_end)
+        if opened is not None and _MESSAGE in opened:
+            pieces, at = self._message(text, 0, 0, opened, sampled)
             yield from pieces
+            opened = None
+        while (found := _next_header(text, at)) is not None:
+            start, body = found
+            if start > at:
+                yield Piece("text", text[at:start])
+            header = text[start:body]
+            # At the beginning a header needs no `<|start|>`: the prompt has written it.
+            whole = header if header.startswith(_START) else (opened or "") + header
+            pieces, at = self._message(text, start, body, whole, sampled)
+            yield from pieces
+        if at < len(text):
+            yield Piece("text", text[at:])
 
     def _open_header(self, prompt_end: str) -> str | None:
         """What the prompt has written of the header of the turn's first message; None where it has none."""
