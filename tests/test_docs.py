@@ -37,7 +37,14 @@ ENTRY_POINTS = set(tomllib.loads((PROJECT / "pyproject.toml").read_text("utf-8")
 #: Options of other programs, and of our benchmarks and examples: they are parsed where they are run.
 OTHERS_OPTIONS = frozenset(
     {
-        *("--enable-scale-out", "--enable-prompt-tokens-details", "--served-model-name", "--dtype", "--logprobs-mode"),
+        *(
+            "--enable-scale-out",
+            "--enable-prompt-tokens-details",
+            "--served-model-name",
+            "--dtype",
+            "--logprobs-mode",
+            "--generation-config",
+        ),
         *("--server", "--write-model", "--picture-of", "--shape"),
     }
 )

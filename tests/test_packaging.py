@@ -12,7 +12,7 @@ import pytest
 
 import rollout
 from tests.oldest import PYPROJECT, oldest
-from tests.wheel import USES, extras
+from tests.wheel import ALONE, USES, extras
 
 TEXT = PYPROJECT.read_text("utf-8")
 PROJECT = tomllib.loads(TEXT)["project"]
@@ -52,7 +52,7 @@ def test_constraints_pin_every_dependency() -> None:
 def test_extras_are_those_that_users_install() -> None:
     """`make wheel` tries every extra of pyproject.toml but those for whoever works on a checkout."""
     assert set(extras()) == set(PROJECT["optional-dependencies"]) - {"dev", "docs"}
-    assert set(USES) == {"", *extras()}
+    assert set(USES) == {ALONE, *extras()}
 
 
 def test_the_version_comes_from_one_place() -> None:
