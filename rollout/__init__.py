@@ -33,4 +33,4 @@ __all__ = [
     "TrainingSample",
 ]
 
-__getattr__ = forward_names("rollout")
+forward_names("rollout")

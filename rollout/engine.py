@@ -12,7 +12,7 @@ import warnings
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Container, Iterable
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Self, get_args
+from typing import Self, get_args
 
 import anyio
 import anyio.abc
@@ -373,8 +373,7 @@ class Engine:
         return await self._player.fleet.first_tokens()
 
 
-if not TYPE_CHECKING:
-    Engine.__getattr__ = forward_members("Engine")
+forward_members(Engine)
 
 
 class _Opened(msgspec.Struct, frozen=True):

@@ -128,8 +128,8 @@ class Env:
         """
         return ({"index": index, "seed": seed} for index in range(n))
 
-    def reset(self, task: Task) -> Sequence[MessageLike] | Awaitable[Sequence[MessageLike]]:
-        """The messages that open the conversation."""
+    def reset(self, task: Any) -> Sequence[MessageLike] | Awaitable[Sequence[MessageLike]]:
+        """The messages that open the conversation. The task is a `Task`, whose form an environment may know better."""
         raise NotImplementedError(f"{type(self).__name__} has no reset")
 
     def step(self, message: Message) -> Step | Awaitable[Step]:
@@ -140,7 +140,7 @@ class Env:
         """
         raise NotImplementedError(f"{type(self).__name__} has no step")
 
-    def score(self, messages: Sequence[Message]) -> float | Awaitable[float | None] | None:
+    def score(self, messages: list[Message]) -> float | Awaitable[float | None] | None:
         """The whole conversation's reward, once, after the last step; None keeps the steps' sum.
 
         A rollout's reward is the stream's `group_reward` where it has one, else this, else the sum of the steps'. The

@@ -154,7 +154,10 @@ def group_samples(group: Any, *advantage: Any) -> Any:
 
 
 def forward_names(module: str) -> Callable[[str], Any]:
-    """`__getattr__` of a module that some names have left."""
+    """Has a module hand on the names that have left it.
+
+    Its `__getattr__` is set from here, where no type checker sees it: to one, what is not there is an error.
+    """
 
     def __getattr__(name: str) -> Any:
         if (new := MOVED_NAMES[module].get(name)) is None:
@@ -164,20 +167,21 @@ def forward_names(module: str) -> Callable[[str], Any]:
         _warn(f"{module}.{name}", shown, stacklevel=3)
         return getattr(importlib.import_module(place), attribute)
 
+    sys.modules[module].__dict__["__getattr__"] = __getattr__
     return __getattr__
 
 
-def forward_members(kind: str) -> Callable[[Any, str], Any]:
-    """`__getattr__` of a class that some methods have left, as they were the engine's own."""
+def forward_members(kind: type) -> None:
+    """Has a class hand on methods that have left it, as they were the engine's own."""
 
     def __getattr__(self: Any, name: str) -> Any:
-        if (path := MOVED_MEMBERS[kind].get(name)) is None:
-            raise AttributeError(f"{kind!r} object has no attribute {name!r}")
-        said = f"{kind}.{name} is the engine's own business, and goes with the next release"
+        if (path := MOVED_MEMBERS[kind.__name__].get(name)) is None:
+            raise AttributeError(f"{kind.__name__!r} object has no attribute {name!r}")
+        said = f"{kind.__name__}.{name} is the engine's own business, and goes with the next release"
         warnings.warn(said, DeprecationWarning, stacklevel=2)
         return operator.attrgetter(path)(self)
 
-    return __getattr__
+    kind.__getattr__ = __getattr__  # type: ignore[attr-defined]  # set here, so that no type checker sees it
 
 
 #: Functions that are methods now.
@@ -185,7 +189,7 @@ _METHODS = {"samples_of": "Rollout.samples", "group_samples": "Group.samples"}
 
 
 def forward(old: str) -> Callable[[str], Any]:
-    """`__getattr__` of a room that has an old module's name: hands on what that module had."""
+    """Has a room that has an old module's name hand on what that module had. See `forward_names`."""
 
     def __getattr__(name: str) -> Any:
         if name.startswith("__"):  # such as __path__, which Python asks for
@@ -198,6 +202,7 @@ def forward(old: str) -> Callable[[str], Any]:
                 return value
         raise AttributeError(f"module {old!r} has no attribute {name!r}")
 
+    sys.modules[old].__dict__["__getattr__"] = __getattr__
     return __getattr__
 
 
@@ -223,7 +228,7 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         """Puts the new module in the old one's place, or has the old one hand on names where there are several."""
         old = module.__name__
         if len(places(old)) > 1:
-            module.__dict__["__getattr__"] = forward(old)
+            forward(old)
             return
         _warn(old, places(old)[0], stacklevel=3)
         sys.modules[old] = importlib.import_module(places(old)[0])

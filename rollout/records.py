@@ -262,4 +262,4 @@ class Group(msgspec.Struct, kw_only=True):
         return f"<Group {self.task_id} {len(self.finished)}/{len(self.rollouts)} finished>"
 
 
-__getattr__ = forward_names("rollout.records")
+forward_names("rollout.records")

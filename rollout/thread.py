@@ -19,7 +19,7 @@ import warnings
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Container, Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from rollout.codec.protocol import Codec
 from rollout.config import EngineConfig
@@ -247,8 +247,7 @@ class EngineThread(AbstractContextManager["EngineThread"]):
         return self._runner.call(self._engine.first_tokens)
 
 
-if not TYPE_CHECKING:
-    EngineThread.__getattr__ = forward_members("EngineThread")
+forward_members(EngineThread)
 
 
 class _Runner:

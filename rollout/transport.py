@@ -266,4 +266,4 @@ class _Bridged(Transport):
         return found
 
 
-__getattr__ = forward_names("rollout.transport")
+forward_names("rollout.transport")

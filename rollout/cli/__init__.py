@@ -14,4 +14,4 @@ failure_limit  `--fail-fast`, `--max-failures`
 
 from rollout.moved import forward
 
-__getattr__ = forward("rollout.cli")
+forward("rollout.cli")

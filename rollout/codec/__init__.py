@@ -18,4 +18,4 @@ Others take `Codec`.
 
 from rollout.moved import forward
 
-__getattr__ = forward("rollout.codec")
+forward("rollout.codec")

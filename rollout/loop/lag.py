@@ -59,4 +59,4 @@ class Lag:
             self.add(max(0.0, time.perf_counter() - asked - LOOK_EVERY_S))
 
 
-__getattr__ = forward_names("rollout.loop.lag")
+forward_names("rollout.loop.lag")

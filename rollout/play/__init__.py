@@ -14,4 +14,4 @@ Others take `Player` and `Job`.
 
 from rollout.moved import forward
 
-__getattr__ = forward("rollout.play")
+forward("rollout.play")

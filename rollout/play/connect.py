@@ -139,4 +139,4 @@ def _tokenizer_guesses(info: ServerInfo) -> list[str]:
     return list(dict.fromkeys(name for name in named if Path(name).is_dir() or "/" in name))
 
 
-__getattr__ = forward_names("rollout.play.connect")
+forward_names("rollout.play.connect")

@@ -6,4 +6,4 @@ shapes   which shapes of tail a model's template lets us prove
 
 from rollout.moved import forward
 
-__getattr__ = forward("rollout.probe")
+forward("rollout.probe")

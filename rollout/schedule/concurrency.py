@@ -94,4 +94,4 @@ async def adapt_concurrency(
             wake()
 
 
-__getattr__ = forward_names("rollout.schedule.concurrency")
+forward_names("rollout.schedule.concurrency")

@@ -13,4 +13,4 @@ The engine always holds a `Fleet`, of one server where there is one.
 
 from rollout.moved import forward
 
-__getattr__ = forward("rollout.servers")
+forward("rollout.servers")

@@ -200,4 +200,4 @@ class Server:
             deadline.scope.cancel()
 
 
-__getattr__ = forward_names("rollout.servers.server")
+forward_names("rollout.servers.server")

@@ -14,4 +14,4 @@ Others take `read_rollouts` from `rollout.store.folder`.
 
 from rollout.moved import forward
 
-__getattr__ = forward("rollout.store")
+forward("rollout.store")

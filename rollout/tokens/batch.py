@@ -173,4 +173,4 @@ def _advantages(samples: Sequence[TrainingSample]) -> Array:
     return np.array([np.nan if sample.advantage is None else sample.advantage for sample in samples], np.float64)
 
 
-__getattr__ = forward_names("rollout.tokens.batch")
+forward_names("rollout.tokens.batch")

@@ -243,4 +243,4 @@ def version_number(version: str | None) -> int:
         raise ValueError(f"weight version {version!r} is not a number: arrays need versions such as '7'") from None
 
 
-__getattr__ = forward_names("rollout.tokens.samples")
+forward_names("rollout.tokens.samples")

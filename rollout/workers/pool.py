@@ -371,4 +371,4 @@ def _pickled(make_env: Callable[[], Env]) -> bytes:
         ) from error
 
 
-__getattr__ = forward_names("rollout.workers.pool")
+forward_names("rollout.workers.pool")

@@ -9,4 +9,4 @@ metrics    the Prometheus text that servers give
 
 from rollout.moved import forward
 
-__getattr__ = forward("transports.http")
+forward("transports.http")

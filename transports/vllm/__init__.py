@@ -2,4 +2,4 @@
 
 from rollout.moved import forward
 
-__getattr__ = forward("transports.vllm")
+forward("transports.vllm")
