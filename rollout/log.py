@@ -90,6 +90,17 @@ def event_of(record: logging.LogRecord) -> tuple[str, dict[str, Any]]:
     return record.getMessage(), {}
 
 
+class UnlockedHandler(logging.Handler):
+    """A handler without turns: what shows an event may wait for a terminal, and nobody else is to wait for it."""
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Hands a record on. Python 3.13 demands a lock in its own `handle`, so that having none is not enough."""
+        passed: Any = self.filter(record)  # from Python 3.12 on a filter may give another record
+        if passed:
+            self.emit(passed if isinstance(passed, logging.LogRecord) else record)
+        return bool(passed)
+
+
 @contextlib.contextmanager
 def handled_by(handler: logging.Handler, level: int) -> Iterator[None]:
     """Gives what is logged to a handler, and to no other, until the block is left."""

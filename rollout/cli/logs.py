@@ -22,7 +22,7 @@ from typing import Any, Self
 
 import structlog
 
-from rollout.log import event_of, handled_by, shown
+from rollout.log import UnlockedHandler, event_of, handled_by, shown
 
 Event = MutableMapping[str, Any]
 
@@ -62,12 +62,8 @@ def printable(text: str, *, lines: bool = False) -> str:
     )
 
 
-class _ToStructlog(logging.Handler):
+class _ToStructlog(UnlockedHandler):
     """Has structlog process what the library logs, as it does what an environment logs by structlog itself."""
-
-    def createLock(self) -> None:
-        """None: what shows an event may wait for a terminal, and nobody else is to wait for it."""
-        self.lock = None
 
     def emit(self, record: logging.LogRecord) -> None:
         event, fields = event_of(record)

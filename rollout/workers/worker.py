@@ -20,7 +20,7 @@ import msgspec
 
 from rollout.door import error_text
 from rollout.errors import RolloutError, UserCodeFailed
-from rollout.log import event_of, get_logger, handled_by
+from rollout.log import UnlockedHandler, event_of, get_logger, handled_by
 from rollout.loop.collector import infrequent_full_gc
 from rollout.memo import Memo
 from rollout.play.player import PlayedEnv, Player
@@ -221,16 +221,12 @@ def _command(frame: bytes | bytearray) -> wire.Command:
         raise
 
 
-class _ToEngine(logging.Handler):
-    """Events go to the engine's log."""
+class _ToEngine(UnlockedHandler):
+    """Events go to the engine's log. Only the loop writes to the channel, so there is nothing to lock."""
 
     def __init__(self, say: Callable[[str, str, dict[str, Any]], None]) -> None:
         super().__init__()
         self._say = say
-
-    def createLock(self) -> None:
-        """None is needed: only the loop writes to the channel."""
-        self.lock = None
 
     def emit(self, record: logging.LogRecord) -> None:
         event, fields = event_of(record)

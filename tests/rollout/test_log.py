@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+import threading
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rollout.log import LOGGERS, event_of, get_logger, handled_by, message
+from rollout.log import LOGGERS, UnlockedHandler, event_of, get_logger, handled_by, message
 from tests.log_kit import capture_logs
 
 
@@ -87,6 +88,29 @@ def test_a_handler_has_all_of_it_and_leaves_nothing_behind() -> None:
     assert [entry["event"] for entry in logs] == ["event"]
     assert outer == []
     assert before == [(logging.getLogger(name).level, list(logging.getLogger(name).handlers)) for name in LOGGERS]
+
+
+def test_nobody_waits_for_an_unlocked_handler() -> None:
+    """While one thread's event waits for a terminal, another's is handed on; what a filter drops is not."""
+    waits, said = threading.Event(), list[str]()
+
+    class Slow(UnlockedHandler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record.getMessage())
+            if record.getMessage() == "first":
+                quick.start()
+                assert waits.wait(60)
+            else:
+                waits.set()
+
+    handler, log = Slow(), get_logger("rollout.play")
+    quick = threading.Thread(target=log.warning, args=("second",))
+    handler.addFilter(lambda record: record.getMessage() != "dropped")
+    with handled_by(handler, logging.INFO):
+        log.warning("dropped")
+        log.warning("first")
+        quick.join(60)
+    assert said == ["first", "second"]
 
 
 @given(st.text(), st.dictionaries(st.text(), st.text() | st.integers() | st.none()))
