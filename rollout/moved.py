@@ -37,7 +37,16 @@ MOVED: dict[str, str | tuple[str, ...]] = {
     ),
     "rollout.command": "rollout.cli.command",
     "rollout.connect": "rollout.play.connect",
-    "rollout.crew": "rollout.workers.pool",
+    "rollout.crew": ("rollout.workers.launch", "rollout.workers.pool"),
+    "rollout.crew.channel": "rollout.workers.channel",
+    "rollout.crew.hand": "rollout.workers.handle",
+    "rollout.crew.launch": "rollout.workers.launch",
+    "rollout.crew.process": "rollout.workers.process",
+    "rollout.crew.remote": "rollout.workers.remote",
+    "rollout.crew.silence": "rollout.workers.silence",
+    "rollout.crew.where": "rollout.workers.where",
+    "rollout.crew.wire": "rollout.workers.wire",
+    "rollout.crew.worker": "rollout.workers.worker",
     "rollout.deadlines": "rollout.loop.deadlines",
     "rollout.ends": "rollout.cli.ends",
     "rollout.episode": "rollout.play.episode",
@@ -115,7 +124,11 @@ MOVED_NAMES = {
         "group_samples": "rollout.moved:group_samples",
         "never_sampled": "rollout.bench.never_sampled:never_sampled",
     },
-    "rollout.tokens.batch": {"version_number": "rollout.tokens.samples:version_number"},
+    "rollout.tokens.batch": {
+        "version_number": "rollout.tokens.samples:version_number",
+        "INITIAL_VERSION": "rollout.tokens.samples:INITIAL_VERSION",
+        "numpy_arrays": "rollout.tokens.samples:numpy_arrays",
+    },
     "rollout.loop.lag": {"spared_collector": "rollout.loop.collector:infrequent_full_gc"},
     "rollout.schedule.concurrency": {
         "Pace": "rollout.schedule.concurrency:AdaptiveConcurrency",
@@ -123,11 +136,15 @@ MOVED_NAMES = {
     },
     "rollout.servers.server": {"Member": "rollout.servers.server:Server"},
     "rollout.workers.pool": {"Crew": "rollout.workers.pool:WorkerPool"},
-    "rollout.records": {"Mode": "rollout.config:Mode"},
+    "rollout.records": {
+        "Mode": "rollout.config:Mode",
+        "EXPECTED_FALLBACKS": "rollout.tokens.prefix:EXPECTED_FALLBACKS",
+    },
     "rollout.play.connect": {"check_config": "rollout.config:check_config"},
-    "rollout.transport": dict.fromkeys(
-        ("Watched", "Metered", "Sticky", "WeightControl"), "rollout.transport:Transport"
-    ),
+    "rollout.transport": {
+        **dict.fromkeys(("Watched", "Metered", "Sticky", "WeightControl"), "rollout.transport:Transport"),
+        "IDS": "rollout.request:IDS",
+    },
 }
 
 
@@ -219,7 +236,10 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         """See `importlib.abc.MetaPathFinder`."""
-        return importlib.machinery.ModuleSpec(name, self) if name in MOVED else None
+        if name not in MOVED:
+            return None
+        is_package = any(old.startswith(f"{name}.") for old in MOVED)
+        return importlib.machinery.ModuleSpec(name, self, is_package=is_package)
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> None:
         """See `importlib.abc.Loader`: an empty module stands in while the new one is imported."""

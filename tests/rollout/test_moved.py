@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -46,3 +47,13 @@ def test_a_name_that_left_its_module_is_handed_on(module: str, name: str) -> Non
     """Functions that became methods are named as those."""
     with pytest.warns(DeprecationWarning, match=name):
         assert getattr(importlib.import_module(module), name) is not None
+
+
+def test_modules_of_an_old_package_are_found() -> None:
+    """Such as those of `rollout.crew`, which a cluster's launcher took its names from."""
+    from rollout.workers import launch
+
+    with warnings.catch_warnings(action="ignore"):  # seen by the tests above, where it is imported first
+        from rollout.crew.launch import Channel, Worker  # type: ignore[import-not-found]
+
+    assert (Channel, Worker) == (launch.Channel, launch.Worker)

@@ -6,12 +6,15 @@ import asyncio
 import functools
 import importlib.util
 import pickle
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from envs.echo import Echo
+from rollout import Engine, EngineConfig, registry
+from rollout.chat.messages import Message, user
 from rollout.env import Env, Step
 from rollout.errors import ConfigError
 from rollout.registry import (
@@ -24,7 +27,8 @@ from rollout.registry import (
     is_asynchronous,
     made,
 )
-from rollout.transport import TransportConfig
+from rollout.request import Reply, Request
+from rollout.transport import ServerInfo, TransportConfig
 
 FILE = """
 from rollout import Env
@@ -176,3 +180,58 @@ def test_a_stranger_in_our_place_is_named(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr("rollout.registry.packages_distributions", lambda: {"envs": ["rollout-engine", "other-envs"]})
     with pytest.raises(ConfigError, match=r"'envs' does not belong.*'other-envs'.*environment of its own"):
         check_packages()
+
+
+async def test_a_transport_that_is_created_and_connects_later_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An entry point of another distribution may still name `create(config)`, from before opening was one step."""
+
+    class Theirs:
+        def __init__(self, config: TransportConfig) -> None:
+            self.model = config.model
+
+        async def connect(self) -> ServerInfo:
+            return ServerInfo(dialect="theirs", model=self.model or "m")
+
+        async def generate(self, request: Request) -> Reply:
+            return Reply(completion_ids=[1], logprobs=[-1.0], message=Message(role="assistant", content="x"))
+
+        async def aclose(self) -> None:
+            pass
+
+    def create(config: TransportConfig) -> Theirs:
+        return Theirs(config)
+
+    point = EntryPoint("theirs", "theirs:create", "rollout.transports")
+    monkeypatch.setattr(EntryPoint, "load", lambda self: create)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [point])
+    async with Engine(EngineConfig(transport="theirs", model="mine", max_turns=1), Short) as engine:
+        assert (engine.server.dialect, engine.server.model) == ("theirs", "mine")
+        groups = [group async for group in engine.stream([{"n": 1}])]
+    assert groups[0].rollouts[0].ok, groups[0].rollouts[0].failure
+
+
+class Short(Env):
+    """One turn."""
+
+    def reset(self, task: Any) -> list[Message]:
+        return [user("hello")]
+
+    def step(self, message: Message) -> Step:
+        return Step(done=True)
+
+
+def test_an_entry_that_lacks_a_package_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line, with our extra where one of ours has it."""
+
+    def missing(name: str) -> Any:
+        def load(point: EntryPoint) -> Any:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+        return load
+
+    monkeypatch.setattr(EntryPoint, "load", missing("uvicorn"))
+    with pytest.raises(ConfigError, match=r"needs uvicorn, which is not installed: pip install .rollout-engine\[serve"):
+        registry.load_entry("rollout.servers", "embedded")
+    monkeypatch.setattr(EntryPoint, "load", missing("theirs.deep"))
+    with pytest.raises(ConfigError, match=r"needs theirs, which is not installed$"):
+        registry.load_entry("rollout.servers", "embedded")
