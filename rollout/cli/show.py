@@ -163,6 +163,8 @@ def _message(message: Message, turn: Turn | None, full: bool) -> Iterator[str]:
         said.append(f"   turn of {_many(turn.completion_tokens, 'token')}")
         if turn.finish_reason != "stop":
             said.append({"length": ", cut off at max_tokens"}.get(turn.finish_reason, f", {turn.finish_reason}"))
+        if turn.reward:
+            said.append(f", reward {turn.reward:g}")
     yield clean(message.role + "".join(said))
     if message.reasoning_content:
         yield _indented(f"(thinks) {message.reasoning_content}", full)

@@ -115,7 +115,7 @@ def test_a_conversation_has_all_that_was_said() -> None:
     ]
     turns = [
         Turn(route=Route.MESSAGE_IN, completion_tokens=7),
-        Turn(route=Route.TOKEN_IN, completion_tokens=1, finish_reason="length"),
+        Turn(route=Route.TOKEN_IN, completion_tokens=1, finish_reason="length", reward=0.5),
     ]
     text = "\n".join(conversation(rollout_of(0, messages=messages, turns=turns), None, full=False))
     expected = """
@@ -135,7 +135,7 @@ user
   And
   [image_url]
 
-assistant   turn of 1 token, cut off at max_tokens
+assistant   turn of 1 token, cut off at max_tokens, reward 0.5
   3"""
     assert text.endswith(expected)
 

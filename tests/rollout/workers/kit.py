@@ -34,6 +34,15 @@ class Asking(Env):
         return Step(messages=[user("And now?")], done=done, reward=0.5, metrics={"process": os.getpid()})
 
 
+class Ending(Asking):
+    """Says of each answer whether it was cut off."""
+
+    def step(self, message: Message) -> Step:
+        step = super().step(message)
+        step.metrics = {"cut_off": self.finish_reason == "length"}
+        return step
+
+
 class Endless(Asking):
     """Never ends by itself. In processes that are tasks, `begun` is set once eight turns were played."""
 

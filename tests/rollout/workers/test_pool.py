@@ -14,12 +14,14 @@ import pytest
 from rollout import Engine, EngineConfig, Group, Rollout
 from rollout.errors import ConfigError, NoServerLeft, RolloutError, UserCodeFailed
 from rollout.records import FailureKind
+from rollout.request import Sampling
 from rollout.store.folder import encode_rollout
 from rollout.workers.pool import STRIKES
 from tests.local_server import serving
 from tests.rollout.workers.kit import (
     Asking,
     Dying,
+    Ending,
     Endless,
     Sharing,
     Unshared,
@@ -44,6 +46,18 @@ def tasks(count: int) -> list[dict[str, int]]:
 
 async def collect(running: Engine, count: int, **options: Any) -> list[Group]:
     return [group async for group in running.stream(tasks(count), **options)]
+
+
+async def test_what_a_step_saw_and_gave_comes_from_a_process() -> None:
+    """How its answer ended, and each turn's own reward, metrics and settings; samples have them all the same."""
+    async with engine(Ending, sampling={"min_tokens": 4, "temperature": 1.5}) as running:
+        (group,) = await collect(running, 1)
+    (rollout,) = group.rollouts
+    assert [(turn.reward, turn.metrics) for turn in rollout.turns] == [(0.5, {"cut_off": 1.0})] * 2
+    assert [turn.sampling for turn in rollout.turns] == [Sampling(temperature=1.5)] * 2
+    assert (rollout.step_reward, rollout.score) == (1.0, None)
+    (sample,) = group.samples()
+    assert [(turn.end - turn.start, turn.reward, turn.temperature) for turn in sample.turns] == [(4, 0.5, 1.5)] * 2
 
 
 async def test_groups_come_whole() -> None:

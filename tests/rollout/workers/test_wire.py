@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from rollout import EngineConfig
 from rollout.chat.messages import Message
 from rollout.observe.stats import Played
-from rollout.records import Job, Rollout, StopReason
-from rollout.request import IDS, WeightSpan
+from rollout.records import Job, Rollout, Route, StopReason, Turn
+from rollout.request import IDS, Sampling, WeightSpan
 from rollout.store.folder import encode_rollout
 from rollout.tokens.trajectory import LOGPROBS, Node
 from rollout.workers import wire
@@ -31,6 +31,14 @@ _JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
 )
 _IDS = st.lists(st.integers(0, 2**31 - 1), max_size=20)
+_TURNS = st.builds(
+    Turn,
+    route=st.sampled_from(Route),
+    sampling=st.none() | st.builds(Sampling, temperature=st.none() | st.floats(0, 2), top_k=st.integers(0, 9)),
+    logprobs_mode=st.sampled_from([None, "raw_logprobs", "processed_logprobs"]),
+    reward=st.floats(-1, 1),
+    metrics=st.dictionaries(st.text(max_size=3), st.floats(-1, 1), max_size=2),
+)
 
 
 @st.composite
@@ -66,6 +74,9 @@ def rollouts(draw: st.DrawFn) -> Rollout:
         leaves=list(range(len(nodes))),
         stop=StopReason.DONE,
         metrics={"a": 0.5},
+        turns=[draw(_TURNS)],
+        step_reward=0.5,
+        score=draw(st.none() | st.just(1.0)),
     )
 
 
