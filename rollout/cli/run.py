@@ -88,6 +88,9 @@ class Run:
         settings, tasks, skip = self.settings, plan.tasks, plan.skip
         async with Engine(settings.engine_config(), make_env) as engine:
             self._summary.model, self._summary.transport = engine.server.model, engine.server.dialect
+            if engine.codec is not None:
+                self._summary.bridges = engine.codec.description
+                self._summary.reader = engine.codec.reader.name if engine.codec.reader is not None else ""
             folder = self._folder = await anyio.to_thread.run_sync(
                 plan.folder, self._output, engine.server.model, self._here
             )

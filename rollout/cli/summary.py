@@ -36,6 +36,10 @@ class Summary(msgspec.Struct, kw_only=True):
     model: str = ""
     transport: str = ""
     mode: str = "tito"
+    bridges: str = ""
+    """What makes prompts from turn 2 on; "" where that is the server alone."""
+    reader: str = ""
+    """What reads the model's calls; "" where nothing here does."""
     success_at: float = 1.0
     """The reward from which a rollout has solved its task."""
     tasks: dict[int, GroupTally] = {}
@@ -137,6 +141,8 @@ class Summary(msgspec.Struct, kw_only=True):
             "model": self.model,
             "transport": self.transport,
             "mode": self.mode,
+            "bridges": self.bridges,
+            "reader": self.reader,
             "tasks": len(self.tasks),
             "rollouts": self.rollouts,
             "failures": self.failures.total(),
@@ -188,6 +194,7 @@ def table_rows(summary: Summary, wall_s: float, run_dir: str, stats: Stats) -> l
     rows += [
         ("fallback", f"{reason} {count}   {REMEDIES.get(reason, '')}") for reason, count in s.fallbacks.most_common()
     ]
+    rows.append(("prompts, calls", f"by {s.bridges or 'the server'}, read as {s.reader or 'text: see --reader'}"))
     if s.folded:
         rows.append(("folded", f"{s.folded} late system messages into user messages; --late-system decides"))
     rows += [

@@ -124,14 +124,17 @@ class Lane:
 
     def parse(self, prompt_ids: Sequence[int], completion_ids: list[int], context: Context) -> Message:
         """The assistant's message. What the model sampled never raises."""
+        return read(self.reader or PLAIN, self.sampled(prompt_ids, completion_ids, context))
+
+    def sampled(self, prompt_ids: Sequence[int], completion_ids: list[int], context: Context) -> Sampled:
+        """A turn, as readers are shown it."""
         ended = bool(completion_ids) and completion_ids[-1] in self._stops
-        sampled = Sampled(
+        return Sampled(
             text=self.decode(completion_ids[: len(completion_ids) - ended]),
             prompt_end=self.decode(prompt_ids[-GENERATION_PROMPT:]),
             tools=context.tools,
             ended=ended,
         )
-        return read(self.reader or PLAIN, sampled)
 
 
 class LocalCodec(Codec):
@@ -157,7 +160,7 @@ class LocalCodec(Codec):
 
     async def parse(self, prompt_ids: Sequence[int], completion_ids: list[int], context: Context) -> Message:
         long = len(completion_ids) > LONG_IDS
-        return await self._run(lambda lane: lane.parse(prompt_ids, completion_ids, context), long=long)
+        return await self._run(lambda lane: self.read(lane.sampled(prompt_ids, completion_ids, context)), long=long)
 
     async def decode(self, ids: Sequence[int]) -> str:
         return await self._run(lambda lane: lane.decode(ids), long=len(ids) > LONG_IDS)

@@ -6,8 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rollout.chat.messages import Message
-from rollout.codec.readers import Reader
+from rollout.codec.readers import Reader, Sampled, read, reader_names
+from rollout.codec.readers.plain import PLAIN
 from rollout.codec.types import Bridged, Context, Declined, Previous
+from rollout.log import get_logger
+
+_log = get_logger(__name__)
 
 
 class Codec:
@@ -19,6 +23,19 @@ class Codec:
     """For people: which bridges are in use."""
     reader: Reader | None
     """What reads the answers; None where no reader fits the model."""
+    _said = False
+    """Whether it was said that none does."""
+
+    def read(self, sampled: Sampled) -> Message:
+        """The assistant's message. Where no reader fits it is text, and that is said once, if tools are offered."""
+        if self.reader is None and sampled.tools and not self._said:
+            self._said = True
+            _log.warning(
+                "no_reader",
+                hint="how this model writes tool calls is not known, so they are text: name its reader by --reader",
+                readers=", ".join(reader_names()),
+            )
+        return read(self.reader or PLAIN, sampled)
 
     vocab_size: int | None = None
     """How many ids the tokenizer has; None where it is the server's."""

@@ -12,8 +12,7 @@ from rollout.chat.messages import Function, Message, ToolCall, tool, user
 from rollout.codec import stand_in
 from rollout.codec.history import ShapeCache
 from rollout.codec.protocol import Codec
-from rollout.codec.readers import Reader, Sampled, choose, read
-from rollout.codec.readers.plain import PLAIN
+from rollout.codec.readers import Reader, Sampled, choose
 from rollout.codec.types import Bridged, Context, Declined, Previous
 from rollout.door import error_text
 from rollout.errors import RequestRefused, TransportError
@@ -167,7 +166,7 @@ class ServerCodec(Codec):
             _log.warning("parser_raised", error=str(error))
             return None
         sampled = Sampled(text=text, prompt_end=prompt_end, tools=context.tools, ended=stopped)
-        return read(self.reader or PLAIN, sampled)
+        return self.read(sampled)
 
     async def decode(self, ids: Sequence[int]) -> str:
         return await self._transport.detokenize(ids)

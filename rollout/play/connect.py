@@ -10,9 +10,11 @@ import anyio
 import anyio.to_thread
 
 from rollout.address import shown_url
+from rollout.checks import choice
 from rollout.codec.compare import compare
 from rollout.codec.local import load_codec
 from rollout.codec.protocol import Codec
+from rollout.codec.readers import named_reader, reader_names
 from rollout.codec.server import ServerCodec
 from rollout.config import EngineConfig
 from rollout.errors import ConfigError
@@ -89,7 +91,28 @@ def api_key(variable: str | None) -> str | None:
 
 
 async def make_codec(config: EngineConfig, transport: Transport, info: ServerInfo) -> Codec | None:
-    """The codec for a served model. Raises ConfigError where the tokenizer that the user named cannot be used."""
+    """The codec for a served model.
+
+    Raises ConfigError where the tokenizer that the user named cannot be used, and under `require_reader` where nothing
+    here reads the model's calls.
+    """
+    choice("reader", config.reader, reader_names())
+    codec = await _make_codec(config, transport, info)
+    if isinstance(codec, ServerCodec):
+        await codec.find_reader(info.tokenizer, info.model)
+    reader = codec.reader if codec is not None else None
+    if config.require_reader and reader is None:
+        why = "how it writes calls is not known" if codec is not None else "without a tokenizer only the server can"
+        raise ConfigError(
+            f"nothing here reads the tool calls of {info.model!r}: {why}; name its reader by --reader "
+            f"({', '.join(reader_names())}), or drop --require-reader"
+        )
+    if codec is not None:
+        _log.info("codec", model=info.model, bridges=codec.description, reader=reader.name if reader else None)
+    return codec
+
+
+async def _make_codec(config: EngineConfig, transport: Transport, info: ServerInfo) -> Codec | None:
     if config.renderer != "server":
         names = [config.tokenizer] if config.tokenizer else _tokenizer_guesses(info)
         for name in names:
@@ -111,7 +134,7 @@ async def make_codec(config: EngineConfig, transport: Transport, info: ServerInf
                 if isinstance(error, TokenizerDiffers):
                     _log.warning("tokenizer_not_used", name=name, reason=str(error))
     if info.can_tokenize:
-        return ServerCodec(transport)
+        return ServerCodec(transport, named_reader(config.reader) if config.reader != "auto" else None)
     _log.warning("no_tokenizer", hint="every turn goes message-in; name the model's tokenizer by --tokenizer")
     return None
 

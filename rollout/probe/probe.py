@@ -27,6 +27,8 @@ class Probe(msgspec.Struct, kw_only=True):
     server: ServerInfo
     bridges: str | None
     """The bridges that would be used; None where every turn would go message-in."""
+    reader: str | None
+    """What would read the model's tool calls; None where nothing here does."""
     shapes: list[ShapeCheck]
     """What was compared with the server's own prompts; none without a tokenizer here or there."""
     verdict: list[str]
@@ -60,6 +62,7 @@ async def probe(config: EngineConfig) -> Probe:
         url=", ".join(map(shown_url, config.base_urls)) or "in process",
         server=info,
         bridges=codec.description if codec is not None else None,
+        reader=codec.reader.name if codec is not None and codec.reader is not None else None,
         shapes=shapes,
         verdict=verdict(shapes),
         live=live,
@@ -146,6 +149,7 @@ def rows(found: Probe) -> list[tuple[str, str]]:
         ("weight versions", "reported" if info.reports_weight_versions else "not reported"),
         ("/tokenize", _yes(info.can_tokenize)),
         ("bridges", found.bridges or "none: name the tokenizer by --tokenizer"),
+        ("reader", found.reader or "none: tool calls would be text; name one by --reader"),
         *[("prompts", line) for line in found.verdict],
         ("live", found.live),
         *[("advice", line) for line in found.advice],

@@ -23,7 +23,7 @@ Others take `Reader`, `Sampled`, `choose_reader` and `read`.
 """
 
 from rollout.codec.readers.base import Reader, number_calls, read
-from rollout.codec.readers.choose import choose_reader, reader_names
+from rollout.codec.readers.choose import choose_reader, named_reader, reader_names
 from rollout.codec.readers.pieces import Sampled
 
-__all__ = ["Reader", "Sampled", "choose_reader", "number_calls", "read", "reader_names"]
+__all__ = ["Reader", "Sampled", "choose_reader", "named_reader", "number_calls", "read", "reader_names"]

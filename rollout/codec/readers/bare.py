@@ -32,7 +32,7 @@ _TAG = "<|python_tag|>"
 _BUILT_IN = ".call"
 
 #: What a call begins with, wherever it stands.
-_CALL = re.compile(r'\{\s*"name"\s*:')
+_CALL = re.compile(r'\{\s*"(?:name|type)"\s*:')
 
 #: The same where it is the first of an answer: then nothing else was meant.
 _FIRST = re.compile(r'\s*\{\s*"(?:name|type|function|parameters|arguments)"\s*:')

@@ -30,6 +30,7 @@ FORMATS: dict[str, Format] = {
 #: What a model's name, its `model_type`, or its family in `renderers` tells. The first that fits.
 _NAMES: Sequence[tuple[str, Format]] = (
     (r"xlam", XLAM),
+    (r"hermes", HERMES),
     (r"deepseek-?(v3\.2|v4)", DSML),
     (r"deepseek", DEEPSEEK),
     (r"kimi|moonlight", KIMI),
@@ -42,7 +43,7 @@ _NAMES: Sequence[tuple[str, Format]] = (
     (r"nemotron", NEMOTRON),
     (r"llama-?4", LLAMA4),
     (r"llama-?3|meta-llama|^llama$", LLAMA),
-    (r"m[ia][nxgs]i?st?ral|mixtral|mistral|magistral|devstral|codestral|pixtral|voxtral", MISTRAL),
+    (r"mistral|mixtral|devstral|codestral|ministral|magistral|pixtral|voxtral", MISTRAL),
     (r"functiongemma", FUNCTIONGEMMA),
     (r"gemma-?4", GEMMA4),
     (r"gemma", GEMMA),
@@ -50,7 +51,7 @@ _NAMES: Sequence[tuple[str, Format]] = (
     (r"granite", GRANITE),
     (r"phi-?\d|^phi", PHI),
     (r"prime-qwen3|qwen3-?coder|qwen-?3[._-]?[5-9]", QWEN_XML),
-    (r"qwen|qwq|hermes|smollm|exaone|ernie", HERMES),
+    (r"qwen|qwq|smollm|exaone|ernie", HERMES),
     (r"hy3", HY3),
     (r"hunyuan|jamba", HUNYUAN),
     (r"cohere|command-?[ra]|aya", COHERE),

@@ -112,7 +112,7 @@ def reader_of(prompt: str, whole: str, told: Sequence[Format] = ()) -> Format | 
     for whole_text in (True, False):
         for each, text, prompt_end in product(formats, ends, before):
             read = each.read(Sampled(text=text, prompt_end=prompt_end, tools=TOOLS))
-            if whole_text and read.text.strip():
+            if read.text.strip() and (whole_text or not any(opener in text for opener in each.openers)):
                 continue
             if [(call.name, call.parsed_arguments()) for call in read.tool_calls] == [("weather_of", _ARGUMENTS)]:
                 return each

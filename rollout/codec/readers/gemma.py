@@ -21,6 +21,7 @@ from rollout.codec.readers.values import INVALID_JSON, MALFORMED, NoCall, argume
 from rollout.door import MOST_DEEP
 
 _HEAD = re.compile(r"\s*call:(?P<name>[^{}\s]+)\s*(?=\{)")
+_KEY = re.compile(r"[^\s,:{}\[\]][^,:{}\[\]]*")
 _SCALAR = re.compile(r"[^,{}\[\]:]+")
 _CONSTANTS = {"true": True, "false": False, "null": None, "True": True, "False": False, "None": None}
 
@@ -76,10 +77,14 @@ class Gemma(Blocks):
             if text.startswith(self.quote, at):
                 key, at = self._text(text, at)
             else:
-                end = text.find(":", at)
-                key, at = text[at : max(at, end)].strip(), end
-            if at < 0 or not key or key in values or not text.startswith(":", at):
-                raise NoCall(MALFORMED if at >= 0 and key in values else INVALID_JSON)
+                bare = _KEY.match(text, at)
+                if bare is None:
+                    raise NoCall(INVALID_JSON)
+                key, at = bare[0].rstrip(), bare.end()
+            if key in values:
+                raise NoCall(MALFORMED)
+            if not text.startswith(":", at):
+                raise NoCall(INVALID_JSON)
             values[key], at = self._value(text, after_space(text, at + 1), depth + 1)
             at = _next_item(text, at, "}")
         return values, at + 1

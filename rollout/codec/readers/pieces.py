@@ -70,7 +70,9 @@ def assembled(pieces: Iterable[Piece], *, offered: bool, gap: int = 1) -> Messag
         texts.clear()
         # Whitespace alone beside a call is the format's, not something that was said.
         if text.strip() or not (before_call or calls):
-            content.append(_without_newlines_at_end(text, gap) if before_call else text)
+            # Of what is malformed nothing is taken off.
+            said = not (malformed and text.endswith(malformed[-1].raw))
+            content.append(_without_newlines_at_end(text, gap) if before_call and said else text)
 
     for piece in pieces:
         if piece.kind == "reasoning":
