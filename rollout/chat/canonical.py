@@ -15,7 +15,7 @@ from decimal import Decimal, InvalidOperation
 from json.encoder import encode_basestring
 from typing import Any, Literal
 
-from rollout.chat.messages import Message, ToolCall, plain_value
+from rollout.chat.messages import Message, ToolCall, plain_value, pruned
 from rollout.door import MOST_DEEP
 from rollout.errors import MessageError
 from rollout.memo import Memo
@@ -30,9 +30,9 @@ Match = Literal["strict", "loose_tool_call", "role_content"]
 def canonical(message: object, match: Match = "strict") -> bytes:
     """The bytes that are compared. Equal bytes mean the same message.
 
-    Absent, None and "" are one; a list with one text part is that text; tool-call arguments are
-    JSON values, where numbers compare by value (1 and 1.0 are equal); key order and `NOISE_KEYS` do
-    not count. Raises MessageError for a value that JSON cannot hold (NaN, a set).
+    Absent, None and "" are one; a list of text parts is the text that servers make of it, its lines joined; tool-call
+    arguments are JSON values, where numbers compare by value (1 and 1.0 are equal); key order, `NOISE_KEYS` and keys
+    that carry nothing do not count. Raises MessageError for a value that JSON cannot hold (NaN, a set).
     """
     message = Message.of(message)
     if _is_plain(message):
@@ -41,7 +41,7 @@ def canonical(message: object, match: Match = "strict") -> bytes:
     if match != "role_content":
         form["reasoning"] = message.reasoning_content or None
         form["name"] = message.name or None
-        form["extra"] = _tagged(message.extra) if message.extra else None
+        form["extra"] = _tagged(pruned(message.extra)) if message.extra else None
     if match == "loose_tool_call":
         form["tool_calls"] = [call.name for call in message.tool_calls]
     if match == "strict":
@@ -97,9 +97,12 @@ def _plain_form(message: Message) -> str:
 
 
 def _canonical_content(content: str | tuple[dict[str, Any], ...] | None) -> Any:
-    if isinstance(content, tuple):
-        return [_tagged(part) for part in content]
-    return content or None
+    if not isinstance(content, tuple):
+        return content or None
+    parts = [pruned(part) for part in content]
+    if all(part.get("type", "text") == "text" and part.keys() <= {"type", "text"} for part in parts):
+        return "\n".join(part["text"] for part in parts if "text" in part) or None
+    return [_tagged(part) for part in parts]
 
 
 def _canonical_call(call: ToolCall) -> dict[str, Any]:

@@ -15,8 +15,21 @@ import msgspec
 from rollout import door
 from rollout.errors import MessageError
 
-#: Keys that clients add and that no template reads: whatever they hold, the message is the same.
-NOISE_KEYS = frozenset({"refusal", "annotations", "audio", "thinking_blocks", "index", "malformed_tool_calls"})
+#: Keys that clients add and that no template reads: whatever they hold, at whatever depth, the message is the same.
+#: Cache marks move from message to message; LiteLLM and LangChain add what a provider said beside the message.
+NOISE_KEYS = frozenset(
+    {
+        *("refusal", "annotations", "audio", "thinking_blocks", "index", "malformed_tool_calls"),
+        *("cache_control", "provider_specific_fields", "function_call", "citations"),
+        *("additional_kwargs", "response_metadata", "usage_metadata", "lc_attributes", "invalid_tool_calls", "example"),
+    }
+)
+
+#: Keys of a message itself that say whose it is or what it is called elsewhere.
+_NAMES = frozenset({"id", "type", "status", "artifact"})
+
+#: LangChain's own word for each role, in messages that say no role.
+_ROLES_BY_TYPE = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool"}
 
 _FIELDS = frozenset({"role", "content", "reasoning_content", "reasoning", "tool_calls", "tool_call_id", "name"})
 
@@ -86,9 +99,14 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
     @property
     def text(self) -> str:
-        """The text of the content; "" where there is none. Text parts are its lines, as servers join them."""
+        """The text of the content; "" where there is none. Text parts are its lines, as servers join them.
+
+        Empty ones are left out, as by vLLM.
+        """
         if isinstance(self.content, tuple):
-            return "\n".join(part["text"] for part in self.content if isinstance(part.get("text"), str))
+            return "\n".join(
+                part["text"] for part in self.content if isinstance(part.get("text"), str) and part["text"]
+            )
         return self.content or ""
 
     @property
@@ -201,10 +219,10 @@ def _made_whole(value: object) -> Message:
 
 
 def _from_plain(plain: dict[str, Any]) -> Message:
-    role = plain.get("role")
+    role = plain.get("role") or _ROLES_BY_TYPE.get(str(plain.get("type")))
     if not isinstance(role, str) or not role:
         raise MessageError(f"a message needs a role, as text; its keys are {sorted(plain)}")
-    extra = {k: v for k, v in plain.items() if k not in _FIELDS and k not in NOISE_KEYS and not _empty(v)}
+    extra = pruned({k: v for k, v in plain.items() if k not in _FIELDS and k not in _NAMES})
     if isinstance(nested := extra.pop("extra", None), dict):
         extra |= nested
     calls = plain.get("tool_calls") or ()
@@ -219,6 +237,14 @@ def _from_plain(plain: dict[str, Any]) -> Message:
         name=_text(plain, "name"),
         extra=extra,
     )
+
+
+def pruned(value: Any) -> Any:
+    """A value without what carries nothing: `NOISE_KEYS`, and keys with nothing in them, at any depth."""
+    if isinstance(value, dict):
+        kept = {key: pruned(item) for key, item in value.items() if key not in NOISE_KEYS}
+        return {key: item for key, item in kept.items() if not _empty(item)}
+    return [pruned(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _empty(value: Any) -> bool:
@@ -240,13 +266,20 @@ def _content(value: Any) -> str | tuple[dict[str, Any], ...] | None:
     parts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in value]
     if not all(isinstance(part, dict) for part in parts):
         raise MessageError("every content part must be text or an object")
-    parts = [{k: v for k, v in part.items() if k not in NOISE_KEYS and v is not None} for part in parts]
+    parts = [_part(part) for part in parts]
     for part in parts:
         if part.get("type", "text") == "text" and not isinstance(part.get("text", ""), str):
             raise MessageError(f"a text part's text must be text, not {type(part['text']).__name__}")
     if len(parts) == 1 and parts[0].keys() <= {"type", "text"} and parts[0].get("type", "text") == "text":
         return parts[0].get("text") or None
     return tuple(parts) or None
+
+
+def _part(part: dict[str, Any]) -> dict[str, Any]:
+    """A content part without what carries nothing. What it is called after is its content: a part `audio` has audio."""
+    kind = part.get("type") or "text"
+    own = {kind: part[kind]} if kind in NOISE_KEYS and kind in part else {}
+    return {"type": kind, **pruned(part), **own}
 
 
 def _tool_call(value: Any) -> ToolCall:

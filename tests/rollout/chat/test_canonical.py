@@ -246,6 +246,26 @@ def call_with(**changes: Any) -> dict[str, Any]:
                 "index": 0,
             },
         ),
+        ({"role": "user", "content": "a"}, {"role": "user", "content": "a", "cache_control": {"type": "ephemeral"}}),
+        ({"role": "user", "content": "a\nb"}, {"role": "user", "content": ["a", {"type": "text", "text": "b"}]}),
+        ({"role": "user", "content": "a"}, {"type": "human", "content": "a", "id": "run-1", "example": False}),
+        (
+            {"role": "assistant", "content": "a"},
+            {
+                "type": "ai",
+                "content": "a",
+                "id": "run-2",
+                "additional_kwargs": {"refusal": None},
+                "response_metadata": {"token_usage": {"completion_tokens": 3}, "model_name": "m"},
+                "usage_metadata": {"input_tokens": 1},
+                "invalid_tool_calls": [],
+                "tool_calls": [],
+            },
+        ),
+        (
+            {"role": "assistant", "content": "a"},
+            {"role": "assistant", "content": "a", "function_call": None, "provider_specific_fields": {"refusal": None}},
+        ),
         ({"role": "assistant", "reasoning": "r"}, {"role": "assistant", "reasoning_content": "r"}),
         (call_with(), call_with(function={"name": "add", "arguments": '{"b":"x","a":1}'})),
         (call_with(), call_with(function={"name": "add", "arguments": {"b": "x", "a": 1.0}})),
@@ -280,7 +300,8 @@ def test_what_carries_nothing_does_not_count(a: dict[str, Any], b: dict[str, Any
             call_with(function={"name": "f", "arguments": '{"n": 100000000000000000000000000000000000001}'}),
             call_with(function={"name": "f", "arguments": '{"n": 100000000000000000000000000000000000002}'}),
         ),
-        ({"role": "user", "content": "a"}, {"role": "user", "content": "a", "cache_control": {"type": "ephemeral"}}),
+        ({"role": "user", "content": "a"}, {"role": "user", "content": "a", "channel": "final"}),
+        ({"role": "user", "content": ["a", "b"]}, {"role": "user", "content": ["b", "a"]}),
     ],
 )
 def test_what_counts_counts(a: dict[str, Any], b: dict[str, Any]) -> None:
@@ -301,3 +322,50 @@ def test_the_canonical_form_of_a_deep_call_does_not_depend_on_who_asks() -> None
     assert b'"text"' not in canonical(shallow)
     wide = call_with(function={"name": "f", "arguments": "[" + "[1]," * 300 + "[1.0]]"})
     assert canonical(wide) == canonical(call_with(function={"name": "f", "arguments": "[" + "[1], " * 300 + "[1]]"}))
+
+
+NOTHING = st.recursive(st.none() | st.just(""), lambda inner: st.dictionaries(TEXT, inner, max_size=2), max_leaves=3)
+MARKS = st.fixed_dictionaries(
+    {},
+    optional={
+        "cache_control": st.sampled_from([{"type": "ephemeral"}, {"type": "ephemeral", "ttl": "1h"}]),
+        "provider_specific_fields": st.dictionaries(TEXT, JSON, max_size=2),
+        "annotations": st.lists(JSON, max_size=1),
+        "refusal": st.none(),
+    },
+)
+PARTS = st.lists(TEXT.filter(bool), min_size=1, max_size=3)
+
+
+@given(message=MESSAGES, marks=MARKS, nothing=NOTHING, inner=MARKS, where=st.sampled_from(["metadata", "more"]))
+def test_marks_and_empty_keys_carry_nothing_at_any_depth(
+    message: dict[str, Any], marks: dict[str, Any], nothing: Any, inner: dict[str, Any], where: str
+) -> None:
+    """Whatever agents' libraries add to a message, or take away again the turn after, it is the same message."""
+    assert canonical({**message, **marks, where: {"a": nothing, "b": [], "c": inner}}) == canonical(message)
+
+
+@given(
+    texts=PARTS, marks=st.lists(MARKS, min_size=3, max_size=3), as_text=st.lists(st.booleans(), min_size=3, max_size=3)
+)
+def test_text_parts_are_their_lines_wherever_the_marks_stand(
+    texts: list[str], marks: list[dict[str, Any]], as_text: list[bool]
+) -> None:
+    """Several parts, marked or not, plain strings among them: the text that servers make of them."""
+    parts = [
+        text if plain else {"type": "text", "text": text, **mark}
+        for text, mark, plain in zip(texts, marks, as_text, strict=False)
+    ]
+    message = {"role": "user", "content": parts}
+    assert canonical(message) == canonical({"role": "user", "content": "\n".join(texts)})
+    assert Message.of(message).text == "\n".join(texts)
+
+
+@given(messages=st.lists(MESSAGES, min_size=1, max_size=4), place=st.integers(0, 3))
+def test_a_cache_mark_that_moves_rewrites_no_history(messages: list[dict[str, Any]], place: int) -> None:
+    """Anthropic's clients mark the last message of each turn, and unmark it the turn after."""
+    marked = [
+        {**message, "cache_control": {"type": "ephemeral"}} if at == place % len(messages) else message
+        for at, message in enumerate(messages)
+    ]
+    assert [canonical(message) for message in marked] == [canonical(message) for message in messages]
