@@ -33,7 +33,7 @@ from rollout.process import open_files
 from rollout.records import Group
 from rollout.schedule.concurrency import START, AdaptiveConcurrency, adapt_concurrency
 from rollout.schedule.group_reward import GroupReward
-from rollout.schedule.stream import OnRollout
+from rollout.schedule.hand_over import OnRollout
 from rollout.schedule.streams import Streams, check_env
 from rollout.schedule.submissions import Submission
 from rollout.servers.fleet import UPDATE, Fleet

@@ -80,7 +80,7 @@ MOVED: dict[str, str | tuple[str, ...]] = {
     "rollout.resume": "rollout.cli.resume",
     "rollout.resumption": "rollout.servers.completion",
     "rollout.run_index": "rollout.store.index",
-    "rollout.runs": "rollout.schedule.stream",
+    "rollout.runs": ("rollout.schedule.playing", "rollout.schedule.hand_over", "rollout.schedule.stream"),
     "rollout.sample_files": "rollout.store.sample_files",
     "rollout.samples": "rollout.tokens.samples",
     "rollout.scheduler": "rollout.schedule.scheduler",

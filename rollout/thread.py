@@ -31,7 +31,7 @@ from rollout.moved import forward_members
 from rollout.observe.stats import Stats
 from rollout.records import Group
 from rollout.schedule.group_reward import GroupReward
-from rollout.schedule.stream import OnRollout
+from rollout.schedule.hand_over import OnRollout
 from rollout.schedule.submissions import Submission
 from rollout.transport import InFlight, ServerInfo, Transport
 from rollout.workers.launch import Launch

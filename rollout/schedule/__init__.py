@@ -2,6 +2,8 @@
 
 scheduler     decides: pure
 stream        one stream of groups, and the seven ways in which it ends
+playing       a rollout under way
+hand_over     the caller's `on_rollout`
 streams       all of an engine's, which share its slots
 submissions   tasks that are submitted one by one
 task_source   tasks, drawn without blocking

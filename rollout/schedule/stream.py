@@ -39,43 +39,21 @@ from typing import Protocol
 import anyio
 import anyio.abc
 import anyio.lowlevel
-import msgspec
 
-from rollout import door
 from rollout.errors import RolloutError
 from rollout.log import get_logger
-from rollout.records import Failure, FailureKind, Group, Job, Rollout
+from rollout.records import Failure, FailureKind, Group, Rollout
+from rollout.schedule.hand_over import HAND_OVER_S, HandOver, OnRollout
+from rollout.schedule.playing import Playable, Playing, Plays, ended_by
 from rollout.schedule.scheduler import Scheduler
-from rollout.schedule.task_source import Drawn, TaskSource, as_error, checked
+from rollout.schedule.task_source import Drawn, TaskSource, checked
 
 #: Between so many starts the loop looks at its timers and sockets: starting one takes 60 µs.
 STARTED_AT_ONCE = 64
 
-#: Seconds that `on_rollout` may still take once its stream was given up or its engine closed.
-HAND_OVER_S = 60.0
-
-OnRollout = Callable[[Rollout], Awaitable[None]]
 Score = Callable[[Group], Awaitable[None]]
 
 _log = get_logger(__name__)
-
-
-class Playable(Protocol):
-    """A rollout that is ready to be played: an `Episode`, here or in another process."""
-
-    rollout: Rollout
-
-    async def play(self) -> Rollout:
-        """Plays to the end. Raises only when it is cancelled from outside; `rollout` then holds what was played."""
-        ...
-
-
-class Plays(Protocol):
-    """What plays the rollouts of one environment: in this process, or in others."""
-
-    def episode(self, job: Job, *, evaluation: bool) -> Playable:
-        """One rollout, ready to be played."""
-        ...
 
 
 class Players(Protocol):
@@ -88,19 +66,6 @@ class Players(Protocol):
         ...
 
     def slot_freed(self) -> None: ...
-
-
-class _Playing(msgspec.Struct):
-    """A rollout under way."""
-
-    job: Job
-    scope: anyio.CancelScope
-    why: Failure | None = None
-    """Why it was ended from here, where it was."""
-
-    def end(self, why: Failure | None) -> None:
-        self.why = why
-        self.scope.cancel()
 
 
 class StreamRun:
@@ -132,14 +97,11 @@ class StreamRun:
         self._players = players
         self._plays = plays
         self._source = source
-        self._on_rollout = on_rollout
+        self._hand_over = HandOver(on_rollout, self.fail, hand_over_s) if on_rollout is not None else None
         self._score = score
         self._give = give or self._put
         self._evaluation = evaluation
         self._straggler_s, self._sleep = straggler_s, sleep
-        self._hand_over_s = hand_over_s
-        self._handing: set[anyio.CancelScope] = set()
-        """Calls of `on_rollout` under way."""
         self._scope = anyio.CancelScope()
         self._feeding = anyio.CancelScope()
         self._wake = anyio.Event()
@@ -149,7 +111,7 @@ class StreamRun:
         self._given_up = False
         self._ready: deque[Group] = deque()
         self._arrived = anyio.Event()
-        self._playing: dict[int, dict[int, _Playing]] = {}
+        self._playing: dict[int, dict[int, Playing]] = {}
         """Those under way, by task and member."""
         self._timers: dict[int, anyio.CancelScope] = {}
         """Of tasks whose stragglers are timed."""
@@ -194,8 +156,8 @@ class StreamRun:
         for group in self.scheduler.stop():
             self._give(group)
         self._scope.cancel()
-        for limit in self._handing:
-            limit.deadline = anyio.current_time() + self._hand_over_s
+        if self._hand_over is not None:
+            self._hand_over.limit()
         self._arrived.set()
 
     def left(self) -> list[Group]:
@@ -280,7 +242,7 @@ class StreamRun:
         while True:
             jobs = self.scheduler.admit()
             for job in jobs:
-                playing = _Playing(job, anyio.CancelScope())
+                playing = Playing(job, anyio.CancelScope())
                 self._playing.setdefault(job.task_index, {})[job.member] = playing
                 tasks.start_soon(self._play_one, playing)
                 started += 1
@@ -331,7 +293,7 @@ class StreamRun:
         for playing in self._playing.get(task_index, {}).values():
             playing.end(why)
 
-    async def _play_one(self, playing: _Playing) -> None:
+    async def _play_one(self, playing: Playing) -> None:
         """Plays one rollout, again where it may be, and hands it over whatever becomes of it."""
         job, earlier = playing.job, list[Failure]()
         rollout = job.rollout()
@@ -348,7 +310,7 @@ class StreamRun:
                     earlier.append(failure)
             except BaseException as error:
                 rollout = episode.rollout if episode is not None else rollout
-                _fail(rollout, playing.why, error)
+                ended_by(rollout, playing.why, error)
                 if not isinstance(error, Exception):
                     raise
             finally:
@@ -362,34 +324,14 @@ class StreamRun:
         del members[rollout.member]
         if not members:
             del self._playing[rollout.task_index]
-        if self._on_rollout is not None:
-            await self._hand_over(rollout, self._on_rollout)
+        if self._hand_over is not None:
+            await self._hand_over.call(rollout)
         group = self.scheduler.on_finished(rollout)
         self._players.slot_freed()
         if group is not None:
             self._deliver(group)
         else:
             self._time_stragglers(rollout.task_index)
-
-    async def _hand_over(self, rollout: Rollout, on_rollout: OnRollout) -> None:
-        """What the caller's function raises ends the stream: it may be the one that keeps the rollouts."""
-        with anyio.CancelScope() as limit:
-            if self._given_up:
-                limit.deadline = anyio.current_time() + self._hand_over_s
-            self._handing.add(limit)
-            try:
-                await on_rollout(rollout)
-            except KeyboardInterrupt as error:
-                self.fail(error)
-            except BaseException as error:
-                if limit.cancel_called:
-                    raise
-                self.fail(as_error(error, "on_rollout"))
-            finally:
-                self._handing.discard(limit)
-        if limit.cancelled_caught:
-            _log.error("on_rollout_hangs", rollout=rollout.id, limit_s=self._hand_over_s)
-            self.fail(RolloutError(f"on_rollout took longer than {self._hand_over_s:g} s when the stream was over"))
 
     def _time_stragglers(self, task_index: int) -> None:
         """From when half of a group has ended, the rest have so long."""
@@ -429,15 +371,3 @@ class StreamRun:
     def _put(self, group: Group) -> None:
         self._ready.append(group)
         self._arrived.set()
-
-
-def _fail(rollout: Rollout, why: Failure | None, error: BaseException) -> None:
-    """Says what ended a rollout from outside: a cancellation, or a fault of ours."""
-    if isinstance(error, Exception):
-        _log.error("internal_error", rollout=rollout.id, exc_info=error)
-        message = door.error_text(error)
-        why = Failure(kind=FailureKind.INTERNAL, message=message, error=type(error).__name__)
-    elif why is None and rollout.stop is None and rollout.failure is None:
-        why = Failure(kind=FailureKind.CANCELLED, message="cancelled")
-    if why is not None:
-        rollout.stop, rollout.failure = None, why

@@ -23,8 +23,10 @@ from rollout.play.host import Hosts
 from rollout.process.threads import Threads
 from rollout.records import Failure, FailureKind, Group, Rollout
 from rollout.schedule.group_reward import SCORED_AT_ONCE, GroupReward, GroupScorer
+from rollout.schedule.hand_over import OnRollout
+from rollout.schedule.playing import Plays
 from rollout.schedule.scheduler import Scheduler, Slots
-from rollout.schedule.stream import OnRollout, Plays, StreamRun
+from rollout.schedule.stream import StreamRun
 from rollout.schedule.submissions import Submission, Submissions
 from rollout.schedule.task_source import refuse_unwritable, task_source
 from rollout.servers.weights import Weights

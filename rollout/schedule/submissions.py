@@ -18,7 +18,8 @@ from rollout import door
 from rollout.env import Task
 from rollout.errors import ConfigError
 from rollout.records import Group, Job
-from rollout.schedule.stream import Playable, Plays, StreamRun
+from rollout.schedule.playing import Playable, Plays
+from rollout.schedule.stream import StreamRun
 
 
 class Submission:

@@ -188,7 +188,13 @@ async def test_a_long_stream_leaves_nothing_behind() -> None:
         count = 0
         while await run.next() is not None:
             count += 1
-            held: list[Any] = [run._ready, run._playing, run._timers, run._handing, run.scheduler._open]
+            held: list[Any] = [
+                run._ready,
+                run._playing,
+                run._timers,
+                run._hand_over.under_way if run._hand_over else (),
+                run.scheduler._open,
+            ]
             most = max(most, sum(map(len, held)))
             run.taken()
     assert [count, makers.ended] == [2_000, 6_000]
