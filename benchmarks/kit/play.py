@@ -24,7 +24,8 @@ from rollout.codec.server import ServerCodec
 from rollout.codec.types import Bridged, Context, Declined, Previous
 from rollout.config import EngineConfig
 from rollout.errors import RequestRefused, RolloutError
-from rollout.play.session import ServedModel, Session
+from rollout.play.served import ServedModel
+from rollout.play.session import Session
 from rollout.records import Route
 from rollout.request import MessagePrompt, Reply, Request
 from rollout.tokens.prefix import FallbackReason

@@ -1,13 +1,16 @@
 """One rollout, played in this process.
 
-    connect    an engine's settings -> its fleet and its codec
-    player     plays rollouts, as many at once as it is told
-    episode    one: from reset to its last step, with its deadlines and retries of its own
-    host       the environment's calls, each contained
-    answers    what an environment answered, read and checked
-    faults     what user code did wrong, as one exception
-    logprobs   whether a trainer could take the logprobs for what they are not
-    session    one turn: plan, bridge, send, check, commit
+    connect      an engine's settings -> its fleet and its codec
+    player       plays rollouts, as many at once as it is told
+    episode      one: from reset to its last step, with its deadlines and retries of its own
+    host         the environment's calls, each contained
+    answers      what an environment answered, read and checked
+    faults       what user code did wrong, as one exception
+    logprobs     whether a trainer could take the logprobs for what they are not
+    session      one turn: plan, bridge, send, check, commit
+    setups       what rollouts share, entered once in each process
+    late_system  system messages in the middle of a conversation
+    served       a model as sessions use it: where it is served, and how much fits
 
 Others take `Player` and `Job`.
 """

@@ -22,7 +22,8 @@ from rollout.observe.stats import Played
 from rollout.play.connect import make_codec, open_fleet
 from rollout.play.episode import Episode
 from rollout.play.host import GRACE_S, Hosts
-from rollout.play.session import ServedModel, Session
+from rollout.play.served import ServedModel
+from rollout.play.session import Session
 from rollout.play.setups import Setups
 from rollout.process.imports import settle_path
 from rollout.process.threads import Threads

@@ -11,27 +11,24 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from rollout.chat.canonical import digest
 from rollout.chat.messages import Message
-from rollout.codec.protocol import Codec
 from rollout.codec.readers import number_calls
 from rollout.codec.types import Context, Declined, Previous, make_context
-from rollout.config import EngineConfig
 from rollout.door import error_text, header
 from rollout.errors import CompletionAborted, MalformedReply, RolloutError
 from rollout.log import get_logger
 from rollout.loop.deadlines import Clock
-from rollout.loop.turnstile import Turnstile
 from rollout.play.late_system import LateSystems
+from rollout.play.served import ServedModel, sampling_within
 from rollout.records import Route, Turn
-from rollout.request import MessagePrompt, Reply, Request, Sampling, TokenPrompt
+from rollout.request import MessagePrompt, Reply, Request, TokenPrompt
 from rollout.servers.completion import MAX_RESUMPTIONS, is_whole, joined, pause_s, rest_of
-from rollout.servers.weights import Weights
 from rollout.tokens.prefix import (
     EXPECTED_FALLBACKS,
     Extend,
@@ -43,13 +40,8 @@ from rollout.tokens.prefix import (
 )
 from rollout.tokens.trajectory import Trajectory, ids_array
 from rollout.tokens.verify import check_reply, check_turn
-from rollout.transport import ServerInfo, Transport
 
 _log = get_logger(__name__)
-
-
-class ContextFull(RolloutError):
-    """The next turn does not fit the model's context. Nothing was sent."""
 
 
 class FallbackRefused(RolloutError):
@@ -59,38 +51,6 @@ class FallbackRefused(RolloutError):
         detail = f" ({fallback.detail})" if fallback.detail else ""
         super().__init__(f"token-in is required, and this turn cannot: {fallback.reason}{detail}")
         self.reason = fallback.reason
-
-
-class ServedModel(msgspec.Struct, kw_only=True):
-    """A model as sessions use it: where it is served, and how its messages become ids."""
-
-    transport: Transport
-    info: ServerInfo
-    codec: Codec | None
-    """None where there is neither a tokenizer nor /tokenize: every turn goes message-in."""
-    config: EngineConfig
-    weights: Weights = msgspec.field(default_factory=Weights)
-    sleep: Callable[[float], Awaitable[None]] | None = None
-    """Waits before a completion is asked for again that the server aborted by itself; None is the weights' clock."""
-    turnstile: Turnstile = msgspec.field(default_factory=Turnstile)
-    """Before each piece of an episode's work: its start, each prompt, and each answer."""
-    _last_sampling: tuple[Mapping[str, Any], Sampling | None, Sampling] | None = None
-    """What was asked of which defaults, and what they came to: a run's turns ask for the same."""
-
-    def sampling_of(self, asked: Mapping[str, Any]) -> Sampling:
-        """What these parameters come to on this server."""
-        defaults, last = self.info.sampling_defaults, self._last_sampling
-        if last is None or last[0] is not asked or last[1] is not defaults:
-            self._last_sampling = last = asked, defaults, Sampling.of(asked, defaults)
-        return last[2]
-
-    @property
-    def max_model_len(self) -> int | None:
-        return self.config.max_model_len or self.info.max_model_len
-
-    @property
-    def stop_token_ids(self) -> Sequence[int]:
-        return self.codec.stop_token_ids if self.codec is not None else ()
 
 
 class _Outgoing(msgspec.Struct, kw_only=True):
@@ -319,7 +279,11 @@ class Session:
             args = context.template_args
             before = self._last.sent if self._last is not None else None
             body = MessagePrompt(prompt.messages, context.tools, args, before=before)
-        room = await self._room(prompt, body, context, max_tokens or config.max_tokens)
+
+        async def render() -> Sequence[int] | None:
+            return (await self._rendered(prompt, context))[0]
+
+        room = await self._model.room(body, max_tokens or config.max_tokens, self._last, render)
         return Request(
             prompt=body,
             request_id=f"{self._id}-{next(self._numbers)}",
@@ -327,37 +291,12 @@ class Session:
             group_id=self._group_id,
             group_size=self._group_size,
             max_tokens=room,
-            sampling=_sampling(config, room),
+            sampling=sampling_within(config, room),
             stop_token_ids=self._model.stop_token_ids,
             priority=config.priority,
             cache_salt=config.cache_salt,
             echo_prompt=config.verify,
         )
-
-    async def _room(
-        self, asked: Prompt, prompt: TokenPrompt | MessagePrompt, context: Context, wanted: int | None
-    ) -> int | None:
-        """How many tokens may be sampled. Raises ContextFull where none fit."""
-        limit = self._model.max_model_len
-        if limit is None:
-            return wanted
-        if isinstance(prompt, TokenPrompt):
-            length = len(prompt.ids)
-        else:
-            # A token is at least a byte, so a short prompt need not be rendered to know that it fits.
-            length = _most_tokens(prompt, self._last)
-            if length + (wanted or 1) > limit:
-                if self._model.codec is None:
-                    return wanted
-                ids, _ = await self._rendered(asked, context)
-                if ids is None:
-                    return wanted
-                length = len(ids)
-            elif wanted is None:
-                return None
-        if length >= limit:
-            raise ContextFull(f"the prompt has {length} tokens, the model's context {limit}")
-        return min(wanted or limit, limit - length)
 
     async def _read(
         self, reply: Reply, outgoing: _Outgoing, conversation: Sequence[Message], context: Context
@@ -447,25 +386,3 @@ class Session:
             weight_versions=reply.weight_versions,
             prefix_break=broken,
         )
-
-
-def _sampling(config: EngineConfig, room: int | None) -> Mapping[str, Any]:
-    """The caller's parameters. Servers refuse a minimum above the maximum: it is cut where the maximum was."""
-    least = config.sampling.get("min_tokens")
-    if room is None or not isinstance(least, int) or least <= room:
-        return config.sampling
-    asked = config.max_tokens is None or least <= config.max_tokens
-    return {**config.sampling, "min_tokens": room} if asked else config.sampling
-
-
-def _most_tokens(prompt: MessagePrompt, last: LastTurn | None) -> int:
-    """A bound on a prompt's tokens that needs no tokenizer: its bytes, and much for the template's own text.
-
-    Behind a prompt that the server has counted it is that and the bytes of what is new.
-    """
-    counted = last.sent if last is not None and last.sent_tokens else None
-    if last is not None and counted is not None and (added := prompt.added_to(counted)) is not None:
-        messages, size = added
-        return last.sent_tokens + size + 32 * messages + 256
-    size = prompt.size + 32 * len(prompt.messages)
-    return size + (2_048 + len(msgspec.json.encode(list(prompt.tools))) if prompt.tools else 0) + 256

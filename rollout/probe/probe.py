@@ -14,7 +14,8 @@ from rollout.config import EngineConfig, check_config
 from rollout.errors import TransportError
 from rollout.play.connect import make_codec, open_fleet
 from rollout.play.logprobs import REMEDIES, doubt, told
-from rollout.play.session import ServedModel, Session
+from rollout.play.served import ServedModel
+from rollout.play.session import Session
 from rollout.probe.shapes import SPECIAL_TEXT, ShapeCheck, check_shapes, verdict
 from rollout.tokens.verify import InvariantBroken
 from rollout.transport import ServerInfo, Transport

@@ -11,7 +11,8 @@ from rollout.codec.protocol import Codec
 from rollout.codec.server import ServerCodec
 from rollout.codec.tokenizer import template_ids
 from rollout.config import EngineConfig
-from rollout.play.session import ServedModel, Session
+from rollout.play.served import ServedModel
+from rollout.play.session import Session
 from rollout.request import MessagePrompt, Reply, Request
 from rollout.transport import ServerInfo, Transport
 

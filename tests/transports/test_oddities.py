@@ -11,7 +11,8 @@ import pytest
 from rollout.chat.messages import user
 from rollout.config import EngineConfig
 from rollout.errors import MalformedReply, RequestRefused, ServerBusy, TransportError
-from rollout.play.session import ServedModel, Session
+from rollout.play.served import ServedModel
+from rollout.play.session import Session
 from rollout.tokens.prefix import FallbackReason
 from rollout.tokens.samples import samples_of_tree
 from rollout.transport import ServerInfo, TransportConfig

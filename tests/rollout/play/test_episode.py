@@ -17,7 +17,8 @@ from rollout.config import EngineConfig
 from rollout.errors import ServerBusy
 from rollout.play.episode import Episode
 from rollout.play.host import Hosts
-from rollout.play.session import ServedModel, Session
+from rollout.play.served import ServedModel
+from rollout.play.session import Session
 from rollout.process.threads import Threads
 from rollout.records import FailureKind, Job, StopReason
 from rollout.tokens.prefix import FallbackReason

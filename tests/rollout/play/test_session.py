@@ -15,7 +15,8 @@ from rollout.codec.server import ServerCodec
 from rollout.codec.types import Bridged, Context, Declined, Previous
 from rollout.config import EngineConfig
 from rollout.errors import MalformedReply, ServerBusy
-from rollout.play.session import ContextFull, FallbackRefused, ServedModel, Session
+from rollout.play.served import ContextFull, ServedModel
+from rollout.play.session import FallbackRefused, Session
 from rollout.records import Route
 from rollout.request import MessagePrompt, TokenPrompt, WeightSpan
 from rollout.tokens.prefix import FallbackReason
