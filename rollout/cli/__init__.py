@@ -1,6 +1,8 @@
 """What a person types, and sees.
 
-app            the commands and their options
+app            all commands
+run_command    `rollout run` and its options
+*_commands     the others, by what they are about; `options` has what several take
 command        what every command does around its work: output, signals, exit status
 run            `rollout run`: from settings to a finished folder
 resume         `--resume`: what is missing of the same tasks

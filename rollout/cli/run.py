@@ -129,7 +129,9 @@ class Run:
         if isinstance(error, _Refused):
             return error
         if error is not None:
-            return type(error)(f"{error}; what has ended is kept; {so}")
+            ended = type(error)(f"{error}; what has ended is kept; {so}")
+            ended.__cause__ = error.__cause__
+            return ended
         if self._stopped and played < expected:
             return RolloutError(f"stopped: {played} of {expected} rollouts were played; {so}")
         why = why_untrainable(self._summary)

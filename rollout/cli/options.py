@@ -1,0 +1,53 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+DEFAULT_KEY_ENV = "ROLLOUT_API_KEY"
+
+Model = Annotated[
+    str | None, typer.Option("-m", "--model", help="Served model name.", show_default="the server's only one")
+]
+BaseUrls = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--base-url",
+        help="The server's address; give several to share the work.",
+        show_default="the embedded model plays",
+    ),
+]
+TransportName = Annotated[
+    str | None,
+    typer.Option("--transport", help="auto, vllm, dynamo, or another that is installed.", show_default="auto"),
+]
+Tokenizer = Annotated[
+    str | None,
+    typer.Option(help="Name or folder of the model's tokenizer.", show_default="what the server names, or the model"),
+]
+Renderer = Annotated[
+    str | None, typer.Option(help="A family of `renderers`, template, server, or auto.", show_default="auto")
+]
+Reader = Annotated[
+    str | None,
+    typer.Option(help="What reads the model's calls: hermes, llama, mistral and others, or auto.", show_default="auto"),
+]
+KeyEnv = Annotated[
+    str | None,
+    typer.Option("--api-key-env", help="Variable that holds the API key.", show_default=f"{DEFAULT_KEY_ENV}"),
+]
+Processes = Annotated[
+    int | None, typer.Option("--processes", help="Processes that play, where one core is not enough.", show_default="1")
+]
+Json = Annotated[
+    bool,
+    typer.Option("--json", help="One JSON object on standard output, and nothing else there.", show_default="a table"),
+]
+
+
+def default_key_env() -> str | None:
+    """The variable that holds the API key where none was named, if it is set."""
+    return DEFAULT_KEY_ENV if os.environ.get(DEFAULT_KEY_ENV) else None

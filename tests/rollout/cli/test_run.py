@@ -1,0 +1,64 @@
+"""`rollout run` as a user meets it: what environments share, and how workers are started."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cases.commands import env_file, lines, ran
+
+SHARES = """
+from contextlib import asynccontextmanager
+class E(Env):
+    def __init__(self, image: str = "plain"):
+        self.image = image
+    @classmethod
+    @asynccontextmanager
+    async def setup(cls, image):
+        with open("said", "a") as file: file.write(f"entered {image}\\n")
+        if image == "broken": raise RuntimeError("no docker")
+        yield image
+        with open("said", "a") as file: file.write("left\\n")
+    def reset(self, task): return [user(self.shared)]
+    def step(self, m): return Step(done=True, reward=1.0)
+"""
+
+PROCESSES = [[], pytest.param(["--processes", "2"], marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("more", PROCESSES)
+def test_what_rollouts_share_is_made_once_in_a_process_and_ended(more: list[str], tmp_path: Path) -> None:
+    """With the argument that the command gives the environment."""
+    out, env = tmp_path / "r", env_file(tmp_path, SHARES)
+    done = ran("run", env, "-n", 4, "-a", "image=mine", "--max-tokens", 2, "-o", out, *more, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    said = sorted((tmp_path / "said").read_text().splitlines())
+    assert said == ["entered mine"] * (len(said) // 2) + ["left"] * (len(said) // 2)
+    assert len(said) == (4 if more else 2)
+    assert {line["messages"][0]["content"] for line in lines(out)} == {"mine"}
+
+
+@pytest.mark.parametrize("more", PROCESSES)
+def test_a_setup_that_raises_is_the_users_mistake(more: list[str], tmp_path: Path) -> None:
+    """One line that names it, status 2, its traceback on the terminal and in the log; the run can be gone on with."""
+    out, env = tmp_path / "r", env_file(tmp_path, SHARES)
+    done = ran("run", env, "-n", 4, "-a", "image=broken", "--max-tokens", 2, "-o", out, *more, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    said = [line for line in done.stderr.splitlines() if line.startswith("rollout: ")]
+    (line,) = [line for line in said if "run folder" not in line]
+    assert line.startswith(
+        "rollout: environment E: setup raised RuntimeError: no docker; what has ended is kept; go on"
+    )
+    events = [json.loads(line) for line in (out / "events.log").read_text().splitlines()]
+    (failed, *_) = [event for event in events if event["event"] == "setup_failed"]
+    assert 'RuntimeError("no docker")' in failed["exception"]
+    assert done.stderr.count("Traceback (most recent call last)") == 1
+
+
+def test_a_launcher_that_is_not_there_is_named(tmp_path: Path) -> None:
+    """One line with those that there are, status 2."""
+    done = ran("run", "echo", "--processes", 2, "--launch", "lokal", "-o", tmp_path / "r")
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == ["rollout: no launcher 'lokal', did you mean 'local'?; there are: local"]
