@@ -58,6 +58,7 @@ def test_dynamos_engine_is_told(dynamo_engine: Server, tmp_path: Path) -> None:
     found = probe(dynamo_engine, *TOKENIZER, cwd=tmp_path)
     assert found["server"]["ids_source"] == "engine_data"
     assert found["server"]["keeps_stop_token"] is True
+    assert found["server"]["logprobs_mode"] == "raw_logprobs"
     assert_exact(found)
 
 

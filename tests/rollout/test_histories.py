@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from rollout.play.session import FallbackRefused, Session
 from rollout.records import Route
 from rollout.request import MessagePrompt
 from rollout.tokens.prefix import FallbackReason
-from rollout.tokens.samples import TrainingSample, samples_of_tree
+from rollout.tokens.samples import TrainingSample, samples_of_tree, turn_ids
 from rollout.tokens.verify import check_trajectory
 from tests.rollout.play.test_session import session
 from transports.scripted import STOP, Held, ScriptedTransport, encode_bytes, render_bytes, reply
@@ -56,12 +57,31 @@ def seen(transport: ScriptedTransport, texts: Sequence[str]) -> list[tuple[list[
     return found
 
 
+def check_turns(talk: Session, samples: Sequence[TrainingSample]) -> None:
+    """Every sampled token lies in one turn's span, and each turn is trained on once, over all samples."""
+    trained = Counter[int]()
+    for sample in samples:
+        whose = turn_ids(sample).tolist()
+        assert [turn for turn in whose if turn >= 0] == [
+            span.turn for span in sample.turns for _ in range(span.start, span.end)
+        ]
+        # A masked token was sampled; one that nobody sampled is in no turn, has no logprob, and temperature 1.
+        assert all(turn >= 0 for turn, mask in zip(whose, sample.loss_mask, strict=True) if mask)
+        rest = zip(whose, sample.logprobs, sample.temperatures, strict=True)
+        assert all((logprob, temperature) == (0, 1) for turn, logprob, temperature in rest if turn < 0)
+        for span in sample.turns:
+            assert sum(sample.loss_mask[span.start : span.end]) == span.trained
+            trained[span.turn] += span.trained
+    assert trained == Counter({at: turn.completion_tokens for at, turn in enumerate(talk.turns)})
+
+
 def checked_samples(talk: Session, seen: Sequence[tuple[list[int], list[int]]]) -> list[TrainingSample]:
     """Each completion is trained on in exactly one sample, right behind the prompt that the server had.
 
     Where the very same answer was sampled twice to one prompt, that is in two.
     """
-    samples = samples_of_tree(talk.trajectory)
+    samples = samples_of_tree(talk.trajectory, talk.turns)
+    check_turns(talk, samples)
     for prompt, completion in seen:
         whole = [*prompt, *completion]
         masks = [

@@ -18,13 +18,14 @@ from rollout.cli.resume import Plan, go_on, resumed_settings
 from rollout.env import Env, Task
 from rollout.errors import ConfigError, UsageError
 from rollout.records import Failure, FailureKind, Rollout, StopReason
+from rollout.request import Sampling
 from rollout.schedule.scheduler import task_id
 from rollout.store.config import FORMAT
 from rollout.store.folder import ROLLOUTS, TASKS, read_config, read_rollouts
 from rollout.store.settings import RunSettings
 from tests.log_kit import capture_logs
 
-FORMAT_1 = Path(__file__).parents[2] / "fixtures" / "run-format-1"
+FORMAT_1, FORMAT_2 = (Path(__file__).parents[2] / "fixtures" / f"run-format-{number}" for number in (1, 2))
 
 WORDS = [f"w{index}" for index in range(30)]
 
@@ -250,6 +251,21 @@ def test_a_run_of_format_1_goes_on(tmp_path: Path) -> None:
     assert (folder / "config.toml").read_text().startswith(f"format = {FORMAT}\n")
     more = invoke("run", "--resume", "-o", str(folder), "-n", "4", "--json")
     assert json.loads(more.stdout)["rollouts"] == 4
+
+
+def test_a_run_of_format_2_goes_on(tmp_path: Path) -> None:
+    """What it has stays as it was, beside what is played now, which has what format 2 did not keep."""
+    folder = tmp_path / "run"
+    shutil.copytree(FORMAT_2, folder)
+    before = list(read_rollouts(folder))
+    result = invoke("run", "--resume", "-o", str(folder), "-n", "3", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["rollouts"] == 6
+    after = list(read_rollouts(folder))
+    assert after[:4] == before
+    assert [rollout.step_reward is None for rollout in after] == [True] * 4 + [False] * 2
+    assert {turn.sampling for rollout in after[4:] for turn in rollout.turns} == {Sampling(temperature=0.7)}
+    assert (folder / "config.toml").read_text().startswith(f"format = {FORMAT}\n")
 
 
 def test_a_run_of_format_1_names_its_file_from_an_unknown_place(
