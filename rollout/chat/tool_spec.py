@@ -22,7 +22,7 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -64,14 +64,15 @@ def tool_spec(
     required = []
     for parameter in inspect.signature(function).parameters.values():
         schema = _parameter_schema(what, parameter, hints)
-        if parameter.name in described:
-            schema = {"description": described[parameter.name], **schema}
+        text = described.get(parameter.name) or _annotated_text(hints[parameter.name])
+        if text and "description" not in schema:
+            schema = {"description": text, **schema}
         properties[parameter.name] = schema
         if parameter.default is parameter.empty:
             required.append(parameter.name)
     parameters = {"type": "object", "properties": properties, "required": required}
-    text = summary if description is None else description
-    return {"type": "function", "function": {"name": what, "description": text, "parameters": parameters}}
+    summary = summary if description is None else description
+    return {"type": "function", "function": {"name": what, "description": summary, "parameters": parameters}}
 
 
 def _name_of(function: Callable[..., Any]) -> str:
@@ -124,6 +125,12 @@ def _parameter_schema(what: str, parameter: inspect.Parameter, hints: Mapping[st
         with contextlib.suppress(TypeError, ValueError, RecursionError):
             schema["default"] = msgspec.to_builtins(parameter.default)
     return schema
+
+
+def _annotated_text(hint: Any) -> str | None:
+    """What `Annotated[int, "how many"]` says, or pydantic's `Field(description=...)` in its place."""
+    said = (one if isinstance(one, str) else getattr(one, "description", None) for one in get_args(hint)[1:])
+    return next((text for text in said if isinstance(text, str)), None) if get_origin(hint) is Annotated else None
 
 
 def _foreign_schema(kind: type) -> dict[str, Any]:

@@ -6,8 +6,9 @@ import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Literal, NotRequired, Optional, TypedDict
+from typing import Annotated, Any, Literal, NotRequired, Optional, TypedDict
 
+import msgspec
 import pytest
 
 from rollout import Env, tool_spec
@@ -160,6 +161,20 @@ def test_a_parameter_may_be_described_as_sphinx_has_it() -> None:
 
     assert tool_spec(add)["function"]["description"] == "Adds."
     assert [one["description"] for one in properties(add).values()] == ["the first", "the second"]
+
+
+def test_a_parameter_may_be_described_by_its_annotation() -> None:
+    """As other tools' authors write it; the docstring comes first."""
+
+    def buy(
+        what: Annotated[str, "The thing."], count: Annotated[int, msgspec.Meta(description="So many.", ge=1)]
+    ) -> None:
+        """Buys."""
+
+    assert properties(buy) == {
+        "what": {"description": "The thing.", "type": "string"},
+        "count": {"type": "integer", "description": "So many.", "minimum": 1},
+    }
 
 
 def test_a_default_that_is_no_json_only_makes_it_optional() -> None:
