@@ -22,6 +22,7 @@ from rollout.request import MessagePrompt
 from rollout.transport import Transport
 
 _PROMPT_ENDS_KEPT = 1_024
+_OPEN, _CLOSE = "<think>", "</think>"
 _CONTEXTS_KEPT = 64
 
 #: As `rollout.codec.local` has it. Fewer, for a server is asked for each end that is new.
@@ -42,6 +43,7 @@ class ServerCodec(Codec):
         self._asking = anyio.Lock()
         self._shapes = ShapeCache()
         self.stop_token_ids = []
+        self._close_ids: list[int] | None = None
         self._late = Memo[tuple[object, ...], bool](_CONTEXTS_KEPT)
         self._closings = Memo[bytes, frozenset[int]](_CONTEXTS_KEPT)
         self._prompt_ends = Memo[tuple[int, ...], str](_PROMPT_ENDS_KEPT)
@@ -93,12 +95,34 @@ class ServerCodec(Codec):
             return Declined("server: no stop token seen yet")
         steps = self._shapes.steps(previous, tail, context.key, self.stop_token_ids)
         try:
-            return Bridged(await self._drive(steps, context), "server")
+            ids = await self._drive(steps, context)
+            return Bridged([*await self._reasoning_end(previous, context), *ids], "server")
         except stand_in.NotExtendable as error:
             return Declined(f"server: {error}")
         except TransportError as error:
             _log.warning("bridge_raised", bridge="server", error=str(error))
             return Declined(f"server: {error}")
+
+    async def _reasoning_end(self, previous: Previous, context: Context) -> list[int]:
+        """`</think>`, where a completion was cut off in its reasoning: that is closed before the turn is."""
+        ids = previous.completion_ids
+        if not ids or ids[-1] in self.stop_token_ids:
+            return []
+        said = await self._transport.detokenize(ids)
+        opened = (await self._prompt_end(tuple(previous.prompt_ids[-_GENERATION_PROMPT:]))).rstrip().endswith(_OPEN)
+        if _CLOSE in said or not (opened or said.lstrip().startswith(_OPEN)):
+            return []
+        if self._close_ids is None:
+            self._close_ids = await self._ids_of(_CLOSE, context)
+        return self._close_ids
+
+    async def _ids_of(self, text: str, context: Context) -> list[int]:
+        """The ids of a short text, as they stand in a user's message; none where they cannot be told."""
+        one = await self._tokenize(stand_in.Conversation([user(stand_in.WORDS[0])]), context)
+        other = await self._tokenize(stand_in.Conversation([user(text)]), context)
+        start = stand_in.common_prefix(one, other)
+        found = other[start : len(other) - stand_in.common_suffix(one, other, start)]
+        return found if (await self._transport.detokenize(found)).strip() == text else []
 
     async def _drive(self, steps: stand_in.Steps[Result], context: Context) -> Result:
         """Runs steps with the server's /tokenize. Raises NotExtendable, TransportError."""
