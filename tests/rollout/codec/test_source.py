@@ -1,0 +1,78 @@
+"""What a template's source says of itself."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rollout.codec.source import Source, read_source
+
+
+@pytest.mark.parametrize(
+    ("template", "parts"),
+    [
+        ("{% for m in messages %}{{ m.content }}{% endfor %}", False),
+        ("{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}", True),
+        ("{% for m in messages %}{% for p in m['content'] %}{{ p.text }}{% endfor %}{% endfor %}", True),
+        ("{% for m in messages %}{% for p in m.content | selectattr('type') %}{{ p }}{% endfor %}{% endfor %}", True),
+        (
+            "{% set rest = messages[1:] %}{% for m in rest %}{% for p in m.content %}{{ p }}{% endfor %}{% endfor %}",
+            True,
+        ),
+        (
+            "{% macro show(c) %}{% for p in c %}{{ p }}{% endfor %}{% endmacro %}"
+            "{% for m in messages %}{{ show(m.content) }}{% endfor %}",
+            True,
+        ),
+        (
+            "{% macro show(c) %}{% for p in c %}{{ p }}{% endfor %}{% endmacro %}"
+            "{% for m in messages %}{{ show(m.tool_calls) }}{{ m.content }}{% endfor %}",
+            False,
+        ),
+        ("{% for m in messages %}{% for c in m.tool_calls %}{{ c.name }}{% endfor %}{% endfor %}", False),
+        ("{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}", False),
+    ],
+)
+def test_parts_are_for_templates_that_loop_over_content(template: str, parts: bool) -> None:
+    """As vLLM decides it: a loop over a message's content, or over what a macro is handed of it."""
+    assert read_source(template).takes_parts is parts
+
+
+@pytest.mark.parametrize(
+    ("template", "sought"),
+    [
+        ("{% if '/no_think' in messages[0].content %}x{% endif %}", ("/no_think",)),
+        ("{% if messages[0].content.startswith('<tool_response>') %}x{% endif %}", ("<tool_response>",)),
+        ("{% if messages[0].content == 'detailed thinking off' %}x{% endif %}", ("detailed thinking off",)),
+        (
+            "{% for flag in ['/think', '/no_think'] %}{{ flag in messages[0].content }}{% endfor %}",
+            ("/no_think", "/think"),
+        ),
+        ("{% set flag = '/no_think' %}{{ flag in messages[0].content }}", ("/no_think",)),
+        ("{{ messages[0].content.split('</think>')[-1] }}", ("</think>",)),
+        ("{{ messages[0].content | replace('secret', '') }}", ("secret",)),
+        (
+            "{% if messages[0].role == 'user' and 'tool_calls' in messages[0] %}{{ '<|im_start|>' + 'x' }}{% endif %}",
+            (),
+        ),
+    ],
+)
+def test_what_a_template_looks_for_is_read_from_it(template: str, sought: tuple[str, ...]) -> None:
+    """The strings that it compares with, not those that it writes, nor roles and keys."""
+    assert read_source(template).sought == sought
+
+
+def test_a_template_that_folds_case_finds_either() -> None:
+    """A text in capitals is found by a template that lowers it first."""
+    source = read_source("{% if '/no_think' in messages[0].content | lower %}x{% endif %}")
+    assert source.may_find("please /NO_THINK")
+    assert not source.may_find("please think")
+
+
+@given(st.text(max_size=40))
+def test_no_source_makes_it_raise(text: str) -> None:
+    """What is no Jinja says nothing of itself: then it may look for anything."""
+    source = read_source(text)
+    assert isinstance(source, Source)
+    assert source.sought is not None or source.may_find("x")
