@@ -8,6 +8,7 @@
     faults       what user code did wrong, as one exception
     logprobs     whether a trainer could take the logprobs for what they are not
     session      one turn: plan, bridge, send, check, commit
+    route        which way its prompt goes out
     setups       what rollouts share, entered once in each process
     late_system  system messages in the middle of a conversation
     served       a model as sessions use it: where it is served, and how much fits

@@ -33,8 +33,9 @@ from rollout.play.answers import (
 )
 from rollout.play.faults import EnvironmentFault
 from rollout.play.host import Host, Hosts
+from rollout.play.route import FallbackRefused
 from rollout.play.served import ContextFull
-from rollout.play.session import FallbackRefused, Session
+from rollout.play.session import Session
 from rollout.play.setups import Setups
 from rollout.process.threads import contained
 from rollout.records import Failure, FailureKind, Job, Rollout, StopReason, Timing, Turn, settle_reward

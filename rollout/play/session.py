@@ -21,10 +21,11 @@ from rollout.chat.messages import Message
 from rollout.codec.readers import number_calls
 from rollout.codec.types import Context, Declined, Previous, make_context
 from rollout.door import error_text, header
-from rollout.errors import CompletionAborted, MalformedReply, RolloutError
+from rollout.errors import CompletionAborted, MalformedReply
 from rollout.log import get_logger
 from rollout.loop.deadlines import Clock
 from rollout.play.late_system import LateSystems
+from rollout.play.route import FallbackRefused, Outgoing, allowed
 from rollout.play.served import ServedModel, sampling_within
 from rollout.records import Route, Turn
 from rollout.request import MessagePrompt, Reply, Request, TokenPrompt
@@ -42,29 +43,6 @@ from rollout.tokens.trajectory import Trajectory, ids_array
 from rollout.tokens.verify import check_reply, check_turn
 
 _log = get_logger(__name__)
-
-
-class FallbackRefused(RolloutError):
-    """A turn would go message-in although token-in is required. Nothing was sent."""
-
-    def __init__(self, fallback: Fallback) -> None:
-        detail = f" ({fallback.detail})" if fallback.detail else ""
-        super().__init__(f"token-in is required, and this turn cannot: {fallback.reason}{detail}")
-        self.reason = fallback.reason
-
-
-class _Outgoing(msgspec.Struct, kw_only=True):
-    """A prompt that is ready to be sent."""
-
-    plan: Extend | Fallback
-    route: Route
-    prompt: TokenPrompt | None = None
-    """On token-in."""
-    bridge_ids: Sequence[int] = ()
-    """On token-in from turn 2 on: what the bridge appended."""
-    bridge: str | None = None
-    previous: int | None = None
-    """The sampled node of the turn before, if any."""
 
 
 class Session:
@@ -168,24 +146,36 @@ class Session:
             self._context = key, make_context(prompt.root.tools, prompt.root.template_args)
         return self._context[1]
 
-    async def _prepare(self, prompt: Prompt, context: Context) -> _Outgoing:
+    async def _prepare(self, prompt: Prompt, context: Context) -> Outgoing:
         """Decides the route. Raises FallbackRefused."""
-        plan = self._plan(prompt)
-        if isinstance(plan, Extend) and not plan.tail:
-            sent = TokenPrompt(self.trajectory.ids(plan.node))
-            return _Outgoing(plan=plan, route=Route.TOKEN_IN, prompt=sent)
-        if isinstance(plan, Extend):
-            answered, completion_ids = self._turn_of(plan.node)
-            assert self._model.codec is not None, "_plan extends only where there is a codec"
-            previous = Previous(
-                prompt_ids=answered.ids,
-                completion_ids=completion_ids,
-                message=self._answered(plan, prompt),
-                history=prompt.messages[: max(0, plan.depth - 1)],
-            )
-            bridged = await self._model.codec.extend(previous, plan.tail, context)
-            if not isinstance(bridged, Declined):
-                return _Outgoing(
+        match allowed(self._planner.plan(prompt, self._last), self._model):
+            case Extend(node=node, tail=[]) as plan:
+                return Outgoing(plan=plan, route=Route.TOKEN_IN, prompt=TokenPrompt(self.trajectory.ids(node)))
+            case Extend() as plan:
+                outgoing = await self._extend(plan, prompt, context)
+            case Fallback() as outgoing:
+                pass
+        if isinstance(outgoing, Outgoing):
+            return outgoing
+        self._note(outgoing)
+        return await self._fall_back(outgoing, prompt, context)
+
+    async def _extend(self, plan: Extend, prompt: Prompt, context: Context) -> Outgoing | Fallback:
+        """The prompt with its tail bridged, or why no bridge has it."""
+        answered, completion_ids = self._turn_of(plan.node)
+        assert self._model.codec is not None, "what is `allowed` extends only where there is a codec"
+        previous = Previous(
+            prompt_ids=answered.ids,
+            completion_ids=completion_ids,
+            message=self._answered(plan, prompt),
+            history=prompt.messages[: max(0, plan.depth - 1)],
+        )
+        match await self._model.codec.extend(previous, plan.tail, context):
+            case Declined(reason=detail):
+                reason = FallbackReason.BRIDGE_DECLINED
+                return Fallback(reason=reason, detail=detail, previous=plan.node, depth=plan.depth)
+            case bridged:
+                return Outgoing(
                     plan=plan,
                     route=Route.TOKEN_IN,
                     prompt=answered.extended([*completion_ids, *bridged.ids]),
@@ -193,10 +183,6 @@ class Session:
                     bridge=bridged.bridge,
                     previous=plan.node,
                 )
-            reason = FallbackReason.BRIDGE_DECLINED
-            plan = Fallback(reason=reason, detail=bridged.reason, previous=plan.node, depth=plan.depth)
-        self._note(plan)
-        return await self._fall_back(plan, prompt, context)
 
     def _turn_of(self, node: int) -> tuple[TokenPrompt, list[int]]:
         """The prompt and the completion of the turn that a sampled node ends."""
@@ -210,21 +196,6 @@ class Session:
         theirs = prompt.messages[plan.depth - 1] if plan.depth else None
         return theirs if theirs is not None and theirs.tool_calls else self.trajectory.nodes[plan.node].message
 
-    def _plan(self, prompt: Prompt) -> Extend | Fallback:
-        plan = self._planner.plan(prompt, self._last)
-        if plan == Fallback(reason=FallbackReason.FIRST_TURN):
-            return plan
-        previous = plan.node if isinstance(plan, Extend) and plan.tail else getattr(plan, "previous", None)
-        depth = plan.depth
-        if self._model.config.mode == "mito":
-            return Fallback(reason=FallbackReason.DISABLED, previous=previous, depth=depth)
-        if self._model.info.token_route is None:
-            return Fallback(reason=FallbackReason.NO_TOKEN_ROUTE, previous=previous, depth=depth)
-        if isinstance(plan, Extend) and self._model.codec is None:
-            detail = "no local tokenizer and no /tokenize: name one by --tokenizer"
-            return Fallback(reason=FallbackReason.BRIDGE_DECLINED, detail=detail, previous=previous, depth=depth)
-        return plan
-
     def _note(self, fallback: Fallback) -> None:
         """Logs a fallback once per kind and trajectory. Raises FallbackRefused where token-in is required."""
         if fallback.reason in EXPECTED_FALLBACKS:
@@ -235,16 +206,16 @@ class Session:
             self._logged.add(fallback.reason)
             _log.warning("fallback", session=self._id, reason=fallback.reason.value, detail=fallback.detail)
 
-    async def _fall_back(self, plan: Fallback, prompt: Prompt, context: Context) -> _Outgoing:
+    async def _fall_back(self, plan: Fallback, prompt: Prompt, context: Context) -> Outgoing:
         if not self._renders_here(plan, prompt):
-            return _Outgoing(plan=plan, route=Route.MESSAGE_IN, previous=plan.previous)
+            return Outgoing(plan=plan, route=Route.MESSAGE_IN, previous=plan.previous)
         ids, fault = await self._rendered(prompt, context)
         first = plan.reason is FallbackReason.FIRST_TURN
         if ids is None and first:
             plan = msgspec.structs.replace(plan, reason=FallbackReason.NOT_RENDERED, detail=fault)
             self._note(plan)
         route = Route.TOKEN_IN if first and ids is not None else Route.MESSAGE_IN
-        return _Outgoing(plan=plan, route=route, prompt=TokenPrompt(ids) if ids else None, previous=plan.previous)
+        return Outgoing(plan=plan, route=route, prompt=TokenPrompt(ids) if ids else None, previous=plan.previous)
 
     def _renders_here(self, plan: Fallback, prompt: Prompt) -> bool:
         """Whether a prompt of messages is made here and sent as ids.
@@ -271,7 +242,7 @@ class Session:
             self._logged.add(FallbackReason.NOT_RENDERED)
             return None, fault
 
-    async def _request(self, prompt: Prompt, outgoing: _Outgoing, context: Context, max_tokens: int | None) -> Request:
+    async def _request(self, prompt: Prompt, outgoing: Outgoing, context: Context, max_tokens: int | None) -> Request:
         """The request, with `max_tokens` cut to what fits. Raises ContextFull."""
         config = self._model.config
         body: TokenPrompt | MessagePrompt | None = outgoing.prompt
@@ -299,7 +270,7 @@ class Session:
         )
 
     async def _read(
-        self, reply: Reply, outgoing: _Outgoing, conversation: Sequence[Message], context: Context
+        self, reply: Reply, outgoing: Outgoing, conversation: Sequence[Message], context: Context
     ) -> Message:
         codec = self._model.codec
         message = None
@@ -315,7 +286,7 @@ class Session:
             message = number_calls(message, sum(len(earlier.tool_calls) for earlier in conversation))
         return message
 
-    def _commit(self, prompt: Prompt, outgoing: _Outgoing, request: Request, reply: Reply, message: Message) -> Turn:
+    def _commit(self, prompt: Prompt, outgoing: Outgoing, request: Request, reply: Reply, message: Message) -> Turn:
         """Puts the turn into the tree. The first change to it: nothing before can leave it half made."""
         tree, plan, sent, last = self.trajectory, outgoing.plan, outgoing.prompt, self._last
         if reply.prompt_ids is None or (sent is not None and sent.ids == ids_array(reply.prompt_ids)):
@@ -355,7 +326,7 @@ class Session:
             check_turn(tree, node, sent, reply, outgoing.previous if outgoing.route is Route.TOKEN_IN else None)
         return turn
 
-    def _is_broken(self, outgoing: _Outgoing, received: TokenPrompt | None) -> bool | None:
+    def _is_broken(self, outgoing: Outgoing, received: TokenPrompt | None) -> bool | None:
         """Whether the server's prompt departs from what was sampled before; None where that cannot be known."""
         previous = outgoing.previous
         if previous is None or received is None or not self.trajectory.nodes[previous].ids_known:
@@ -368,7 +339,7 @@ class Session:
         return received.ids[:length] != answered.ids or sampled.tolist() != completion_ids
 
     def _turn(
-        self, outgoing: _Outgoing, reply: Reply, node: int, received: TokenPrompt | None, broken: bool | None
+        self, outgoing: Outgoing, reply: Reply, node: int, received: TokenPrompt | None, broken: bool | None
     ) -> Turn:
         plan = outgoing.plan
         fallback = plan if isinstance(plan, Fallback) and outgoing.route is Route.MESSAGE_IN else None

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from rollout.chat.canonical import Match
 from rollout.chat.messages import Function, Message, ToolCall, system, user
-from rollout.play.session import FallbackRefused, Session
+from rollout.play.route import FallbackRefused
+from rollout.play.session import Session
 from rollout.records import Route
 from rollout.request import MessagePrompt
 from rollout.tokens.prefix import FallbackReason

@@ -15,8 +15,9 @@ from rollout.codec.server import ServerCodec
 from rollout.codec.types import Bridged, Context, Declined, Previous
 from rollout.config import EngineConfig
 from rollout.errors import MalformedReply, ServerBusy
+from rollout.play.route import FallbackRefused
 from rollout.play.served import ContextFull, ServedModel
-from rollout.play.session import FallbackRefused, Session
+from rollout.play.session import Session
 from rollout.records import Route
 from rollout.request import MessagePrompt, TokenPrompt, WeightSpan
 from rollout.tokens.prefix import FallbackReason
