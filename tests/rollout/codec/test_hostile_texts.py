@@ -1,0 +1,107 @@
+"""Whatever a text is, the bridge is what the template writes, its markers are text, and nothing raises."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks.kit.families import RendererFamily
+from rollout.chat.messages import Function, Message, ToolCall, user
+from rollout.codec.families import families
+from rollout.codec.local import Lane
+from rollout.codec.renderer import RendererBridge
+from rollout.codec.tokenizer import template_text
+from rollout.codec.types import Bridged, Previous, make_context
+from tests.rollout.codec.hostile import HOSTILE
+
+CALL = ToolCall(function=Function("f", '{"a": 1}'), id="call00000")
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]
+TRIMS = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{% endfor %}"
+LOOKS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content.split('</think>')[-1] }}"
+    "{% if m.content.startswith('user') %}!{% endif %}<|im_end|>\n{% endfor %}"
+)
+PROMPT = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+
+_LANES: dict[str, Lane] = {}
+
+
+def lane_of(tokenizer: Any, kind: str) -> Lane:
+    """A lane, made once: what it has learnt is on trial, too."""
+    if kind not in _LANES:
+        own = copy.deepcopy(tokenizer)
+        if kind in ("trims", "looks"):
+            own.chat_template = (TRIMS if kind == "trims" else LOOKS) + PROMPT
+        _LANES[kind] = Lane(own, "qwen3" if kind == "family" else None, "all", [tokenizer.eos_token_id])
+        if kind == "family":
+            assert _LANES[kind].renderer is not None
+            _LANES[kind].renderer.learnt_after = 1  # type: ignore[union-attr]  # said above
+    return _LANES[kind]
+
+
+def tail_of(role: str, texts: Sequence[str]) -> tuple[Message, list[Message], list[Any]]:
+    if role == "user":
+        return Message("assistant", "Yes."), [user(text) for text in texts], []
+    said = Message("assistant", tool_calls=(CALL,))
+    return said, [Message("tool", texts[0], tool_call_id=CALL.id, name="f")], TOOLS
+
+
+@settings(max_examples=150)
+@given(
+    kind=st.sampled_from(["family", "template", "trims", "looks"]),
+    role=st.sampled_from(["user", "tool"]),
+    texts=st.lists(HOSTILE, min_size=1, max_size=2),
+    earlier=HOSTILE,
+)
+def test_a_bridge_is_the_templates_text_whatever_it_is(
+    tokenizer: Any, kind: str, role: str, texts: list[str], earlier: str
+) -> None:
+    """Its text is the end of the whole conversation's, and it has no more markers than around harmless words."""
+    lane, (said, tail, tools) = lane_of(tokenizer, kind), tail_of(role, texts)
+    context, end = make_context(tools, {}), tokenizer.eos_token_id
+    history = [user(earlier)]
+    turn = Previous(prompt_ids=[1], completion_ids=[*tokenizer.encode("Yes."), end], message=said, history=history)
+    found = lane.extend(turn, tail, context)
+    if not isinstance(found, Bridged):
+        assert re.search("[\U000f0000-\U000ffffd]", "".join(texts)), found.reason
+        return
+    own = lane._tokenizer._tokenizer
+    whole = template_text(own, [*history, said, *tail], tools, {}, add_generation_prompt=True)
+    assert whole.endswith(lane.decode(found.ids))
+    words = lane.extend(turn, tail_of(role, ["x"] * len(texts))[1], context)
+    assert isinstance(words, Bridged)
+    markers = lane._tokenizer.markers_in
+    assert markers(found.ids) == markers(words.ids)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", families())
+def test_what_is_learnt_of_a_family_stays_equal_to_it(name: str) -> None:
+    """Every hand-written family, by its pattern and asked anew, over hostile texts."""
+    family = RendererFamily(name)
+    bridge = RendererBridge(family.tokenizer, name, "all")
+    bridge.learnt_after = 1
+    context = make_context([], {})
+    prompt = family.render([user("one")], [])
+    completion = family.sampled([user("one")], Message("assistant", "Yes."), [])
+    turn = Previous(prompt_ids=prompt, completion_ids=completion, message=Message("assistant", "Yes."))
+    bridge.extend(turn, [user("two")], context)
+
+    @settings(max_examples=60, deadline=None)
+    @given(HOSTILE)
+    def same(text: str) -> None:
+        try:
+            asked: object = bridge._by_family(turn, [user(text)], context)
+        except Exception as error:  # a family that raises for a text has no pattern, and raises again
+            with pytest.raises(type(error)):
+                bridge.extend(turn, [user(text)], context)
+            return
+        assert bridge.extend(turn, [user(text)], context) == asked
+
+    same()
