@@ -7,6 +7,9 @@
     types       what a bridge is asked, and what it answers
     renderer    the bridge by a hand-written family of `renderers`
     template    the bridges by stand-ins: a claim is proved against the model's own template, for each shape of tail
+    history     what a template sees of earlier messages
+    source      what a template's source says: what it looks for in texts, whether it takes parts
+    compare     whether the local tokenizer is the server's
     stand_in    a short conversation that stands for the real one in such a proof
     pattern     what a renderer writes around a text, learnt once and compared with it
     literal     markers in texts stay texts

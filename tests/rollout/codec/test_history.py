@@ -1,0 +1,89 @@
+"""A template is given what it sees of earlier messages, and no more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from benchmarks.kit.tokenizers import small_tokenizer
+from rollout.chat.messages import Message, system, user
+from rollout.codec.template import TemplateBridge
+from rollout.codec.types import Bridged, Context, Previous, make_context
+from tests.cases.prompt_kit import CHATML, PLAIN
+from tests.cases.test_tokens_history_decides_tail import INST, NO_THINK, SYSTEM_LAST
+
+NOTHING = make_context([], {})
+
+
+class Counting(TemplateBridge):
+    """Notes how many messages each rendering had."""
+
+    def __init__(self, template: str, markers: Sequence[str] = CHATML, eos: str = "<|im_end|>") -> None:
+        self.own = small_tokenizer(markers, eos=eos, chat_template=template)
+        super().__init__(self.own, [self.own.eos_token_id])
+        self.rendered: list[int] = []
+
+    def render(self, messages: Sequence[Message], context: Context, *, add_generation_prompt: bool = True) -> list[int]:
+        self.rendered.append(len(messages))
+        return super().render(messages, context, add_generation_prompt=add_generation_prompt)
+
+    def turn(self, history: Sequence[Message], tail: Sequence[Message] = (user("why?"),)) -> str:
+        """What follows a turn behind this history."""
+        end = self.own.eos_token_id
+        turn = Previous(prompt_ids=[1], completion_ids=[end], message=Message("assistant", "yo"), history=history)
+        found = self.extend(turn, tail, NOTHING)
+        assert isinstance(found, Bridged), found
+        return str(self.own.decode(found.ids))
+
+
+def talk(turns: int, first: Sequence[Message] = ()) -> list[Message]:
+    """A history of so many turns, up to a user's message."""
+    said = [m for i in range(turns) for m in (user(f"question {i}"), Message("assistant", f"answer {i}"))]
+    return [*first, *said, user("and?")]
+
+
+@pytest.mark.parametrize("first", [[], [system("Be brief.")]])
+def test_a_turn_costs_one_rendering_however_long_the_history(first: list[Message]) -> None:
+    """Where nothing is seen the history is not rendered, and its old messages are not looked at again."""
+    bridge = Counting(PLAIN)
+    history = talk(1, first)
+    bridge.turn(history)
+    for _ in range(3):
+        history = [*history, Message("assistant", "yo"), user("more")]
+        bridge.rendered.clear()
+        bridge.turn(history)
+        assert bridge.rendered == [3]
+
+
+def test_a_text_that_is_written_again_costs_its_own_length_only() -> None:
+    """A system text in the last user turn is in the head; the other messages are not."""
+    bridge = Counting(SYSTEM_LAST, INST, "</s>")
+    history = talk(40, [system("Be brief.")])
+    assert bridge.turn(history) == "[INST]Be brief.\n\nwhy?[/INST]"
+    bridge.rendered.clear()
+    assert bridge.turn(history) == "[INST]Be brief.\n\nwhy?[/INST]"
+    assert bridge.rendered == [4]
+
+
+def test_a_message_that_is_seen_is_seen_from_the_turn_on_that_has_it() -> None:
+    """A switch in the fifth message decides the turns behind it, and none before; another history is looked at anew."""
+    bridge = Counting(NO_THINK)
+    history = talk(1)
+    assert bridge.turn(history).endswith("<think>\n")
+    longer = [*history, Message("assistant", "yo"), user("now /no_think")]
+    assert bridge.turn(longer).endswith("</think>\n\n")
+    assert bridge.turn([*longer, Message("assistant", "yo"), user("more")]).endswith("</think>\n\n")
+    rewritten = [history[0], Message("assistant", "other"), *longer[2:-1], user("and?")]
+    assert bridge.turn(rewritten).endswith("<think>\n")
+
+
+def test_what_is_remembered_of_histories_is_bounded() -> None:
+    """Ever new conversations leave no more behind than a memo's size."""
+    bridge = Counting(NO_THINK)
+    for number in range(40):
+        bridge.turn([system(f"{number} /no_think"), user(f"{number}")])
+    memos: dict[str, Any] = {name: memo for name, memo in vars(bridge._shapes).items() if hasattr(memo, "size")}
+    assert memos
+    assert all(len(memo) <= memo.size <= 1_024 for memo in memos.values())
