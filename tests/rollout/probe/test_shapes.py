@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 
-from rollout.codec.local import load_codec
+from benchmarks.kit.tokenizers import small_tokenizer
+from rollout.codec.local import Lane, LocalCodec, load_codec
 from rollout.codec.protocol import Codec
 from rollout.codec.server import ServerCodec
 from rollout.errors import RequestRefused
 from rollout.probe.shapes import SHAPES, ShapeCheck, check_shapes, first_difference, verdict
 from rollout.transport import ServerInfo, Transport, TransportConfig
+from tests.cases.prompt_kit import BODY, CHATML, PROMPT, ShowingServer
 from transports.embedded import MODEL_DIR
 from transports.embedded.transport import open as open_embedded
 
@@ -106,3 +108,21 @@ async def test_a_prompt_that_is_a_part_of_the_other_differs_at_its_end() -> None
     codec = load_codec(str(MODEL_DIR))
     drift = await first_difference([5, 6], [5, 6, 7], codec)
     assert (drift.at, drift.here, drift.there) == (2, [5, 6], [5, 6, 7])
+
+
+@pytest.mark.parametrize("local", [True, False])
+async def test_a_template_that_leaves_a_message_out_is_named(local: bool) -> None:
+    """A tool's result that the model would never see is a finding, although both sides render the same."""
+    template = "{% for m in messages %}{% if m.role != 'tool' %}" + BODY + "{% endif %}{% endfor %}" + PROMPT
+    tokenizer = small_tokenizer(CHATML, eos="<|im_end|>", chat_template=template)
+    server = ShowingServer(tokenizer, [])
+    if local:
+        codec: Codec = LocalCodec(lambda: Lane(tokenizer, None, "all", [tokenizer.eos_token_id]), "template")
+    else:
+        codec = ServerCodec(server)
+        codec.stop_token_ids = [tokenizer.eos_token_id]
+    found = {check.shape: check for check in await check_shapes(server, server.info, codec, {})}
+    for shape in ("tool", "several results", "tool then user", "long result"):
+        assert found[shape].exact is False
+        assert "the template does not show the tool message" in found[shape].why
+    assert found["user"].exact
