@@ -7,6 +7,7 @@ the ratios of pairs: machines are noisy, and so are servers.
     settings    what is compared, and in which order
     replay      a recorded run's environment, played again
     measure     one run of one mode, and what it cost
+    never_sampled  what a trainer would learn that nobody sampled
     report      ratios, tables, files
     page        the report for a browser
 """

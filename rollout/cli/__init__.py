@@ -2,7 +2,9 @@
 
 app            all commands
 run_command    `rollout run` and its options
-*_commands     the others, by what they are about; `options` has what several take
+server_commands  `rollout probe`, `bench`, `serve`, `model`
+folder_commands  `rollout export`, `show`, `envs`
+options        what several of them take
 command        what every command does around its work: output, signals, exit status
 run            `rollout run`: from settings to a finished folder
 resume         `--resume`: what is missing of the same tasks

@@ -1,7 +1,21 @@
 """The embedded model: a small Qwen3 transformer run by numpy, served as vLLM or Dynamo would serve it.
 
-`app.create_app` makes the ASGI app, `engine.Engine` samples, `model.Model` computes. `train` makes
-the model folder from nothing.
+    app            the ASGI app: one engine behind vLLM's wire or Dynamo's
+    vllm_routes    vLLM's routes
+    dynamo_routes  Dynamo's
+    wire           what both share: bodies, refusals, answers
+    chat           text and ids, without transformers
+    engine         continuous batching in one thread
+    jobs           what the engine is asked for, and what it keeps of it
+    model          the transformer
+    cache          keys and values, and the blocks that later prompts reuse
+    sampling       logits -> tokens and their logprobs
+    weights_file   reads safetensors
+    metrics        counters, under the names of the server that is played
+    transport      the real client against the app, with no socket between
+    serve          the app on a port: `rollout serve`
+
+`benchmarks.embedded_train` makes the model folder from nothing.
 """
 
 from __future__ import annotations

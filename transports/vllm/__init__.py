@@ -1,4 +1,8 @@
-"""vLLM: its routes by `transport`, and what goes over them, both ways, by `wire`."""
+"""vLLM.
+
+transport   its routes, and what each is asked for
+wire        what goes over them, both ways
+"""
 
 from rollout.moved import forward
 

@@ -17,7 +17,11 @@ Which reader serves is a question of the model, not of who renders its prompts.
     sections    calls between tokens, in a section: DeepSeek, Kimi
     bare        calls without a marker: Llama, xLAM
     pythonic    calls as Python: Llama 4, LFM2, Olmo, Gemma
-    mistral, harmony, gemma
+    mistral     Mistral's calls, in the formats of its tokenizers
+    harmony     turns made of messages of their own, each with a header: gpt-oss
+    gemma       Gemma's notation
+    response_template  the format that a tokenizer documents for transformers, read by transformers
+    plain       answers without calls, where no reader fits
 
 Others take `Reader`, `Sampled`, `choose_reader` and `read`.
 """
