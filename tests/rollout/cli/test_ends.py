@@ -71,6 +71,7 @@ SIGNALS = textwrap.dedent("""
     import asyncio, os, signal, sys, time
     from rollout.cli import ends
     ends.ONE_SIGNAL_S = 0.0
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
     async def main(signals):
         loop, first, second = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
         with signals.meaning(first.set, second.set):
