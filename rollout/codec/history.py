@@ -28,6 +28,9 @@ from rollout.memo import Memo
 
 _CALL_ID = "call00000"
 
+#: Histories of so many messages are rendered whole once for each length.
+_FEW = 16
+
 #: Texts that are kept as they are in what is remembered of messages; longer ones by their digest.
 _SHORT = 64
 
@@ -37,6 +40,19 @@ class Unprovable(msgspec.Struct, frozen=True):
 
     reason: str
     day: datetime.date
+
+
+class Walked(msgspec.Struct, frozen=True):
+    """A history, and what is seen of it."""
+
+    messages: list[Message] = []
+    seen: Sequence[Message] = ()
+    """Those that change what the template writes behind the turn."""
+    kinds: frozenset[object] = frozenset()
+    """Roles, and whether the model called and reasoned."""
+
+
+_NOTHING = Walked()
 
 
 class ShapeCache:
@@ -53,8 +69,9 @@ class ShapeCache:
         """Whether a message of a history changes what follows."""
         self._heads = Memo[object, bool](size)
         """Whether a short head stands for a history."""
-        self._walked = Memo[object, tuple[list[Message], list[Message]]](2 * size)
-        """Histories, and which of their messages are seen: the next turn's has a few messages more."""
+        self._walked = Memo[object, Walked](2 * size)
+        self._wholes = Memo[object, bool](4 * size)
+        """Whether the same follows behind a whole history as behind a word."""
         self._before = Memo[object, list[int]](size)
         """What stood before the close last time."""
 
@@ -111,21 +128,52 @@ class ShapeCache:
         history = previous.history
         if not history:
             return HEAD
-        name = (key, id(history[0]))
-        walked, seen = self._walked.get(name, ([], []))
-        if walked != history[: len(walked)]:  # the same objects mostly, so that an old message costs nothing
-            walked, seen = [], []
-        if len(walked) < len(history):
-            for at in range(len(walked), len(history)):
-                if (yield from self._is_seen(key, shape, history[at], at == 0, previous, tail)):
-                    seen = [*seen, history[at]]
-            self._walked[name] = list(history), seen
-        if not seen:
-            return HEAD
-        head = _short_head(history, seen)
+        walked = yield from self._walk(key, shape, previous, tail)
+        if not walked.seen:
+            return HEAD if (yield from self._is_as_behind_a_word(key, walked.kinds, shape, previous, tail)) else history
+        head = _short_head(history, walked.seen)
         if head is not None and (yield from self._stands_for(key, head, shape, previous, tail)):
             return head
         return history
+
+    def _walk(self, key: object, shape: Shape, previous: Previous, tail: Sequence[Message]) -> Steps[Walked]:
+        """What is seen of a history. The next turn's has a few messages more, and only those are looked at."""
+        history = previous.history
+        name = (key, id(history[0]))
+        known = self._walked.get(name, _NOTHING)
+        if known.messages != history[: len(known.messages)]:  # the same objects mostly, compared at once
+            known = _NOTHING
+        if len(known.messages) == len(history):
+            return known
+        seen, kinds = list(known.seen), set(known.kinds)
+        for at in range(len(known.messages), len(history)):
+            message = history[at]
+            kinds.add((message.role, bool(message.tool_calls), message.reasoning_content is not None))
+            if (yield from self._is_seen(key, shape, message, at == 0, previous, tail)):
+                seen.append(message)
+        self._walked[name] = known = Walked(list(history), seen, frozenset(kinds))
+        return known
+
+    def _is_as_behind_a_word(
+        self, key: object, kinds: frozenset[object], shape: Shape, previous: Previous, tail: Sequence[Message]
+    ) -> Steps[bool]:
+        """Whether the same follows behind a whole history as behind a word.
+
+        No message of it is seen, but a template may count them, or look at the model's own. So a history is rendered
+        whole, its long texts shortened, once for each length (each double of a long one) and for what kinds of messages
+        are in it.
+        """
+        length = len(previous.history)
+        name = (key, length if length <= _FEW else -length.bit_length(), kinds)
+        if name not in self._wholes:
+            turn = stand_in.stand_in_turn(previous.message, tail, shape.form)
+            try:
+                whole = map(_shortened, previous.history)
+                ids = yield Conversation([*whole, turn, *stand_in.with_words(tail)])
+                self._wholes[name] = ids[-len(shape.following) :] == shape.following
+            except NotRendered:  # a message that the template takes no more: what is there was sampled, and stands
+                self._wholes[name] = True
+        return self._wholes[name]
 
     def _is_seen(
         self, key: object, shape: Shape, message: Message, first: bool, previous: Previous, tail: Sequence[Message]
@@ -171,6 +219,14 @@ class ShapeCache:
             following = first[stand_in.common_prefix(first, second) :]
             self._heads[name] = bool(following) and whole[-len(following) :] == following
         return self._heads[name]
+
+
+def _shortened(message: Message) -> Message:
+    """The message without a long text, which is not seen."""
+    if len(message.text) + len(message.reasoning_content or "") <= _SHORT:
+        return message
+    reasoning = "." if message.reasoning_content else None
+    return msgspec.structs.replace(message, content="." if message.text else None, reasoning_content=reasoning)
 
 
 def _behind(message: Message, first: bool) -> Sequence[Message]:

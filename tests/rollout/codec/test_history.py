@@ -46,15 +46,37 @@ def talk(turns: int, first: Sequence[Message] = ()) -> list[Message]:
 
 @pytest.mark.parametrize("first", [[], [system("Be brief.")]])
 def test_a_turn_costs_one_rendering_however_long_the_history(first: list[Message]) -> None:
-    """Where nothing is seen the history is not rendered, and its old messages are not looked at again."""
+    """Where nothing is seen it is rendered once for each length, each double of a long one, and not looked at again."""
     bridge = Counting(PLAIN)
     history = talk(1, first)
     bridge.turn(history)
-    for _ in range(3):
+    bridge.rendered.clear()
+    for _ in range(30):
         history = [*history, Message("assistant", "yo"), user("more")]
-        bridge.rendered.clear()
         bridge.turn(history)
-        assert bridge.rendered == [3]
+    assert bridge.rendered.count(3) == 30
+    assert len(bridge.rendered) - 30 <= 10
+    bridge.rendered.clear()
+    bridge.turn([*talk(1, first)[:-1], user("another")])
+    bridge.turn([*talk(30, first)[:-1], user("another")])
+    assert bridge.rendered == [3, 3]
+
+
+COUNTS = PLAIN.replace("assistant\n", "assistant{{ '!' if messages | length > 8 else '' }}\n")
+CALLED = PLAIN.replace("assistant\n", "assistant{{ '!' if messages[1].reasoning_content else '' }}\n")
+
+
+def test_a_template_that_counts_or_looks_at_the_models_turns_is_followed() -> None:
+    """What no message of a user decides is found in the whole history."""
+    counts, looks = Counting(COUNTS), Counting(CALLED)
+    history = talk(1)
+    for _ in range(8):
+        marked = "assistant!" in counts.turn(history)
+        assert marked is (len(history) + 2 > 8)
+        history = [*history, Message("assistant", "yo"), user("more")]
+    reasoned = [user("a"), Message("assistant", "b", reasoning_content="r"), user("c")]
+    assert "assistant!" not in looks.turn(talk(1))
+    assert "assistant!" in looks.turn(reasoned)
 
 
 def test_a_text_that_is_written_again_costs_its_own_length_only() -> None:
