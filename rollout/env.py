@@ -133,7 +133,7 @@ class Env:
         raise NotImplementedError(f"{type(self).__name__} has no reset")
 
     def step(self, message: Message) -> Step | Awaitable[Step]:
-        """Answers the assistant's message.
+        """Answers the assistant's message; `self.finish_reason` says whether it was cut off.
 
         `message.tool_calls` are the calls that could be read; `message.malformed_tool_calls` those
         that could not, with their raw text.

@@ -26,6 +26,10 @@ REMEDIES = {
 }
 
 
+#: What models' own settings say, as generation_config.json has them, and what changes nothing.
+_NAMED = {"temperature": 1, "top_p": 1, "top_k": -1}
+
+
 class Doubt(NamedTuple):
     """Why logprobs may mislead, and what to do."""
 
@@ -42,9 +46,10 @@ def doubt(info: ServerInfo, config: EngineConfig) -> Doubt | None:
         return None  # nobody learns from what was not drawn
     said = told(drawn)
     server = REMEDIES.get(info.dialect, f"have the server report them after temperature and filters (vLLM: {_FLAG})")
-    if drawn.temperature is None:
-        why = "the server does not say at which temperature it samples by itself, so that the samples cannot say it"
-        return Doubt("temperature_unknown", why, "give one, such as -s temperature=1")
+    if unknown := [name for name in _NAMED if getattr(drawn, name) is None]:
+        why = f"the server does not say how it samples by itself ({', '.join(unknown)}): vLLM takes a model's own settings"
+        flags = " ".join(f"-s {name}={_NAMED[name]}" for name in unknown)
+        return Doubt("sampling_unknown", why, f"give them: {flags}")
     if info.logprobs_mode == "processed_logprobs":
         filters = {name: value for name, value in changed.items() if name != "temperature"}
         if not filters:

@@ -71,7 +71,7 @@ async def probe(config: EngineConfig) -> Probe:
         command="",
     )
     flags, found.advice = _advice(config, info, codec, found)
-    if (doubts := doubt(info, config)) is not None and doubts.event != "temperature_unknown":
+    if (doubts := doubt(info, config)) is not None and doubts.event != "sampling_unknown":
         found.advice.append(f"{doubts.why}: {doubts.remedy}")
     found.command = shlex.join(command_line(config, info, codec) + flags)
     return found

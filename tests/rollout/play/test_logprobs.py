@@ -26,8 +26,9 @@ FILTERED = Sampling(top_p=0.95)
         ("raw_logprobs", Sampling(), {"temperature": 0.7}, "logprobs_before_sampling"),
         ("raw_logprobs", FILTERED, {}, "logprobs_before_sampling"),
         ("raw_logprobs", FILTERED, {"top_p": 1.0}, None),
-        ("raw_logprobs", None, {"temperature": 1.0}, None),
-        ("raw_logprobs", None, {}, "temperature_unknown"),
+        ("raw_logprobs", None, {"temperature": 1.0, "top_p": 1.0, "top_k": -1}, None),
+        ("raw_logprobs", None, {"temperature": 1.0}, "sampling_unknown"),
+        ("processed_logprobs", None, {}, "sampling_unknown"),
         ("processed_logprobs", Sampling(), {"temperature": 0.7}, None),
         ("processed_logprobs", FILTERED, {"temperature": 0.7}, "logprobs_after_filters"),
         (None, Sampling(), {"temperature": 0.7}, "logprobs_meaning_unknown"),
@@ -42,6 +43,14 @@ def test_what_may_mislead_is_named(mode: Any, defaults: Any, sampling: dict[str,
     if event in ("logprobs_before_sampling", "logprobs_meaning_unknown"):
         assert found is not None
         assert found.remedy.startswith("start vLLM with --logprobs-mode processed_logprobs, or sample at temperature 1")
+
+
+def test_what_is_not_known_is_asked_for() -> None:
+    """By the very flags that settle it."""
+    info = ServerInfo(dialect="dynamo", model="m", logprobs_mode="raw_logprobs")
+    found = doubt(info, EngineConfig(sampling={"temperature": 0.8}))
+    assert found is not None
+    assert found.remedy == "give them: -s top_p=1 -s top_k=-1"
 
 
 async def test_an_engine_says_it_once() -> None:
