@@ -47,7 +47,8 @@ def doubt(info: ServerInfo, config: EngineConfig) -> Doubt | None:
     said = told(drawn)
     server = REMEDIES.get(info.dialect, f"have the server report them after temperature and filters (vLLM: {_FLAG})")
     if unknown := [name for name in _NAMED if getattr(drawn, name) is None]:
-        why = f"the server does not say how it samples by itself ({', '.join(unknown)}): vLLM takes a model's own settings"
+        names = ", ".join(unknown)
+        why = f"the server does not say how it samples by itself ({names}): vLLM takes a model's own settings"
         flags = " ".join(f"-s {name}={_NAMED[name]}" for name in unknown)
         return Doubt("sampling_unknown", why, f"give them: {flags}")
     if info.logprobs_mode == "processed_logprobs":
