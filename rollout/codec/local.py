@@ -140,6 +140,8 @@ class Lane:
 class LocalCodec(Codec):
     """Bridges over a local tokenizer."""
 
+    has_tokenizer = True
+
     def __init__(self, make_lane: Callable[[], Lane], description: str) -> None:
         self._here = make_lane()
         # Made now: copying a tokenizer lets no other thread run, and would stop a loop that plays for a second.

@@ -37,6 +37,9 @@ class Codec:
             )
         return read(self.reader or PLAIN, sampled)
 
+    has_tokenizer = False
+    """Whether prompts are made here, by the model's own tokenizer, and not by a server."""
+
     vocab_size: int | None = None
     """How many ids the tokenizer has; None where it is the server's."""
 

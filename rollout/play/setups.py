@@ -20,6 +20,7 @@ import anyio.lowlevel
 from rollout.env import Env
 from rollout.errors import RolloutError, UserCodeFailed
 from rollout.log import get_logger
+from rollout.play.answers import reading
 from rollout.play.faults import EnvironmentFault
 from rollout.play.host import Host, Hosts
 from rollout.records import FailureKind
@@ -60,7 +61,8 @@ class Setup:
         if self._failed:
             await anyio.lowlevel.checkpoint()  # whoever ends the run has cancelled this
             raise EnvironmentFault("its setup failed", kind=FailureKind.CANCELLED)
-        env.shared = self._value
+        with reading("env.shared"):  # the environment may have a property of that name
+            env.shared = self._value
 
     async def enter(self) -> None:
         """Enters it, in its task, and sees whether it breaks. Returns where it fails."""

@@ -8,7 +8,6 @@ import msgspec
 
 from rollout.address import shown_url
 from rollout.chat.messages import user
-from rollout.codec.local import LocalCodec
 from rollout.codec.protocol import Codec
 from rollout.config import EngineConfig, check_config
 from rollout.errors import TransportError
@@ -101,7 +100,7 @@ def _advice(config: EngineConfig, info: ServerInfo, codec: Codec | None, found: 
     if codec is None:
         return [], ["name the model's tokenizer by --tokenizer: without it every turn goes message-in"]
     wrong = [check for check in found.shapes if check.exact is False and check.shape != SPECIAL_TEXT]
-    if not wrong or not isinstance(codec, LocalCodec):
+    if not wrong or not codec.has_tokenizer:
         return [], []
     if any(check.drift for check in wrong):
         source = f"{config.tokenizer or info.tokenizer} is not what the server was started with (another revision?)"

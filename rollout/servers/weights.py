@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import anyio
 import msgspec
 
@@ -74,15 +71,6 @@ class Weights(msgspec.Struct):
             self._settled.set()
             self._settled = None
             self.clock.go()
-
-    @contextmanager
-    def updating(self) -> Iterator[None]:
-        """Holds back new requests."""
-        self.hold("updating")
-        try:
-            yield
-        finally:
-            self.release("updating")
 
     @property
     def state(self) -> WeightsState:

@@ -173,7 +173,7 @@ class LocalLaunch:
     """Starts processes that have none of this one's state, each as this one stands now."""
 
     def __init__(self, main_script: bool = True) -> None:
-        """`main_script` says whether they import the script that this one was started by.
+        """`main_script` says whether they import the script that this one was started by as they begin.
 
         Raises RolloutError in a worker that does so, where the script has no guard.
         """
@@ -186,7 +186,10 @@ class LocalLaunch:
             ) from error
         del self._start["authkey"]  # a secret, for managers of multiprocessing, which a worker has of its own
         if not main_script:
-            self._start = {name: value for name, value in self._start.items() if not name.startswith("init_main")}
+            # It is imported once an environment of it is played, by a stream of its own.
+            main = {name: value for name, value in self._start.items() if name.startswith("init_main")}
+            self._start = {name: value for name, value in self._start.items() if name not in main}
+            self._start["main"] = main
         self._folder = self._start["dir"] = os.getcwd()
         self._start["sys_path"] = [os.path.join(self._folder, place) for place in sys.path]
         self._start["engine"] = os.getpid()

@@ -54,11 +54,10 @@ def main(start: Mapping[str, Any]) -> None:
     end = socket.socket(fileno=start["channel"])
     end.set_inheritable(False)
     os.set_inheritable(start["report"], False)
-    raised = _prepare(start)  # before there is an event loop: a script may run one of its own
+    script = _Script(start)  # before there is an event loop: a script may run one of its own
 
     def load(make_env: bytes) -> Any:
-        if raised is not None:
-            raise raised
+        script.needed_by(make_env)
         return pickle.loads(make_env)
 
     async def serve_it() -> None:
@@ -79,20 +78,35 @@ def main(start: Mapping[str, Any]) -> None:
     _leave(status, start["engine"])
 
 
-def _prepare(start: Mapping[str, Any]) -> BaseException | None:
-    """Stands where the engine stood. Where the environment is part of the script that it was started by, that is run.
+class _Script:
+    """The script that the engine was started by, which an environment may be part of: it is run here, too, once."""
 
-    Returns what the script raised.
-    """
-    current: Any = multiprocessing.current_process()
-    current._inheriting = True  # multiprocessing's own mark: a script without a guard starts no processes here
-    try:
-        spawn.prepare(dict(start))
-    except BaseException as error:
-        return error
-    finally:
-        del current._inheriting
-    return None
+    def __init__(self, start: Mapping[str, Any]) -> None:
+        """Stands where the engine stood, and runs the script where the engine's own environment is part of it."""
+        self._raised = self._prepare(start)
+        self._later: Mapping[str, Any] = start.get("main", {})
+        """What runs it, where it was not run yet."""
+        self._lock = threading.Lock()
+
+    def needed_by(self, make_env: bytes) -> None:
+        """Before an environment is loaded. Raises what the script raised."""
+        with self._lock:
+            if self._later and b"__main__" in make_env:
+                later, self._later = self._later, {}
+                self._raised = self._prepare(later)
+        if self._raised is not None:
+            raise self._raised
+
+    def _prepare(self, start: Mapping[str, Any]) -> BaseException | None:
+        current: Any = multiprocessing.current_process()
+        current._inheriting = True  # multiprocessing's own mark: a script without a guard starts no processes here
+        try:
+            spawn.prepare(dict(start))
+        except BaseException as error:
+            return error
+        finally:
+            del current._inheriting
+        return None
 
 
 def _take_signals() -> None:

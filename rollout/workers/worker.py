@@ -93,10 +93,9 @@ def _loaded(make_env: bytes, load: Callable[[bytes], Any]) -> Any:
         ) from error
 
 
-def _environment_failed(error: RolloutError) -> wire.EnvironmentFailed:
-    cause = error.__cause__
-    text = "".join(traceback.format_exception(cause)) if cause is not None else ""
-    return wire.EnvironmentFailed(_sendable(str(error)), _sendable(text))
+def _environment_failed(error: Exception) -> wire.EnvironmentFailed:
+    text = "".join(traceback.format_exception(error.__cause__ or error))
+    return wire.EnvironmentFailed(_sendable(error_text(error)), _sendable(text))
 
 
 class Other:
@@ -181,7 +180,7 @@ class _Serving:
                 # In a thread: an import may take long, and a loop that stands still is taken for one that hangs.
                 with anyio.CancelScope(shield=True):
                     other.env = await anyio.to_thread.run_sync(lambda: self._player.of(_loaded(make_env, self._load)))
-            except RolloutError as error:
+            except Exception as error:  # what looking at it raises, too
                 self._say(_environment_failed(error))
             finally:
                 other.over.set()

@@ -275,3 +275,37 @@ async def test_ever_other_arguments_are_said(said: list[Any]) -> None:
             await collect(running, 66)
     assert [entry["env"] for entry in logs if entry["event"] == "many_setups"] == ["Shared"]
     assert len(said) == 2 * 66
+
+
+async def test_an_environment_that_keeps_its_shared_to_itself_is_its_rollouts_failure() -> None:
+    """A property that cannot be set is read as what it is: the environment's fault, not ours."""
+
+    class Closed(Base):
+        @property
+        def shared(self) -> Any:
+            return None
+
+        @classmethod
+        @asynccontextmanager
+        async def setup(cls) -> AsyncIterator[None]:
+            yield
+
+    async with engine(Closed) as running:
+        (group,) = await collect(running, 1)
+    failure = group.rollouts[0].failure
+    assert failure is not None
+    assert (failure.kind, "env.shared cannot be read: AttributeError" in failure.message) == ("environment", True)
+
+
+async def test_it_is_left_when_the_engine_is_cancelled(said: list[Any]) -> None:
+    """In its own task, to its end, whatever cancels the engine."""
+    async with anyio.create_task_group() as group:
+
+        async def play() -> None:
+            async with engine(Shared, reply("x"), Stalled()) as running:
+                await collect(running, 1)
+                group.cancel_scope.cancel()
+                await collect(running, 1)
+
+        group.start_soon(play)
+    assert said == [("entered", "plain"), ("left", "plain")]

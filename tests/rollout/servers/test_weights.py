@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +84,14 @@ async def test_every_token_carries_its_version(in_flight: InFlight, other_weight
     assert {0, 2} <= seen
 
 
+@contextmanager
+def held(weights: Weights) -> Iterator[None]:
+    """Nothing is sent meanwhile."""
+    weights.hold("a test")
+    yield
+    weights.release("a test")
+
+
 async def test_a_folder_that_cannot_be_loaded_leaves_the_old_weights(tmp_path: Path) -> None:
     """A failed update is an error of the call; the server goes on with what it had, and is not left paused."""
     running = Engine(EngineConfig(max_tokens=16), GuessNumber)
@@ -157,7 +167,7 @@ async def test_nothing_is_sent_while_weights_change() -> None:
 
     running._make_env = Telling
     async with running, anyio.create_task_group() as group:
-        with running._weights.updating():
+        with held(running._weights):
             group.start_soon(collect, running, 1)
             await opened.wait()
             for _ in range(50):  # from here to the request nothing leaves the loop
@@ -221,7 +231,7 @@ async def test_weights_are_followed_from_another_process() -> None:
         sent.append(ours.now().version)
 
     async with anyio.create_task_group() as group:
-        with theirs.updating():
+        with held(theirs):
             ours.follow(theirs.state)
             group.start_soon(send)
             for _ in range(5):

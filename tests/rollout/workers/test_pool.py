@@ -357,6 +357,25 @@ async def test_an_environment_that_cannot_be_loaded_there_ends_the_run() -> None
         assert "_not_loaded" in "".join(seen.value.__notes__)
 
 
+class Unreadable:
+    """Makes environments, and raises when it is looked at."""
+
+    def __call__(self) -> Asking:
+        return Asking()
+
+    @property
+    def func(self) -> Any:
+        raise ValueError("nothing to be seen")
+
+
+async def test_an_environment_that_raises_when_it_is_looked_at_ends_no_process() -> None:
+    """Whatever comes of it, nobody waits for ever."""
+    async with engine() as running:
+        with anyio.fail_after(30):
+            groups = await collect(running, 3, env=Unreadable())
+    assert all(rollout.ok for group in groups for rollout in group.rollouts)
+
+
 @pytest.mark.parametrize("local", [pytest.param(True, marks=pytest.mark.slow), False])
 async def test_what_rollouts_share_is_entered_in_the_processes_that_play(local: bool, tmp_path: Path) -> None:
     """Once in each, and left there when the engine closes; the engine's own process enters nothing."""

@@ -157,6 +157,66 @@ def test_a_trainers_script_may_define_the_environment(tmp_path: Path) -> None:
     assert "__main__" in failed.stderr.splitlines()[-1]
 
 
+EVALUATES = """
+import asyncio, functools
+
+from envs.echo import Echo
+from rollout import Engine, EngineConfig, Env, Step, user
+from rollout.registry import env_factory
+
+print("run")
+
+
+class Mine(Env):
+    def reset(self, task):
+        return [user("Hello.")]
+
+    def step(self, message):
+        return Step(done=True, reward=2.0)
+
+
+async def main():
+    filed = env_factory("beside.py:Filed", {"reward": "3"})
+    async with Engine(EngineConfig(max_tokens=4, processes=2), functools.partial(Echo, turns=1)) as engine:
+        for env in (None, Mine, filed):
+            async for group in engine.stream([{"text": "x"}] * 4, env=env):
+                print(group.rollouts[0].ok and group.rewards)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+
+BESIDE = """
+from rollout import Env, Step, user
+
+
+class Filed(Env):
+    def __init__(self, reward: float):
+        self.reward = reward
+
+    def reset(self, task):
+        return [user("Hello.")]
+
+    async def step(self, message):
+        return Step(done=True, reward=self.reward)
+"""
+
+
+@pytest.mark.slow
+def test_a_stream_may_play_an_environment_of_the_script_or_of_a_file(tmp_path: Path) -> None:
+    """Also where the engine's own is neither: the processes import the script once they need it."""
+    (tmp_path / "trainer.py").write_text(EVALUATES)
+    (tmp_path / "beside.py").write_text(BESIDE)
+    done = subprocess.run(
+        [sys.executable, "trainer.py"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300
+    )
+    said = done.stdout.splitlines()
+    assert said[:1] == ["run"], done.stderr
+    assert said.count("[2.0]") == said.count("[3.0]") == 4, done.stderr
+    assert 2 <= said.count("run") <= 3
+
+
 LEAVING = """
 import subprocess
 from rollout import Env, user
