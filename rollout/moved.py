@@ -148,7 +148,7 @@ MOVED_NAMES = {
 }
 
 
-#: What left a class that users see, as it was one of ours -> the path to it on an object, and what is said of it.
+#: What left a class, or has another name there -> the path to it on an object. A private one was never for users.
 MOVED_MEMBERS = {
     "Engine": {"keep_untaken": "_streams.keep_untaken", "collected": "_streams.collected"},
     "EngineThread": {
@@ -157,6 +157,8 @@ MOVED_MEMBERS = {
         "keep_unclaimed": "_runner.keep_unclaimed",
         "end_unread": "_runner.end_unread",
     },
+    "Fleet": {"standing": "state"},
+    "Weights": {"standing": "state"},
 }
 
 
@@ -189,12 +191,13 @@ def forward_names(module: str) -> Callable[[str], Any]:
 
 
 def forward_members(kind: type) -> None:
-    """Has a class hand on methods that have left it, as they were the engine's own."""
+    """Has a class hand on what has left it."""
 
     def __getattr__(self: Any, name: str) -> Any:
         if (path := MOVED_MEMBERS[kind.__name__].get(name)) is None:
             raise AttributeError(f"{kind.__name__!r} object has no attribute {name!r}")
-        said = f"{kind.__name__}.{name} is the engine's own business, and goes with the next release"
+        place = "the engine's own business" if path.startswith("_") else f"{kind.__name__}.{path} now"
+        said = f"{kind.__name__}.{name} is {place}; the old name goes with the next release"
         warnings.warn(said, DeprecationWarning, stacklevel=2)
         return operator.attrgetter(path)(self)
 

@@ -28,6 +28,7 @@ from rollout.errors import (
 from rollout.histogram import Histogram, added
 from rollout.log import get_logger
 from rollout.loop.deadlines import Clock
+from rollout.moved import forward_members
 from rollout.request import MessagePrompt, Reply, Request
 from rollout.servers.completion import with_version
 from rollout.servers.placement import Placement
@@ -392,6 +393,9 @@ class Fleet(Transport):
 
     def _urls(self) -> str:
         return ", ".join(server.url for server in self._servers)
+
+
+forward_members(Fleet)
 
 
 def _sum(values: Sequence[int | None]) -> int | None:

@@ -6,6 +6,7 @@ import anyio
 import msgspec
 
 from rollout.loop.deadlines import Clock
+from rollout.moved import forward_members
 from rollout.transport import InFlight
 
 __all__ = ["InFlight", "Sent", "Weights", "WeightsState"]
@@ -114,3 +115,6 @@ class Weights(msgspec.Struct):
         if not self.updates or self.version is None:
             return own
         return f"{own}/{self.version}" if own else self.version
+
+
+forward_members(Weights)
