@@ -278,8 +278,9 @@ def _content(value: Any) -> str | tuple[dict[str, Any], ...] | None:
 def _part(part: dict[str, Any]) -> dict[str, Any]:
     """A content part without what carries nothing. What it is called after is its content: a part `audio` has audio."""
     kind = part.get("type") or "text"
+    kind = "text" if kind in ("input_text", "output_text") else kind  # as the Responses API calls it
     own = {kind: part[kind]} if kind in NOISE_KEYS and kind in part else {}
-    return {"type": kind, **pruned(part), **own}
+    return {**pruned(part), **own, "type": kind}
 
 
 def _tool_call(value: Any) -> ToolCall:

@@ -148,11 +148,17 @@ class ShapeCache:
         seen, kinds = list(known.seen), set(known.kinds)
         for at in range(len(known.messages), len(history)):
             message = history[at]
-            kinds.add((message.role, bool(message.tool_calls), message.reasoning_content is not None))
+            kinds.add(self._kind(message))
             if (yield from self._is_seen(key, shape, message, at == 0, previous, tail)):
                 seen.append(message)
         self._walked[name] = known = Walked(list(history), seen, frozenset(kinds))
         return known
+
+    def _kind(self, message: Message) -> object:
+        """Equal for messages that a template treats alike, as far as one can know."""
+        if message.role == "assistant" and self._looks_for is not None and self._looks_for(message.text):
+            return digest(message)  # it may find something in what the model said
+        return message.role, bool(message.tool_calls), message.reasoning_content is not None
 
     def _is_as_behind_a_word(
         self, key: object, kinds: frozenset[object], shape: Shape, previous: Previous, tail: Sequence[Message]
@@ -168,7 +174,7 @@ class ShapeCache:
         if name not in self._wholes:
             turn = stand_in.stand_in_turn(previous.message, tail, shape.form)
             try:
-                whole = map(_shortened, previous.history)
+                whole = [m if self._looks_for and self._looks_for(m.text) else _shortened(m) for m in previous.history]
                 ids = yield Conversation([*whole, turn, *stand_in.with_words(tail)])
                 self._wholes[name] = ids[-len(shape.following) :] == shape.following
             except NotRendered:  # a message that the template takes no more: what is there was sampled, and stands

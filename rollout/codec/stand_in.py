@@ -20,6 +20,7 @@ serves a local tokenizer and a server's /tokenize.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from typing import Literal, TypeVar
 
@@ -230,12 +231,19 @@ def drive(steps: Steps[T], render: Callable[[Conversation], list[int]]) -> T:
             try:
                 ids = render(wanted)
             except Exception as error:  # templates raise Jinja's errors, renderers their own: the steps may know better
-                wanted = steps.throw(NotRendered(f"the template refuses: {error_text(error)}"))
+                wanted = steps.throw(NotRendered(f"the template refuses{_at_line(error)}: {error_text(error)}"))
             else:
                 wanted = steps.send(ids)
     except StopIteration as stop:
         result: T = stop.value
         return result
+
+
+def _at_line(error: Exception) -> str:
+    """Where in a Jinja template an error arose; "" for what is no template's."""
+    frames = traceback.walk_tb(error.__traceback__)
+    lines = [line for frame, line in frames if frame.f_code.co_filename == "<template>"]
+    return f" at its line {lines[-1]}" if lines else ""
 
 
 def shape_key(previous: Message | None, tail: Sequence[Message]) -> tuple[object, ...]:

@@ -51,7 +51,7 @@ def _load(name: str) -> Any:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    folder = Path(name).expanduser()
+    folder = model_folder(name) or Path(name).expanduser()
     if folder.exists() and not any((folder / file).exists() for file in ("tokenizer.json", "tokenizer_config.json")):
         raise ConfigError(f"no tokenizer in folder {name!r}: it has no tokenizer.json; name another by --tokenizer")
     try:
@@ -70,15 +70,31 @@ def configured_stop_ids(tokenizer: Any, name: str) -> list[int]:
     """
     stops = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
     for file in ("generation_config.json", "config.json"):
-        eos = _model_file(name, file).get("eos_token_id")
-        stops += [token for token in (eos if isinstance(eos, list) else [eos]) if isinstance(token, int)]
+        found = _model_file(name, file)
+        for part in (found, found.get("text_config")):  # models that see have their text's settings apart
+            eos = part.get("eos_token_id") if isinstance(part, dict) else None
+            stops += [token for token in (eos if isinstance(eos, list) else [eos]) if isinstance(token, int)]
     return list(dict.fromkeys(stops))
+
+
+def model_folder(name: str) -> Path | None:
+    """The folder that a name is, or the snapshot in it where that is a model's folder of the hub's cache."""
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        return None
+    snapshots, main = folder / "snapshots", folder / "refs" / "main"
+    if not snapshots.is_dir():
+        return folder
+    if main.is_file() and (snapshots / main.read_text().strip()).is_dir():
+        return snapshots / main.read_text().strip()
+    return max((each for each in snapshots.iterdir() if each.is_dir()), key=lambda p: p.stat().st_mtime, default=folder)
 
 
 def _model_file(name: str, file: str) -> dict[str, Any]:
     """One of a model's JSON files; empty where it has none that can be read."""
-    path: str | Path | None = Path(name).expanduser() / file
-    if not Path(name).expanduser().is_dir():
+    folder = model_folder(name)
+    path: str | Path | None = folder / file if folder is not None else None
+    if folder is None:
         from transformers.utils.hub import cached_file
 
         with contextlib.suppress(Exception):  # a hub that cannot be reached, or has no such file

@@ -22,7 +22,7 @@ CODE = "import sys; from rollout.codec.local import load_codec; print(load_codec
 @pytest.mark.slow
 @pytest.mark.parametrize("file", ["generation_config.json", "config.json"])
 def test_stop_tokens_come_from_the_models_files_wherever_they_lie(file: str, tmp_path: Path) -> None:
-    """Gemma's turns end with <end_of_turn>, which its tokenizer does not say: in a folder, and in the hub's cache."""
+    """Gemma's turns end with <end_of_turn>, which its tokenizer does not say: in a folder, or the hub's cache."""
     tokenizer = small_tokenizer(
         ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"), eos="<eos>", chat_template=TEMPLATE
     )
@@ -36,7 +36,7 @@ def test_stop_tokens_come_from_the_models_files_wherever_they_lie(file: str, tmp
     (snapshot / "config.json").write_text(json.dumps({"model_type": "qwen3"}))
     (snapshot / file).write_text(json.dumps({"model_type": "qwen3", "eos_token_id": ends}))
     environ = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    for name in (str(snapshot), "acme/chat-1b"):
+    for name in (str(snapshot), "acme/chat-1b", str(snapshot.parents[1])):
         done = subprocess.run(
             [sys.executable, "-c", CODE, name], env=environ, capture_output=True, text=True, check=False
         )

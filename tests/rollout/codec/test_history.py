@@ -63,6 +63,9 @@ def test_a_turn_costs_one_rendering_however_long_the_history(first: list[Message
 
 
 COUNTS = PLAIN.replace("assistant\n", "assistant{{ '!' if messages | length > 8 else '' }}\n")
+SAID = PLAIN.replace(
+    "assistant\n", "assistant{{ '!' if messages[1].role == 'assistant' and '(!)' in messages[1].content else '' }}\n"
+)
 CALLED = PLAIN.replace("assistant\n", "assistant{{ '!' if messages[1].reasoning_content else '' }}\n")
 
 
@@ -75,6 +78,10 @@ def test_a_template_that_counts_or_looks_at_the_models_turns_is_followed() -> No
         assert marked is (len(history) + 2 > 8)
         history = [*history, Message("assistant", "yo"), user("more")]
     reasoned = [user("a"), Message("assistant", "b", reasoning_content="r"), user("c")]
+    finds = Counting(SAID)
+    long = "word " * 100
+    for text, marked in (("b", False), (f"{long}(!)", True), (long, False), ("(!)", True)):
+        assert ("assistant!" in finds.turn([user("a"), Message("assistant", text), user("c")])) is marked
     assert "assistant!" not in looks.turn(talk(1))
     assert "assistant!" in looks.turn(reasoned)
 

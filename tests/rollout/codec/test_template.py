@@ -382,3 +382,27 @@ def test_a_renderer_whose_bridge_is_not_what_it_renders_declines(
     assert isinstance(declined, Declined)
     assert "is not what it renders" in declined.reason
     assert isinstance(bridge.stand_in.extend(turn, [user("x")], PLAIN), Bridged)
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        ("{{ raise_exception('no tools here') }}", "no tools here"),
+        ("{{ m.nothing.at_all }}", "no attribute 'nothing'"),
+        ("{{ m.content + 1 }}", "concatenate"),
+        ("{% macro f(n) %}{{ f(n) }}{% endmacro %}{{ f(1) }}", "recursion"),
+    ],
+)
+def test_a_decline_names_the_templates_line(tokenizer: Any, rule: str, said: str) -> None:
+    """Whatever a template raises is a decline with its own words and where it said them."""
+    own = copy.deepcopy(tokenizer)
+    own.chat_template = (
+        "{% for m in messages %}\n{% if m.role == 'tool' %}\n" + rule + "{% endif %}<|im_start|>{{ m.role }}\n"
+        "{{ m.content }}<|im_end|>{% endfor %}"
+    )
+    bridge = TemplateBridge(own, [tokenizer.eos_token_id])
+    turn = Previous(prompt_ids=[1], completion_ids=[tokenizer.eos_token_id], message=Message("assistant", "x"))
+    found = bridge.extend(turn, [Message("tool", "r", tool_call_id="c")], make_context([], {}))
+    assert isinstance(found, Declined)
+    assert "the template refuses at its line 3: " in found.reason
+    assert said in found.reason
