@@ -4,8 +4,9 @@
 
 Plays conversations of three turns through the real session, prefix and bridge, and checks the four invariants and
 the samples of each; where the family's own rendering of the whole conversation can be a measure, the prompt is
-compared with it. Prints how many later turns went token-in, family by shape. Ends with status 1 where anything is
-broken, or where a turn fell back that `EXPECTED` does not explain.
+compared with it. What is sampled whole is read as it was meant: text, reasoning, and calls to the last value. Prints
+how many later turns went token-in, family by shape. Ends with status 1 where anything is broken, or where a turn fell
+back that `EXPECTED` does not explain.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ class Cell(msgspec.Struct, kw_only=True):
     exact: int = 0
     unmeasured: int = 0
     provoked: int = 0
+    read: int = 0
+    """Answers that were read as they were meant, to the last value."""
     fallbacks: Counter[str] = msgspec.field(default_factory=Counter)
     refused: Counter[str] = msgspec.field(default_factory=Counter)
     broken: Counter[str] = msgspec.field(default_factory=Counter)
@@ -52,6 +55,7 @@ class Cell(msgspec.Struct, kw_only=True):
         self.exact += outcome.exact
         self.unmeasured += outcome.unmeasured
         self.provoked += outcome.provoked
+        self.read += outcome.read
         for what, count in outcome.fallbacks.items():
             self.fallbacks[f"{kind}: {what}"] += count
         for what in outcome.refusals:
@@ -174,6 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     cell = total(cell for row in rows.values() for cell in row.values())
     print(
         f"\n{len(names)} families, {cell.extended} turns token-in, {cell.fallbacks.total()} fell back, "
+        f"{cell.read} answers read as they were meant, "
         f"{cell.broken.total()} broken, {len(wrong)} unexplained, {time.perf_counter() - started:.0f} s"
     )
     return 1 if wrong else 0

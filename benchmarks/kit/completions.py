@@ -31,16 +31,19 @@ class Kind(msgspec.Struct, frozen=True):
     """What the model means to say instead of the shape's message."""
     by_chance: bool = False
     """Whether seeds differ."""
+    is_said_whole: bool = False
+    """Whether what is sampled is all that is meant."""
 
 
 def kinds(stop_ids: Sequence[int]) -> list[Kind]:
     """Every kind, for a family with these stop tokens."""
     return [
-        Kind("canonical", lambda family, ids, chance: _stopped(ids)),
+        Kind("canonical", lambda family, ids, chance: _stopped(ids), is_said_whole=True),
         Kind(
             "other ids",
             lambda family, ids, chance: _stopped([*_respelled(family, ids[:-1], chance), ids[-1]]),
             by_chance=True,
+            is_said_whole=True,
         ),
         Kind(
             "invalid UTF-8",

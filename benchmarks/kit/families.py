@@ -18,6 +18,9 @@ from rollout.codec.tokenizer import template_form, template_ids
 #: stands elsewhere in a rendering of the whole, which is then no measure.
 MOVES_TEXT = frozenset({"gemma4"})
 
+#: Families that write the first of several calls, and no other.
+ONE_CALL = frozenset({"template:end-differs-when-last"})
+
 Tools = Sequence[Mapping[str, Any]]
 
 
@@ -70,6 +73,8 @@ class RendererFamily:
         )
 
     def sampled(self, history: Sequence[Message], message: Message, tools: Tools) -> list[int]:
+        if self.name.startswith("kimi"):  # whose ids are how a call is named
+            message = _with_kimi_ids(message)
         prompt = self.render(history, tools)
         rendered = self._rendered([*history, message], tools)
         if rendered.token_ids[: len(prompt)] != prompt and not message.reasoning_content:
@@ -94,6 +99,13 @@ class RendererFamily:
     def _rendered(self, messages: Sequence[Message], tools: Tools) -> Any:
         forms = [template_form(message) for message in with_tool_names(messages)]
         return self._renderer.render(forms, tools=list(tools) or None)
+
+
+def _with_kimi_ids(message: Message) -> Message:
+    calls = tuple(
+        msgspec.structs.replace(call, id=f"functions.{call.name}:{at}") for at, call in enumerate(message.tool_calls)
+    )
+    return msgspec.structs.replace(message, tool_calls=calls)
 
 
 class TemplateFamily:

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from benchmarks.kit.completions import Kind
-from benchmarks.kit.families import MOVES_TEXT, Family
+from benchmarks.kit.families import MOVES_TEXT, ONE_CALL, Family
 from benchmarks.kit.shapes import NASTY, Shape, conversation_at, first_messages, tools_at
 from rollout.chat.messages import Function, Message, ToolCall
 from rollout.codec.local import Lane
@@ -47,6 +47,8 @@ class Outcome(msgspec.Struct, kw_only=True):
     """Fallbacks that the shape is there to provoke."""
     fallbacks: Counter[str] = msgspec.field(default_factory=Counter)
     """Other fallbacks, by reason and detail."""
+    read: int = 0
+    """Answers whose text, reasoning and calls were read as the family writes them, to the last value."""
     broken: list[str] = []
     """What was found wrong."""
     refusals: Counter[str] = msgspec.field(default_factory=Counter)
@@ -146,6 +148,8 @@ class Player:
             except RolloutError as error:
                 outcome.broken.append(f"{type(error).__name__}: {error}")
                 return outcome
+            if kind.is_said_whole:
+                self._check_reading(message, kind.says(shape.says), sampled.ids, outcome, offered=bool(tools))
             self._judge(session, shape, messages, tools, outcome)
             history = [*messages, message, *shape.answer(message, turn)]
         outcome.broken += self._wrong_samples(session)
@@ -159,6 +163,27 @@ class Player:
             except Exception:  # families state what they lack in their own ways: ValueError, Jinja's errors
                 continue
         return None
+
+    def _check_reading(
+        self, message: Message, said: Message, ids: Sequence[int], outcome: Outcome, *, offered: bool
+    ) -> None:
+        """Compares what was read with what was said. How much whitespace stands around text is the template's."""
+        thoughts, written = said.reasoning_content, self._family.tokenizer.decode(list(ids))
+        if message.text == "" and said.text and message.reasoning_content:
+            return  # the prompt opens reasoning, and the family's rendering never closes it: all of it is reasoning
+        read = [(call.name, call.parsed_arguments()) for call in message.tool_calls]
+        meant = [(call.name, call.parsed_arguments()) for call in said.tool_calls] if offered else []
+        texts = {}
+        if (offered or not said.tool_calls) and said.text in written:  # one family writes no text beside calls
+            texts[message.text.strip()] = said.text.strip()
+        if thoughts and thoughts in written:  # some families write none
+            texts |= {(message.reasoning_content or "").strip(): thoughts}
+        if read != meant[: 1 if self._family.name in ONE_CALL else None] or any(a != b for a, b in texts.items()):
+            outcome.broken.append(
+                f"{written[-300:]!r} is read as {message.text!r}, {message.reasoning_content!r}, {read}"
+            )
+        else:
+            outcome.read += 1
 
     def _judge(
         self, session: Session, shape: Shape, messages: Sequence[Message], tools: Sequence[Any], outcome: Outcome

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -30,6 +31,34 @@ TOOLS: list[Mapping[str, Any]] = [
     for name in ("weather", "traffic")
 ]
 
+#: A tool with a parameter of each type, and a call of it with values that readers get wrong.
+EDIT: Mapping[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "edit",
+        "description": "Edits a file.",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "text": {"type": "string"},
+                "word": {"type": "string"},
+                "flag": {"type": "boolean"},
+                "none": {"type": ["integer", "null"]},
+                "count": {"type": "integer"},
+                "items": {"type": "array", "items": {}},
+            },
+        },
+    },
+}
+EDITED = {
+    "text": "    if x:\n        return 'é'\n",
+    "word": "True",
+    "flag": True,
+    "none": None,
+    "count": 2**80,
+    "items": [1, "a b", {"k": [None, 1.5]}],
+}
+
 Answer = Callable[[Message, int], list[Message]]
 """(the assistant's message, the round from 0) -> the environment's new messages."""
 
@@ -41,6 +70,8 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     answer: Answer
     says: Message = Message("assistant", "The answer is forty-two, I am sure.")
     tools: bool = False
+    offered: Sequence[Mapping[str, Any]] = ()
+    """The tools; none are `TOOLS`."""
     tools_from: int = 0
     """The round from which the tools are there."""
     keeps_reasoning: bool = True
@@ -89,6 +120,15 @@ SHAPES = [
         says=calls("weather", "traffic", "weather", text="I ask three times."),
         answer=lambda message, turn: _results("snow")(message, turn)[::-1],
         tools=True,
+    ),
+    Shape(
+        name="values",
+        says=Message(
+            "assistant", tool_calls=(ToolCall(id="call00000", function=Function("edit", json.dumps(EDITED))),)
+        ),
+        answer=_results("done"),
+        tools=True,
+        offered=(EDIT,),
     ),
     Shape(name="tool then user", says=calls("traffic"), answer=_results("jam", "And now?"), tools=True),
     Shape(
@@ -151,4 +191,4 @@ def conversation_at(shape: Shape, history: Sequence[Message], turn: int) -> list
 
 
 def tools_at(shape: Shape, turn: int) -> list[Mapping[str, Any]]:
-    return TOOLS if shape.tools and turn >= shape.tools_from else []
+    return list(shape.offered) or TOOLS if shape.tools and turn >= shape.tools_from else []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+import msgspec
 import pytest
 
 from benchmarks import fidelity
@@ -98,3 +99,28 @@ def test_the_kit_knows_every_family_of_the_installed_release() -> None:
 
     base._populate_registry()
     assert set(base.RENDERER_REGISTRY) - {"default"} <= set(fidelity.family_names())
+
+
+@pytest.mark.parametrize("family", ["qwen3", "qwen3.5", "glm-4.5", "minimax-m2", "template:strict-alternation"])
+async def test_values_of_calls_come_back(family: str) -> None:
+    """Indentation, words that are also booleans, nothing, numbers beyond 64 bits and nested lists, three times over."""
+    outcome = await play(family, "values")
+    assert (outcome.read, outcome.broken) == (3, [])
+
+
+async def test_a_wrong_reading_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A value that a reader changes is broken in the kit's eyes."""
+
+    def stripped(reader: Any, sampled: Any) -> Any:
+        message = reader.read(sampled)
+        calls = tuple(
+            msgspec.structs.replace(
+                call, function=msgspec.structs.replace(call.function, arguments='{"text": "if x:"}')
+            )
+            for call in message.tool_calls
+        )
+        return msgspec.structs.replace(message, tool_calls=calls)
+
+    monkeypatch.setattr("rollout.codec.local.read", stripped)
+    outcome = await play("template:chatml-tools", "values")
+    assert any("is read as" in what for what in outcome.broken)

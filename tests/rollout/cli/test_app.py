@@ -29,7 +29,19 @@ from transports.embedded import MODEL_DIR
 from transports.embedded.app import create_app
 
 KEYS = {
-    *("env", "model", "transport", "mode", "tasks", "rollouts", "failures", "turns", "token_in_turns"),
+    *(
+        "env",
+        "model",
+        "transport",
+        "mode",
+        "bridges",
+        "reader",
+        "tasks",
+        "rollouts",
+        "failures",
+        "turns",
+        "token_in_turns",
+    ),
     *(
         "message_in_turns",
         "fallbacks",
@@ -100,6 +112,7 @@ def test_json_is_one_object_with_the_promised_keys() -> None:
     assert result["fallbacks"] == {"first_turn": 4}
     assert (result["failures"], result["prefix_breaks"], result["samples"]) == (0, 0, 4)
     assert (result["env"], result["transport"], result["mode"]) == ("echo", "embedded", "tito")
+    assert (result["bridges"], result["reader"]) == ("renderer qwen3, then template", "hermes")
     folder = Path(result["run_dir"])
     assert json.loads((folder / "summary.json").read_text()) == result
     assert len(list(read_rollouts(folder))) == 4
@@ -110,7 +123,15 @@ def test_people_get_a_table() -> None:
     """Without --json standard output is the table, which names what was played and where it lies."""
     result = invoke("run", *SHORT)
     assert result.exit_code == 0
-    for word in ("reward", "token-in 4, message-in 2", "first_turn 2", "cached", "tokens/s", "runs/echo--rollout-tiny"):
+    for word in (
+        "reward",
+        "read as hermes",
+        "token-in 4, message-in 2",
+        "first_turn 2",
+        "cached",
+        "tokens/s",
+        "runs/echo--rollout-tiny",
+    ):
         assert word in result.stdout
 
 
