@@ -71,8 +71,8 @@ class TrainingSample(msgspec.Struct, kw_only=True):
     weight_versions: list[str | None]
     """The weight version that sampled the token; None for prompt tokens and where the server reports none."""
     temperatures: Logprobs = msgspec.field(default_factory=lambda: array(LOGPROBS))
-    """float64: at which the token was sampled, NaN where that is not known; 1 where it was not sampled, so that logits
-    may be divided by them all. A sample that is made without them has NaN throughout."""
+    """float64: at which the token was sampled (0: the likeliest was taken), NaN where that is not known. 1 where it was
+    not sampled, so that a prompt's logits may be divided, too. A sample that is made without them has NaN only."""
     turns: list[SampleTurn] = []
     """The turns that sampled its tokens, in their order."""
     logprobs_mode: LogprobsMode | None = None
