@@ -101,9 +101,25 @@ class UnlockedHandler(logging.Handler):
         return bool(passed)
 
 
+class _Taken:
+    """What is taken beside our own events."""
+
+    structlog = False
+    """Whether environments' events of structlog are, from other processes, too."""
+
+
+def takes_structlog() -> bool:
+    """Whether what environments log by structlog goes where our events go: with the command line, it does."""
+    return _Taken.structlog
+
+
 @contextlib.contextmanager
-def handled_by(handler: logging.Handler, level: int) -> Iterator[None]:
-    """Gives what is logged to a handler, and to no other, until the block is left."""
+def handled_by(handler: logging.Handler, level: int, *, structlog: bool = False) -> Iterator[None]:
+    """Gives what is logged to a handler, and to no other, until the block is left.
+
+    `structlog` says that whoever attaches it takes what environments log by structlog, too.
+    """
+    taken, _Taken.structlog = _Taken.structlog, structlog
     loggers = [logging.getLogger(name) for name in LOGGERS]
     before = [(logger.level, logger.propagate) for logger in loggers]
     for logger in loggers:
@@ -113,6 +129,7 @@ def handled_by(handler: logging.Handler, level: int) -> Iterator[None]:
     try:
         yield
     finally:
+        _Taken.structlog = taken
         for logger, (level_before, propagate) in zip(loggers, before, strict=True):
             logger.removeHandler(handler)
             logger.setLevel(level_before)

@@ -65,6 +65,11 @@ def printable(text: str, *, lines: bool = False) -> str:
 class _ToStructlog(UnlockedHandler):
     """Has structlog process what the library logs, as it does what an environment logs by structlog itself."""
 
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Without the handler's lock: what shows an event may wait for a terminal, for which nobody else is to wait."""
+        self.emit(record)
+        return True
+
     def emit(self, record: logging.LogRecord) -> None:
         event, fields = event_of(record)
         if record.exc_info:
@@ -109,7 +114,7 @@ class EventLog:
             logger_factory=lambda *args: self,
             cache_logger_on_first_use=False,
         )
-        self._attached.enter_context(handled_by(_ToStructlog(), logging.INFO))
+        self._attached.enter_context(handled_by(_ToStructlog(), logging.INFO, structlog=True))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:

@@ -26,6 +26,7 @@ from typing import IO, Any, Protocol
 import anyio
 
 from rollout.errors import RolloutError
+from rollout.log import takes_structlog
 from rollout.registry import load_entry
 from rollout.workers.channel import Channel
 
@@ -193,6 +194,7 @@ class LocalLaunch:
         self._folder = self._start["dir"] = os.getcwd()
         self._start["sys_path"] = [os.path.join(self._folder, place) for place in sys.path]
         self._start["engine"] = os.getpid()
+        self._start["structlog"] = takes_structlog()
         self._variables = dict(os.environ)
 
     def __repr__(self) -> str:

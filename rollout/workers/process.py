@@ -62,7 +62,7 @@ def main(start: Mapping[str, Any]) -> None:
 
     async def serve_it() -> None:
         channel = await Channel.over(end)
-        with log_to(channel):
+        with log_to(channel, structlog=start["structlog"]):
             await serve(channel, load)
 
     status = 0

@@ -234,8 +234,11 @@ class _ToEngine(UnlockedHandler):
         self._say(record.levelname.lower(), event, fields)
 
 
-def log_to(channel: Channel) -> contextlib.AbstractContextManager[None]:
-    """Has the engine log what is logged here, until the block is left; also what environments log by structlog."""
+def log_to(channel: Channel, *, structlog: bool) -> contextlib.AbstractContextManager[None]:
+    """Has the engine log what is logged here, until the block is left; `structlog`: what environments log by it, too.
+
+    Elsewhere that stays as the environment, or the trainer's script, has it.
+    """
     loop = asyncio.get_running_loop()
 
     def say(level: str, event: str, fields: dict[str, Any]) -> None:
@@ -248,7 +251,8 @@ def log_to(channel: Channel) -> contextlib.AbstractContextManager[None]:
         if channel.unsent < MOST_UNSENT:
             channel.send(frame)
 
-    _take_structlog(say)
+    if structlog:
+        _take_structlog(say)
     return handled_by(_ToEngine(say), logging.INFO)
 
 

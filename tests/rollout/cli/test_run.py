@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from rollout.cli.logs import EventLog
+from rollout.log import takes_structlog
 from tests.cases.commands import env_file, lines, ran
 
 SHARES = """
@@ -62,3 +64,32 @@ def test_a_launcher_that_is_not_there_is_named(tmp_path: Path) -> None:
     done = ran("run", "echo", "--processes", 2, "--launch", "lokal", "-o", tmp_path / "r")
     assert done.returncode == 2
     assert done.stderr.splitlines() == ["rollout: no launcher 'lokal', did you mean 'local'?; there are: local"]
+
+
+LOGS = """
+import structlog
+class E(Env):
+    def reset(self, task): return [user("x")]
+    def step(self, m):
+        structlog.get_logger().warning("mine", n=1)
+        return Step(done=True, reward=1.0)
+"""
+
+
+@pytest.mark.parametrize("more", PROCESSES)
+def test_what_an_environment_logs_by_structlog_is_in_the_log(more: list[str], tmp_path: Path) -> None:
+    """From other processes, too, and once for people; a library leaves it as it is."""
+    out, env = tmp_path / "r", env_file(tmp_path, LOGS)
+    done = ran("run", env, "-n", 3, "--max-tokens", 2, "-o", out, *more, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    events = [json.loads(line) for line in (out / "events.log").read_text().splitlines()]
+    assert [event["n"] for event in events if event["event"] == "mine"] == [1] * 3
+    assert done.stderr.count("warning: mine n=1") == 1
+
+
+def test_in_a_library_structlog_stays_the_programs_own() -> None:
+    """The command's log takes it, and gives it back."""
+    before = takes_structlog()
+    with EventLog(lambda line: None):
+        assert takes_structlog()
+    assert takes_structlog() is before is False
