@@ -38,6 +38,14 @@ _SHAPES_SEEN = 1_024
 _RENDERERS_KEPT = 32
 
 
+#: What hand-written families look for in texts begins with one of these: tags, switches (`/no_think`), brackets, JSON.
+_READ = ("<", "/", "[", "{")
+
+
+def _may_be_read(text: str) -> bool:
+    return any(map(text.__contains__, _READ))
+
+
 class RendererBridge:
     """Bridges and renders with a family of `renderers`.
 
@@ -68,7 +76,7 @@ class RendererBridge:
         self._renderers = Memo[bytes, Any](_RENDERERS_KEPT)
         self.stop_token_ids = list(dict.fromkeys([*self._renderer({}).get_stop_token_ids(), *stop_token_ids]))
         self._stops = frozenset(self.stop_token_ids)
-        self.stand_in = StandInBridge("stand_in", self.render, self.stop_token_ids)
+        self.stand_in = StandInBridge("stand_in", self.render, self.stop_token_ids, _may_be_read)
         """The family's rendering as a bridge of its own: where there is no template, the measure of the family's
         bridge, and what serves where that declines."""
         self.template = TemplateBridge(tokenizer, self.stop_token_ids, literal=literal) if by_template else None
