@@ -107,7 +107,7 @@ async def turn(dialect: str, *bodies: Any) -> Session:
         ("vllm", b'{"choices": "\xff"}', MalformedReply, "cannot be read"),
         ("vllm", b'{"x": "\\ud800", "choices": []}', MalformedReply, "cannot be read"),
         ("vllm", b'{"choices": [{"finish_reason": "\xed\xa0\x80"}]}', MalformedReply, "cannot be read"),
-        ("dynamo", b'{"x": ' + b"[" * 5_000 + b"]" * 5_000 + b"}", MalformedReply, "cannot be read"),
+        ("dynamo", b'{"x": ' + b"[" * 50_000 + b"]" * 50_000 + b"}", MalformedReply, "cannot be read"),
         ("vllm", b'{"error": "\xff"}', MalformedReply, "cannot be read|no choices"),
     ],
 )
