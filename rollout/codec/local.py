@@ -20,6 +20,7 @@ from rollout.codec.protocol import Codec
 from rollout.codec.readers import Reader, Sampled, choose_reader, read
 from rollout.codec.readers.plain import PLAIN
 from rollout.codec.renderer import RendererBridge
+from rollout.codec.source import template_source
 from rollout.codec.template import TemplateBridge
 from rollout.codec.tokenizer import configured_stop_ids, copy_tokenizer, load_tokenizer
 from rollout.codec.types import Bridge, Bridged, Context, Declined, Previous
@@ -74,6 +75,11 @@ class Lane:
         # Where two renderers differ the template wins, so a family's own rendering serves only where there is none.
         own = self.renderer.stand_in if self.renderer and self.template is None else None
         self._bridges: list[Bridge] = [bridge for bridge in (self.renderer, self.template, own) if bridge is not None]
+
+    @property
+    def knows_developer(self) -> bool:
+        """Whether the template names the role `developer`; a family without a template may."""
+        return self.template is None or template_source(self._tokenizer).knows_developer
 
     @property
     def vocab_size(self) -> int | None:
@@ -151,6 +157,7 @@ class LocalCodec(Codec):
         self.description = description
         self.reader = self._here.reader
         self.vocab_size = self._here.vocab_size
+        self.knows_developer = self._here.knows_developer
 
     async def extend(self, previous: Previous, tail: Sequence[Message], context: Context) -> Bridged | Declined:
         long = len(previous.completion_ids) > LONG_IDS or sum(len(message.text) for message in tail) > LONG_CHARS

@@ -40,6 +40,8 @@ class Codec:
     has_tokenizer = False
     """Whether prompts are made here, by the model's own tokenizer, and not by a server."""
 
+    knows_developer: bool = True
+    """Whether the template names the role `developer`; where nobody can tell, it may."""
     vocab_size: int | None = None
     """How many ids the tokenizer has; None where it is the server's."""
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import is_
+
+import msgspec
 
 from rollout.chat.late_system import folded, late_places, neighbours
 from rollout.chat.messages import Message
@@ -26,16 +29,31 @@ class LateSystems:
     async def settled(self, messages: Sequence[Message], context: Context) -> Sequence[Message]:
         """The conversation as it is to be sent. Raises MessageError where late messages are refused."""
         places = late_places(messages) if self._how != "keep" else []
-        if places and self._how == "refuse":
+        if not places:
+            self.new = 0
+            return messages
+        if self._how == "refuse":
             raise MessageError(
                 f"message {places[0]} is a {messages[places[0]].role} message behind the beginning of the conversation,"
                 " and late_system is 'refuse': send it first, or as a user's, or set late_system to auto"
             )
         fold = [at for at in places if self._how == "fold" or not await self._is_shown(messages, at, context)]
         self.new, self._count = max(0, len(fold) - self._count), len(fold)
-        if not fold:
+        named = [
+            self._as_the_template_knows_it(message) if at in places else message for at, message in enumerate(messages)
+        ]
+        if not fold and all(map(is_, named, messages)):
             return messages
-        return self._same_objects(folded(messages, frozenset(fold)))
+        return self._same_objects(folded(named, frozenset(fold)))
+
+    def _as_the_template_knows_it(self, message: Message) -> Message:
+        """A developer's message is a system's to a template that has no such role.
+
+        vLLM makes it one, too, and moves it to the front of the conversation unless it comes as a system's.
+        """
+        if message.role != "developer" or self._codec is None or self._codec.knows_developer:
+            return message
+        return msgspec.structs.replace(message, role="system")
 
     async def _is_shown(self, messages: Sequence[Message], at: int, context: Context) -> bool:
         if self._codec is None:  # nobody can tell, so the server decides

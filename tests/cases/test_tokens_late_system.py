@@ -8,6 +8,7 @@ from benchmarks.kit.tokenizers import small_tokenizer
 from rollout.chat.messages import Message, system, user
 from rollout.config import LateSystem, Mode
 from rollout.errors import MessageError
+from rollout.request import MessagePrompt
 from tests.cases.prompt_kit import BODY, CHATML, PLAIN, PROMPT, ShowingServer, make_session, play
 
 FIRST_ONLY = (
@@ -57,6 +58,14 @@ async def test_late_messages_reach_the_model(
     await play(session, [user("hi")], *TAILS)
     assert spoken(server)[1:] == right
     assert [turn.folded for turn in session.turns] == ([0, 1, 1] if right is FOLDED else [0, 0, 0])
+    sent = [
+        m.role
+        for request in server.requests
+        if isinstance(request.prompt, MessagePrompt)
+        for m in request.prompt.messages
+    ]
+    if how == "auto" and bridge == "template":
+        assert "developer" not in sent  # vLLM would move it to the front
     if mode == "tito":
         assert [turn.fallback for turn in session.turns[1:]] == [None, None]
 
