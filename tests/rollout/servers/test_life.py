@@ -425,7 +425,11 @@ class Storm(RuleBasedStateMachine):
     @precondition(lambda self: self.world.begun)
     @rule(data=st.data())
     def is_done(self, data: Any) -> None:
-        self.world.finish(data.draw(st.sampled_from(self.world.begun)))
+        do = data.draw(st.sampled_from(self.world.begun))
+        if isinstance(do.action, Load) and self.lives.servers[do.server].doing is not do and not self._can_be_mended:
+            self.world.begun.remove(do)  # given up meanwhile, and it never arrived
+        else:
+            self.world.finish(do)
 
     @precondition(lambda self: self.world.begun)
     @rule(data=st.data(), refused=st.booleans(), obeyed=st.booleans())
@@ -433,10 +437,17 @@ class Storm(RuleBasedStateMachine):
         do = data.draw(st.sampled_from(self.world.begun))
         error = ConfigError("refused") if refused else ConnectionFailed("reset")
         if isinstance(do.action, Load):
-            # What a server started with cannot be given to it again, so a lost answer to the first load is not mended.
-            obeyed = obeyed and not refused and self.lives.weights.path is not None
-            self.world.loads[do.server] = 0
+            obeyed = obeyed and not refused and self._can_be_mended
+        self.world.loads[do.server] = 0  # whatever failed, it may be out for it, and is given its weights again
         self.world.fail(do, error, obeyed=obeyed)
+
+    @property
+    def _can_be_mended(self) -> bool:
+        """Whether a load whose answer nobody heard is made good by another.
+
+        What a server started with cannot be given to it again: of the first load nobody can know what became of it.
+        """
+        return self.lives.weights.path is not None
 
     @rule(seconds=st.sampled_from([0.5, 1.0, 40.0]))
     def time_passes(self, seconds: float) -> None:
