@@ -43,8 +43,9 @@ What all rollouts of a process share is made by `setup`, and reaches each object
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
@@ -76,6 +77,10 @@ class Step(msgspec.Struct, kw_only=True):
     """Numbers worth averaging over rollouts; a later step's value replaces an earlier one's. The turn keeps its own."""
 
 
+#: What the environment that is being made shares, with its class: see `made_sharing`.
+_SHARED: ContextVar[tuple[type, Any] | None] = ContextVar("shared", default=None)
+
+
 class Env:
     """Base class of environments. Its keyword arguments are what `-a KEY=VALUE` sets."""
 
@@ -99,7 +104,8 @@ class Env:
     may change it."""
 
     shared: Any = None
-    """What `setup` gave, from `reset` on."""
+    """What `setup` gave, from `reset` on; in the constructor, too, where the engine knows the class before it makes
+    one: it was given the class, a `functools.partial` of it, or its name."""
 
     @classmethod
     def setup(cls, *args: Any, **kwargs: Any) -> AbstractAsyncContextManager[Any]:
@@ -118,6 +124,8 @@ class Env:
             self = super().__new__(cls)
             if args or kwargs:
                 self.__dict__["_given"] = args, kwargs  # what `setup` is called with
+            if (shared := _SHARED.get()) is not None and shared[0] is cls:
+                self.__dict__["shared"] = shared[1]
             return self
 
     def tasks(self, n: int, seed: int) -> Iterable[Task]:
@@ -152,3 +160,12 @@ class Env:
         """Frees what the environment took. Called once on every path, after whatever else was called has returned:
         where that took longer than it may (`step_timeout_s`), that is later, in the background."""
         return None
+
+
+def made_sharing(make_env: Callable[[], Env], kind: type, shared: Any) -> Env:
+    """An environment of a class, which has what it shares while it is made."""
+    before = _SHARED.set((kind, shared))
+    try:
+        return make_env()
+    finally:
+        _SHARED.reset(before)

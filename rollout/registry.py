@@ -174,12 +174,20 @@ def is_asynchronous(make_env: Callable[[], Env]) -> bool:
 
 def class_of(make_env: Callable[[], Env]) -> type | None:
     """The class of what it makes, where that can be told without making one."""
+    return known_class(make_env)[0]
+
+
+def known_class(make_env: Callable[[], Env]) -> tuple[type | None, tuple[Any, ...], Mapping[str, Any]]:
+    """The same, with the arguments that it is made with: of a class, a `functools.partial`, or a name."""
     made: Any = make_env
+    args: tuple[Any, ...] = ()
+    named: dict[str, Any] = {}
     while isinstance(made, functools.partial):
+        args, named = (*made.args, *args), {**made.keywords, **named}
         made = made.func
     if isinstance(made, NamedEnv):
-        made = find_env(made.spec)
-    return made if isinstance(made, type) else None
+        made, named = find_env(made.spec), {**made.arguments, **named}
+    return (made if isinstance(made, type) else None), args, named
 
 
 def lists_tasks(make_env: Callable[[], Env]) -> type[Env] | None:

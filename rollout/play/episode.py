@@ -122,10 +122,7 @@ class Episode:
 
     async def _play(self) -> StopReason:
         await self._session.turnstile.enter()  # thousands that start at once would each start a thread
-        env = self._env = await self._call("__init__", self._make_env, in_task=self._asynchronous)
-        if self._setups is not None and (setup := self._setups.of(env)) is not None:
-            with self._deadline.held():  # a pool of sandboxes may take minutes
-                await setup.share(env)
+        env = self._env = await self._made()
         self._host.blocks = read_blocks(env)
         self._append(read_messages(await self._call("reset", method_of(env, "reset"), self.rollout.task), "reset"))
         if not self._messages:
@@ -138,6 +135,20 @@ class Episode:
                 self.rollout.score = reward
                 settle_reward(self.rollout)
         return stop
+
+    async def _made(self) -> Env:
+        """The environment, with what it shares: before it is made where its class is known by then, else once it is."""
+        setups, make_env = self._setups, self._make_env
+        if setups is not None and (setup := setups.before(make_env)) is not None:
+            with self._deadline.held():  # a pool of sandboxes may take minutes
+                await setup.entered()
+            make_env = setup.making(make_env)
+        env: Env = await self._call("__init__", make_env, in_task=self._asynchronous)
+        self._env = env  # whatever becomes of it, it is closed
+        if setups is not None and (setup := setups.of(env)) is not None:
+            with self._deadline.held():
+                await setup.share(env)
+        return env
 
     async def _turns(self, env: Env) -> StopReason:
         limit = self._config.max_turns

@@ -8,6 +8,7 @@ what it holds breaks later, the run is over: `on_failed` is told, with the trace
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
@@ -17,13 +18,14 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 
-from rollout.env import Env
+from rollout.env import Env, made_sharing
 from rollout.errors import RolloutError, UserCodeFailed
 from rollout.log import get_logger
 from rollout.play.answers import reading
 from rollout.play.faults import EnvironmentFault
 from rollout.play.host import Host, Hosts
 from rollout.records import FailureKind
+from rollout.registry import known_class
 
 #: Setups of one class, with ever other arguments, of which it is said that there are many.
 MANY = 64
@@ -55,12 +57,20 @@ class Setup:
         state = "failed" if self._failed else "entered" if self._manager is not None else "not entered"
         return f"<Setup of {self._kind.__name__} {state}>"
 
-    async def share(self, env: Env) -> None:
-        """Gives it to an object, once it is entered. Raises EnvironmentFault where it failed: the run ends."""
+    async def entered(self) -> None:
+        """Waits until it is. Raises EnvironmentFault where it failed: the run ends."""
         await self._over.wait()
         if self._failed:
             await anyio.lowlevel.checkpoint()  # whoever ends the run has cancelled this
             raise EnvironmentFault("its setup failed", kind=FailureKind.CANCELLED)
+
+    def making(self, make_env: Callable[[], Env]) -> Callable[[], Env]:
+        """What makes an object that has what this gave, once it was entered, from its constructor on."""
+        return functools.partial(made_sharing, make_env, self._kind, self._value)
+
+    async def share(self, env: Env) -> None:
+        """Gives what it gave to an object, once it is entered. Raises EnvironmentFault."""
+        await self.entered()
         with reading("env.shared"):  # the environment may have a property of that name
             env.shared = self._value
 
@@ -133,25 +143,32 @@ class Setups:
         self.on_failed = on_failed
         self.close_timeout_s = close_timeout_s
         self._on_entered = on_entered
-        self._of: dict[type, list[Setup]] = {}
+        self._known: dict[type, list[Setup]] = {}
         """By class."""
 
     def __repr__(self) -> str:
-        return f"<Setups {[setup for setups in self._of.values() for setup in setups]}>"
+        return f"<Setups {[setup for setups in self._known.values() for setup in setups]}>"
 
     @property
     def any(self) -> bool:
         """Whether one was asked for."""
-        return bool(self._of)
+        return bool(self._known)
+
+    def before(self, make_env: Callable[[], Env]) -> Setup | None:
+        """The setup of what will be made, where its class and arguments can be told before; None where not."""
+        kind, args, named = known_class(make_env)
+        return self._of_class(kind, args, named) if kind is not None else None
 
     def of(self, env: object) -> Setup | None:
         """The setup of an object's class with its arguments; None where it has none of its own."""
-        kind = type(env)
+        return self._of_class(type(env), *getattr(env, "_given", ((), {})))
+
+    def _of_class(self, kind: type, args: tuple[Any, ...], named: Mapping[str, Any]) -> Setup | None:
         found = inspect.getattr_static(kind, "setup", _NONE)
         if found is _NONE:
             return None
-        known = self._of.setdefault(kind, [])
-        arguments, error = _arguments(kind, found, env)
+        known = self._known.setdefault(kind, [])
+        arguments, error = _arguments(kind, found, args, named)
         for setup in known:
             if _same(setup.arguments, arguments):
                 return setup
@@ -166,7 +183,7 @@ class Setups:
 
     async def aclose(self) -> None:
         """Leaves all, the last first. One that was being entered has been cancelled by then."""
-        for setup in reversed([setup for setups in self._of.values() for setup in setups]):
+        for setup in reversed([setup for setups in self._known.values() for setup in setups]):
             if (fault := await setup.leave()) is not None:
                 _log.warning("setup_close_failed", setup=repr(setup), error=str(fault), exc_info=fault.raised)
 
@@ -175,22 +192,23 @@ class Setups:
 _NONE = inspect.getattr_static(Env, "setup")
 
 
-def _arguments(kind: type, setup: object, env: object) -> tuple[dict[str, Any], Exception | None]:
+def _arguments(
+    kind: type, setup: object, args: tuple[Any, ...], named: Mapping[str, Any]
+) -> tuple[dict[str, Any], Exception | None]:
     """Those of an object's own arguments that its class's setup takes, or why that cannot be told."""
     try:
         if not isinstance(setup, classmethod | staticmethod):
             raise TypeError("it must be a classmethod that gives an asynchronous context manager")
-        return _taken(kind, env), None
+        return _taken(kind, args, named), None
     except Exception as error:
         return {}, error
 
 
-def _taken(kind: Any, env: object) -> dict[str, Any]:
-    given, named = getattr(env, "_given", ((), {}))
+def _taken(kind: Any, args: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Any]:
     wanted = inspect.signature(kind.setup).parameters.values()
     if not wanted:
         return {}
-    bound = inspect.signature(kind).bind(*given, **named)
+    bound = inspect.signature(kind).bind(*args, **named)
     bound.apply_defaults()
     found: dict[str, Any] = {}
     for name, value in bound.arguments.items():

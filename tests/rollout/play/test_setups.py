@@ -14,6 +14,7 @@ import pytest
 from rollout import Engine, EngineConfig, Env, Group, Message, Step, user
 from rollout.errors import UserCodeFailed
 from rollout.records import FailureKind
+from rollout.registry import NamedEnv
 from tests.log_kit import capture_logs
 from transports.scripted import ScriptedTransport, Stalled, reply
 
@@ -34,7 +35,7 @@ class Base(Env):
     """One turn."""
 
     def __init__(self, image: Any = "plain", limit: int = 1) -> None:
-        assert self.shared is None
+        self.had = self.shared is not None
         self.image, self.limit = image, limit
 
     def reset(self, task: Any) -> list[Message]:
@@ -42,7 +43,9 @@ class Base(Env):
         return [user("hello")]
 
     def step(self, message: Message) -> Step:
-        return Step(done=True, metrics={"limit": self.limit}, reward=float(self.shared["image"] == self.image))
+        return Step(
+            done=True, metrics={"limit": self.limit, "had": self.had}, reward=float(self.shared["image"] == self.image)
+        )
 
 
 class Shared(Base):
@@ -77,16 +80,25 @@ class Named:
 
 
 @pytest.mark.parametrize(
-    "make_env", [functools.partial(Shared, "a"), functools.partial(Shared, image="a"), Named(), lambda: Shared("a")]
+    ("make_env", "had"),
+    [
+        (functools.partial(functools.partial(Shared, limit=2), "a"), True),
+        (functools.partial(Shared, image="a"), True),
+        (NamedEnv("tests.rollout.play.test_setups:Shared", {"image": "a"}), True),
+        (Named(), False),
+        (lambda: Shared("a"), False),
+    ],
 )
-async def test_it_is_entered_once_with_the_arguments_that_it_takes(make_env: Any, said: list[Any]) -> None:
-    """Whatever makes the objects; each has what it gave, and it is left when the engine closes."""
+async def test_it_is_entered_once_with_the_arguments_that_it_takes(make_env: Any, had: bool, said: list[Any]) -> None:
+    """Whatever makes the objects; each has what it gave, in its constructor where its class is known before."""
     async with engine(make_env) as running:
         assert said == []
         groups = await collect(running, 3, rollouts_per_task=2)
         groups += await collect(running, 2)
         assert said == [("entered", "a")]
-    assert [rollout.reward for group in groups for rollout in group.rollouts] == [1.0] * 8
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    assert [rollout.reward for rollout in rollouts] == [1.0] * 8
+    assert {rollout.metrics["had"] for rollout in rollouts} == {had}
     assert said == [("entered", "a"), ("left", "a")]
 
 
@@ -309,3 +321,23 @@ async def test_it_is_left_when_the_engine_is_cancelled(said: list[Any]) -> None:
 
         group.start_soon(play)
     assert said == [("entered", "plain"), ("left", "plain")]
+
+
+async def test_no_object_is_made_where_the_setup_failed(said: list[Any]) -> None:
+    """What its constructor would have taken is not taken, where the class is known before."""
+    made: list[int] = []
+
+    class Broken(Base):
+        def __init__(self) -> None:
+            made.append(1)
+
+        @classmethod
+        @asynccontextmanager
+        async def setup(cls) -> AsyncIterator[None]:
+            raise OSError("no docker")
+            yield
+
+    async with engine(Broken) as running:
+        with pytest.raises(UserCodeFailed, match="no docker"):
+            await collect(running, 4)
+    assert made == []
