@@ -60,6 +60,7 @@ def without_extras(script: str, *args: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_an_engine_plays_on_a_server_without_the_extras() -> None:
     """Nothing of the command line or of the embedded server is imported, and nothing is printed but what it plays."""
     app = create_app(MODEL_DIR, served_name="rollout-tiny")

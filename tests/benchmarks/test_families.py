@@ -27,6 +27,7 @@ def bridged(bridge: RendererBridge, prompt: Sequence[int], sampled: list[int], t
         return str(error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", families())
 def test_the_end_of_a_prompt_is_enough(name: str) -> None:
     """After text, reasoning, a call, and a turn cut off, with users' and tools' tails."""
@@ -50,6 +51,7 @@ def test_the_end_of_a_prompt_is_enough(name: str) -> None:
             assert bridged(bridge, end, sampled, tail) == bridged(bridge, prompt, sampled, tail)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", families())
 def test_patterns_write_what_the_family_does(name: str) -> None:
     """For texts of every kind, after text, reasoning and a call, ended or cut off: learnt or not, it is the same."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.cases.folder_kit import command, lines
 
 
+@pytest.mark.slow
 def test_a_byte_order_mark_and_crlf_are_no_obstacle(tmp_path: Path) -> None:
     """Both tasks are played."""
     (tmp_path / "bom.jsonl").write_bytes(b'\xef\xbb\xbf{"target": 1}\r\n{"target": 2}\r\n')

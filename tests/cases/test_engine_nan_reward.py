@@ -22,6 +22,7 @@ class E(Env):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["reward", "inf", "metric"])
 def test_a_number_that_is_none_is_the_environments_failure(what: str, tmp_path: Path) -> None:
     """The run ends with status 1, its folder is exported, and it goes on."""

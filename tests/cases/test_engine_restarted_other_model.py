@@ -12,6 +12,7 @@ from tests.cases.test_engine_pause_deadlines import Turns
 from tests.cases.vllm_double import VllmDouble, until, vllm_double
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [{"model": "two"}, {"max_model_len": 1024}])
 @pytest.mark.parametrize("down", [True, False])
 async def test_a_server_that_restarts_as_another_stays_out(change: dict[str, Any], down: bool) -> None:

@@ -28,6 +28,7 @@ def words(folder: Path) -> list[str]:
     return sorted(line["task"]["word"] for line in lines(folder))
 
 
+@pytest.mark.slow
 def test_more_tasks_of_a_shuffled_set_are_played_once_each(spec: str, tmp_path: Path) -> None:
     """-n 4 and then -n 8: the folder has exactly the eight words."""
     out = tmp_path / "run"
@@ -36,6 +37,7 @@ def test_more_tasks_of_a_shuffled_set_are_played_once_each(spec: str, tmp_path: 
     assert words(out) == sorted(f"w{index}" for index in range(8))
 
 
+@pytest.mark.slow
 def test_an_edited_file_of_tasks_plays_what_is_new(spec: str, tmp_path: Path) -> None:
     """A line that was put in front moves the others: each word is there once, all the same."""
     out, file = tmp_path / "run", tmp_path / "tasks.jsonl"

@@ -27,11 +27,13 @@ def sized(folder: Path, how: str, *more: object) -> list[object]:
     return ["run", spec, "-a", f"how={how}", "-n", 3, "--max-tokens", 2, "-o", folder / "r", *more]
 
 
+@pytest.mark.slow
 def test_json_is_the_only_line(tmp_path: Path) -> None:
     """An environment that prints does not break it."""
     assert ran(*sized(tmp_path, "print", "--json")).stdout.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_each_kind_of_warning_is_said_once(tmp_path: Path) -> None:
     """Sixty that differ in a random name are one, and a count at the end."""
     done = ran(*sized(tmp_path, "close", "-n", 60))
@@ -51,6 +53,7 @@ def test_a_broken_standard_error_loses_nothing(streams: str, tmp_path: Path) -> 
     assert done.stdout.startswith("{")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streams", ["| head -c 1", ">&-"])
 def test_a_standard_output_that_nobody_reads_loses_nothing(streams: str, tmp_path: Path) -> None:
     """The result is in the folder, the status right, and there is no traceback."""

@@ -18,6 +18,7 @@ def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([ROLLOUT, *arguments], cwd=cwd, capture_output=True, text=True, check=False, timeout=300)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("url", ["http://127.0.0.1:99999", "http://127.0.0.1:abc", "http://[::1"])
 def test_a_wrong_address_is_one_line(url: str, tmp_path: Path) -> None:
     """It is named with what is wrong; nothing is opened and no run folder made."""

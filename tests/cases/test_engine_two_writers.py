@@ -27,6 +27,7 @@ class E(Env):
 """
 
 
+@pytest.mark.slow
 def test_one_folder_has_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second gets status 2 and learns who writes; the folder is whole; after kill -9 the next one goes on."""
     go = tmp_path / "go"  # until it is there, the first has one rollout written and all others in play

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import anyio
+import pytest
 
 from envs.echo import Echo
 from rollout import Engine, EngineConfig
@@ -17,6 +18,7 @@ def engine(url: str) -> Engine:
     return Engine(EngineConfig(base_url=url, concurrency=AT_ONCE, max_tokens=3000), lambda: Echo(turns=1))
 
 
+@pytest.mark.slow
 async def test_a_busy_server_is_never_out() -> None:
     """Each completion takes long, every slot has one, and the server is heard again and again."""
     fake = FakeVllm(holds=True, held_reason="stop")

@@ -17,6 +17,7 @@ from tests.live.servers import free_port
 from transports.scripted import ScriptedTransport
 
 
+@pytest.mark.slow
 async def test_a_server_that_is_down_when_the_run_begins_is_out_until_it_is_there() -> None:
     """The other plays meanwhile."""
     absent = VllmDouble()

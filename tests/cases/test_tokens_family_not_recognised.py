@@ -50,6 +50,7 @@ def plain_prompt(text: str, messages: Any) -> str:
     return text.removesuffix("<|channel|>analysis<|message|>")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "change", "sampled", "reader"),
     [

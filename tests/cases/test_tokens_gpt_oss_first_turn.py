@@ -29,6 +29,7 @@ def gpt_oss() -> Family:
     return make_family("gpt-oss")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("opened", [True, False])
 @pytest.mark.parametrize(
     ("sampled", "calls", "text"),

@@ -26,6 +26,7 @@ THINKS = "\n<|im_start|>user\nwhy?<|im_end|>\n<|im_start|>assistant\n<think>\n"
 DOES_NOT = "\n<|im_start|>user\nwhy?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bridge", ["template", "server"])
 @pytest.mark.parametrize(
     ("template", "opening", "right"),

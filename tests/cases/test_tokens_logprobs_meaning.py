@@ -41,10 +41,11 @@ def unlike(one: dict[tuple[int, ...], float], other: dict[tuple[int, ...], float
     return [pair for pair in both if abs(pair[0] - pair[1]) > 1e-3 * (1 + abs(pair[0]))]
 
 
+@pytest.mark.slow
 def test_logprobs_before_sampling_are_told_and_recorded(tmp_path: Path) -> None:
     """At temperature 0.25 they are those of temperature 1: the run says so once; record, samples and manual do, too."""
     warm, said = played(tmp_path / "warm", 1)
-    assert "warning" not in said
+    assert "warning: logprobs" not in said
     cold, said = played(tmp_path / "cold", 0.25)
     assert unlike(warm, cold) == []
     assert said.count("warning: logprobs_before_sampling") == 1
@@ -67,4 +68,4 @@ def test_a_server_that_reports_them_after_sampling_is_found_out(tmp_path: Path) 
         warm, _ = played(tmp_path / "warm", 1, "--base-url", url)
         cold, said = played(tmp_path / "cold", 0.25, "--base-url", url)
     assert unlike(warm, cold)
-    assert "warning" not in said
+    assert "warning: logprobs" not in said

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from benchmarks.kit.tokenizers import small_tokenizer
 from rollout.chat.messages import user
@@ -26,6 +27,7 @@ class E(Env):
 """
 
 
+@pytest.mark.slow
 def test_half_a_character_from_an_environment_costs_nothing(tmp_path: Path) -> None:
     """The rollout goes on, and is kept."""
     done = ran("run", env_file(tmp_path, ENV), "-n", "1", "--json", "-o", tmp_path / "run")

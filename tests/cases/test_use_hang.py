@@ -6,6 +6,8 @@ import signal
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from tests.cases.commands import command, env_file, kinds
 
 HANG = """
@@ -17,6 +19,7 @@ class E(Env):
 """
 
 
+@pytest.mark.slow
 def test_a_run_that_hangs_is_stopped_and_ends(tmp_path: Path) -> None:
     """SIGTERM, the grace, the end: what hangs is cancelled, the rest is kept, and the command that goes on is said."""
     spec, out = env_file(tmp_path, HANG), tmp_path / "r"

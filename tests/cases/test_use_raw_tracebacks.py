@@ -24,6 +24,7 @@ class E(Env):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "said"),
     [

@@ -9,10 +9,13 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from rollout.store.folder import read_rollouts
 from tests.cases.folder_kit import command
 
 
+@pytest.mark.slow
 def test_a_stopped_run_is_completed_by_its_folder_alone(tmp_path: Path) -> None:
     """After control-C nothing but the folder is named, and all that was asked for is there, each once."""
     out = tmp_path / "run"

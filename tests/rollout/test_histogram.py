@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -37,6 +38,7 @@ def test_a_quantile_is_within_the_bucket_of_the_true_one(values: list[float], sh
     assert lower - 1e-9 <= found <= upper + 1e-9
 
 
+@pytest.mark.slow
 @given(st.lists(st.floats(0, 1)), st.lists(st.floats(0, 1)))
 def test_looks_are_subtracted_and_servers_added(first: list[float], then: list[float]) -> None:
     """What came between two looks is what came between them; two servers' requests are as one's."""

@@ -61,6 +61,7 @@ def test_every_level_has_its_call(level: str) -> None:
     assert [entry["log_level"] for entry in logs] == [level]
 
 
+@pytest.mark.slow
 def test_a_library_prints_nothing() -> None:
     """Where a program has not configured `logging`, nothing comes out, on either stream."""
     script = (

@@ -20,6 +20,7 @@ SETTINGS = st.builds(
 )
 
 
+@pytest.mark.slow
 @given(settings=SETTINGS)
 def test_settings_are_read_back(settings: Sampling) -> None:
     """What changes nothing is left out of a record, and what is not known stays so."""
@@ -27,6 +28,7 @@ def test_settings_are_read_back(settings: Sampling) -> None:
     assert msgspec.json.encode(Sampling()) == b"{}"
 
 
+@pytest.mark.slow
 @given(settings=SETTINGS)
 def test_what_is_asked_for_comes_before_the_servers_own(settings: Sampling) -> None:
     """A null is not asked for, as servers have it."""

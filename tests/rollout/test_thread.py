@@ -46,6 +46,7 @@ def interruptible() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.slow
 def test_groups_come_to_a_plain_loop() -> None:
     """Every task's group comes, with its samples, and the thread is gone afterwards."""
     before = set(threading.enumerate())
@@ -95,6 +96,7 @@ def test_a_trainer_that_raises_closes_the_engine() -> None:
     assert engine.stats().running == 0
 
 
+@pytest.mark.slow
 def test_submissions_and_weights_work_from_a_thread() -> None:
     """Submit, collect and update block until they are done."""
     with EngineThread(CONFIG, GuessNumber) as engine:
@@ -129,6 +131,7 @@ def test_the_loop_left_early_keeps_what_had_finished() -> None:
         assert engine.untaken == []
 
 
+@pytest.mark.slow
 def test_a_stream_that_nobody_reads_may_be_dropped_in_any_thread() -> None:
     """Even in the engine's own, where waiting for its end would never end."""
     with EngineThread(CONFIG, GuessNumber) as engine:
@@ -213,6 +216,7 @@ def test_what_had_finished_can_be_taken_when_it_is_closed() -> None:
         engine.__enter__()
 
 
+@pytest.mark.slow
 def test_an_engine_that_is_never_left_keeps_no_process_from_ending() -> None:
     """A script that forgets to close it ends all the same."""
     script = """

@@ -43,6 +43,7 @@ def test_what_was_encoded_is_not_encoded_again() -> None:
     assert bytes(memoryview(later.json())) == known[:-1] + b",7]"
 
 
+@pytest.mark.slow
 @given(st.lists(st.text(max_size=5), min_size=1, max_size=6), st.integers(0, 6), st.booleans(), st.booleans())
 def test_messages_are_encoded_once(texts: list[str], known: int, sent: bool, other: bool) -> None:
     """An earlier prompt helps where this one starts with its very messages, and changes nothing where not."""

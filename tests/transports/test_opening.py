@@ -95,6 +95,7 @@ async def test_a_silent_server_is_named_within_five_seconds() -> None:
         assert time.monotonic() - began < 5.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [401, 500])
 async def test_a_server_that_completes_nothing_is_named(status: int) -> None:
     """It lists its model, and its engine is dead, or wants another key."""

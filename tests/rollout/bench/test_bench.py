@@ -16,6 +16,7 @@ from rollout.store.folder import RunFolder
 from tests.rollout.bench.kit import small
 
 
+@pytest.mark.slow
 async def test_both_modes_do_the_same_work_on_the_embedded_model(tmp_path: Path) -> None:
     """As many turns of the same lengths; each pair in another order; every run is written when it ends."""
     on_disk: list[int] = []
@@ -43,6 +44,7 @@ async def test_both_modes_do_the_same_work_on_the_embedded_model(tmp_path: Path)
     assert "<svg" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.slow
 async def test_stopping_early_keeps_what_is_done(tmp_path: Path) -> None:
     """The page is there for the runs that ended."""
     with anyio.CancelScope() as scope:
@@ -51,6 +53,7 @@ async def test_stopping_early_keeps_what_is_done(tmp_path: Path) -> None:
     assert "token-in" in (tmp_path / "report.html").read_text().lower()
 
 
+@pytest.mark.slow
 async def test_a_recorded_run_is_compared_on_its_own_environment(tmp_path: Path) -> None:
     """As many turns as were recorded, each as long as it was then, in both modes."""
     folder = RunFolder.create(tmp_path / "run")
@@ -84,6 +87,7 @@ async def test_wrong_settings_are_named(tmp_path: Path, changes: dict[str, objec
         await bench(small(**changes), tmp_path, lambda run: None)
 
 
+@pytest.mark.slow
 async def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     """A file is in the folder's place."""
     (tmp_path / "file").write_text("")

@@ -26,6 +26,7 @@ def results(**changes: object) -> Results:
     return Results(**{**fields, **changes})  # type: ignore[arg-type]  # the fields of a struct, by name
 
 
+@pytest.mark.slow
 def test_the_page_holds_tables_and_plots_and_fetches_nothing() -> None:
     """Both plots are in it as SVG; what a server calls itself is text."""
     written = page(results())

@@ -164,6 +164,7 @@ CHANGES: list[tuple[str, Callable[[dict[str, Any]], None], set[Match]]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("change", "seen"), [pytest.param(c, s, id=name) for name, c, s in CHANGES])
 @given(message=CALLING)
 def test_any_change_that_counts_is_seen(
@@ -184,6 +185,7 @@ def test_the_order_of_calls_counts(names: list[str]) -> None:
     assert canonical(forward) != canonical(backward)
 
 
+@pytest.mark.slow
 @given(MESSAGES, MESSAGES)
 def test_equal_bytes_mean_equal_content(a: dict[str, Any], b: dict[str, Any]) -> None:
     """Two messages with one canonical form have the same text, role, calls, reasoning, name and id."""
@@ -337,6 +339,7 @@ MARKS = st.fixed_dictionaries(
 PARTS = st.lists(TEXT.filter(bool), min_size=1, max_size=3)
 
 
+@pytest.mark.slow
 @given(message=MESSAGES, marks=MARKS, nothing=NOTHING, inner=MARKS, where=st.sampled_from(["metadata", "more"]))
 def test_marks_and_empty_keys_carry_nothing_at_any_depth(
     message: dict[str, Any], marks: dict[str, Any], nothing: Any, inner: dict[str, Any], where: str
@@ -361,6 +364,7 @@ def test_text_parts_are_their_lines_wherever_the_marks_stand(
     assert Message.of(message).text == "\n".join(texts)
 
 
+@pytest.mark.slow
 @given(messages=st.lists(MESSAGES, min_size=1, max_size=4), place=st.integers(0, 3))
 def test_a_cache_mark_that_moves_rewrites_no_history(messages: list[dict[str, Any]], place: int) -> None:
     """Anthropic's clients mark the last message of each turn, and unmark it the turn after."""

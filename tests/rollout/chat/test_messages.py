@@ -151,6 +151,7 @@ def test_an_escaped_surrogate_in_arguments_is_well_formed_text() -> None:
     assert call.parsed_arguments() == {"a": "\ufffd", "b": "😀"}
 
 
+@pytest.mark.slow
 @given(st.recursive(st.text(st.characters(exclude_categories=())) | st.integers() | st.floats(), st.lists))
 def test_any_value_makes_a_message_or_a_message_error(value: Any) -> None:
     """Whatever stands in a message's place is read, or is a MessageError."""

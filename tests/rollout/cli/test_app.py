@@ -104,6 +104,7 @@ def played(*args: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_json_is_one_object_with_the_promised_keys() -> None:
     """Standard output holds the object and nothing else; the run folder holds the same."""
     result = played(*SHORT, "-r", "2", "--verify")
@@ -119,6 +120,7 @@ def test_json_is_one_object_with_the_promised_keys() -> None:
     assert read_config(folder)["env_args"] == {"turns": "3", "chars": "20"}
 
 
+@pytest.mark.slow
 def test_people_get_a_table() -> None:
     """Without --json standard output is the table, which names what was played and where it lies."""
     result = invoke("run", *SHORT)
@@ -135,6 +137,7 @@ def test_people_get_a_table() -> None:
         assert word in result.stdout
 
 
+@pytest.mark.slow
 def test_message_in_reports_its_breaks() -> None:
     """In mode mito every turn goes message-in, and each break is one more training sample."""
     result = played(*SHORT, "--mode", "mito", "--temperature", "1")
@@ -142,12 +145,14 @@ def test_message_in_reports_its_breaks() -> None:
     assert result["samples"] == 2 + result["prefix_breaks"]
 
 
+@pytest.mark.slow
 def test_a_served_model_is_found_out_and_played(server: str) -> None:
     """With --base-url the dialect is found, /v1 or not, and the tokenizer with it."""
     result = played(*SHORT, "--base-url", f"{server}/v1", "--require-token-in", "--verify")
     assert (result["transport"], result["token_in_turns"]) == ("vllm", 4)
 
 
+@pytest.mark.slow
 def test_settings_come_from_a_file_and_flags_beat_it(tmp_path: Path) -> None:
     """A TOML file sets what a flag sets; where both do, the flag wins."""
     (tmp_path / "run.toml").write_text(
@@ -160,6 +165,7 @@ def test_settings_come_from_a_file_and_flags_beat_it(tmp_path: Path) -> None:
     assert config["env_args"] == {"turns": "4", "chars": 9}
 
 
+@pytest.mark.slow
 def test_tasks_come_from_a_file(tmp_path: Path) -> None:
     """--tasks plays one task per line."""
     (tmp_path / "tasks.jsonl").write_text('{"target": 5}\n\n{"target": 6}\n')
@@ -169,6 +175,7 @@ def test_tasks_come_from_a_file(tmp_path: Path) -> None:
     assert targets == [5, 6]
 
 
+@pytest.mark.slow
 def test_resume_plays_what_is_missing() -> None:
     """A run cut in the middle of a line is completed, and the summary counts all of it."""
     played(*SHORT, "-r", "3", "-o", "run")
@@ -181,6 +188,7 @@ def test_resume_plays_what_is_missing() -> None:
     assert [rollout.id for rollout in read_rollouts("run")][:3] == [json.loads(line)["id"] for line in lines[:3]]
 
 
+@pytest.mark.slow
 def test_resume_refuses_other_settings() -> None:
     """What would change the meaning of a run is named."""
     played(*SHORT, "-o", "run")
@@ -188,6 +196,7 @@ def test_resume_refuses_other_settings() -> None:
     assert "sampling" in said
 
 
+@pytest.mark.slow
 def test_a_key_is_never_written(monkeypatch: pytest.MonkeyPatch, server: str) -> None:
     """The API key is in no file of the run folder and in no output."""
     monkeypatch.setenv("MY_KEY", "sk-very-secret")
@@ -266,6 +275,7 @@ def test_a_stranger_is_not_taken_for_a_server_we_know() -> None:
         assert "neither vLLM nor Dynamo" in mistake("run", *SHORT, "--base-url", url, status=3)
 
 
+@pytest.mark.slow
 def test_a_server_without_a_token_route_under_require_token_in(tmp_path: Path) -> None:
     """Every rollout fails with the reason, and the status is 1."""
     app = create_app()
@@ -286,6 +296,7 @@ def test_a_refused_parameter_is_said_once(server: str) -> None:
     assert "refuses" in said
 
 
+@pytest.mark.slow
 def test_failed_rollouts_are_status_one(tmp_path: Path) -> None:
     """A rollout that fails is in the summary, with the first message of its kind."""
     (tmp_path / "bad.py").write_text(
@@ -380,6 +391,7 @@ def test_model_prints_the_folder() -> None:
     assert Path(invoke("model").stdout.strip()) == MODEL_DIR
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dialect", ["vllm", "dynamo"])
 def test_probe_tells_what_a_server_does(dialect: Any) -> None:
     """Routes, where ids come from, what is token-exact and what not; the command line to use is last."""
@@ -406,6 +418,7 @@ def test_help_needs_no_heavy_imports() -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_bench_compares_the_modes(tmp_path: Path) -> None:
     """Both modes' runs as JSON, the same on disk; wrong numbers are named and exit with 2."""
     size = ["--turns", "2", "-c", "2", "--repeats", "1", "--max-tokens", "4", "--env-chars", "20"]

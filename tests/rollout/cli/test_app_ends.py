@@ -73,6 +73,7 @@ def test_a_run_without_a_sample_says_why() -> None:
     assert "nothing to train on: all 2 rollouts failed, 2 of them as environment: " in result.stderr
 
 
+@pytest.mark.slow
 def test_control_c_ends_with_what_is_finished(tmp_path: Path) -> None:
     """After SIGINT running turns end, the summary is written, and --resume completes the run."""
     script = Path(sys.executable).with_name("rollout")
@@ -91,6 +92,7 @@ def test_control_c_ends_with_what_is_finished(tmp_path: Path) -> None:
     assert len(list(read_rollouts(tmp_path / "run"))) == result["rollouts"]
 
 
+@pytest.mark.slow
 def test_control_c_twice_stops_at_once(tmp_path: Path) -> None:
     """With requests that are never answered, the second SIGINT ends the run and keeps what was played."""
     served = create_app()
@@ -130,6 +132,7 @@ def asked_for_a_turn(scope: Any) -> bool:
     )
 
 
+@pytest.mark.slow
 def test_a_signal_while_the_server_is_asked_is_a_clean_end(tmp_path: Path) -> None:
     """Nobody has answered yet: one line, status 1, and no folder that looks like a run."""
     asked = threading.Event()

@@ -28,12 +28,14 @@ def left(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", LEAVING.format(code)], capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_a_process_that_nothing_keeps_ends_as_ever() -> None:
     """Exit hooks run, the status is right, nothing is said."""
     done = left("")
     assert (done.returncode, done.stdout, done.stderr) == (3, "hook\n", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "thread",
     [
@@ -49,11 +51,13 @@ def test_a_thread_that_hangs_is_said_and_left_behind(thread: str) -> None:
     assert done.stderr == "1 thread still hangs in calls that cannot be ended, and left behind\n"
 
 
+@pytest.mark.slow
 def test_a_hook_that_hangs_does_not_keep_the_process() -> None:
     """It is given its time, and that is all."""
     assert left("atexit.register(time.sleep, 60)").returncode == 3
 
 
+@pytest.mark.slow
 def test_what_keeps_the_loop_does_not_keep_a_settled_process() -> None:
     """Once the status is known the main thread may hang wherever it does."""
     done = left("ending.settle(4); time.sleep(600)")
@@ -61,6 +65,7 @@ def test_what_keeps_the_loop_does_not_keep_a_settled_process() -> None:
     assert "left behind" in done.stderr
 
 
+@pytest.mark.slow
 def test_work_that_does_not_end_is_bounded() -> None:
     """With its own line and status, unless the work ends before."""
     assert left("ending.bound(0.1, 'enough'); time.sleep(600)").stderr == "enough\n"
@@ -130,6 +135,7 @@ async def test_a_signal_between_two_meanings_is_not_lost() -> None:
             await came.wait()
 
 
+@pytest.mark.slow
 def test_a_task_that_swallows_everything_does_not_keep_the_command(tmp_path: Path) -> None:
     """Its rollout is a timeout, and the process ends, though Python cannot even throw the task away."""
     (tmp_path / "swallows.py").write_text(

@@ -217,6 +217,7 @@ def invoke(*args: str) -> Result:
     return CliRunner().invoke(app, list(args))
 
 
+@pytest.mark.slow
 def test_the_command_needs_only_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Settings, size and a file's environment are found from another place, after a cut in the middle of a line."""
     monkeypatch.chdir(tmp_path)
@@ -237,6 +238,7 @@ def test_the_command_needs_only_the_folder(tmp_path: Path, monkeypatch: pytest.M
     assert read_config(tmp_path / "run")["concurrency"] == 2
 
 
+@pytest.mark.slow
 def test_a_run_of_format_1_goes_on(tmp_path: Path) -> None:
     """A folder from before there were versions: its rollouts stay, the torn one is played, and it is of today then."""
     folder = tmp_path / "run"
@@ -253,6 +255,7 @@ def test_a_run_of_format_1_goes_on(tmp_path: Path) -> None:
     assert json.loads(more.stdout)["rollouts"] == 4
 
 
+@pytest.mark.slow
 def test_a_run_of_format_2_goes_on(tmp_path: Path) -> None:
     """What it has stays as it was, beside what is played now, which has what format 2 did not keep."""
     folder = tmp_path / "run"

@@ -30,6 +30,7 @@ class E(Env):
 PROCESSES = [[], pytest.param(["--processes", "2"], marks=pytest.mark.slow)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", PROCESSES)
 def test_what_rollouts_share_is_made_once_in_a_process_and_ended(more: list[str], tmp_path: Path) -> None:
     """With the argument that the command gives the environment."""
@@ -42,6 +43,7 @@ def test_what_rollouts_share_is_made_once_in_a_process_and_ended(more: list[str]
     assert {line["messages"][0]["content"] for line in lines(out)} == {"mine"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", PROCESSES)
 def test_a_setup_that_raises_is_the_users_mistake(more: list[str], tmp_path: Path) -> None:
     """One line that names it, status 2, its traceback on the terminal and in the log; the run can be gone on with."""
@@ -59,6 +61,7 @@ def test_a_setup_that_raises_is_the_users_mistake(more: list[str], tmp_path: Pat
     assert done.stderr.count("Traceback (most recent call last)") == 1
 
 
+@pytest.mark.slow
 def test_a_launcher_that_is_not_there_is_named(tmp_path: Path) -> None:
     """One line with those that there are, status 2."""
     done = ran("run", "echo", "--processes", 2, "--launch", "lokal", "-o", tmp_path / "r")

@@ -168,6 +168,7 @@ def test_the_command_prints_to_standard_output(run: Path) -> None:
     assert CliRunner().invoke(app, ["show", str(run / "nothing")]).exit_code == 2
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_enough_ends_it_quietly(tmp_path: Path) -> None:
     """`rollout show RUN | head` says nothing of a broken pipe."""
     messages = [user("x" * 1_000)] * 200

@@ -69,6 +69,7 @@ async def test_a_server_that_fails_when_asked_refutes_nothing(monkeypatch: pytes
     assert await compared(tokenizer(), tokenizer("<|new|>")) is None
 
 
+@pytest.mark.slow
 async def test_a_named_tokenizer_that_is_not_the_servers_is_refused(tmp_path: Any) -> None:
     """At connect, in one line with the way out; one that was only guessed gives way to the server's own."""
     tokenizer().save_pretrained(tmp_path)

@@ -52,6 +52,7 @@ def tail_of(role: str, texts: Sequence[str]) -> tuple[Message, list[Message], li
     return said, [Message("tool", texts[0], tool_call_id=CALL.id, name="f")], TOOLS
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(
     kind=st.sampled_from(["family", "template", "trims", "looks"]),

@@ -70,6 +70,7 @@ def test_private_characters_alone_are_text(bridge: Any, tokenizer: Any) -> None:
         assert f"user\n{text}<|im_end|>" in tokenizer.decode(found.ids)
 
 
+@pytest.mark.slow
 @given(pieces=st.lists(st.sampled_from(["<|im_end|>", "<think>", "a", " ", "\n", "<", "é", "<|", "im_end|>"])))
 def test_any_mixture_is_its_own_text(tokenizer: Any, pieces: list[str]) -> None:
     """Whatever is typed, its ids hold no added token and decode to it."""

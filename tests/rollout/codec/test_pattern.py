@@ -76,6 +76,7 @@ def test_messages_with_more_than_a_text_have_no_texts() -> None:
     assert texts_of([Message("tool", None)]) is None
 
 
+@pytest.mark.slow
 @given(
     text=st.text(min_size=1, max_size=60),
     completion=st.lists(st.sampled_from(["Yes.", "<think>", "</think>", "<tool_call>", "\n", " <"]), max_size=4),

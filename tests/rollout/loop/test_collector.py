@@ -9,6 +9,7 @@ import pytest
 from rollout.loop.collector import infrequent_full_gc
 
 
+@pytest.mark.slow
 def test_the_collector_leaves_out_what_was_there() -> None:
     """While rollouts are played, not afterwards, and also where playing raises."""
     frozen: list[int] = []
@@ -24,6 +25,7 @@ def test_the_collector_leaves_out_what_was_there() -> None:
     assert gc.get_freeze_count() == 0
 
 
+@pytest.mark.slow
 def test_full_collections_are_rare_while_rollouts_are_played() -> None:
     """Objects that stay make Python look through all of them again and again: not here, and afterwards as before."""
     before = gc.get_threshold()

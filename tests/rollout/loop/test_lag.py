@@ -23,6 +23,7 @@ def test_percentile_and_maximum() -> None:
     assert lag.max_s == pytest.approx(0.099)
 
 
+@pytest.mark.slow
 async def test_a_blocked_loop_shows() -> None:
     """A callback that blocks is found by its delay."""
     lag = Lag()

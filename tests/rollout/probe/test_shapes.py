@@ -44,6 +44,7 @@ def drifted(folder: Path, old: str, new: str) -> str:
     return str(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("renderer", ["auto", "template"])
 async def test_the_right_folder_is_exact(server: Transport, renderer: str) -> None:
     """Every shape but typed markers, which the server takes for tokens, is the server's id for id."""
@@ -55,6 +56,7 @@ async def test_the_right_folder_is_exact(server: Transport, renderer: str) -> No
     assert any("takes typed markers for tokens" in line for line in lines)
 
 
+@pytest.mark.slow
 async def test_template_arguments_are_compared_too(server: Transport) -> None:
     """The user's chat-template arguments go to both sides."""
     found = await checks(server, load_codec(str(MODEL_DIR)), enable_thinking=False)
@@ -81,6 +83,7 @@ async def test_drift_is_shown_where_it_begins(server: Transport, tmp_path: Path)
     assert f"from id {drift.at} on" in found["tool"].why
 
 
+@pytest.mark.slow
 async def test_a_template_that_refuses_is_told(server: Transport, tmp_path: Path) -> None:
     """A local template that raises where the server does not is a difference, not a crash."""
     folder = drifted(tmp_path / "other", "{%- if tools %}", "{%- if tools %}{{ raise_exception('no tools here') }}")

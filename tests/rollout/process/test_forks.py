@@ -25,6 +25,7 @@ class Forks(Env):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("child", ["raise ValueError('the child fails')", "sys.exit(0)", "return Step(done=True)"])
 @pytest.mark.parametrize(
     ("blocks", "step"), [("", "def"), ("blocks = False", "def"), ("", "async def")], ids=["thread", "loop", "task"]

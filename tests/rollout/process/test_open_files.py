@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 
 def raised(soft: int, hard: int, at_once: int) -> tuple[int, int]:
     """How many rollouts it is enough for, and the soft limit afterwards."""
@@ -38,6 +40,7 @@ def test_a_hard_limit_says_how_many_it_is_enough_for() -> None:
     assert 300 < enough < 436
 
 
+@pytest.mark.slow
 def test_a_limit_that_is_enough_for_nothing_says_so() -> None:
     """Nought rollouts."""
     assert raised(40, 40, 10)[0] == 0

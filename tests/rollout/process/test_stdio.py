@@ -28,6 +28,7 @@ def test_only_results_come_out_however_others_print() -> None:
     assert set(done.stderr.split()) == {"print", "write", "child", "old", "hook"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streams", ["2>/dev/full", "2>&-", "<&- 2>&-", "2> >(true)"])
 def test_a_broken_standard_error_costs_nothing(streams: str) -> None:
     """Prints that cannot be written are passed over, by whoever they are, and the result comes out."""
@@ -36,6 +37,7 @@ def test_a_broken_standard_error_costs_nothing(streams: str) -> None:
     assert (done.returncode, done.stdout) == (0, "result\n")
 
 
+@pytest.mark.slow
 def test_nobody_who_reads_is_no_fault() -> None:
     """A closed standard output, or a pipe without a reader, takes the result away without a word."""
     code = 'output.write("x" * 1000000); print(output.fault, file=sys.stderr)'
@@ -55,18 +57,21 @@ def test_files_that_are_opened_later_are_not_printed_to() -> None:
     assert ran(code, shell="<&- >&- 2>&-").returncode == 0
 
 
+@pytest.mark.slow
 def test_a_forked_child_does_not_keep_the_reader_waiting() -> None:
     """Who reads the results sees their end when the command ends, though a child of it goes on."""
     code = 'import time\nif os.fork() == 0:\n  os.close(2); os.close(1); time.sleep(60); os._exit(0)\noutput.write("r")'
     assert ran(code).stdout == "r"
 
 
+@pytest.mark.slow
 def test_text_that_cannot_be_encoded_is_written() -> None:
     """Half an emoji is an escape, in a result and in a print."""
     done = ran('output.write("a\\ud800\\n"); print("b\\ud800")')
     assert (done.stdout, done.stderr) == ("a\\ud800\n", "b\\ud800\n")
 
 
+@pytest.mark.slow
 def test_streams_that_others_close_are_still_written_to() -> None:
     """A library that closes `sys.stdout` or `sys.stderr` takes no line away from who comes after it."""
     done = ran('sys.stdout.close(); sys.stderr.close(); print("p"); print("e", file=sys.stderr); output.write("r")')

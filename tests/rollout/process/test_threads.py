@@ -223,6 +223,7 @@ def test_a_call_may_return_when_the_loop_is_gone() -> None:
     assert threads.abandoned == 0
 
 
+@pytest.mark.slow
 def test_a_process_ends_with_a_call_that_hangs() -> None:
     """Nobody joins the thread."""
     program = (

@@ -53,6 +53,7 @@ def test_shrinks_at_once_on_preemption_and_on_faults() -> None:
     assert concurrency.look(IDLE, used=64, faults=2) == 48
 
 
+@pytest.mark.slow
 @given(
     st.lists(
         st.tuples(

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -68,6 +69,7 @@ def test_no_more_tasks_are_wanted_than_the_consumer_has_room_for() -> None:
     assert scheduler.wanted == 2
 
 
+@pytest.mark.slow
 def test_nothing_costs_more_the_more_there_were() -> None:
     """A hundred thousand tasks, submitted and cancelled in any order, leave nothing behind and are not searched."""
     scheduler = Scheduler(cap=1, open_ended=True)

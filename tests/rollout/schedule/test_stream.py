@@ -485,6 +485,7 @@ class Play:
 ACTIONS = ["step", "settle", "submit", "withdraw", "cancel", "stop", "fail", "leave"]
 
 
+@pytest.mark.slow
 @given(
     entries=st.lists(st.sampled_from(["reply", "reply", "fault", "stall"]), max_size=30),
     actions=st.lists(st.sampled_from(["step", "step", "settle", *ACTIONS]), max_size=14),

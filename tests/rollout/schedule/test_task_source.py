@@ -121,6 +121,7 @@ async def test_an_iterator_that_cannot_begin_ends_its_stream() -> None:
             await taken(running, Missing(), [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "played"),
     [(list, []), (tuple, []), (iter, [0, 1]), (later, [0, 1])],

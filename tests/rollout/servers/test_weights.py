@@ -57,6 +57,7 @@ async def play_with_updates(running: Engine, updates: Any, tasks: int = 12) -> l
     return groups
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("in_flight", ["keep", "wait", "abort"])
 async def test_every_token_carries_its_version(in_flight: InFlight, other_weights: Path) -> None:
     """Two updates in the middle of a run: all rollouts finish, versions cover every sampled token and never go back."""
@@ -92,6 +93,7 @@ def held(weights: Weights) -> Iterator[None]:
     weights.release("a test")
 
 
+@pytest.mark.slow
 async def test_a_folder_that_cannot_be_loaded_leaves_the_old_weights(tmp_path: Path) -> None:
     """A failed update is an error of the call; the server goes on with what it had, and is not left paused."""
     running = Engine(EngineConfig(max_tokens=16), GuessNumber)
@@ -103,6 +105,7 @@ async def test_a_folder_that_cannot_be_loaded_leaves_the_old_weights(tmp_path: P
     assert all(rollout.ok for group in groups for rollout in group.rollouts)
 
 
+@pytest.mark.slow
 async def test_stale_rollouts_end_and_are_counted(other_weights: Path) -> None:
     """What lived through more updates than allowed is a failure of its own kind; evaluation is never ended so."""
     running = Engine(EngineConfig(max_tokens=32, concurrency=8, max_staleness=0), GuessNumber)

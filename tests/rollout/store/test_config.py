@@ -34,6 +34,7 @@ VALUES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.text(), VALUES, max_size=4))
 def test_any_sampling_parameters_come_back(tmp_path_factory: pytest.TempPathFactory, sampling: dict[str, Any]) -> None:
     """Also those that TOML cannot hold: null, and integers beyond 64 bits."""

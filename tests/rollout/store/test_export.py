@@ -164,6 +164,7 @@ def peak_of(run: Path, output: Path, format_name: str) -> int:
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format_name", ["jsonl", "safetensors", "parquet"])
 def test_a_larger_run_takes_no_more_memory(format_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten times the rollouts cost the bytes of their index: nothing of a sample is kept."""

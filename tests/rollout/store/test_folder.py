@@ -75,6 +75,7 @@ def rollouts(draw: st.DrawFn) -> Rollout:
     )
 
 
+@pytest.mark.slow
 @given(rollouts())
 def test_reading_back_loses_nothing(rollout: Rollout) -> None:
     """Ids, logprobs, versions, messages and turns are what they were, to the last bit."""

@@ -36,6 +36,7 @@ ROLLOUTS_OF_A_RUN = st.lists(
 )
 
 
+@pytest.mark.slow
 @given(ROLLOUTS_OF_A_RUN, st.binary(max_size=20).filter(lambda torn: b"\n" not in torn))
 def test_it_tells_what_reading_all_tells(
     tmp_path_factory: pytest.TempPathFactory, rollouts: list[Rollout], torn: bytes

@@ -44,6 +44,7 @@ def end(process: subprocess.Popen[str]) -> None:
     process.communicate()
 
 
+@pytest.mark.slow
 def test_another_process_is_refused_and_told_who_writes(tmp_path: Path) -> None:
     """The second writer learns the first one's process, host and start."""
     process = holding(tmp_path)
@@ -55,6 +56,7 @@ def test_another_process_is_refused_and_told_who_writes(tmp_path: Path) -> None:
         end(process)
 
 
+@pytest.mark.slow
 def test_a_crash_gives_the_lock_back(tmp_path: Path) -> None:
     """kill -9 of the holder frees the folder at once."""
     process = holding(tmp_path)
@@ -116,6 +118,7 @@ def test_without_locks_a_file_stands_for_it(tmp_path: Path) -> None:
     assert not (tmp_path / HELD).exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("host", ["here", "elsewhere"])
 def test_without_locks_a_dead_owner_is_told(tmp_path: Path, host: str) -> None:
     """A process of this host that is gone, or one elsewhere that has not touched its file for long, owns nothing."""

@@ -189,6 +189,7 @@ def name_of(task: Task) -> Hashable:
     return name
 
 
+@pytest.mark.slow
 @given(st.text("abc", max_size=8), st.text("abc", max_size=4), st.randoms())
 def test_a_grown_run_plays_what_is_wanted_and_keeps_its_places(old: str, new: str, chance: Any) -> None:
     """Known tasks stay where they are, the others fill up, and equal ones are counted, in whatever order they come."""

@@ -36,6 +36,7 @@ def kinds(rollouts: list[Rollout]) -> list[FailureKind]:
     return [rollout.failure.kind for rollout in rollouts if rollout.failure]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("deed", "make_env", "how", "stack"),
     [
@@ -80,6 +81,7 @@ async def test_nobody_waits_for_a_process_that_hangs() -> None:
             await stream.aclose()
 
 
+@pytest.mark.slow
 async def test_a_rollout_that_ends_every_process_is_given_up() -> None:
     """It costs three processes, whatever `rollout_retries` allows; the run goes on, and plays what comes after."""
     async with engine(rollout_retries=100) as running:
@@ -90,6 +92,7 @@ async def test_a_rollout_that_ends_every_process_is_given_up() -> None:
     assert len(poison.earlier_failures) == 2
 
 
+@pytest.mark.slow
 async def test_a_process_in_whose_threads_too_much_hangs_is_replaced() -> None:
     """Its hanging threads end with it. That is no death, and other rollouts are played meanwhile and afterwards."""
     config: dict[str, Any] = {"step_timeout_s": 0.2, "max_abandoned_threads": 1, "concurrency": 4}
@@ -105,6 +108,7 @@ async def test_a_process_in_whose_threads_too_much_hangs_is_replaced() -> None:
     assert stats.process_deaths == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("deed", "result"),
     # No pool that is forked: from a process with threads that may hang by itself (Python's os.fork says so), and did.
@@ -136,6 +140,7 @@ async def test_a_jobs_signals_are_the_engines_to_answer() -> None:
         assert running.stats().process_deaths == 0
 
 
+@pytest.mark.slow
 async def test_a_process_starts_where_the_engine_stood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is started again has the folder, the path and the variables of the first, whatever changed since."""
     path, before = list(sys.path), os.getcwd()
@@ -150,6 +155,7 @@ async def test_a_process_starts_where_the_engine_stood(tmp_path: Path, monkeypat
     assert (tmp_path / "found").read_text() == f"{before} {os.path.join(before, path[-1])} None"
 
 
+@pytest.mark.slow
 async def test_a_process_that_cannot_begin_in_time_is_said() -> None:
     """An import that hangs: one line that names the setting, and no process is left."""
     with capture_logs() as log, anyio.fail_after(30), pytest.raises(RolloutError, match="worker_start_s"):
@@ -165,6 +171,7 @@ async def test_a_launcher_that_is_not_there_is_named() -> None:
             pass
 
 
+@pytest.mark.slow
 async def test_how_processes_are_started_was_an_argument() -> None:
     """It is a setting now; the argument goes with the next release, and says so."""
     with pytest.warns(DeprecationWarning, match="EngineConfig.launch"):

@@ -48,6 +48,7 @@ async def collect(running: Engine, count: int, **options: Any) -> list[Group]:
     return [group async for group in running.stream(tasks(count), **options)]
 
 
+@pytest.mark.slow
 async def test_what_a_step_saw_and_gave_comes_from_a_process() -> None:
     """How its answer ended, and each turn's own reward, metrics and settings; samples have them all the same."""
     async with engine(Ending, sampling={"min_tokens": 4, "temperature": 1.5}) as running:
@@ -60,6 +61,7 @@ async def test_what_a_step_saw_and_gave_comes_from_a_process() -> None:
     assert [(turn.end - turn.start, turn.reward, turn.temperature) for turn in sample.turns] == [(4, 0.5, 1.5)] * 2
 
 
+@pytest.mark.slow
 async def test_groups_come_whole() -> None:
     """Every group has its members and its task, as from one process, and every turn was counted once."""
     async with engine() as running:
@@ -77,6 +79,7 @@ async def test_groups_come_whole() -> None:
     assert (stats.token_in_turns, stats.message_in_turns) == (18, 18)
 
 
+@pytest.mark.slow
 async def test_no_text_is_held_twice() -> None:
     """The conversation's messages are the tree's own objects, as they are without processes."""
     async with engine() as running:
@@ -86,6 +89,7 @@ async def test_no_text_is_held_twice() -> None:
     assert [id(message) in held for message in rollout.messages[:-1]] == [True] * (len(rollout.messages) - 1)
 
 
+@pytest.mark.slow
 async def test_leaving_a_stream_ends_what_runs() -> None:
     """What was played of a cancelled rollout comes back, as cancelled, and no process plays on."""
     async with engine(Endless, concurrency=4) as running:
@@ -104,6 +108,7 @@ async def test_leaving_a_stream_ends_what_runs() -> None:
     assert sum(len(rollout.turns) for rollout in ended) >= 8
 
 
+@pytest.mark.slow
 async def test_stopping_ends_rollouts_after_their_turn() -> None:
     """`stop_admitting` reaches the processes."""
     async with engine(Endless, concurrency=2) as running:
@@ -142,6 +147,7 @@ async def test_a_process_that_dies_costs_its_rollouts_only(tmp_path: Path) -> No
     assert (stats.process_deaths, stats.processes) == (1, 2)
 
 
+@pytest.mark.slow
 async def test_a_dead_processes_rollouts_are_played_again(tmp_path: Path) -> None:
     """`rollout_retries` is for them too; and a group's members are in one process."""
     config = EngineConfig(processes=2, max_tokens=4, concurrency=4, rollout_retries=1)
@@ -155,6 +161,7 @@ async def test_a_dead_processes_rollouts_are_played_again(tmp_path: Path) -> Non
     assert all(len({rollout.metrics["process"] for rollout in group.rollouts}) == 1 for group in whole)
 
 
+@pytest.mark.slow
 async def test_new_weights_reach_every_process() -> None:
     """After an update the tokens of every process carry the new version."""
     app = create_app()
@@ -228,6 +235,7 @@ async def test_a_task_that_is_no_data_ends_its_stream() -> None:
         assert len([group async for group in running.stream(tasks(2))]) == 2
 
 
+@pytest.mark.slow
 async def test_servers_that_are_gone_end_the_run() -> None:
     """As without processes: the stream raises, and what was played is kept."""
     app = create_app()
@@ -282,6 +290,7 @@ async def test_what_cannot_be_read_costs_its_process() -> None:
         assert running.stats().process_deaths == 2 * STRIKES
 
 
+@pytest.mark.slow
 async def test_a_worn_process_is_replaced_when_its_rollouts_have_ended() -> None:
     """It takes no more rollouts, those that it plays end well, another takes its place, and that is no death."""
     launch = Wearing()
@@ -307,6 +316,7 @@ async def test_an_integer_beyond_64_bits_is_played_as_it_is() -> None:
     assert rollout.messages[0].text == f"What is {2**70}?"
 
 
+@pytest.mark.slow
 async def test_a_stream_may_play_another_environment() -> None:
     """The processes get it by pickle, and play it beside the engine's own."""
     async with engine() as running:
@@ -325,6 +335,7 @@ def ended_after(turns: int) -> Asking:
     return env
 
 
+@pytest.mark.slow
 async def test_an_environment_that_no_process_could_find_is_refused() -> None:
     """At its stream, in one line; the engine plays on."""
     async with engine() as running:
@@ -347,6 +358,7 @@ def _not_loaded() -> Any:
     raise ImportError("no module named theirs")
 
 
+@pytest.mark.slow
 async def test_an_environment_that_cannot_be_loaded_there_ends_the_run() -> None:
     """It is named, with the traceback of the process."""
     async with engine() as running:
@@ -393,6 +405,7 @@ async def test_what_rollouts_share_is_entered_in_the_processes_that_play(local: 
         assert str(os.getpid()) not in processes
 
 
+@pytest.mark.slow
 async def test_a_setup_that_fails_in_a_process_ends_the_run() -> None:
     """Its error is named, with the traceback of the process; what ran ends as cancelled."""
     async with engine(Unshared) as running:

@@ -114,6 +114,7 @@ def test_processes_play_what_one_plays(tmp_path: Path) -> None:
     assert sorted(members) == [(task, member) for task in range(6) for member in range(2)]
 
 
+@pytest.mark.slow
 def test_a_wrong_number_is_named(tmp_path: Path) -> None:
     """No process at all plays nothing: exit status 2, one line, and nothing is started."""
     args = ["run", "echo", "--processes", "0"]
@@ -270,6 +271,7 @@ re.match(r"(a|aa)+$", "a" * 60 + "b")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells a process of its parent's end on Linux only")
 def test_a_process_that_hangs_does_not_outlive_a_killed_engine() -> None:
     """Where no Python runs any more the kernel ends it, so many seconds after its parent: here 1, SIGHUP's number."""

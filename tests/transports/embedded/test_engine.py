@@ -136,6 +136,7 @@ def test_no_more_run_than_allowed_and_the_urgent_go_first(model: Model) -> None:
     assert done == ["soon", "middle", "late"]
 
 
+@pytest.mark.slow
 def test_an_update_in_mid_turn_changes_the_version(engine: Engine, tmp_path: Path) -> None:
     """Tokens before and after an update carry their own version, without gap or overlap; the cache is emptied."""
     shutil.copytree(MODEL_DIR, tmp_path / "new")

@@ -40,6 +40,7 @@ def test_logprobs_are_those_of_transformers(model: Model) -> None:
     np.testing.assert_allclose(found, stored["logprobs"], atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pieces", [[50] + [1] * 14, [1] * 64, [16, 16, 16, 16], [63, 1]])
 def test_a_prompt_in_pieces_gives_the_same(model: Model, pieces: list[int]) -> None:
     """However a prompt is cut, every position has the same logprobs."""
@@ -47,6 +48,7 @@ def test_a_prompt_in_pieces_gives_the_same(model: Model, pieces: list[int]) -> N
     np.testing.assert_allclose(logprobs(model, ids, pieces), logprobs(model, ids, [64]), atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_sequence_does_not_feel_its_neighbours(model: Model) -> None:
     """In a batch of prompts and single tokens of many lengths each row is what it is alone."""
     prompts = [some_ids(model, count, seed) for seed, count in enumerate((3, 40, 17, 200, 1, 90))]

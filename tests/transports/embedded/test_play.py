@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from benchmarks.embedded_train.corpus import tokenizer_texts
 from benchmarks.embedded_train.evaluate import evaluate
 from benchmarks.embedded_train.tokenizer import train_tokenizer
@@ -11,6 +13,7 @@ from envs.guess_number import GuessNumber
 from transports.embedded import MODEL_DIR
 
 
+@pytest.mark.slow
 def test_it_wins_some_games_and_leaves_something_to_learn() -> None:
     """At temperature 1 guess_number is won between 50% and 90% of the time, and every turn ends by itself."""
     report = evaluate(MODEL_DIR, GuessNumber, games=128, seed=11)
@@ -19,6 +22,7 @@ def test_it_wins_some_games_and_leaves_something_to_learn() -> None:
     assert report.tokens < 20
 
 
+@pytest.mark.slow
 def test_it_calls_tools() -> None:
     """Most calculator questions are answered with real calls, more than one per question on average."""
     report = evaluate(MODEL_DIR, Calculator, games=64, seed=11)

@@ -93,6 +93,7 @@ def chosen(mode: LogprobsMode, **params: Any) -> tuple[int, float, list[tuple[in
     return found.ids[0], found.logprobs[0], found.top[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "params", [{"temperature": 0.5}, {"top_k": 2}, {"top_p": 0.7}, {"temperature": 2.0, "min_p": 0.2}]
 )

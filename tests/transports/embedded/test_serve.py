@@ -34,6 +34,7 @@ def served(*options: str, says: str = "serving rollout-tiny (vllm dialect)") -> 
         assert process.communicate(timeout=300)[0] == "rollout: stopped serving\n"
 
 
+@pytest.mark.slow
 def test_it_says_where_it_listens() -> None:
     """Port 0 takes a free one, which the line names; an interrupt ends it with a line."""
     options = ("--served-model-name", "mine", "--dialect", "dynamo")

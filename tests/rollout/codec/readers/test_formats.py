@@ -83,6 +83,7 @@ def test_every_format_has_a_writer_and_values_come_back(name: str, variant: str)
         assert (message.content, message.malformed_tool_calls) == (None, ()), text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "variant"), WRITERS)
 @given(arguments=ARGUMENTS)
 def test_any_arguments_come_back(name: str, variant: str, arguments: dict[str, Any]) -> None:
@@ -156,6 +157,7 @@ def test_reasoning_stands_apart(name: str, variant: str, opened: bool) -> None:
     assert calls_of(message) == [("edit", {"text": "a"})]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
 @given(data=st.data())
 def test_no_text_raises_or_gets_lost(name: str, data: st.DataObject) -> None:
