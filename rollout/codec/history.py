@@ -139,7 +139,8 @@ class ShapeCache:
     def _walk(self, key: object, shape: Shape, previous: Previous, tail: Sequence[Message]) -> Steps[Walked]:
         """What is seen of a history. The next turn's has a few messages more, and only those are looked at."""
         history = previous.history
-        name = (key, id(history[0]))
+        # The first thing that the model said is a conversation's own; what stands before it a whole run may share.
+        name = (key, id(next((message for message in history if message.role == "assistant"), history[0])))
         known = self._walked.get(name, _NOTHING)
         if known.messages != history[: len(known.messages)]:  # the same objects mostly, compared at once
             known = _NOTHING

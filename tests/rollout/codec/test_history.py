@@ -116,3 +116,27 @@ def test_what_is_remembered_of_histories_is_bounded() -> None:
     memos: dict[str, Any] = {name: memo for name, memo in vars(bridge._shapes).items() if hasattr(memo, "size")}
     assert memos
     assert all(len(memo) <= memo.size <= 1_024 for memo in memos.values())
+
+
+def test_conversations_that_share_their_first_messages_do_not_disturb_each_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A system message that is one object in all rollouts of a run: each history is still walked once."""
+    bridge, shared = Counting(NO_THINK), [system("S"), user("q")]
+    histories = [[*shared, Message("assistant", f"{i}"), user("more")] for i in range(3)]
+    looked: list[str] = []
+    look = bridge._shapes._looks_for
+    assert look is not None
+
+    def looking(text: str) -> bool:
+        looked.append(text)
+        return look(text)
+
+    monkeypatch.setattr(bridge._shapes, "_looks_for", looking)
+    for turn in range(12):
+        looked.clear()
+        for at, history in enumerate(histories):
+            bridge.turn(history)
+            histories[at] = [*history, Message("assistant", f"{at} {turn}"), user(f"{at} more {turn}")]
+        if turn > 8:  # past the lengths of which each is rendered whole
+            assert not any("q" in text or "S" in text for text in looked)
