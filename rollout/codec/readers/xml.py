@@ -15,7 +15,7 @@ Templates of Qwen's write one newline on each side of a value, the others none: 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -23,7 +23,7 @@ import msgspec
 from rollout.chat.messages import ToolCall
 from rollout.codec.readers.blocks import Block, Blocks
 from rollout.codec.readers.literals import after_space
-from rollout.codec.readers.pieces import Sampled
+from rollout.codec.readers.pieces import Piece, Sampled
 from rollout.codec.readers.reasoning import THINK, Tags
 from rollout.codec.readers.schema import parameters_of, read_argument
 from rollout.codec.readers.values import INVALID_JSON, MALFORMED, NoCall, arguments_text, make_call, read_value
@@ -101,6 +101,25 @@ class Xml(Blocks):
         return make_call(name, arguments_text(arguments)), ended.end()
 
 
+class QwenXml(Xml):
+    """Qwen's calls. Models forget the tag around them at times: that is an attempt, too."""
+
+    _forgotten = re.compile(r"<function=[^>\n]+>[\s\S]*?(?:</function>(?:\s*</tool_call>)?|\Z)")
+
+    def said(self, text: str, sampled: Sampled) -> Iterator[Piece]:
+        """See `Format`."""
+        for piece in super().said(text, sampled):
+            if piece.kind != "text" or "<function=" not in piece.raw:
+                yield piece
+                continue
+            at = 0
+            for found in self._forgotten.finditer(piece.raw):
+                yield from [Piece("text", piece.raw[at : found.start()])] if found.start() > at else []
+                yield Piece("broken", found[0], reason=MALFORMED)
+                at = found.end()
+            yield from [Piece("text", piece.raw[at:])] if at < len(piece.raw) else []
+
+
 def _flagged(text: str, string: str) -> Any:
     """A value that says itself whether it is text. Raises NoCall."""
     if string == "true":
@@ -119,7 +138,7 @@ _FUNCTION = Markup(
     newlines=True,
 )
 
-QWEN_XML = Xml("qwen-xml", Block("<tool_call>", "</tool_call>"), markup=_FUNCTION, gap=2, signs=("<function=",))
+QWEN_XML = QwenXml("qwen-xml", Block("<tool_call>", "</tool_call>"), markup=_FUNCTION, gap=2, signs=("<function=",))
 SEED = Xml(
     "seed",
     Block("<seed:tool_call>", "</seed:tool_call>"),

@@ -1,0 +1,92 @@
+"""Calls as tags: values by their declared types, and attempts that are none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from rollout.codec.readers.xml import GLM, QWEN_XML
+from tests.rollout.codec.readers.kit import calls_of, read, reasons_of, tool_of
+
+
+def qwen(value: str) -> str:
+    return f"<tool_call>\n<function=f>\n<parameter=a>\n{value}\n</parameter>\n</function>\n</tool_call>"
+
+
+@pytest.mark.parametrize(
+    ("schema", "text", "value"),
+    [
+        ({"type": "string"}, "12", "12"),
+        ({"type": "string"}, "None", "None"),
+        ({"type": ["string"]}, " true ", " true "),
+        ({"type": ["string", "null"]}, "null", None),
+        ({"type": ["string", "integer"]}, "12", 12),
+        ({"type": ["string", "integer"]}, "[12]", "[12]"),
+        ({"type": "integer"}, "12", 12),
+        ({"type": "number"}, "-1.5e3", -1500.0),
+        ({"type": "boolean"}, "True", True),
+        ({"type": "boolean"}, "false", False),
+        ({"type": "integer", "nullable": True}, "None", None),
+        ({"anyOf": [{"type": "integer"}, {"type": "null"}]}, "null", None),
+        ({"anyOf": [{"type": "string"}, {"type": "array"}]}, "[1]", [1]),
+        ({"type": "array"}, "[1, 'a', True, None]", [1, "a", True, None]),
+        ({"type": "object"}, "{'k': {'z': None}}", {"k": {"z": None}}),
+        ({"type": "OBJECT"}, '{"k": 1}', {"k": 1}),
+        ({"enum": ["1", "2"]}, "1", "1"),
+        ({"enum": [1, 2]}, "1", 1),
+        ({}, "12", 12),
+        ({}, "True", True),
+        ({}, "some words", "some words"),
+        ({"$ref": "#/x"}, "[1]", [1]),
+        (None, "12", 12),
+    ],
+)
+def test_a_value_is_what_its_tool_declares(schema: Any, text: str, value: Any) -> None:
+    """Texts stay texts, other values are read, and what is not declared is what it looks like."""
+    tools = [tool_of("f", {"a": schema} if schema is not None else {})]
+    assert calls_of(read(QWEN_XML, qwen(text), tools=tools)) == [("f", {"a": value})]
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"), [("integer", "twelve"), ("number", "NaN"), ("array", "[1"), ("boolean", "yes")]
+)
+def test_a_value_that_cannot_be_what_is_declared_is_malformed(kind: str, text: str) -> None:
+    """As inference servers have it."""
+    assert reasons_of(read(QWEN_XML, qwen(text), tools=[tool_of("f", {"a": {"type": kind}})])) == ["invalid_json"]
+
+
+def test_tags_within_a_value_are_its_text() -> None:
+    """A file that is edited may hold the format's own tags."""
+    tools = [tool_of("f", {"a": {"type": "string"}})]
+    value = "<parameter=x>1</parameter> and </function> or </tool_call>\n"
+    assert calls_of(read(QWEN_XML, qwen(value), tools=tools)) == [("f", {"a": value})]
+    value = "<arg_value>x</arg_value>, </tool_call>"
+    text = f"<tool_call>f\n<arg_key>a</arg_key>\n<arg_value>{value}</arg_value>\n</tool_call>"
+    assert calls_of(read(GLM, text, tools=tools)) == [("f", {"a": value})]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        qwen("1").replace("</function>", "<parameter=a>\n2\n</parameter>\n</function>"),
+        qwen("1").replace("</function>", "</function>\n<function=g>\n</function>"),
+        qwen("1").replace("<function=f>\n", ""),
+        qwen("1").replace("</parameter>\n", ""),
+        qwen("1").replace("</function>\n", ""),
+        "<tool_call>\n</tool_call>",
+    ],
+)
+def test_what_is_no_call_is_malformed(text: str) -> None:
+    """One argument twice, two functions in one call, tags left out."""
+    message = read(QWEN_XML, text, tools=[tool_of("f")])
+    assert reasons_of(message) == ["malformed_structure"]
+    assert message.content == text
+
+
+def test_a_call_without_its_tag_is_an_attempt() -> None:
+    """Qwen3-Coder forgets `<tool_call>` at times."""
+    text = "I edit.\n" + qwen("1").removeprefix("<tool_call>\n")
+    message = read(QWEN_XML, f"{text} Done.", tools=[tool_of("f")])
+    assert reasons_of(message) == ["malformed_structure"]
+    assert message.content == f"{text} Done."
