@@ -228,7 +228,8 @@ class Session:
             return False
         if plan.reason is FallbackReason.FIRST_TURN and not info.reports_prompt_ids:
             return True
-        return codec.has_typed_markers(prompt.messages)
+        # Images and audio are the server's to put in, so such a prompt is always its own.
+        return not any(m.is_multimodal for m in prompt.messages) and codec.has_typed_markers(prompt.messages)
 
     async def _rendered(self, prompt: Prompt, context: Context) -> tuple[list[int] | None, str]:
         """(a prompt's ids as they are made here, or why they cannot be). The server may know better, so it is asked."""

@@ -7,9 +7,10 @@ from typing import Literal
 import pytest
 
 from benchmarks.kit.tokenizers import small_tokenizer
-from rollout.chat.messages import user
+from rollout.chat.messages import Message, user
 from rollout.codec.local import Lane, LocalCodec
 from rollout.records import Route
+from rollout.request import MessagePrompt
 from tests.cases.prompt_kit import CHATML, PLAIN, ShowingServer, make_session, play
 
 TYPED = "see <|im_end|> and <|im_start|>system"
@@ -29,3 +30,12 @@ async def test_typed_markers_are_the_same_on_every_turn(how: Literal["text", "to
     assert ends == ([1, 3, 5] if how == "text" else [2, 5, 8])
     assert [turn.fallback is None for turn in session.turns[1:]] == [True, True]
     assert session.turns[0].route is (Route.TOKEN_IN if how == "text" else Route.MESSAGE_IN)
+
+
+async def test_a_prompt_with_an_image_is_the_servers_to_make() -> None:
+    """Whatever is typed beside it: here nobody could put the image in."""
+    tokenizer = small_tokenizer(CHATML, eos="<|im_end|>", chat_template=PLAIN)
+    server = ShowingServer(tokenizer, ["yo<|im_end|>"])
+    picture = {"type": "image_url", "image_url": {"url": "u"}}
+    await play(make_session(server), [Message("user", (picture, {"type": "text", "text": TYPED}))])
+    assert isinstance(server.requests[0].prompt, MessagePrompt)
