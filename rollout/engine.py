@@ -357,7 +357,7 @@ class Engine:
         self._streams.tallies.tell(stats)
         stats.hanging_calls = self._streams.hanging
         if self._opened is not None:
-            stats.servers = self._opened.player.servers
+            stats.servers = self._opened.player.fleet.states
             stats.add(self._opened.player.played())
         if self._pool is not None:
             stats.processes, stats.process_deaths = self.config.processes, self._pool.deaths

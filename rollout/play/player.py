@@ -29,7 +29,7 @@ from rollout.process.imports import settle_path
 from rollout.process.threads import Threads
 from rollout.records import Job
 from rollout.registry import is_asynchronous
-from rollout.servers.fleet import Fleet, ServerState
+from rollout.servers.fleet import Fleet
 from rollout.servers.weights import Weights
 from rollout.transport import Transport
 
@@ -116,11 +116,6 @@ class Player:
             await self._setups.aclose()
         await self._hosts.aclose()
         await self._stack.aclose()
-
-    @property
-    def servers(self) -> list[ServerState]:
-        """The servers as they stand."""
-        return self.fleet.states
 
     def of(self, make_env: Callable[[], Env]) -> PlayedEnv:
         """Rollouts of one environment. Raises ConfigError where it is named, and not to be found."""
