@@ -139,13 +139,16 @@ class Episode:
     async def _made(self) -> Env:
         """The environment, with what it shares: before it is made where its class is known by then, else once it is."""
         setups, make_env = self._setups, self._make_env
-        if setups is not None and (setup := setups.before(make_env)) is not None:
+        setup = setups.before(make_env) if setups is not None else None
+        if setup is not None:
             with self._deadline.held():  # a pool of sandboxes may take minutes
                 await setup.entered()
             make_env = setup.making(make_env)
         env: Env = await self._call("__init__", make_env, in_task=self._asynchronous)
         self._env = env  # whatever becomes of it, it is closed
-        if setups is not None and (setup := setups.of(env)) is not None:
+        if setup is None and setups is not None:
+            setup = setups.of(env)
+        if setup is not None:
             with self._deadline.held():
                 await setup.share(env)
         return env

@@ -210,7 +210,7 @@ async def test_a_step_that_takes_too_long_is_given_up() -> None:
 
 async def test_an_episode_that_takes_too_long_is_given_up() -> None:
     """An episode's deadline ends a request that is never answered."""
-    rollout = await play(Chat(), Stalled(), episode_timeout_s=0.01)
+    rollout = await play(Chat(), Stalled(), episode_timeout_s=0.2)
     assert rollout.failure is not None
     assert rollout.failure.kind is FailureKind.TIMEOUT
 

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any, ClassVar
 
 import anyio
+import pydantic
 import pytest
 
 from rollout import Engine, EngineConfig, Env, Group, Message, Step, user
@@ -341,3 +342,25 @@ async def test_no_object_is_made_where_the_setup_failed(said: list[Any]) -> None
         with pytest.raises(UserCodeFailed, match="no docker"):
             await collect(running, 4)
     assert made == []
+
+
+async def test_a_model_of_pydantic_may_be_an_environment() -> None:
+    """It replaces what an object holds when it is made: its arguments are known from its class."""
+
+    class Modelled(pydantic.BaseModel, Base):
+        image: str = ""
+
+        @classmethod
+        @asynccontextmanager
+        async def setup(cls, image: str) -> AsyncIterator[dict[str, Any]]:
+            yield {"image": image, "lent": 0}
+
+        def reset(self, task: Any) -> list[Message]:
+            return [user(self.shared["image"])]
+
+        def step(self, message: Message) -> Step:
+            return Step(done=True)
+
+    async with engine(functools.partial(Modelled, image="mine")) as running:
+        (group,) = await collect(running, 1)
+    assert [message.text for message in group.rollouts[0].messages[:1]] == ["mine"], group.rollouts[0].failure
