@@ -31,6 +31,9 @@ _CALL_ID = "call00000"
 #: Histories of so many messages are rendered whole once for each length.
 _FEW = 16
 
+#: How often a proof is tried: a clock in the prompt may tick between two of its renderings.
+_TRIES = 2
+
 #: Texts that are kept as they are in what is remembered of messages; longer ones by their digest.
 _SHORT = 64
 
@@ -114,10 +117,13 @@ class ShapeCache:
         key = (context_key, stand_in.shape_key(previous.message, tail), ids, tuple(stop_ids))
         shape, today = self._shapes.get(key), datetime.date.today()
         if shape is None or (isinstance(shape, Unprovable) and shape.day != today):
-            try:
-                shape = yield from stand_in.prove_shape(previous.message, tail, stop_ids)
-            except NotExtendable as error:
-                shape = Unprovable(str(error), today)
+            for _ in range(_TRIES):
+                try:
+                    shape = yield from stand_in.prove_shape(previous.message, tail, stop_ids)
+                    break
+                except NotExtendable as error:
+                    shape = Unprovable(str(error), today)
+            assert shape is not None, "it was tried"
             self._shapes[key] = shape
         if isinstance(shape, Unprovable):
             raise NotExtendable(shape.reason)

@@ -140,3 +140,17 @@ def test_conversations_that_share_their_first_messages_do_not_disturb_each_other
             histories[at] = [*history, Message("assistant", f"{at} {turn}"), user(f"{at} more {turn}")]
         if turn > 8:  # past the lengths of which each is rendered whole
             assert not any("q" in text or "S" in text for text in looked)
+
+
+def test_a_clock_that_ticks_while_a_shape_is_proved_costs_no_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A template with the time of day: what is rendered before and after a tick differs in its first lines."""
+    ticks: list[str] = ["a"]
+    bridge = Counting("<|im_start|>system\n{{ clock }}<|im_end|>\n" + PLAIN)
+    apply = bridge._tokenizer.apply_chat_template
+
+    def ticking(*args: Any, **more: Any) -> Any:
+        ticks.append("b" if len(ticks) > 1 else "a")
+        return apply(*args, **more, clock=ticks[-1])
+
+    monkeypatch.setattr(bridge._tokenizer._tokenizer, "apply_chat_template", ticking)
+    assert bridge.turn([user("hi")]) == "\n<|im_start|>user\nwhy?<|im_end|>\n<|im_start|>assistant\n"
