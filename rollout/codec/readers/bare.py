@@ -25,6 +25,7 @@ from rollout.codec.readers.values import (
     declared_names,
     make_call,
     read_members,
+    read_value,
     skip_space,
 )
 
@@ -84,6 +85,8 @@ class Llama(Format):
     def _bare(self, text: str, start: int, sampled: Sampled) -> Piece | None:
         """What begins with JSON; None where it is no call."""
         first = not text[:start].strip()
+        if first and _is_answer(text, start, sampled):
+            return None
         try:
             calls, after = self._calls(text, start)
         except NoCall as error:
@@ -122,7 +125,7 @@ class Xlam(Format):
     def said(self, text: str, sampled: Sampled) -> Iterator[Piece]:
         """See `Format`."""
         start = skip_space(text, 0)
-        if not sampled.tools or _FIRST_OF_ARRAY.match(text) is None:
+        if not sampled.tools or _FIRST_OF_ARRAY.match(text) is None or _is_answer(text, start, sampled):
             yield from [Piece("text", text)] if text else []
             return
         try:
@@ -132,6 +135,20 @@ class Xlam(Format):
             return
         pieces = (Piece("fence", text[:start]), Piece("call", text[start:end], tuple(calls)), Piece("text", text[end:]))
         yield from [piece for piece in pieces if piece.raw]
+
+
+def _is_answer(text: str, at: int, sampled: Sampled) -> bool:
+    """Whether JSON is about something else: no arguments, and no tool's name."""
+    try:
+        value, _ = read_value(text, at)
+    except NoCall:
+        return False
+    names = set(declared_names(sampled.tools))
+    each = value if isinstance(value, list) else [value]
+    return not any(
+        isinstance(one, dict) and (one.keys() & {"arguments", "parameters"} or str(one.get("name")) in names)
+        for one in each
+    )
 
 
 LLAMA = Llama()

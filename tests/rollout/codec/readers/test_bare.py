@@ -1,0 +1,85 @@
+"""Calls without a marker: what is a call, what an answer in JSON, and what an attempt."""
+
+from __future__ import annotations
+
+import pytest
+
+from rollout.codec.readers.bare import LLAMA, XLAM
+from rollout.codec.readers.pythonic import GEMMA, LLAMA4
+from tests.rollout.codec.readers.kit import calls_of, read, reasons_of
+
+CALL = '{"name": "add", "parameters": {"a": 1}}'
+
+
+@pytest.mark.parametrize(
+    ("text", "calls"),
+    [
+        (CALL, 1),
+        (f"\n{CALL}\n", 1),
+        (f"{CALL}; {CALL}", 2),
+        (f"{CALL}\n{CALL}", 2),
+        (f"<|python_tag|>{CALL}; {CALL}", 2),
+        ('{"type": "function", "name": "add", "parameters": {"a": 1}}', 1),
+        ("<|python_tag|>add.call(a=1)", 1),
+    ],
+)
+def test_llamas_calls(text: str, calls: int) -> None:
+    """One, several, behind the tag, and of the built-in kind."""
+    message = read(LLAMA, text)
+    assert (calls_of(message), message.content) == ([("add", {"a": 1})] * calls, None)
+
+
+def test_text_before_a_call_of_an_offered_tool_is_content() -> None:
+    """Only where the tool is there: else it is JSON that the answer shows."""
+    assert calls_of(read(LLAMA, f"I add.\n{CALL}")) == [("add", {"a": 1})]
+    assert read(LLAMA, f"I add.\n{CALL}").content == "I add."
+    other = CALL.replace("add", "sub")
+    assert read(LLAMA, f"Write:\n{other}").content == f"Write:\n{other}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"name": "Oslo", "population": 7}',
+        '{"type": "Point", "coordinates": [1, 2]}',
+        '[{"name": "Oslo", "population": 7}]',
+        '{"name": "Oslo"}',
+        '{"a": 1}',
+        '{"answer": {"name": "x"}}',
+        "{x}",
+        'So {"name": oops',
+        "[1]",
+    ],
+)
+def test_an_answer_in_json_is_an_answer(text: str) -> None:
+    """Nothing tells that a call was meant."""
+    for reader in (LLAMA, XLAM, LLAMA4, GEMMA):
+        message = read(reader, text)
+        assert (message.content, message.tool_calls, message.malformed_tool_calls) == (text, (), ())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"name": "add", "parameters": [1]}',
+        '{"name": "add", "parameters": {"a": 1',
+        "<|python_tag|>print(1)",
+        '{"name": "add", "a": 1}',
+        '{"name": "sub", "parameters": {}, "a": 1}',
+    ],
+)
+def test_what_starts_as_a_call_and_is_none_is_malformed(text: str) -> None:
+    """With its whole text."""
+    message = read(LLAMA, text)
+    assert len(message.malformed_tool_calls) == 1
+    assert (message.content, message.tool_calls) == (text, ())
+
+
+def test_several_calls_in_one_list() -> None:
+    """As xLAM and Llama 4 write parallel calls."""
+    both = [("add", {"a": 1}), ("add", {})]
+    assert calls_of(read(XLAM, '[{"name": "add", "arguments": {"a": 1}}, {"name": "add", "arguments": {}}]')) == both
+    assert calls_of(read(LLAMA4, "[add(a=1), add()]")) == both
+    assert calls_of(read(LLAMA4, "<|python_start|>[add(a=1), add()]<|python_end|>")) == both
+    assert reasons_of(read(LLAMA4, "[add(1)]")) == ["malformed_structure"]
+    assert reasons_of(read(LLAMA4, "[add(a=b)]")) == ["invalid_json"]

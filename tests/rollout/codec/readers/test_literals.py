@@ -1,0 +1,62 @@
+"""Python's literals are read as Python reads them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rollout.codec.readers.literals import read_call, read_literal
+from rollout.codec.readers.values import NoCall
+
+LITERALS = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(LITERALS)
+def test_what_python_writes_is_read_back(value: Any) -> None:
+    """Every literal, to its end."""
+    text = repr(value)
+    assert read_literal(text, 0) == (value, len(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        (r"'\d\q'", r"\d\q"),
+        (r'"\x41\u00e9\U0001f600\101\n"', "Aé😀A\n"),
+        ("'''a'b\nc'''", "a'b\nc"),
+        ('"a\nb"', "a\nb"),
+        ("(1, 2)", [1, 2]),
+        ("[1, 2, ]", [1, 2]),
+        ("1_000", 1000),
+        ("true", True),
+        ("null", None),
+    ],
+)
+def test_spellings(text: str, value: Any) -> None:
+    """Escapes that Python does not know stay; JSON's words are read, too."""
+    assert read_literal(text, 0)[0] == value
+
+
+@pytest.mark.parametrize("text", ["", "x", "[1", "{1: 2}", "'a", "{'a': 1, 'a': 2}", "[1 2]", "9" * 5_000, "-", "f(1)"])
+def test_what_is_no_literal_is_refused(text: str) -> None:
+    """By the one error that readers know."""
+    with pytest.raises(NoCall):
+        read_literal(text, 0)
+
+
+@given(st.text(alphabet="fa(=)[]{},'\"\\1 \n.T", max_size=20))
+def test_no_text_raises_anything_else(text: str) -> None:
+    """Whatever a model wrote."""
+    for read in (read_literal, read_call):
+        try:
+            found = read(text, 0)
+        except NoCall:
+            continue
+        assert found[-1] <= len(text)
