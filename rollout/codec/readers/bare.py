@@ -2,7 +2,7 @@
 
     llama   {"name": "add", "parameters": {"a": 1}}, also behind <|python_tag|>, several with `;` between; and
             <|python_tag|>brave_search.call(query="x"), as Llama 3's built-in tools are called
-    xlam    [{"name": "add", "arguments": {"a": 1}}, ...]
+    xlam    [{"name": "add", "arguments": {"a": 1}}, ...], and {"tool_calls": [...]} as its first models write
 
 JSON that is no call is an answer in JSON. What starts as a call does and cannot be read is malformed.
 """
@@ -18,6 +18,7 @@ from rollout.codec.readers.blocks import calls_in_array
 from rollout.codec.readers.literals import after_space, read_call
 from rollout.codec.readers.pieces import Piece, Sampled
 from rollout.codec.readers.values import (
+    INVALID_JSON,
     MALFORMED,
     NoCall,
     arguments_text,
@@ -38,6 +39,10 @@ _CALL = re.compile(r'\{\s*"(?:name|type)"\s*:')
 #: The same where it is the first of an answer: then nothing else was meant.
 _FIRST = re.compile(r'\s*\{\s*"(?:name|type|function|parameters|arguments)"\s*:')
 _FIRST_OF_ARRAY = re.compile(r'\s*\[\s*\{\s*"(?:name|type|function|parameters|arguments|id)"\s*:')
+
+#: xLAM's first models put the array into an object.
+_WRAPPED = re.compile(r'\s*\{\s*"tool_calls"\s*:\s*(?=\[)')
+_WRAPPED_END = re.compile(r"\s*\}")
 _BETWEEN = re.compile(r"\s*;?\s*")
 
 
@@ -124,17 +129,23 @@ class Xlam(Format):
 
     def said(self, text: str, sampled: Sampled) -> Iterator[Piece]:
         """See `Format`."""
-        start = skip_space(text, 0)
-        if not sampled.tools or _FIRST_OF_ARRAY.match(text) is None or _is_answer(text, start, sampled):
+        wrapped = _WRAPPED.match(text)
+        start = wrapped.end() if wrapped is not None else skip_space(text, 0)
+        listed = _FIRST_OF_ARRAY.match(text, start)
+        if not sampled.tools or not listed or (wrapped is None and _is_answer(text, start, sampled)):
             yield from [Piece("text", text)] if text else []
             return
         try:
             calls, end = calls_in_array(text, start)
+            closed = _WRAPPED_END.match(text, end) if wrapped is not None else None
+            if wrapped is not None and closed is None:
+                raise NoCall(INVALID_JSON)
         except NoCall as error:
             yield Piece("broken", text, reason=str(error))
             return
-        pieces = (Piece("fence", text[:start]), Piece("call", text[start:end], tuple(calls)), Piece("text", text[end:]))
-        yield from [piece for piece in pieces if piece.raw]
+        after = closed.end() if closed is not None else end
+        pieces = (Piece("fence", text[:start]), Piece("call", text[start:after], tuple(calls)))
+        yield from [piece for piece in (*pieces, Piece("text", text[after:])) if piece.raw]
 
 
 def _is_answer(text: str, at: int, sampled: Sampled) -> bool:

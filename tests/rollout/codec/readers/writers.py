@@ -152,6 +152,7 @@ WRITERS: dict[tuple[str, str], Write] = {
     ("phi", "functools"): lambda n, a: f"functools[{_call(n, a)}]",
     ("nemotron", ""): lambda n, a: f"<TOOLCALL>[{_call(n, a)}]</TOOLCALL>",
     ("xlam", ""): lambda n, a: f"[{_call(n, a)}]",
+    ("xlam", "v1"): lambda n, a: f'{{"tool_calls": [{_call(n, a)}]}}',
     ("cohere", ""): _cohere,
     ("harmony", ""): lambda n, a: (
         f"<|channel|>commentary to=functions.{n} <|constrain|>json<|message|>{dumps(a)}<|call|>"
