@@ -230,9 +230,17 @@ class LiteralTokenizer:
             out += self.plain_ids(piece + text[at : match.start()] + marker[0])
             piece, at = marker[1:], match.end()
         ids = out + self.plain_ids(piece + text[at:])
-        if out and self._tokenizer.decode(ids) != _STAND_IN.sub(lambda match: self._texts[match[0]], text):
+        if out and not self._is_text_of(ids, _STAND_IN.sub(lambda match: self._texts[match[0]], text)):
             raise NotLiteral("this tokenizer does not give back a text that it encoded in two pieces")
         return ids
+
+    def _is_text_of(self, ids: list[int], text: str) -> bool:
+        """Whether ids are of a text, or of what the tokenizer makes of it first: Qwen's composes characters (NFC)."""
+        given = self._tokenizer.decode(ids)
+        if given == text:
+            return True
+        normalizer = getattr(getattr(self._tokenizer, "backend_tokenizer", None), "normalizer", None)
+        return normalizer is not None and bool(given == normalizer.normalize_str(text))
 
 
 def _fast_ways(tokenizer: Any, markers: Sequence[str]) -> tuple[Callable[[str], list[int]], Callable[[list[int]], str]]:

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from rollout.chat.messages import Function, Message, ToolCall, user
+from rollout.codec.readers import response_template
 from rollout.codec.readers.base import Format, Reader
 from rollout.codec.readers.catalogue import FORMATS, PLAIN, Several, format_by_name
 from rollout.codec.readers.pieces import Sampled
-from rollout.codec.readers.response_template import ResponseTemplate
 from rollout.codec.tokenizer import template_text
 from rollout.errors import ConfigError
 
@@ -73,8 +73,8 @@ def choose_reader(tokenizer: Any, name: str = "auto", *, family: str | None = No
         for prompt, whole in _renderings(tokenizer):
             if (found := reader_of(prompt, whole, likely)) is not None:
                 return found
-        if documented := getattr(tokenizer, "response_template", None):
-            return ResponseTemplate(documented)
+        if (documented := getattr(tokenizer, "response_template", None)) and response_template.is_known():
+            return response_template.ResponseTemplate(documented)
         if signed := [each for each in FORMATS.values() if each.is_told_by(template)]:
             return signed[0]
     if family is not None and told:

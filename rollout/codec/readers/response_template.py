@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any
 
 from rollout.chat.messages import Message, ToolCall
@@ -10,6 +11,11 @@ from rollout.codec.readers.pieces import Sampled
 from rollout.codec.readers.plain import PLAIN
 from rollout.codec.readers.values import NoCall, arguments_text, make_call
 from rollout.door import well_formed
+
+
+def is_known() -> bool:
+    """Whether the installed transformers reads such formats: from 5.13 on it does."""
+    return find_spec("transformers.utils.chat_parsing") is not None
 
 
 class ResponseTemplate:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.kit.families import RendererFamily
@@ -53,6 +53,7 @@ def tail_of(role: str, texts: Sequence[str]) -> tuple[Message, list[Message], li
 
 
 @pytest.mark.slow
+@example(kind="family", role="user", texts=["<|im_start|>e\u0301"], earlier="<think>e\u0301")
 @settings(max_examples=150)
 @given(
     kind=st.sampled_from(["family", "template", "trims", "looks"]),
@@ -74,7 +75,8 @@ def test_a_bridge_is_the_templates_text_whatever_it_is(
         return
     own = lane._tokenizer._tokenizer
     whole = template_text(own, [*history, said, *tail], tools, {}, add_generation_prompt=True)
-    assert whole.endswith(lane.decode(found.ids))
+    # Qwen's tokenizer composes characters (NFC): its ids are of that text.
+    assert own.backend_tokenizer.normalizer.normalize_str(whole).endswith(lane.decode(found.ids))
     words = lane.extend(turn, tail_of(role, ["x"] * len(texts))[1], context)
     assert isinstance(words, Bridged)
     markers = lane._tokenizer.markers_in
