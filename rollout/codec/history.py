@@ -70,6 +70,8 @@ class ShapeCache:
         self._ids_matter = Memo[object, bool](size)
         self._seen = Memo[object, bool](4 * size)
         """Whether a message of a history changes what follows."""
+        self._said = Memo[object, bool](4 * size)
+        """Whether the same follows behind what the model said as behind a stand-in."""
         self._heads = Memo[object, bool](size)
         """Whether a short head stands for a history."""
         self._walked = Memo[object, Walked](2 * size)
@@ -83,6 +85,7 @@ class ShapeCache:
     ) -> Steps[list[int]]:
         """The steps to a bridge, the proof of its shape included where it is new. Raises NotExtendable."""
         key, shape = yield from self._proved(previous, tail, context_key, stop_ids)
+        yield from self._check_said(key, shape, previous, tail)
         head = yield from self._head(key, shape, previous, tail)
         short = head is not previous.history
         head_key = key if head is HEAD else (key, *map(digest, head)) if short else None
@@ -98,6 +101,7 @@ class ShapeCache:
     ) -> Steps[bool]:
         """The steps to whether what follows depends on the history. Raises NotExtendable."""
         key, shape = yield from self._proved(previous, tail, context_key, stop_ids)
+        yield from self._check_said(key, shape, previous, tail)
         return (yield from self._head(key, shape, previous, tail)) is not HEAD
 
     def ids_matter(self, previous: Message | None, tail: Sequence[Message], context_key: bytes) -> Steps[bool]:
@@ -128,6 +132,29 @@ class ShapeCache:
         if isinstance(shape, Unprovable):
             raise NotExtendable(shape.reason)
         return key, shape
+
+    def _check_said(self, key: object, shape: Shape, previous: Previous, tail: Sequence[Message]) -> Steps[None]:
+        """Proves that what follows is the same behind what the model really said. Raises NotExtendable.
+
+        Where that has what the stand-in lacks: reasoning, or a text in which the template may find something.
+        """
+        said = previous.message
+        if said is None or (said.reasoning_content is None and not (self._looks_for and self._looks_for(said.text))):
+            return
+        if not said.tool_calls and any(message.role == "tool" for message in tail):
+            return  # calls that only the environment could read: what was read says nothing of what follows
+        name = (key, self._kind(said), bool(said.text))
+        if name not in self._said:
+            real = said if self._looks_for and self._looks_for(said.text) else _shortened(said)
+            try:
+                ids = yield Conversation([*HEAD, real, *stand_in.with_words(tail)])
+                self._said[name] = ids[-len(shape.rest) :] == shape.rest
+            except NotRendered:  # as of a history
+                self._said[name] = True
+        if not self._said[name]:
+            raise NotExtendable(
+                "the template writes another text behind what the assistant said than behind other words"
+            )
 
     def _head(self, key: object, shape: Shape, previous: Previous, tail: Sequence[Message]) -> Steps[Head]:
         """What stands for the history: nearly always a word."""

@@ -73,6 +73,8 @@ class Shape(msgspec.Struct, frozen=True):
     """How many ids stand between what the stand-in says and `close`: the end of a call's syntax, say."""
     following: list[int]
     """Ids of the probed conversation from what the stand-in says on: what another history must not change."""
+    rest: list[int]
+    """Those behind the close."""
     close: int
     """The token behind the stand-in that ends the turn, or that the next message opens with."""
     closes_turn: bool
@@ -102,6 +104,7 @@ def prove_shape(
     return Shape(
         gap=close,
         following=first[start:],
+        rest=first[behind + close + 1 :],
         close=token,
         closes_turn=token in ending or token not in stop_ids,
         form=form,
