@@ -165,7 +165,7 @@ class ShapeCache:
         if not walked.seen:
             return HEAD if (yield from self._is_as_behind_a_word(key, walked.kinds, shape, previous, tail)) else history
         head = _short_head(history, walked.seen)
-        if head is not None and (yield from self._stands_for(key, head, shape, previous, tail)):
+        if head is not None and (yield from self._stands_for((key, walked.kinds), head, shape, previous, tail)):
             return head
         return history
 
@@ -203,8 +203,7 @@ class ShapeCache:
         whole, its long texts shortened, once for each length (each double of a long one) and for what kinds of messages
         are in it.
         """
-        length = len(previous.history)
-        name = (key, length if length <= _FEW else -length.bit_length(), kinds)
+        name = (key, _rough(previous.history), kinds)
         if name not in self._wholes:
             turn = stand_in.stand_in_turn(previous.message, tail, shape.form)
             try:
@@ -246,7 +245,7 @@ class ShapeCache:
         self, key: object, head: Head, shape: Shape, previous: Previous, tail: Sequence[Message]
     ) -> Steps[bool]:
         """Whether the same follows behind a short head and behind the whole history."""
-        name = (key, *map(digest, head))
+        name = (key, _rough(previous.history), *map(digest, head))
         if name not in self._heads:
             one, other = (stand_in.stand_in_turn(previous.message, tail, shape.form, word) for word in stand_in.WORDS)
             probe = stand_in.with_words(tail)
@@ -259,6 +258,11 @@ class ShapeCache:
             following = first[stand_in.common_prefix(first, second) :]
             self._heads[name] = bool(following) and whole[-len(following) :] == following
         return self._heads[name]
+
+
+def _rough(history: Sequence[Message]) -> int:
+    """How long a history is; roughly, where it is long."""
+    return len(history) if len(history) <= _FEW else -len(history).bit_length()
 
 
 def _shortened(message: Message) -> Message:
