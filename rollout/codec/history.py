@@ -139,6 +139,10 @@ class ShapeCache:
         Where that has what the stand-in lacks: reasoning, or a text in which the template may find something.
         """
         said = previous.message
+        if (
+            said is not None and said.tool_calls
+        ):  # Gemma 4's template writes what is said beside calls behind their results
+            said = msgspec.structs.replace(said, content=None)
         if said is None or (said.reasoning_content is None and not (self._looks_for and self._looks_for(said.text))):
             return
         if not said.tool_calls and any(message.role == "tool" for message in tail):
