@@ -114,14 +114,16 @@ class Ending:
         self._say = say
         self._said = False
         self._saying = threading.Lock()
-        self._hooks_began = threading.Event()
+        self._hooks_began, self._hooks_due, self._hooks_done = (threading.Event() for _ in range(3))
         atexit.register(self._leave_behind_hooks)  # the first to be registered is the last to be called
 
     def settle(self, status: int) -> None:
         """The command has done its work: from now on it ends in bounded time. The last status counts."""
         begun, self.status = self.status is not None, status
         if not begun:
-            threading.Thread(target=self._watch, name="rollout-ending", daemon=True).start()
+            # Both now: from 3.12 on Python starts no thread any more once it waits for those that hang.
+            for target in (self._watch, self._run_hooks):
+                threading.Thread(target=target, name="rollout-ending", daemon=True).start()
 
     def bound(self, seconds: float, line: str, status: int = 1) -> None:
         """Unless the command has its status by then, it ends with this one and a line."""
@@ -151,10 +153,17 @@ class Ending:
             self._say_hanging(hanging)
             if not hanging:
                 self._say("tasks that an environment left do not end when they are cancelled, and are left behind")
-            hooks = threading.Thread(target=atexit._run_exitfuncs, daemon=True)
-            hooks.start()
-            hooks.join(HOOKS_S)
+            self._hooks_due.set()
+            self._hooks_done.wait(HOOKS_S)
         self._leave_now()
+
+    def _run_hooks(self) -> None:
+        """What Python would do last, where it does not come to it."""
+        self._hooks_due.wait()
+        try:
+            atexit._run_exitfuncs()
+        finally:
+            self._hooks_done.set()
 
     def _leave_behind_hooks(self) -> None:
         """Exit hooks have run. A thread or task that has not ended could only spoil what Python does then."""
