@@ -1,6 +1,6 @@
 """Errors: what a caller did wrong, and what a server or the network did.
 
-A rollout that goes wrong is data (`rollout.play.episode.Failure`), not an error. What is raised is a
+A rollout that goes wrong is data (`rollout.records.Failure`), not an error. What is raised is a
 wrong call, a wrong setting, or a fault that a layer below hands to the layer that decides.
 """
 

@@ -183,7 +183,7 @@ def forward_names(module: str) -> Callable[[str], Any]:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
         place, _, attribute = new.partition(":")
         shown = _METHODS.get(name, f"{place}.{attribute}")
-        _warn(f"{module}.{name}", shown, stacklevel=3)
+        _warn(f"{module}.{name}", shown)
         return getattr(importlib.import_module(place), attribute)
 
     sys.modules[module].__dict__["__getattr__"] = __getattr__
@@ -218,7 +218,7 @@ def forward(old: str) -> Callable[[str], Any]:
             value = getattr(importlib.import_module(new), name, None)
             # A module is none of its names: Python asks the room for its own ones here before it looks for their files.
             if value is not None and not isinstance(value, ModuleType):
-                _warn(f"{old}.{name}", f"{new}.{name}", stacklevel=3)
+                _warn(f"{old}.{name}", f"{new}.{name}")
                 return value
         raise AttributeError(f"module {old!r} has no attribute {name!r}")
 
@@ -253,7 +253,7 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         if len(places(old)) > 1:
             forward(old)
             return
-        _warn(old, places(old)[0], stacklevel=3)
+        _warn(old, places(old)[0])
         sys.modules[old] = importlib.import_module(places(old)[0])
 
 
@@ -263,5 +263,22 @@ def install() -> None:
         sys.meta_path.append(Finder())
 
 
-def _warn(old: str, new: str, *, stacklevel: int) -> None:
-    warnings.warn(f"{old} is {new} now; the old name goes with the next release", DeprecationWarning, stacklevel + 1)
+def _warn(old: str, new: str) -> None:
+    """Warns at the line that has the old name: by default Python shows that where it is the user's own script's."""
+    frame = sys._getframe(1)
+    while frame.f_code.co_filename in _BETWEEN or frame.f_code.co_filename.startswith("<frozen importlib"):
+        if frame.f_back is None:
+            break
+        frame = frame.f_back
+    warnings.warn_explicit(
+        f"{old} is {new} now; the old name goes with the next release",
+        DeprecationWarning,
+        frame.f_code.co_filename,
+        frame.f_lineno,
+        module=frame.f_globals.get("__name__"),
+        registry=frame.f_globals.setdefault("__warningregistry__", {}),
+    )
+
+
+#: Files whose frames lie between an import statement and the warning.
+_BETWEEN = frozenset({__file__, importlib.__file__})

@@ -145,6 +145,7 @@ class Fleet(Transport):
         if self._started:
             return self.info
         deadline = anyio.current_time() + (self._start_wait_s or 0.0)
+        self._reconciler.hold_back()
         while True:
             await self._first_up()
             refused = [error for error in self._reconciler.errors.values() if isinstance(error, ConfigError)]
@@ -155,7 +156,9 @@ class Fleet(Transport):
             left_s = deadline - anyio.current_time()
             if left_s <= 0:
                 raise ServerError(self._why_none())
+            self._reconciler.speak()
             await anyio.sleep(min(left_s, *(server.check_every_s for server in self._servers)))
+        self._reconciler.speak()
         self._started, self.info = True, self._info
         self.weights.version = self.info.weight_version
         return self.info

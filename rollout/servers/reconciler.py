@@ -46,6 +46,8 @@ class Reconciler:
         self._changed = anyio.Event()
         self._closed = False
         self._say = _log.warning
+        self._unsaid: dict[int, str] | None = None
+        """Why servers stay out, while whoever connects may still say it in an error."""
 
     def __repr__(self) -> str:
         return f"<Reconciler {self.lives}>"
@@ -185,8 +187,22 @@ class Reconciler:
         if isinstance(do.action, Open):
             self.errors[at] = error
         if not self._up[at] and self._why[at] != why:
-            self._say("server_stays_out", server=self.servers[at].url, why=why)
+            if self._unsaid is not None:
+                self._unsaid[at] = why
+            else:
+                self._say("server_stays_out", server=self.servers[at].url, why=why)
         self._why[at] = why
+
+    def hold_back(self) -> None:
+        """Says nothing of servers that stay out until `speak`: an error may be about to say it."""
+        self._unsaid = {}
+
+    def speak(self) -> None:
+        """Says what was held back and still holds."""
+        unsaid, self._unsaid = self._unsaid or {}, None
+        for at, why in unsaid.items():
+            if not self._up[at]:
+                self._say("server_stays_out", server=self.servers[at].url, why=why)
 
     def _tell_of(self, at: int) -> None:
         server, life = self.servers[at], self.lives.servers[at]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -57,3 +58,14 @@ def test_modules_of_an_old_package_are_found() -> None:
         from rollout.crew.launch import Channel, Worker  # type: ignore[import-not-found]
 
     assert (Channel, Worker) == (launch.Channel, launch.Worker)
+
+
+def test_the_users_own_line_is_warned_of(tmp_path: Path) -> None:
+    """Python shows a DeprecationWarning where a script's own line is at fault: it must be that line's."""
+    script = tmp_path / "old.py"
+    script.write_text(
+        "from rollout import samples_of\nfrom rollout.fleet import Fleet\nfrom rollout.store import read_rollouts\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True, cwd=tmp_path)
+    for line in (1, 2, 3):
+        assert done.stderr.count(f"old.py:{line}: DeprecationWarning") == 1
