@@ -68,8 +68,11 @@ class Session:
 
     async def _read(self) -> None:
         assert self._process.stdout is not None
+        received = ""
         async for chunk in self._process.stdout:
-            await self._send.send(chunk.decode().strip())
+            *lines, received = (received + chunk.decode()).split("\n")
+            for line in lines:
+                await self._send.send(line)
 
     async def add(self, a: int, b: int) -> str:
         assert self._process.stdin is not None

@@ -203,7 +203,7 @@ async def test_a_step_that_takes_too_long_is_given_up() -> None:
         await anyio.sleep_forever()
         raise AssertionError
 
-    rollout = await play(Chat(step=step), step_timeout_s=0.01)
+    rollout = await play(Chat(step=step), step_timeout_s=0.2)  # making the object has it, too
     assert rollout.failure is not None
     assert rollout.failure.kind is FailureKind.TIMEOUT
 
