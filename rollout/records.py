@@ -103,10 +103,12 @@ class Turn(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     """Whether the prompt, as the server had it, did not start with the ids of the turn before. None where
     there was no turn before, or the server did not report the prompt."""
     render_s: float = 0.0
-    """Planning, bridging and parsing, seconds."""
+    """Planning, bridging and parsing, seconds; waiting for a thread that tokenizes is in it."""
     queue_s: float = 0.0
-    """From the turn's start to the request's, without `render_s`: waiting for a thread or a permit."""
+    """Between the finished prompt and the answer, what is not in `request_s`: waiting for a turn on the event loop, for
+    the end of a pause, for another server."""
     request_s: float = 0.0
+    """In requests, with their retries and the waits before those."""
 
 
 class Timing(msgspec.Struct, kw_only=True):

@@ -5,5 +5,5 @@
     late_system  system and developer messages behind the beginning, folded into the user messages beside them
     tool_spec   a function's signature and docstring -> the tool that a model is offered
 
-Others take `Message` and `digest`.
+Others take `Message` from `rollout.chat.messages`, and `digest` from `rollout.chat.canonical`.
 """

@@ -16,7 +16,7 @@
     tokenizer   the model's tokenizer, with what we ask of it
     readers     sampled text -> message and tool calls, apart from all of these
 
-Others take `Codec`.
+Others take `Codec` from `rollout.codec.protocol`.
 """
 
 from rollout.moved import forward

@@ -13,7 +13,7 @@
     late_system  system messages in the middle of a conversation
     served       a model as sessions use it: where it is served, and how much fits
 
-Others take `Player` and `Job`.
+Others take `Player` from `rollout.play.player`, and hand it a `Job` of `rollout.records`.
 """
 
 from rollout.moved import forward

@@ -1,7 +1,7 @@
 """What a server can do, found out by asking it.
 
 probe    the questions, and a verdict that names what is missing
-shapes   which shapes of tail a model's template lets us prove
+shapes   whether prompts and bridges made here are the server's, by shape
 """
 
 from rollout.moved import forward

@@ -8,5 +8,8 @@
     verify       the invariants, checked while it runs
 
 A conversation of three turns is one branch of six nodes; its concatenation is, id for id, the last prompt and
-completion that the server saw. Others take `Trajectory`, `Planner` and `TrainingSample`.
+completion that the server saw.
+
+Others take `Trajectory` from `rollout.tokens.trajectory`, `Planner` from `rollout.tokens.prefix`, and `TrainingSample`
+from `rollout.tokens.samples`.
 """

@@ -1,17 +1,29 @@
 """What every transport must do, as one suite: over real servers, the embedded one, the double, and yours.
 
-A transport of another distribution is held to it by a subject, which says how it is opened, and a fixture:
+A transport of another distribution is held to it by a subject, which says how it is opened, and a fixture. Tests are
+not in the wheel: copy this file, or run from a checkout.
 
     class Mine(Subject):
+        def __init__(self, server):
+            self.server = server
+
         async def open(self, **config):
-            return await my_package.open(TransportConfig(base_url=URL, **config))
+            return await my_package.open(TransportConfig(base_url=self.server.url, **config))
+
+        async def open_nowhere(self):
+            return await my_package.open(TransportConfig(base_url="http://127.0.0.1:9"))
+
+        async def leave(self):
+            await self.server.stop()
 
     class TestMine(TransportContract):
         @pytest.fixture
         def subject(self):
-            return Mine()
+            with my_package.serving() as server:  # a new one for each test: one of them ends it
+                yield Mine(server)
 
-What a server cannot do is said by the subject's flags, and then the suite holds it to saying so.
+What a server cannot do is said by the subject's flags, and then the suite holds it to saying so. Without `open_nowhere`
+and `leave` the tests of a server that is not there, or goes, are skipped.
 """
 
 from __future__ import annotations
