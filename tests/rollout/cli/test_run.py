@@ -79,6 +79,7 @@ class E(Env):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", PROCESSES)
 def test_what_an_environment_logs_by_structlog_is_in_the_log(more: list[str], tmp_path: Path) -> None:
     """From other processes, too, and once for people; a library leaves it as it is."""

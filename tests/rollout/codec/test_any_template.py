@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -115,6 +116,7 @@ def talks(draw: Any) -> tuple[list[Message], Message, list[Message]]:
 HABITS = st.tuples(*map(st.sampled_from, (CONTENT, SYSTEM, TOOL, SWITCH, COUNT, LOOK)))
 
 
+@pytest.mark.slow
 @settings(max_examples=250, deadline=None)
 @given(habits=HABITS, talked=st.lists(talks(), min_size=1, max_size=3))
 def test_a_bridge_is_the_end_of_the_whole_or_there_is_none(
