@@ -29,6 +29,7 @@ async def stubborn():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "failed"),
     [

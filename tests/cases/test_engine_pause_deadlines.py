@@ -25,6 +25,7 @@ class Turns(Env):
         return Step(done=self.turn == 2, messages=[user("more")], reward=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("setting", ["request_timeout_s", "episode_timeout_s", "straggler_timeout_s"])
 async def test_deadlines_stand_still_while_we_paused_the_server(setting: str, processes: int) -> None:

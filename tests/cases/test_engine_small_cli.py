@@ -42,6 +42,7 @@ def test_each_kind_of_warning_is_said_once(tmp_path: Path) -> None:
     assert (tmp_path / "r" / "events.log").read_text().count("env_close_failed") == 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "streams", ["2>/dev/full", "2>&-", pytest.param("--processes 2 2>/dev/full", marks=pytest.mark.slow)]
 )

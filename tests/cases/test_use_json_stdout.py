@@ -24,6 +24,7 @@ class E(Env):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [[], pytest.param(["--processes", "2"], marks=pytest.mark.slow)])
 def test_nothing_else_is_on_standard_output(more: list[str], tmp_path: Path) -> None:
     """What is printed is on standard error, also by processes, children, hooks and late threads."""

@@ -17,6 +17,7 @@ class E(Env):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [[], pytest.param(["--processes", "2"], marks=pytest.mark.slow)])
 def test_the_first_traceback_is_on_the_terminal_and_all_are_in_the_log(more: list[str], tmp_path: Path) -> None:
     """Once for people, with the line that raised; in events.log for every rollout."""
