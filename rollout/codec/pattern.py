@@ -6,6 +6,14 @@ texts, and what it wrote is a pattern if it predicts what the renderer writes fo
 of several lines, of digits, of JSON; and if it writes the same whatever the model said between its markers: how a turn
 that was cut off is closed depends on those. A renderer that strips a text, or reads it, has none, and neither has a
 conversation with `<` in it: there the renderer is asked each time.
+
+An example. Behind "Yes.<|im_end|>" the Qwen3 family is asked to add the user message "Quartz0muffin", and writes
+
+    \\n<|im_start|>user\\n Quartz0muffin <|im_end|>\\n<|im_start|>assistant\\n
+
+of which its tokenizer encoded "Quartz0muffin" by itself. So the pattern is four ids, the text's own, and five ids. It
+is compared with the family on ten other texts, and on ten other things that the model may have said; from then on the
+tail of "And why?" is those nine ids around one call of the tokenizer.
 """
 
 from __future__ import annotations
@@ -91,7 +99,7 @@ def probed(messages: Sequence[Message]) -> Iterator[list[Message]]:
         yield _with_texts(messages, [_PROBES[(at + number) % len(_PROBES)] for number in range(len(messages))])
 
 
-def said_otherwise(
+def other_completions(
     tokenizer: LiteralTokenizer, completion_ids: Sequence[int], stops: Collection[int]
 ) -> Iterator[list[int]]:
     """The completion with other words between its markers: what a renderer writes behind it may not depend on them.

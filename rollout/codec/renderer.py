@@ -18,7 +18,7 @@ from rollout.chat.canonical import value_digest
 from rollout.chat.messages import Message, with_tool_names
 from rollout.codec import stand_in
 from rollout.codec.literal import LiteralTokenizer
-from rollout.codec.pattern import Pattern, learn, probed, said_otherwise, texts_of
+from rollout.codec.pattern import Pattern, learn, other_completions, probed, texts_of
 from rollout.codec.template import StandInBridge, TemplateBridge, literally
 from rollout.codec.tokenizer import template_form
 from rollout.codec.types import Bridged, Context, Declined, Previous
@@ -199,7 +199,7 @@ class RendererBridge:
             # A family that declines or raises on a probe has no pattern; what it wrote for this turn stands.
             with contextlib.suppress(Exception):
                 pattern = learn(self._tokenizer, tail, lambda t: self._extend(previous, t, context))
-                said = said_otherwise(self._tokenizer, previous.completion_ids, self._stops)
+                said = other_completions(self._tokenizer, previous.completion_ids, self._stops)
                 longer = [*previous.prompt_ids, *previous.prompt_ids]  # some family may read all of a prompt
                 others = (msgspec.structs.replace(previous, prompt_ids=longer, completion_ids=ids) for ids in said)
                 if all(self._extend(other, tail, context) == found.ids for other in others):

@@ -4,7 +4,8 @@
     handle    one process, as the engine sees it
     remote    one rollout that a process plays
     wire      what is said, both ways
-    channel   what carries it
+    channel   what carries it: a protocol
+    socket_channel  one over a socket
     launch    how processes are started here
     process   what a process is before and after it plays
     worker    what it does meanwhile

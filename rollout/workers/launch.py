@@ -29,6 +29,7 @@ from rollout.errors import RolloutError
 from rollout.log import takes_structlog
 from rollout.registry import load_entry
 from rollout.workers.channel import Channel
+from rollout.workers.socket_channel import SocketChannel
 
 __all__ = ["Channel", "Launch", "LocalLaunch", "LocalWorker", "Worker"]
 
@@ -204,7 +205,7 @@ class LocalLaunch:
         """Starts one. Raises RolloutError."""
         ours, theirs = socket.socketpair()
         with theirs:
-            channel = await Channel.over(ours)
+            channel = await SocketChannel.over(ours)
             # Nothing is awaited from here: whoever cancels this leaves no process behind that nobody knows.
             report = tempfile.TemporaryFile()  # noqa: SIM115  # the worker's, until it has ended
             try:

@@ -5,16 +5,6 @@ its own, and only the playing of a rollout is elsewhere. A group's members go to
 server. A process that dies costs the rollouts that it was playing, which fail as `process`, and is started again. So
 does one whose event loop hangs, which is found out by its silence and ended; what its threads were doing is logged. One
 that has worn out, by calls that hang in its threads, takes no more rollouts and is replaced when its last has ended.
-
-    wire     what is said, both ways
-    channel  what carries it
-    handle     one process as it is seen here
-    silence  how long one has said nothing
-    remote   one rollout that a process plays
-    launch   how processes are started here
-    where    the place at which one hung or crashed
-    process  what a process is before and after it plays
-    worker   what it does meanwhile
 """
 
 from __future__ import annotations

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from rollout.process.stdio import tolerate
-from rollout.workers.channel import Channel
 from rollout.workers.launch import JOB_SIGNALS, TRACE_SIGNAL
+from rollout.workers.socket_channel import SocketChannel
 from rollout.workers.worker import log_to, serve
 
 #: How long the interpreter may take to leave, with whatever threads and exit handlers it was left.
@@ -61,7 +61,7 @@ def main(start: Mapping[str, Any]) -> None:
         return pickle.loads(make_env)
 
     async def serve_it() -> None:
-        channel = await Channel.over(end)
+        channel = await SocketChannel.over(end)
         with log_to(channel, structlog=start["structlog"]):
             await serve(channel, load)
 

@@ -9,13 +9,14 @@ import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import anyio
 
 from rollout import Env, Message, Step, user
 from rollout.workers import wire
 from rollout.workers.launch import Channel, Worker
+from rollout.workers.socket_channel import SocketChannel
 from rollout.workers.worker import serve
 
 
@@ -155,7 +156,7 @@ async def launch_fainting() -> Worker:
 
 async def _launched(serve: Callable[[Channel], Coroutine[Any, Any, None]]) -> Worker:
     ours, theirs = socket.socketpair()
-    end = await Channel.over(theirs)
+    end = await SocketChannel.over(theirs)
 
     async def until_its_end() -> None:
         try:
@@ -163,7 +164,7 @@ async def _launched(serve: Callable[[Channel], Coroutine[Any, Any, None]]) -> Wo
         finally:
             end.close()
 
-    return TaskWorker(await Channel.over(ours), asyncio.create_task(until_its_end()))
+    return TaskWorker(await SocketChannel.over(ours), asyncio.create_task(until_its_end()))
 
 
 async def launch_garbling() -> Worker:
@@ -193,17 +194,20 @@ class Wearing:
 
     async def _serve(self, channel: Channel) -> None:
         self.channels.append(channel)
-        await serve(_Worn(channel))
+        await serve(cast(Channel, _Worn(channel)))
 
 
-class _Worn(Channel):
-    """Says with each rollout that the process is worn."""
+class _Worn:
+    """A channel that says with each rollout that the process is worn."""
 
     def __init__(self, channel: Channel) -> None:
-        super().__init__(channel._reader, channel._writer)
+        self._channel = channel
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._channel, name)
 
     async def receive(self) -> bytes | bytearray | None:
-        frame = await super().receive()
+        frame = await self._channel.receive()
         if frame is not None and isinstance(wire.decode_command(frame), wire.Play):
-            self.send(wire.encode(wire.Worn("3 calls hang")))
+            self._channel.send(wire.encode(wire.Worn("3 calls hang")))
         return frame

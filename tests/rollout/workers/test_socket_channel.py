@@ -9,20 +9,23 @@ import anyio
 import pytest
 
 from rollout.workers import channel as channels
-from rollout.workers.channel import Channel, FrameTooLong
+from rollout.workers.channel import FrameTooLong
+from rollout.workers.socket_channel import SocketChannel
+
+Ends = tuple[SocketChannel, SocketChannel]
 
 
 @pytest.fixture
-async def ends() -> AsyncIterator[tuple[Channel, Channel]]:
+async def ends() -> AsyncIterator[Ends]:
     one, other = socket.socketpair()
-    ours, theirs = await Channel.over(one), await Channel.over(other)
+    ours, theirs = await SocketChannel.over(one), await SocketChannel.over(other)
     yield ours, theirs
     ours.abort()
     theirs.abort()
     await anyio.lowlevel.checkpoint()
 
 
-async def test_frames_come_as_they_were_sent(ends: tuple[Channel, Channel]) -> None:
+async def test_frames_come_as_they_were_sent(ends: Ends) -> None:
     """Empty ones, and such as come in parts, between others."""
     ours, theirs = ends
     frames = [b"", b"a", bytes(3 * 2**20 + 1), b"b"]
@@ -38,7 +41,7 @@ async def test_frames_come_as_they_were_sent(ends: tuple[Channel, Channel]) -> N
     assert theirs.received == sum(map(len, frames)) + 8 * len(frames)
 
 
-async def test_what_is_too_long_is_refused_where_it_is_sent(ends: tuple[Channel, Channel]) -> None:
+async def test_what_is_too_long_is_refused_where_it_is_sent(ends: Ends) -> None:
     """The channel goes on: only that message is lost."""
     ours, theirs = ends
 
@@ -52,7 +55,7 @@ async def test_what_is_too_long_is_refused_where_it_is_sent(ends: tuple[Channel,
     assert await theirs.receive() == b"next"
 
 
-async def test_a_closed_channel_takes_what_is_sent_and_gives_none(ends: tuple[Channel, Channel]) -> None:
+async def test_a_closed_channel_takes_what_is_sent_and_gives_none(ends: Ends) -> None:
     """What was sent before still comes; sending after the end raises nothing, and nobody waits."""
     ours, theirs = ends
     ours.send(b"last")
@@ -66,7 +69,9 @@ async def test_a_closed_channel_takes_what_is_sent_and_gives_none(ends: tuple[Ch
         await theirs.sent()
 
 
-async def test_whoever_waits_for_a_side_that_takes_nothing_is_freed_at_its_end(ends: tuple[Channel, Channel]) -> None:
+async def test_whoever_waits_for_a_side_that_takes_nothing_is_freed_at_its_end(
+    ends: Ends,
+) -> None:
     """`sent` waits no longer than the channel lives."""
     ours, _ = ends
     ours.send(bytes(2**24))
