@@ -41,7 +41,8 @@ def canonical(message: object, match: Match = "strict") -> bytes:
     if match != "role_content":
         form["reasoning"] = message.reasoning_content or None
         form["name"] = message.name or None
-        form["extra"] = _tagged(pruned(message.extra)) if message.extra else None
+        extra = pruned(message.extra)
+        form["extra"] = _tagged(extra) if extra else None
     if match == "loose_tool_call":
         form["tool_calls"] = [call.name for call in message.tool_calls]
     if match == "strict":

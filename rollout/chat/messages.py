@@ -222,7 +222,9 @@ def _from_plain(plain: dict[str, Any]) -> Message:
     role = plain.get("role") or _ROLES_BY_TYPE.get(str(plain.get("type")))
     if not isinstance(role, str) or not role:
         raise MessageError(f"a message needs a role, as text; its keys are {sorted(plain)}")
-    extra = pruned({k: v for k, v in plain.items() if k not in _FIELDS and k not in _NAMES})
+    # What lies deeper is kept as it came, and is left out where messages are compared.
+    known = _FIELDS | _NAMES | NOISE_KEYS
+    extra = {key: value for key, value in plain.items() if key not in known and not _empty(value)}
     if isinstance(nested := extra.pop("extra", None), dict):
         extra |= nested
     calls = plain.get("tool_calls") or ()
