@@ -14,7 +14,7 @@ from typing import Any
 
 from rollout.chat.messages import ToolCall
 from rollout.codec.readers.blocks import Block, Blocks
-from rollout.codec.readers.literals import after_space
+from rollout.codec.readers.literals import CONSTANTS, after_space, next_item
 from rollout.codec.readers.pieces import Sampled
 from rollout.codec.readers.reasoning import Tags
 from rollout.codec.readers.values import INVALID_JSON, MALFORMED, NoCall, arguments_text, make_call, read_value
@@ -23,7 +23,6 @@ from rollout.door import MOST_DEEP
 _HEAD = re.compile(r"\s*call:(?P<name>[^{}\s]+)\s*(?=\{)")
 _KEY = re.compile(r"[^\s,:{}\[\]][^,:{}\[\]]*")
 _SCALAR = re.compile(r"[^,{}\[\]:]+")
-_CONSTANTS = {"true": True, "false": False, "null": None, "True": True, "False": False, "None": None}
 
 
 class Gemma(Blocks):
@@ -56,8 +55,8 @@ class Gemma(Blocks):
         word = scalar[0].strip() if scalar else ""
         if scalar is None or not word:
             raise NoCall(INVALID_JSON)
-        if word in _CONSTANTS:
-            return _CONSTANTS[word], scalar.end()
+        if word in CONSTANTS:
+            return CONSTANTS[word], scalar.end()
         value, end = read_value(word, 0)
         if end != len(word):
             raise NoCall(INVALID_JSON)
@@ -86,7 +85,7 @@ class Gemma(Blocks):
             if not text.startswith(":", at):
                 raise NoCall(INVALID_JSON)
             values[key], at = self._value(text, after_space(text, at + 1), depth + 1)
-            at = _next_item(text, at, "}")
+            at = next_item(text, at, "}")
         return values, at + 1
 
     def _array(self, text: str, at: int, depth: int) -> tuple[list[Any], int]:
@@ -95,17 +94,8 @@ class Gemma(Blocks):
         while not text.startswith("]", at):
             value, at = self._value(text, at, depth + 1)
             values.append(value)
-            at = _next_item(text, at, "]")
+            at = next_item(text, at, "]")
         return values, at + 1
-
-
-def _next_item(text: str, at: int, close: str) -> int:
-    at = after_space(text, at)
-    if text.startswith(",", at):
-        return after_space(text, at + 1)
-    if not text.startswith(close, at):
-        raise NoCall(INVALID_JSON)
-    return at
 
 
 GEMMA4 = Gemma(

@@ -12,7 +12,8 @@ from typing import Any
 from rollout.codec.readers.values import INVALID_JSON, MALFORMED, NoCall
 from rollout.door import MOST_DEEP
 
-_CONSTANTS = {"True": True, "False": False, "None": None, "true": True, "false": False, "null": None}
+#: A model's own spelling of true, false and none: Python's, or JSON's.
+CONSTANTS = {"True": True, "False": False, "None": None, "true": True, "false": False, "null": None}
 _NAME = re.compile(r"[^\W\d][\w.]*")
 _NUMBER = re.compile(r"[-+]?(?:\d[\d_]*(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?")
 _SPACE = re.compile(r"\s*")
@@ -41,7 +42,7 @@ def read_call(text: str, at: int) -> tuple[str, dict[str, Any], int]:
         if key is None or not text.startswith("=", equals) or key[0] in arguments:
             raise NoCall(MALFORMED)  # a call without the arguments' names, or with one twice
         arguments[key[0]], at = read_literal(text, after_space(text, equals + 1))
-        at = _next_item(text, at, ")")
+        at = next_item(text, at, ")")
     return name[0], arguments, at + 1
 
 
@@ -59,9 +60,9 @@ def read_literal(text: str, at: int, depth: int = 0) -> tuple[Any, int]:
     if number := _NUMBER.match(text, at):
         return _number(number[0]), number.end()
     name = _NAME.match(text, at)
-    if name is None or name[0] not in _CONSTANTS:
+    if name is None or name[0] not in CONSTANTS:
         raise NoCall(INVALID_JSON)
-    return _CONSTANTS[name[0]], name.end()
+    return CONSTANTS[name[0]], name.end()
 
 
 def _read_list(text: str, at: int, close: str, depth: int) -> tuple[list[Any], int]:
@@ -70,7 +71,7 @@ def _read_list(text: str, at: int, close: str, depth: int) -> tuple[list[Any], i
     while not text.startswith(close, at):
         value, at = read_literal(text, at, depth + 1)
         values.append(value)
-        at = _next_item(text, at, close)
+        at = next_item(text, at, close)
     return values, at + 1
 
 
@@ -83,12 +84,12 @@ def _read_dict(text: str, at: int, depth: int) -> tuple[dict[str, Any], int]:
         if not isinstance(key, str) or key in values or not text.startswith(":", at):
             raise NoCall(INVALID_JSON)
         values[key], at = read_literal(text, after_space(text, at + 1), depth + 1)
-        at = _next_item(text, at, "}")
+        at = next_item(text, at, "}")
     return values, at + 1
 
 
-def _next_item(text: str, at: int, close: str) -> int:
-    """Behind the comma, or at the closing bracket."""
+def next_item(text: str, at: int, close: str) -> int:
+    """Behind the comma, or at the closing bracket. Raises NoCall where there is neither."""
     at = after_space(text, at)
     if text.startswith(",", at):
         return after_space(text, at + 1)

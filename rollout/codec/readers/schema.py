@@ -10,10 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rollout.codec.readers.literals import after_space, read_literal
+from rollout.codec.readers.literals import CONSTANTS, after_space, read_literal
 from rollout.codec.readers.values import INVALID_JSON, NoCall, read_value, skip_space
-
-_CONSTANTS = {"true": True, "false": False, "null": None, "True": True, "False": False, "None": None}
 
 _ANY: frozenset[str] = frozenset()
 
@@ -50,8 +48,8 @@ def _typed(text: str, types: frozenset[str]) -> Any:
     if types == {"string"}:
         return text
     word = text.strip()
-    if word in _CONSTANTS:
-        value = _CONSTANTS[word]
+    if word in CONSTANTS:
+        value = CONSTANTS[word]
         if not types or _fits(value, types):
             return value
     try:
