@@ -21,9 +21,9 @@ import math
 import os
 import time
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -47,6 +47,8 @@ from rollout.store.task_list import TaskList
 from rollout.tokens.trajectory import LOGPROBS, Logprobs, TokenIds
 
 ROLLOUTS, TASKS, SUMMARY, EVENTS = "rollouts.jsonl", "tasks.jsonl", "summary.json", "events.log"
+
+T = TypeVar("T")
 
 _log = get_logger(__name__)
 
@@ -114,17 +116,7 @@ def read_rollouts(folder: Path | str) -> Iterator[Rollout]:
     """
     path = rollouts_of(Path(folder))
     with path.open("rb") as file:
-        broken = (0, "")
-        for number, line in enumerate(file, 1):
-            if broken[0]:
-                raise broken_line(path, *broken)
-            if not line.endswith(b"\n"):
-                return
-            try:
-                rollout = decode_rollout(line)
-            except READ_ERRORS as error:
-                broken = number, str(error)
-                continue
+        for _, rollout in decoded_lines(file, path, decode_rollout):
             yield rollout
 
 
@@ -137,11 +129,24 @@ def rollouts_of(folder: Path) -> Path:
     return path
 
 
-def broken_line(path: Path, number: int, why: str) -> UsageError:
-    """The error of a line in the middle."""
-    return UsageError(
-        f"{path}, line {number}: {why}; without that line the folder is whole, and --resume plays it again"
-    )
+def decoded_lines(file: IO[bytes], path: Path, decode: Callable[[bytes], T]) -> Iterator[tuple[bytes, T]]:
+    """The lines of a file of records, each with what it holds. A last line that is torn or broken is left out.
+
+    Raises UsageError for one in the middle that cannot be read.
+    """
+    broken = ""
+    for number, line in enumerate(file, 1):
+        if broken:
+            whole = "without that line the folder is whole, and --resume plays it again"
+            raise UsageError(f"{path}, line {number - 1}: {broken}; {whole}")
+        if not line.endswith(b"\n"):
+            return
+        try:
+            value = decode(line)
+        except READ_ERRORS as error:
+            broken = str(error) or type(error).__name__
+            continue
+        yield line, value
 
 
 class RunFolder:

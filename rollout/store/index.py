@@ -16,7 +16,7 @@ import msgspec
 
 from rollout.errors import UsageError
 from rollout.records import FailureKind, Group, Rollout
-from rollout.store.folder import READ_ERRORS, broken_line, decode_rollout, rollouts_of
+from rollout.store.folder import READ_ERRORS, decode_rollout, decoded_lines, rollouts_of
 
 
 class _HeadFailure(msgspec.Struct, gc=False):
@@ -107,18 +107,8 @@ class RunIndex:
     def _scan(self) -> None:
         decode: Any = msgspec.json.Decoder(_Head).decode
         ids: dict[str, str] = {}
-        broken = (0, "")
         offset = 0
-        for number, line in enumerate(self._file, 1):
-            if broken[0]:
-                raise broken_line(self._path, *broken)
-            if not line.endswith(b"\n"):
-                return
-            try:
-                head = decode(line)
-            except READ_ERRORS as error:
-                broken = number, str(error)
-                continue
+        for line, head in decoded_lines(self._file, self._path, decode):
             task_id = ids.setdefault(head.task_id, head.task_id)  # a group's members share it
             failure = head.failure.kind if head.failure else "" if head.reward is not None else FailureKind.ENVIRONMENT
             self.last[head.task_index, head.member] = Located(
