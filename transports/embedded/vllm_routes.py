@@ -156,10 +156,7 @@ class VllmRoutes:
 
     async def chat(self, request: Request) -> Response:
         body = await read_body(request, _Chat)
-        self._check(body.model, body.stream)
-        prompt = self._rendered(body)
-        asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-        self._check_room(len(prompt), asked)
+        prompt, asked = self._prompt_and_limit(body)
         job = self._job(prompt, body, request, "chatcmpl", max_tokens=asked, top_logprobs=body.top_logprobs or 0)
         completion = await run_job(self.served, job, request)
         logprobs = None
@@ -180,10 +177,7 @@ class VllmRoutes:
     async def render(self, request: Request) -> Response:
         """The request of ids that a request of messages comes to, with the server's own sampling defaults."""
         body = await read_body(request, _Chat)
-        self._check(body.model, body.stream)
-        prompt = self._rendered(body)
-        asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-        self._check_room(len(prompt), asked)
+        prompt, asked = self._prompt_and_limit(body)
         room = self.served.context - len(prompt)
         sampling = self.served.sampling(body, self.served.defaults)
         params = {name: value for name, value in sampling.items() if value != NEUTRAL[name]}
@@ -290,6 +284,14 @@ class VllmRoutes:
         body = await read_body(request, _NewVersion)
         await asyncio.wrap_future(self.served.engine.set_weight_version(body.new_version))
         return answer({"success": True, "new_version": body.new_version})
+
+    def _prompt_and_limit(self, body: _Chat) -> tuple[list[int], int | None]:
+        """The prompt's ids, and how many tokens are asked for at most; checked."""
+        self._check(body.model, body.stream)
+        prompt = self._rendered(body)
+        asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+        self._check_room(len(prompt), asked)
+        return prompt, asked
 
     def _rendered(self, body: _Chat | _Tokenize) -> list[int]:
         """Raises Refused."""
