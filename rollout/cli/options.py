@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from rollout.config import EngineConfig
 
 DEFAULT_KEY_ENV = "ROLLOUT_API_KEY"
 
@@ -46,6 +50,29 @@ Json = Annotated[
     bool,
     typer.Option("--json", help="One JSON object on standard output, and nothing else there.", show_default="a table"),
 ]
+
+
+def engine_config(
+    base_url: str | Sequence[str] | None,
+    model: str | None,
+    transport: str | None,
+    tokenizer: str | None,
+    renderer: str | None,
+    reader: str | None,
+    api_key_env: str | None,
+) -> EngineConfig:
+    """What those of these options that were given say of the model, and the defaults of the others."""
+    from rollout.config import EngineConfig
+
+    return EngineConfig(
+        base_url=base_url,
+        model=model,
+        transport=transport or "auto",
+        tokenizer=tokenizer,
+        renderer=renderer or "auto",
+        reader=reader or "auto",
+        api_key_env=api_key_env or default_key_env(),
+    )
 
 
 def default_key_env() -> str | None:

@@ -23,7 +23,7 @@ from rollout.cli.options import (
     Renderer,
     Tokenizer,
     TransportName,
-    default_key_env,
+    engine_config,
 )
 
 
@@ -45,19 +45,10 @@ def probe(
     def go() -> int:
         from rollout.cli import progress
         from rollout.cli.logs import EventLog
-        from rollout.config import EngineConfig
         from rollout.probe.probe import probe as ask
         from rollout.probe.probe import rows
 
-        config = EngineConfig(
-            base_url=url,
-            model=model,
-            transport=transport or "auto",
-            tokenizer=tokenizer,
-            renderer=renderer or "auto",
-            reader=reader or "auto",
-            api_key_env=api_key_env or default_key_env(),
-        )
+        config = engine_config(url, model, transport, tokenizer, renderer, reader, api_key_env)
 
         async def asked() -> int:
             with EventLog():
@@ -121,18 +112,9 @@ def bench(
         from rollout.bench import bench as compare
         from rollout.bench import faults, markdown, said, settings_of
         from rollout.cli.logs import EventLog
-        from rollout.config import EngineConfig
 
-        config = EngineConfig(
-            base_url=base_url or None,
-            model=model,
-            transport=transport or "auto",
-            tokenizer=tokenizer,
-            renderer=renderer or "auto",
-            reader=reader or "auto",
-            api_key_env=api_key_env or default_key_env(),
-            processes=1 if processes is None else processes,
-        )
+        config = engine_config(base_url or None, model, transport, tokenizer, renderer, reader, api_key_env)
+        config.processes = 1 if processes is None else processes
         settings = settings_of(
             config,
             turns=turns,
