@@ -194,7 +194,10 @@ def _check_server(config: EngineConfig) -> None:
     if config.transport in ("vllm", "dynamo") and not config.base_urls:
         raise ConfigError(f"transport {config.transport!r} needs the server's address: give base_url")
     for url in config.base_urls:
-        server_url(url)
+        try:
+            server_url(url)
+        except ConfigError as error:
+            raise ConfigError(f"base_url: {error}") from None
 
 
 def _check_tokens(config: EngineConfig) -> None:

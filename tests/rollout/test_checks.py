@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rollout.checks import check_values, choice
@@ -73,6 +73,7 @@ VALUES = st.recursive(
 )
 
 
+@example("base_url", "")
 @given(st.sampled_from(EngineConfig.__struct_fields__), VALUES)
 def test_any_value_of_any_setting_is_taken_or_refused_by_name(name: str, value: Any) -> None:
     """Nothing but a ConfigError that names the setting comes of it."""
