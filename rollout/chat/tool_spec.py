@@ -26,6 +26,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import msgspec
 
+from rollout.door import error_text, plain
 from rollout.errors import ConfigError
 
 #: The headings under which a docstring describes parameters: Google's, and what others call them.
@@ -62,7 +63,7 @@ def tool_spec(
     summary, described = _read_docstring(inspect.getdoc(_documented(function)) or "")
     properties: dict[str, Any] = {}
     required = []
-    for parameter in inspect.signature(function).parameters.values():
+    for parameter in _parameters(function, what):
         schema = _parameter_schema(what, parameter, hints)
         text = described.get(parameter.name) or _annotated_text(hints[parameter.name])
         if text and "description" not in schema:
@@ -73,6 +74,13 @@ def tool_spec(
     parameters = {"type": "object", "properties": properties, "required": required}
     summary = summary if description is None else description
     return {"type": "function", "function": {"name": what, "description": summary, "parameters": parameters}}
+
+
+def _parameters(function: Callable[..., Any], what: str) -> list[inspect.Parameter]:
+    try:
+        return list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError) as error:  # a class in C tells none, and an object may tell a wrong one
+        raise ConfigError(f"tool {what}: its signature cannot be read: {error}") from error
 
 
 def _name_of(function: Callable[..., Any]) -> str:
@@ -115,15 +123,15 @@ def _parameter_schema(what: str, parameter: inspect.Parameter, hints: Mapping[st
             [hints[parameter.name]], schema_hook=_foreign_schema, ref_template=f"{_REFERENCE}{{name}}"
         )
         schema: dict[str, Any] = _in_place(dict(schemas[0]), named, ())
-    except (TypeError, ValueError, RecursionError) as error:
+    except Exception as error:  # msgspec's own, and whatever a type's own methods raise
         raise ConfigError(
-            f"{place}: {_type_name(hints[parameter.name])} cannot be described as JSON ({error}); use numbers, texts, "
-            "lists, mappings, Literal, dataclasses or TypedDicts"
+            f"{place}: {_type_name(hints[parameter.name])} cannot be described as JSON ({error_text(error)}); "
+            "use numbers, texts, lists, mappings, Literal, dataclasses or TypedDicts"
         ) from error
     if parameter.default is not parameter.empty and "default" not in schema:
         # What cannot be written is a mark of the function's own for "not given".
         with contextlib.suppress(TypeError, ValueError, RecursionError):
-            schema["default"] = msgspec.to_builtins(parameter.default)
+            schema["default"] = plain(msgspec.to_builtins(parameter.default))
     return schema
 
 
@@ -163,7 +171,10 @@ def _in_place(schema: Any, named: Mapping[str, Any], within: tuple[str, ...]) ->
 
 
 def _type_name(kind: Any) -> str:
-    return kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
+    try:
+        return kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
+    except Exception:  # its own repr
+        return "its annotation"
 
 
 def _read_docstring(text: str) -> tuple[str, dict[str, str]]:

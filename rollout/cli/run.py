@@ -101,6 +101,7 @@ class Run:
             try:
                 with infrequent_full_gc():
                     await self._stream(engine, tasks, skip)
+                await self._see_to(folder)
             finally:
                 wall_s = time.perf_counter() - wall
                 run_dir = str(folder.path)
@@ -120,6 +121,24 @@ class Run:
             complete=not result["failures"] and result["rollouts"] >= expected,
             error=self._what_ended(expected),
         )
+
+    async def _see_to(self, folder: store.RunFolder) -> None:
+        """At the end: is what was written where it is looked for?"""
+        try:
+            with self._kept():
+                await anyio.to_thread.run_sync(folder.check)
+        except _FolderFault as error:
+            self._error = self._error or error
+
+    @contextlib.contextmanager
+    def _kept(self) -> Iterator[None]:
+        """What goes wrong with the folder ends the run."""
+        assert self._folder is not None
+        try:
+            yield
+        except OSError as error:
+            fault = error.strerror or error
+            raise _FolderFault(f"cannot write the run folder {str(self._folder.path)!r}: {fault}") from error
 
     def _what_ended(self, expected: int) -> RolloutError | None:
         assert self._folder is not None
@@ -156,11 +175,8 @@ class Run:
 
     async def _keep(self, rollout: Rollout, engine: Engine) -> None:
         assert self._folder is not None
-        try:
+        with self._kept():
             await self._folder.write(rollout)
-        except OSError as error:
-            fault = error.strerror or error
-            raise _FolderFault(f"cannot write the run folder {str(self._folder.path)!r}: {fault}") from error
         await anyio.to_thread.run_sync(self._summary.add, rollout)
         failure = rollout.failure
         ended: RolloutError | None = None

@@ -7,6 +7,7 @@ them ends it. Whatever happens, `close` is called once, and what was sampled bef
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -181,7 +182,10 @@ class Episode:
         """Takes over what the environment answered; returns whether it is done."""
         turn, rollout = self._session.turns[-1], self.rollout
         turn.reward, turn.metrics = step.reward, step.metrics
-        rollout.step_reward = (rollout.step_reward or 0.0) + step.reward
+        total = (rollout.step_reward or 0.0) + step.reward
+        if not math.isfinite(total):
+            raise EnvironmentFault(f"the rewards of its steps add up to {total}, which is no finite number")
+        rollout.step_reward = total
         rollout.metrics.update(step.metrics)
         settle_reward(rollout)
         if step.conversation is not None:

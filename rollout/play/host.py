@@ -29,6 +29,7 @@ import anyio
 
 from rollout.env import Env
 from rollout.log import get_logger
+from rollout.play.answers import reading
 from rollout.play.faults import EnvironmentFault, raised_by, said_by
 from rollout.process.forks import stay_in
 from rollout.process.imports import place_in, stack_of
@@ -225,9 +226,10 @@ class Host:
         if env is None:
             return None
         try:
-            close = getattr(env, "close", None)
-            if close is None or getattr(close, "__func__", close) is Env.close:
-                return None
+            with reading("env.close"):
+                close = getattr(env, "close", None)
+                if close is None or getattr(close, "__func__", close) is Env.close:
+                    return None
             await self.call("close", close, limit_s=limit_s)
         except EnvironmentFault as fault:
             if fault.kind is FailureKind.TIMEOUT:

@@ -161,7 +161,9 @@ class Setups:
 
     def of(self, env: object) -> Setup | None:
         """The setup of an object's class with its arguments; None where it has none of its own."""
-        return self._of_class(type(env), *getattr(env, "_given", ((), {})))
+        with reading("the environment"):
+            args, named = getattr(env, "_given", ((), {}))
+        return self._of_class(type(env), args, named)
 
     def _of_class(self, kind: type, args: tuple[Any, ...], named: Mapping[str, Any]) -> Setup | None:
         found = inspect.getattr_static(kind, "setup", _NONE)

@@ -17,6 +17,7 @@ A folder may be read while it is written.
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import time
@@ -172,7 +173,7 @@ class RunFolder:
                 try:
                     if not (path / ROLLOUTS).exists():  # else another was quicker
                         folder.write_plan(config or FolderConfig(format=FORMAT), tasks or TaskList())
-                        folder._file = (path / ROLLOUTS).open("xb")
+                        folder._file = (path / ROLLOUTS).open("x+b")
                         return folder
                 except BaseException:
                     folder.close()
@@ -217,6 +218,26 @@ class RunFolder:
             line = encode_rollout(_stand_in(rollout, error))
         self._file.write(line + b"\n")
         self._file.flush()
+        self.check()
+
+    def check(self) -> None:
+        """Sees that what is written goes where it is looked for. Raises OSError where the file was removed or replaced.
+
+        What was written until then is in no folder any more: it is kept beside it.
+        """
+        assert self._file is not None, "the run folder is closed"
+        path = self.path / ROLLOUTS
+        with contextlib.suppress(OSError):
+            if os.path.samestat(path.stat(), os.fstat(self._file.fileno())):
+                return
+        kept = self.path.with_name(f"{self.path.name}.{ROLLOUTS}")
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        at = self._file.tell()
+        self._file.seek(0)
+        write_whole(kept, self._file.read())
+        self._file.seek(at)
+        why = f"its {ROLLOUTS} was removed or replaced while the run wrote it; what had ended is kept in {kept}"
+        raise OSError(errno.ENOENT, why)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes summary.json whole or not at all. Raises OSError."""

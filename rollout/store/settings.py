@@ -156,6 +156,8 @@ def _read_toml(file: str) -> dict[str, Any]:
         return msgspec.toml.decode(Path(file).read_bytes(), type=dict[str, Any])
     except OSError as error:
         raise ConfigError(f"cannot read {file!r}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file} is not UTF-8 text (byte {error.start + 1}): save it as UTF-8") from error
     except msgspec.DecodeError as error:
         raise ConfigError(f"{file} is not TOML: {error}") from error
 

@@ -34,6 +34,10 @@ _MESSAGE = "<|message|>"
 _ENDS = ("<|end|>", "<|call|>", "<|return|>")
 _END = re.compile(r"<\|(?:end|call|return)\|>|(?=<\|start\|>)|\Z")
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
+#: What a header may be that begins where the turn does: the prompt has written `<|start|>assistant`.
+_REST_OF_HEADER = re.compile(
+    r"(?:assistant)?(?:\s*to=[^\s<]+)?\s*(?:<\|channel\|>[^<]*(?:<\|constrain\|>[^<]*)?)?<\|message\|>"
+)
 _RECIPIENT = re.compile(r"\bto=([^\s<]+)")
 
 
@@ -42,7 +46,8 @@ def _next_header(text: str, at: int) -> tuple[int, int] | None:
     seen = at
     while (message := text.find(_MESSAGE, seen)) >= 0:
         start = text.rfind(_START, seen, message)
-        start = 0 if start < 0 and at == seen == 0 else start
+        if start < 0 and at == seen == 0 and _REST_OF_HEADER.match(text):
+            start = 0
         if start >= 0 and not any(end in text[start:message] for end in _ENDS):
             return start, message + len(_MESSAGE)
         seen = message + len(_MESSAGE)
