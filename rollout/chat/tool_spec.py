@@ -79,8 +79,8 @@ def tool_spec(
 def _parameters(function: Callable[..., Any], what: str) -> list[inspect.Parameter]:
     try:
         return list(inspect.signature(function).parameters.values())
-    except (TypeError, ValueError) as error:  # a class in C tells none, and an object may tell a wrong one
-        raise ConfigError(f"tool {what}: its signature cannot be read: {error}") from error
+    except Exception as error:  # a class in C tells none, and an object may tell a wrong one
+        raise ConfigError(f"tool {what}: its signature cannot be read: {error_text(error)}") from error
 
 
 def _name_of(function: Callable[..., Any]) -> str:
@@ -106,7 +106,7 @@ def _hints(function: Callable[..., Any], what: str) -> dict[str, Any]:
     try:
         return get_type_hints(found, include_extras=True)
     except Exception as error:  # an annotation may be any expression
-        raise ConfigError(f"tool {what}: its annotations cannot be read: {error}") from error
+        raise ConfigError(f"tool {what}: its annotations cannot be read: {error_text(error)}") from error
 
 
 def _parameter_schema(what: str, parameter: inspect.Parameter, hints: Mapping[str, Any]) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def _parameter_schema(what: str, parameter: inspect.Parameter, hints: Mapping[st
         ) from error
     if parameter.default is not parameter.empty and "default" not in schema:
         # What cannot be written is a mark of the function's own for "not given".
-        with contextlib.suppress(TypeError, ValueError, RecursionError):
+        with contextlib.suppress(Exception):
             schema["default"] = plain(msgspec.to_builtins(parameter.default))
     return schema
 

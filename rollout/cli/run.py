@@ -127,7 +127,7 @@ class Run:
         try:
             with self._kept():
                 await anyio.to_thread.run_sync(folder.check)
-        except _FolderFault as error:
+        except UsageError as error:
             self._error = self._error or error
 
     @contextlib.contextmanager
@@ -148,7 +148,8 @@ class Run:
         if isinstance(error, _Refused):
             return error
         if error is not None:
-            ended = type(error)(f"{error}; what has ended is kept; {so}")
+            kept = "" if isinstance(error, store.FolderGone) else "; what has ended is kept"
+            ended = type(error)(f"{error}{kept}; {so}")
             ended.__cause__ = error.__cause__
             return ended
         if self._stopped and played < expected:

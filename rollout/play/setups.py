@@ -163,6 +163,7 @@ class Setups:
         """The setup of an object's class with its arguments; None where it has none of its own."""
         with reading("the environment"):
             args, named = getattr(env, "_given", ((), {}))
+            args, named = tuple(args), dict(named)
         return self._of_class(type(env), args, named)
 
     def _of_class(self, kind: type, args: tuple[Any, ...], named: Mapping[str, Any]) -> Setup | None:

@@ -18,8 +18,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import math
 import os
+import shutil
 import time
 from array import array
 from collections.abc import Callable, Iterator, Mapping
@@ -73,6 +75,9 @@ def _dec_hook(kind: Any, value: Any) -> Any:
 
 _ENCODER = msgspec.json.Encoder(enc_hook=_enc_hook)
 _DECODER = msgspec.json.Decoder(Rollout, dec_hook=_dec_hook)
+
+#: How a file system says that a file is not there any more; the last is NFS's word.
+_GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ESTALE})
 
 #: What a line that cannot be read raises.
 READ_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
@@ -150,6 +155,10 @@ def decoded_lines(file: IO[bytes], path: Path, decode: Callable[[bytes], T]) -> 
         yield line, value
 
 
+class FolderGone(UsageError):
+    """Somebody removed or replaced a folder while a run wrote it."""
+
+
 class RunFolder:
     """A run's folder, open for writing, and locked."""
 
@@ -157,6 +166,8 @@ class RunFolder:
         self.path = path
         self._owner = lock
         self._file: IO[bytes] | None = None
+        self._plan: tuple[FolderConfig, TaskList] | None = None
+        """What is played, and how; there once it was written."""
         self._lock = anyio.Lock()
 
     def __repr__(self) -> str:
@@ -193,6 +204,7 @@ class RunFolder:
         """Writes what the run plays, and how. Raises OSError."""
         write_whole(self.path / TASKS, b"".join(line + b"\n" for line in tasks.lines))
         write_folder_config(self.path, config)
+        self._plan = config, tasks
 
     def append(self, config: FolderConfig, tasks: TaskList, end: int) -> None:
         """Goes on with a folder whose last whole line ends at `end`; what is behind it is cut off."""
@@ -205,7 +217,7 @@ class RunFolder:
     async def write(self, rollout: Rollout) -> None:
         """Appends a rollout and flushes it to the disk, off the event loop.
 
-        One that cannot be written becomes a failure, and what can be written of it is. Raises OSError.
+        One that cannot be written becomes a failure, and what can be written of it is. Raises OSError, and FolderGone.
         """
         async with self._lock:  # lines keep their order, and never mix
             await anyio.to_thread.run_sync(self._write, rollout)
@@ -221,23 +233,36 @@ class RunFolder:
         self.check()
 
     def check(self) -> None:
-        """Sees that what is written goes where it is looked for. Raises OSError where the file was removed or replaced.
+        """Sees that what is written goes where it is looked for. Raises FolderGone where the file is gone.
 
-        What was written until then is in no folder any more: it is kept beside it.
+        What was written is in a folder beside it then, where the run may go on, and so is what is written later.
         """
         assert self._file is not None, "the run folder is closed"
-        path = self.path / ROLLOUTS
-        with contextlib.suppress(OSError):
-            if os.path.samestat(path.stat(), os.fstat(self._file.fileno())):
+        try:
+            if os.path.samestat((self.path / ROLLOUTS).stat(), os.fstat(self._file.fileno())):
                 return
-        kept = self.path.with_name(f"{self.path.name}.{ROLLOUTS}")
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        at = self._file.tell()
+        except OSError as error:
+            if error.errno not in _GONE:
+                return  # a file system that does not answer for a moment has lost nothing
+        before = self.path
+        self._go_beside()
+        raise FolderGone(
+            f"the run folder {str(before)!r} was removed or replaced while the run wrote it; what the run has is in "
+            f"{str(self.path)!r} now"
+        )
+
+    def _go_beside(self) -> None:
+        assert self._file is not None
+        path = _beside(self.path)
+        file = (path / ROLLOUTS).open("x+b")
         self._file.seek(0)
-        write_whole(kept, self._file.read())
-        self._file.seek(at)
-        why = f"its {ROLLOUTS} was removed or replaced while the run wrote it; what had ended is kept in {kept}"
-        raise OSError(errno.ENOENT, why)
+        shutil.copyfileobj(self._file, file)
+        file.flush()
+        self._file.close()
+        self._owner.release()  # first: the new folder may have the old one's inode
+        self.path, self._file, self._owner = path, file, FolderLock(path)
+        if self._plan is not None:
+            self.write_plan(*self._plan)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes summary.json whole or not at all. Raises OSError."""
@@ -287,6 +312,16 @@ def check_resumable(path: Path) -> None:
 def read_config(path: Path) -> dict[str, Any]:
     """The settings of a run, by name. Raises UsageError."""
     return read_folder_config(path).settings
+
+
+def _beside(path: Path) -> Path:
+    """A new folder beside one that is gone. Raises OSError."""
+    for number in itertools.count():
+        kept = path.with_name(f"{path.name}.kept{f'-{number}' if number else ''}")
+        with contextlib.suppress(FileExistsError):
+            kept.mkdir(parents=True)
+            return kept
+    raise AssertionError("numbers do not end")
 
 
 def new_path(env: str, model: str, here: Path | None = None) -> Path:

@@ -46,6 +46,8 @@ def split_reasoning(sampled: Sampled, tags: Sequence[Tags], call_openers: Sequen
     else:
         found = [at for opener in call_openers if (at := text.find(opener, start)) >= 0] if sampled.tools else []
         end = resumes = min(found, default=len(text))
+    if end == len(text) and not text[start:].strip():  # nothing was thought, or said: the environment sees what was
+        return [Piece("mark", text[:start])] if start else [], text[start:]
     body_end = end
     while end < len(text) and start < body_end > end - tag.newlines and text[body_end - 1] == "\n":
         body_end -= 1

@@ -189,6 +189,16 @@ def test_a_default_that_is_no_json_only_makes_it_optional() -> None:
     }
 
 
+def test_a_default_that_json_does_not_have_is_left_out() -> None:
+    """A number that is none, also deep in a list, would make a tool that cannot be sent."""
+
+    def takes(a: float = float("nan"), b: list[float] = [1.0, float("inf")], c: float = 0.5) -> None: ...  # noqa: B006
+
+    spec = tool_spec(takes)
+    assert [schema.get("default") for schema in properties(takes).values()] == [None, None, 0.5]
+    assert spec["function"]["parameters"]["required"] == []
+
+
 def untyped(a) -> None: ...  # type: ignore[no-untyped-def]
 
 
@@ -210,9 +220,42 @@ def endless(tree: Tree) -> None: ...
 def unnamed(a: Nowhere) -> None: ...  # type: ignore[name-defined]  # noqa: F821
 
 
+class Unreadable:
+    """Says of its signature what is none."""
+
+    __name__ = "unreadable"
+    __signature__ = 5
+
+    def __call__(self) -> None: ...
+
+
+class RaisesMeta(type):
+    def __repr__(cls) -> str:
+        raise RuntimeError("no repr")
+
+    @property
+    def __name__(cls) -> str:  # type: ignore[override]
+        raise RuntimeError("no name")
+
+
+class Raises(metaclass=RaisesMeta):
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        raise OSError("no schema")
+
+    @classmethod
+    def model_json_schema(cls, **options: Any) -> Any:
+        raise OSError("no schema")
+
+
+def raises(a: Raises) -> None: ...
+
+
 @pytest.mark.parametrize(
     ("function", "said"),
     [
+        (Unreadable(), "tool unreadable: its signature cannot be read: "),
+        (raises, "tool raises, parameter 'a': its annotation cannot be described as JSON .*; use numbers"),
         (untyped, r"tool untyped, parameter 'a' has no annotation: write its type, such as `a: str`"),
         (positional, "parameter 'a': positional-only cannot be described"),
         (starred, r"parameter 'args': \*args cannot be described"),

@@ -97,3 +97,46 @@ def test_in_a_library_structlog_stays_the_programs_own() -> None:
     with EventLog(lambda line: None):
         assert takes_structlog()
     assert takes_structlog() is before is False
+
+
+LOSES = """
+import pathlib, shutil
+class E(Env):
+    def __init__(self, how: str = ""):
+        self.how = how
+    def reset(self, task):
+        self.index = task["index"]
+        return [user("x")]
+    def step(self, m):
+        run = pathlib.Path("r").absolute()
+        if self.index == 1 and run.is_dir():
+            if self.how == "folder":
+                shutil.rmtree(run)
+            elif (run / "rollouts.jsonl").stat().st_size:
+                (run / "rollouts.jsonl").unlink()
+                if self.how == "replaced":
+                    (run / "rollouts.jsonl").touch()
+        return Step(done=True, reward=1.0)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["folder", "file", "replaced"])
+def test_a_folder_that_is_taken_away_is_one_line(how: str, tmp_path: Path) -> None:
+    """Status 2; what had ended is in a folder beside it, which the line that says so goes on with."""
+    env = env_file(tmp_path, LOSES)
+    run = ("run", env, "-n", 4, "-c", 1, "-a", f"how={how}", "--max-tokens", 2, "-o", "r")
+    done = ran(*run, cwd=tmp_path)
+    kept = tmp_path / "r.kept"
+    assert done.returncode == 2, done.stderr
+    said = [line for line in done.stderr.splitlines() if line.startswith("rollout: ")]
+    assert said == [
+        f"rollout: the run folder '{tmp_path}/r' was removed or replaced while the run wrote it; what the run has is "
+        f"in '{kept}' now; go on with: rollout run --resume -o {kept}"
+    ]
+    assert f"run folder: {kept}" in done.stderr
+    assert len([line for line in lines(kept) if not line.get("failure")]) >= 1
+    assert json.loads((kept / "summary.json").read_text())["run_dir"] == str(kept)
+    again = ran("run", "--resume", "-o", kept, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert len({line["task_index"] for line in lines(kept) if not line.get("failure")}) == 4

@@ -289,6 +289,30 @@ async def test_a_timeout_error_of_its_own_is_no_deadline_of_ours() -> None:
     assert rollout.failure.message == "step raised TimeoutError: the tool's own"
 
 
+async def test_rewards_that_add_up_to_no_number_are_the_environments_failure() -> None:
+    """Each is finite, their sum is not; what was added up before stands."""
+    rollout = await play(Chat(step=lambda message: Step(messages=[user("more")], reward=1.7e308)))
+    assert rollout.failure is not None
+    assert rollout.failure.kind is FailureKind.ENVIRONMENT
+    assert rollout.failure.message == "the rewards of its steps add up to inf, which is no finite number"
+    assert (rollout.step_reward, rollout.reward, len(rollout.turns)) == (1.7e308, 1.7e308, 2)
+
+
+async def test_a_close_that_cannot_be_read_leaves_the_rollout_as_it_was() -> None:
+    """A property that raises is said once, as a close that raises is."""
+
+    class Closed(Chat):
+        @property
+        def close(self) -> Any:
+            raise RuntimeError("boom")
+
+    with capture_logs() as logs:
+        rollout = await episode(Closed()).play()
+    assert rollout.ok
+    (said,) = [entry for entry in logs if entry["event"] == "env_close_failed"]
+    assert said["error"] == "env.close cannot be read: RuntimeError: boom"
+
+
 @pytest.mark.parametrize("name", ["tools", "max_tokens", "blocks", "score", "step", "reset"])
 async def test_an_attribute_that_raises_is_its_rollouts_failure(name: str) -> None:
     """Each may be a property; the environment is closed all the same."""

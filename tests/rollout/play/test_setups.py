@@ -364,3 +364,20 @@ async def test_a_model_of_pydantic_may_be_an_environment() -> None:
     async with engine(functools.partial(Modelled, image="mine")) as running:
         (group,) = await collect(running, 1)
     assert [message.text for message in group.rollouts[0].messages[:1]] == ["mine"], group.rollouts[0].failure
+
+
+@pytest.mark.parametrize("given", [property(lambda env: 1 / 0), 5, ((), 5), ((), {}, 1)])
+async def test_arguments_that_cannot_be_read_are_the_rollouts_failure(given: Any) -> None:
+    """What `setup` would be called with is the environment's own, and may be anything."""
+
+    class Odd(Shared):
+        _given = given
+
+        def __new__(cls) -> Odd:
+            return object.__new__(cls)
+
+    async with engine(lambda: Odd()) as running:
+        (group,) = await collect(running, 1)
+    failure = group.rollouts[0].failure
+    assert failure is not None
+    assert (failure.kind, failure.message.split(":")[0]) == ("environment", "the environment cannot be read")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import shutil
 from array import array
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from rollout.store.config import FORMAT, FolderConfig
 from rollout.store.folder import (
     ROLLOUTS,
     TASKS,
+    FolderGone,
     RunFolder,
     decode_rollout,
     default_path,
@@ -260,3 +264,63 @@ def test_reasons_read_back_as_reasons() -> None:
     turn = Turn(route=Route.MESSAGE_IN, fallback=FallbackReason.NO_MATCH)
     kept = decode_rollout(encode_rollout(minimal(turns=[turn])))
     assert kept.turns[0].fallback is FallbackReason.NO_MATCH
+
+
+def removed(folder: Path) -> None:
+    (folder / ROLLOUTS).unlink()
+
+
+def replaced(folder: Path) -> None:
+    (folder / ROLLOUTS).unlink()
+    (folder / ROLLOUTS).write_bytes(b"")
+
+
+def made_a_folder(folder: Path) -> None:
+    (folder / ROLLOUTS).unlink()
+    (folder / ROLLOUTS).mkdir()
+
+
+@pytest.mark.parametrize("lose", [removed, replaced, made_a_folder, shutil.rmtree])
+async def test_what_was_written_outlives_its_folder(lose: Callable[[Path], None], tmp_path: Path) -> None:
+    """It is whole in a folder beside it, which is locked, goes on with what is written later, and can be resumed."""
+    config, tasks = FolderConfig(format=FORMAT, settings={"env": "echo"}), TaskList([b'{"n":0}'])
+    folder = RunFolder.create(tmp_path / "run", config, tasks)
+    folder.check()
+    await folder.write(minimal(0))
+    lose(tmp_path / "run")
+    with pytest.raises(FolderGone, match=r"run' was removed or replaced while the run wrote it; .*run\.kept' now"):
+        await folder.write(minimal(1))
+    await folder.write(minimal(2))
+    kept = tmp_path / "run.kept"
+    assert folder.path == kept
+    with pytest.raises(UsageError, match="is being written by"):
+        RunFolder.resume(kept)
+    folder.close()
+    assert [rollout.member for rollout in read_rollouts(kept)] == [0, 1, 2]
+    assert read_config(kept) == {"env": "echo"}
+    assert (kept / TASKS).read_text() == '{"n":0}\n'
+    RunFolder.resume(kept).close()
+
+
+def test_a_second_loss_is_kept_beside_the_first(tmp_path: Path) -> None:
+    """No folder that is there is written into."""
+    (tmp_path / "run.kept").mkdir()
+    folder = RunFolder.create(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(FolderGone, match=r"run\.kept-1"):
+        folder.check()
+    folder.close()
+    assert list((tmp_path / "run.kept").iterdir()) == []
+
+
+def test_a_file_system_that_does_not_answer_has_lost_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was written is written; only that the file is gone ends a run."""
+    folder = RunFolder.create(tmp_path / "run")
+
+    def stat(path: Path) -> None:
+        raise OSError(errno.EIO, "later")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "stat", stat)
+        folder.check()
+    folder.close()

@@ -46,3 +46,11 @@ def test_flags_beat_what_is_below_and_mappings_are_merged() -> None:
     below = {"seed": 1, "sampling": {"top_p": 0.5, "top_k": 3}}
     above = {"seed": None, "sampling": {"top_p": 0.9}, "env": "x"}
     assert overlaid(below, above) == {"seed": 1, "sampling": {"top_p": 0.9, "top_k": 3}, "env": "x"}
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    """With the byte, and what to do."""
+    file = tmp_path / "c.toml"
+    file.write_bytes(b'env = "caf\xe9"\n')
+    with pytest.raises(ConfigError, match=r"c.toml is not UTF-8 text .byte 11.: save it as UTF-8"):
+        given_settings(str(file), {})

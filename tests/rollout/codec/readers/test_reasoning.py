@@ -42,6 +42,11 @@ def test_each_familys_tags(name: str, text: str) -> None:
         ("<｜Assistant｜>", "a <think>b</think>", None, "a <think>b</think>"),
         ("", "Well.\n</think>\n\nYes.", "Well.", "Yes."),
         (".", "<think>\n\n</think>\n\n  Yes.\n", None, "  Yes.\n"),
+        ("<think>\n", "\n\u2028", None, "\n\u2028"),
+        ("<think>", "\n \n", None, " \n"),
+        (".", "<think>\n ", None, " "),
+        ("<think>\n", "", None, None),
+        ("<think>\n", " \n</think>", None, None),
         (".", "<think>\n  Well.\n\n</think>\n\n\nYes.", "  Well.\n", "\nYes."),
     ],
 )
