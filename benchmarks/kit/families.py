@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from benchmarks.kit.templates import TEMPLATES, Template
+from benchmarks.kit.templates import TEMPLATES, Template, kimi_id
 from benchmarks.kit.tokenizers import HarmonyTokenizer, Recorder, small_tokenizer
 from rollout.chat.messages import Message, with_tool_names
 from rollout.codec.families import families
@@ -102,9 +102,7 @@ class RendererFamily:
 
 
 def _with_kimi_ids(message: Message) -> Message:
-    calls = tuple(
-        msgspec.structs.replace(call, id=f"functions.{call.name}:{at}") for at, call in enumerate(message.tool_calls)
-    )
+    calls = tuple(msgspec.structs.replace(call, id=kimi_id(call)) for call in message.tool_calls)
     return msgspec.structs.replace(message, tool_calls=calls)
 
 

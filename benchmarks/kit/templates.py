@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from rollout.chat.messages import Message
+from rollout.chat.messages import Message, ToolCall
 
 
 class Template(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,6 +59,20 @@ def channels(message: Message) -> str:
         call = message.tool_calls[0]
         return f"{analysis}<|channel|>commentary to=functions.{call.name}<|message|>{call.function.arguments}"
     return f"{analysis}<|channel|>final<|message|>{message.text}"
+
+
+def kimi_id(call: ToolCall) -> str:
+    """A call's id as Kimi's models number them."""
+    return f"functions.{call.name}:{int((call.id or '0')[-5:])}"
+
+
+def sections(message: Message) -> str:
+    """Calls in sections, each with its id, as Kimi writes them."""
+    calls = [
+        f"<|tool_call_begin|>{kimi_id(call)}<|tool_call_argument_begin|>{call.function.arguments}<|tool_call_end|>"
+        for call in message.tool_calls
+    ]
+    return message.text + (f"<|tool_calls_section_begin|>{''.join(calls)}<|tool_calls_section_end|>" if calls else "")
 
 
 _CALLS = (
@@ -285,5 +299,42 @@ TEMPLATES = [
         markers=("<s>", "</s>", "<tool_call>", "</tool_call>"),
         stops=("</s>",),
         says=lambda message: f" {hermes(message)} ",
+    ),
+    Template(
+        name="results-noted",
+        jinja="{% set ns = namespace(first=true, tool=false) %}<｜begin｜>{% for m in messages %}{% if m.role == 'tool' %}"
+        "{% set ns.tool = true %}{{ '<｜outputs｜>' if ns.first else '' }}{% set ns.first = false %}"
+        "<｜output｜>{{ m.content }}<｜/output｜>{% elif m.role == 'assistant' and not m.tool_calls and ns.tool %}"
+        "<｜/outputs｜>{{ m.content }}<｜end｜>{% set ns.tool = false %}{% elif m.role == 'assistant' %}"
+        "<｜Assistant｜>{{ m.content }}" + _CALLS + "<｜end｜>{% set ns.tool = false %}"
+        "{% elif m.role == 'user' %}<｜User｜>{{ m.content }}{% set ns.tool = false %}{% else %}{{ m.content }}{% endif %}"
+        "{% endfor %}{{ '<｜/outputs｜>' if ns.tool }}{% if add_generation_prompt and not ns.tool %}<｜Assistant｜>{% endif %}",
+        markers=(
+            "<｜begin｜>",
+            "<｜end｜>",
+            "<｜User｜>",
+            "<｜Assistant｜>",
+            "<｜outputs｜>",
+            "<｜/outputs｜>",
+            "<｜output｜>",
+        )
+        + ("<｜/output｜>", "<tool_call>", "</tool_call>"),
+        stops=("<｜end｜>",),
+        says=hermes,
+    ),
+    Template(
+        name="call-ids-shown",
+        jinja="{% for tool in tools or [] %}<|im_system|>tool_declare<|im_middle|>{{ tool | tojson }}<|im_end|>{% endfor %}"
+        "{% for m in messages %}<|im_{{ 'system' if m.role == 'tool' else m.role }}|>{{ m.role }}<|im_middle|>"
+        "{% if m.role == 'tool' %}## Return of {{ m.tool_call_id }}\n{% endif %}{{ m.content }}"
+        "{% if m.tool_calls %}<|tool_calls_section_begin|>{% for call in m.tool_calls %}<|tool_call_begin|>{{ call.id }}"
+        "<|tool_call_argument_begin|>{{ call.function.arguments | tojson }}<|tool_call_end|>{% endfor %}"
+        "<|tool_calls_section_end|>{% endif %}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_assistant|>assistant<|im_middle|>{% endif %}",
+        markers=("<|im_system|>", "<|im_user|>", "<|im_assistant|>", "<|im_middle|>", "<|im_end|>", "[EOS]")
+        + ("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>", "<|tool_call_begin|>")
+        + ("<|tool_call_argument_begin|>", "<|tool_call_end|>"),
+        stops=("<|im_end|>", "[EOS]"),
+        says=sections,
     ),
 ]

@@ -53,6 +53,10 @@ class Walked(msgspec.Struct, frozen=True):
     """Those that change what the template writes behind the turn."""
     kinds: frozenset[object] = frozenset()
     """Roles, and whether the model called and reasoned."""
+    pairs: frozenset[object] = frozenset()
+    """Which kinds stand behind which."""
+    by_text: bool = False
+    """Whether a result of a tool may be seen for its text, and not for being one."""
 
 
 _NOTHING = Walked()
@@ -68,6 +72,8 @@ class ShapeCache:
         self._looks_for = looks_for
         self._shapes = Memo[object, Shape | Unprovable](size)
         self._ids_matter = Memo[object, bool](size)
+        self._first_ids = Memo[object, tuple[str, ...]](size)
+        """The call ids with which a shape was proved, by their form."""
         self._seen = Memo[object, bool](4 * size)
         """Whether a message of a history changes what follows."""
         self._said = Memo[object, bool](4 * size)
@@ -84,11 +90,10 @@ class ShapeCache:
         self, previous: Previous, tail: Sequence[Message], context_key: bytes, stop_ids: Collection[int]
     ) -> Steps[list[int]]:
         """The steps to a bridge, the proof of its shape included where it is new. Raises NotExtendable."""
-        key, shape = yield from self._proved(previous, tail, context_key, stop_ids)
-        yield from self._check_said(key, shape, previous, tail)
-        head = yield from self._head(key, shape, previous, tail)
+        key, shape, head = yield from self._found(previous, tail, context_key, stop_ids)
         short = head is not previous.history
-        head_key = key if head is HEAD else (key, *map(digest, head)) if short else None
+        ids = yield from self._printed_ids(previous.message, tail, context_key)
+        head_key = (key, ids, *(() if head is HEAD else map(digest, head))) if short else None
         known = self._before.get(head_key) if short else None
         end = previous.completion_ids[-1] if previous.completion_ids else None
         rest, before = yield from stand_in.bridge(previous.message, tail, shape, end, stop_ids, head, known)
@@ -100,9 +105,8 @@ class ShapeCache:
         self, previous: Previous, tail: Sequence[Message], context_key: bytes, stop_ids: Collection[int]
     ) -> Steps[bool]:
         """The steps to whether what follows depends on the history. Raises NotExtendable."""
-        key, shape = yield from self._proved(previous, tail, context_key, stop_ids)
-        yield from self._check_said(key, shape, previous, tail)
-        return (yield from self._head(key, shape, previous, tail)) is not HEAD
+        _, _, head = yield from self._found(previous, tail, context_key, stop_ids)
+        return head is not HEAD
 
     def ids_matter(self, previous: Message | None, tail: Sequence[Message], context_key: bytes) -> Steps[bool]:
         """The steps to whether a tail's call ids change what is written; asked once for each shape."""
@@ -113,11 +117,48 @@ class ShapeCache:
             self._ids_matter[key] = yield from stand_in.ids_matter(previous, tail)
         return self._ids_matter[key]
 
-    def _proved(
+    def _found(
         self, previous: Previous, tail: Sequence[Message], context_key: bytes, stop_ids: Collection[int]
+    ) -> Steps[tuple[object, Shape, Head]]:
+        """What is proved of a tail, and what stands for its history. Raises NotExtendable."""
+        ids = yield from self._printed_ids(previous.message, tail, context_key)
+        if ids:
+            previous, tail, ids = self._with_first_ids(previous, tail, ids, context_key)
+        key, shape = yield from self._proved(previous, tail, context_key, stop_ids, ids)
+        yield from self._check_said(key, shape, previous, tail)
+        return key, shape, (yield from self._head(key, shape, previous, tail))
+
+    def _printed_ids(
+        self, previous: Message | None, tail: Sequence[Message], context_key: bytes
+    ) -> Steps[tuple[str, ...]]:
+        """A tail's call ids, where they change what is written."""
+        matter = yield from self.ids_matter(previous, tail, context_key)
+        return stand_in.call_ids(previous, tail) if matter else ()
+
+    def _with_first_ids(
+        self, previous: Previous, tail: Sequence[Message], ids: tuple[str, ...], context_key: bytes
+    ) -> tuple[Previous, Sequence[Message], tuple[str, ...]]:
+        """The same with the first call ids of their form that came: what is proved of those holds for these.
+
+        Where a template prints ids, each call's is new, and a proof for each of them would cost every turn its own.
+        """
+        name = (context_key, stand_in.shape_key(previous.message, tail), tuple(map(stand_in.id_form, ids)))
+        if name not in self._first_ids:
+            self._first_ids[name] = ids
+        if (first := self._first_ids[name]) == ids:
+            return previous, tail, ids
+        said, tail = stand_in.with_ids(previous.message, tail, dict(zip(ids, first, strict=True)))
+        return msgspec.structs.replace(previous, message=said), tail, first
+
+    def _proved(
+        self,
+        previous: Previous,
+        tail: Sequence[Message],
+        context_key: bytes,
+        stop_ids: Collection[int],
+        ids: tuple[str, ...],
     ) -> Steps[tuple[object, Shape]]:
-        matter = yield from self.ids_matter(previous.message, tail, context_key)
-        ids = stand_in.call_ids(previous.message, tail) if matter else ()
+        """The proof of a tail's shape; `ids` are those of its calls, where they matter."""
         key = (context_key, stand_in.shape_key(previous.message, tail), ids, tuple(stop_ids))
         shape, today = self._shapes.get(key), datetime.date.today()
         if shape is None or (isinstance(shape, Unprovable) and shape.day != today):
@@ -168,10 +209,40 @@ class ShapeCache:
         walked = yield from self._walk(key, shape, previous, tail)
         if not walked.seen:
             return HEAD if (yield from self._is_as_behind_a_word(key, walked.kinds, shape, previous, tail)) else history
-        head = _short_head(history, walked.seen)
-        if head is not None and (yield from self._stands_for((key, walked.kinds), head, shape, previous, tail)):
+        head = _short_head(history, walked.seen) or self._last_rounds(history, walked)
+        name = (key, walked.kinds, walked.pairs)
+        if head is not None and (yield from self._stands_for(name, head, shape, previous, tail)):
             return head
         return history
+
+    def _last_rounds(self, history: Sequence[Message], walked: Walked) -> Head | None:
+        """What is seen but for tools' results, and the last calls and the last turn, their texts shortened.
+
+        DeepSeek's templates note that a tool has answered, and write the next answers in another way: whether one
+        has, and what came last, says as much as the whole history.
+        """
+        others = [message for message in walked.seen if message.role != "tool"]
+        before = _short_head(history, others) if others else HEAD
+        if walked.by_text or before is None or len(others) == len(walked.seen):
+            return None
+        turns = [at for at, message in enumerate(history) if message.role == "assistant"]
+        last_answer = max(at for at, message in enumerate(history) if message.role == "tool")
+        called = next((at for at in reversed(turns) if at < last_answer), None)
+        if called is None:
+            return None
+        behind = next((at for at in turns if at > called), len(history))
+        recent = [*history[called:behind], *history[max(turns[-1], behind) :]]
+        return [*before, *stand_in.renamed_ids([self._word(message) for message in recent])]
+
+    def _word(self, message: Message) -> Message:
+        """A message of the same kind that says a word; the same one, where the template may find something in it."""
+        if message.role == "assistant" and self._looks_for is not None and self._looks_for(message.text):
+            return message
+        calls = tuple(msgspec.structs.replace(call, function=Function(call.name, "{}")) for call in message.tool_calls)
+        reasoning = None if message.reasoning_content is None else "."
+        return msgspec.structs.replace(
+            message, content="." if message.text else None, reasoning_content=reasoning, tool_calls=calls
+        )
 
     def _walk(self, key: object, shape: Shape, previous: Previous, tail: Sequence[Message]) -> Steps[Walked]:
         """What is seen of a history. The next turn's has a few messages more, and only those are looked at."""
@@ -183,13 +254,17 @@ class ShapeCache:
             known = _NOTHING
         if len(known.messages) == len(history):
             return known
-        seen, kinds = list(known.seen), set(known.kinds)
+        seen, kinds, pairs, by_text = list(known.seen), set(known.kinds), set(known.pairs), known.by_text
+        before = self._kind(history[len(known.messages) - 1]) if known.messages else None
         for at in range(len(known.messages), len(history)):
-            message = history[at]
-            kinds.add(self._kind(message))
+            message, kind = history[at], self._kind(history[at])
+            kinds.add(kind)
+            pairs.add((before, kind))
+            before = kind
             if (yield from self._is_seen(key, shape, message, at == 0, previous, tail)):
                 seen.append(message)
-        self._walked[name] = known = Walked(list(history), seen, frozenset(kinds))
+                by_text |= message.role == "tool" and (self._looks_for is None or self._looks_for(message.text))
+        self._walked[name] = known = Walked(list(history), seen, frozenset(kinds), frozenset(pairs), by_text)
         return known
 
     def _kind(self, message: Message) -> object:
@@ -251,6 +326,7 @@ class ShapeCache:
         """Whether the same follows behind a short head and behind the whole history."""
         name = (key, _rough(previous.history), *map(digest, head))
         if name not in self._heads:
+            self._heads[name] = False
             one, other = (stand_in.stand_in_turn(previous.message, tail, shape.form, word) for word in stand_in.WORDS)
             probe = stand_in.with_words(tail)
             try:
@@ -290,11 +366,13 @@ def _behind(message: Message, first: bool) -> Sequence[Message]:
 
 def _short_head(history: Sequence[Message], seen: Sequence[Message]) -> Head | None:
     """The messages that are seen, as a conversation of their own; None where they cannot stand without the others."""
+    if any(message.role == "tool" for message in seen):
+        return None
     head: list[Message] = []
     for message in seen:
         if message.role == "user":
             head += [Message("assistant", ".")] if head and head[-1].role == "user" else []
-        elif message is not history[0] or message.role == "tool":
+        elif message is not history[0]:
             return None
         head.append(message)
     return head if head[-1].role == "user" else [*head, *HEAD]

@@ -166,17 +166,23 @@ class RendererBridge:
         markers = self._tokenizer.markers_in
         around = markers(previous.prompt_ids[-_OPENING:]), markers(sampled[:1]), markers(sampled)
         end = sampled[-1] if sampled[-1] in self._stops else None
-        return context.key, self._shape(previous, tail, context), form, around, end
+        return context.key, self._shape(previous, tail, context, by_form=False), form, around, end
 
-    def _shape(self, previous: Previous, tail: Sequence[Message], context: Context) -> object:
-        """Equal for tails that the family writes alike but for their texts. Call ids count where it prints them."""
+    def _shape(self, previous: Previous, tail: Sequence[Message], context: Context, *, by_form: bool = True) -> object:
+        """Equal for tails that the family writes alike but for their texts. Call ids count where it prints them.
+
+        `by_form` has ids that differ in letters and digits only be equal: a family writes around one what it writes
+        around another.
+        """
         shape, ids = stand_in.shape_key(previous.message, tail), stand_in.call_ids(previous.message, tail)
         if not ids:
             return shape
         key = context.key, shape
         if key not in self._ids_matter:
             self._ids_matter[key] = self._do_ids_matter(previous, tail, context)
-        return (shape, ids) if self._ids_matter[key] else shape
+        if not self._ids_matter[key]:
+            return shape
+        return shape, tuple(map(stand_in.id_form, ids)) if by_form else ids
 
     def _do_ids_matter(self, previous: Previous, tail: Sequence[Message], context: Context) -> bool:
         """Whether the family writes something else for other call ids, in its bridge or in a whole conversation."""

@@ -20,8 +20,9 @@ serves a local tokenizer and a server's /tokenize.
 
 from __future__ import annotations
 
+import re
 import traceback
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from typing import Literal, TypeVar
 
 import msgspec
@@ -36,6 +37,8 @@ WORDS = _FIRST, _SECOND = "Quartz", "muffin"
 
 #: Call ids as Mistral's, OpenAI's and Kimi's templates know them.
 _OTHER_IDS = ("q7Xw{:05d}", "call_{:024x}", "functions.quartz:{}")
+
+_LETTERS = re.compile("[0-9A-Za-z]")
 
 
 class Conversation(msgspec.Struct, frozen=True):
@@ -272,15 +275,43 @@ def renamed(previous: Message | None, tail: Sequence[Message]) -> Iterator[tuple
     """The same with other call ids: of other lengths, letters and forms."""
     ids = call_ids(previous, tail)
     for form in _OTHER_IDS:
-        names: dict[str | None, str] = {one: form.format(at) for at, one in enumerate(ids)}
-        calls = [
-            msgspec.structs.replace(call, id=names.get(call.id, call.id))
-            for call in (previous.tool_calls if previous is not None else ())
-        ]
-        yield (
-            previous and msgspec.structs.replace(previous, tool_calls=tuple(calls)),
-            [msgspec.structs.replace(m, tool_call_id=names.get(m.tool_call_id, m.tool_call_id)) for m in tail],
-        )
+        yield with_ids(previous, tail, {one: form.format(at) for at, one in enumerate(ids)})
+
+
+def with_ids(
+    previous: Message | None, tail: Sequence[Message], names: Mapping[str | None, str]
+) -> tuple[Message | None, list[Message]]:
+    """The same with other call ids."""
+    calls = [
+        msgspec.structs.replace(call, id=names.get(call.id, call.id))
+        for call in (previous.tool_calls if previous is not None else ())
+    ]
+    return (
+        previous and msgspec.structs.replace(previous, tool_calls=tuple(calls)),
+        [msgspec.structs.replace(m, tool_call_id=names.get(m.tool_call_id, m.tool_call_id)) for m in tail],
+    )
+
+
+def renamed_ids(messages: Sequence[Message]) -> list[Message]:
+    """A conversation with call ids by their number."""
+    names: dict[str | None, str] = {}
+    out = []
+    for message in messages:
+        for call_id in (*(call.id for call in message.tool_calls), message.tool_call_id):
+            if call_id:
+                names.setdefault(call_id, f"call{len(names):05d}")
+        calls = tuple(msgspec.structs.replace(call, id=names.get(call.id, call.id)) for call in message.tool_calls)
+        call_id = names.get(message.tool_call_id, message.tool_call_id)
+        out.append(msgspec.structs.replace(message, tool_calls=calls, tool_call_id=call_id))
+    return out
+
+
+def id_form(call_id: str) -> str:
+    """Equal for ids that differ in their letters and digits only: what a template does with one it does with another.
+
+    Templates print ids, compare them, or refuse those of another length or alphabet.
+    """
+    return _LETTERS.sub("x", call_id)
 
 
 def ids_matter(previous: Message | None, tail: Sequence[Message]) -> Steps[bool]:

@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from benchmarks.kit.templates import TEMPLATES
 from benchmarks.kit.tokenizers import small_tokenizer
-from rollout.chat.messages import Message, system, user
+from rollout.chat.messages import Function, Message, ToolCall, system, user
 from rollout.codec.template import TemplateBridge
 from rollout.codec.types import Bridged, Context, Previous, make_context
 from tests.cases.prompt_kit import CHATML, PLAIN
@@ -154,3 +157,74 @@ def test_a_clock_that_ticks_while_a_shape_is_proved_costs_no_fallback(monkeypatc
 
     monkeypatch.setattr(bridge._tokenizer._tokenizer, "apply_chat_template", ticking)
     assert bridge.turn([user("hi")]) == "\n<|im_start|>user\nwhy?<|im_end|>\n<|im_start|>assistant\n"
+
+
+def of_kit(name: str) -> Counting:
+    made = next(template for template in TEMPLATES if template.name == name)
+    return Counting(made.jinja, made.markers, made.stops[0])
+
+
+def agent_turn(kind: str, number: int, call_id: str | None = None) -> list[Message]:
+    """A turn, with a call or without, and what the environment answers."""
+    if kind == "said":
+        return [Message("assistant", f"said {number}"), user(f"more {number}")]
+    called = ToolCall(id=call_id or f"call{number:05d}", function=Function(kind, f'{{"n": {number}}}'))
+    answer = Message("tool", f"result {number}", tool_call_id=called.id, name=kind)
+    return [Message("assistant", "", tool_calls=(called,)), answer]
+
+
+def follows(bridge: Counting, conversation: Sequence[Message], answers: int) -> list[int]:
+    """What the bridge writes behind the last turn of a conversation that ends with so many answers to it."""
+    at, end = len(conversation) - answers - 1, bridge.own.eos_token_id
+    turn = Previous(prompt_ids=[1], completion_ids=[end], message=conversation[at], history=conversation[:at])
+    found = bridge.extend(turn, conversation[at + 1 :], NOTHING)
+    assert isinstance(found, Bridged), found
+    return found.ids
+
+
+def test_a_template_that_notes_results_costs_no_rendering_of_the_history_at_each_turn() -> None:
+    """DeepSeek's kind: the last calls stand for the whole conversation, which is rendered once for each double."""
+    bridge, conversation = of_kit("results-noted"), [user("hi")]
+    for number in range(120):
+        conversation += agent_turn("weather", number)
+        follows(bridge, conversation, 1)
+    assert sum(size > 8 for size in bridge.rendered) <= 16
+    bridge.rendered.clear()
+    for number in range(120, 125):
+        conversation += agent_turn("weather", number)
+        follows(bridge, conversation, 1)
+    assert bridge.rendered == [5] * 5
+
+
+NOTED = of_kit("results-noted")
+SHOWN = of_kit("call-ids-shown")
+
+
+@pytest.mark.slow
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from(["said", "weather", "traffic"]), min_size=1, max_size=24), st.booleans())
+def test_what_follows_is_what_the_template_writes_behind_the_whole_conversation(kinds: list[str], named: bool) -> None:
+    """Whatever was called and said before, in whatever order: also with what was remembered of other conversations."""
+    for bridge in (NOTED, SHOWN):
+        conversation = [system("Be brief."), user("hi")] if named else [user("hi")]
+        for number, kind in enumerate(kinds):
+            conversation += agent_turn(kind, number)
+            whole = bridge.render(conversation, NOTHING)
+            found = follows(bridge, conversation, 1)
+            assert whole[-len(found) :] == found
+            assert whole[-len(found) - 1] == bridge.own.eos_token_id
+
+
+def test_new_call_ids_cost_no_new_proof() -> None:
+    """Where ids are printed each call has its own: what was proved of one holds for those of its form."""
+    bridge = of_kit("call-ids-shown")
+    for number in range(4):
+        follows(bridge, [user("hi"), *agent_turn("weather", number)], 1)
+    bridge.rendered.clear()
+    for number in range(4, 10):
+        found = follows(bridge, [user("hi"), *agent_turn("weather", number)], 1)
+        assert f"Return of call{number:05d}" in bridge.own.decode(found)
+    assert len(bridge.rendered) == 2 * 6
+    found = follows(bridge, [user("hi"), *agent_turn("weather", 1, "functions.weather:1")], 1)
+    assert "Return of functions.weather:1" in bridge.own.decode(found)
+    assert len(bridge.rendered) > 2 * 6 + 2

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rollout.chat.messages import Message, user
+from benchmarks.kit.families import RendererFamily
+from rollout.chat.messages import Function, Message, ToolCall, user
 from rollout.codec.literal import LiteralTokenizer
 from rollout.codec.pattern import Pattern, Slot, learn, texts_of
 from rollout.codec.readers import Sampled
@@ -149,3 +150,18 @@ def test_a_family_that_raises_on_a_probe_is_asked_each_time(tokenizer: Any) -> N
         message = Message("assistant", "Yes, I do think so, and more.")
         previous = Previous(prompt_ids=prompt, completion_ids=ids, message=message)
         assert isinstance(bridge.extend(previous, [user("played")], context), Bridged)
+
+
+def test_a_family_that_prints_call_ids_is_held_against_itself_once_for_each_form_of_them() -> None:
+    """Each call has an id of its own: a comparison for each would cost every turn what a shape costs once."""
+    family = RendererFamily("kimi-k2")
+    bridge, context = RendererBridge(family.tokenizer, "kimi-k2", "all"), make_context([], {})
+    prompt, end = family.render([user("one")], []), bridge.stop_token_ids[0]
+    for number in range(9):
+        call = ToolCall(id=f"functions.f:{number}", function=Function("f", "{}"))
+        said = Message("assistant", tool_calls=(call,))
+        turn = Previous(prompt_ids=prompt, completion_ids=[*family.tokenizer.encode("f"), end], message=said)
+        found = bridge.extend(turn, [Message("tool", "2", tool_call_id=call.id, name="f")], context)
+        assert isinstance(found, Bridged)
+        assert f"functions.f:{number}" in family.tokenizer.decode(found.ids)
+    assert len(bridge._unlike) == 1
