@@ -1,0 +1,272 @@
+"""What one session has seen and said, within bounds: messages by their bytes, answers by the ids that were handed out.
+
+A conversation comes again with every turn, so what was decoded once is found by a digest of its bytes, and is the very
+same `Message`: the planner compares objects. A few messages change their bytes and say the same (a cache mark moved):
+they are decoded again, and are the same object for all that.
+
+What the model itself said comes back changed. Ids of calls are ours on the wire, since the model's own repeat between
+branches; reasoning is dropped by most clients. It is found again, and is the original message,
+
+    by an id that was handed out with it    a call's, an item's, a thinking block's signature
+    else by what it says, at its place      the same text and calls, behind the same messages
+
+if its text, its calls and such reasoning as is there still are what the model said. A client that changed them has
+written a message of its own. By its text alone an answer is found only behind the messages that it answered: a judge
+that is shown "4" is not shown the reasoning of some other conversation that came to "4".
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from rollout.chat.canonical import digest, value_digest
+from rollout.chat.messages import Message, ToolCall
+from rollout.dialects.answers import Answer, is_same, joined, seal, text_key
+from rollout.dialects.types import Call, Said
+from rollout.memo import Memo
+
+V = TypeVar("V")
+
+#: Answers that say the same behind the same messages and differ in their reasoning: more are told apart by ids only.
+_SAME_TEXT = 16
+
+#: (the message, its mark, the answer that it is, whether its reasoning was put back)
+_Resolved = tuple[Message, int, Answer | None, bool]
+
+
+class MemoryLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """How much a session remembers. What is over it is forgotten, the longest unused first."""
+
+    messages: int = 20_000
+    """Messages known by their bytes."""
+    bytes: int = 64 * 2**20
+    """Bytes of the messages known by their bytes, as they came."""
+    answers: int = 4_096
+    """Answers known by their ids, which `previous_response_id` may name."""
+
+
+class Known(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """One item of a request, decoded."""
+
+    messages: tuple[Message, ...]
+    marks: tuple[int, ...]
+    """Of each message: the same for other bytes that say the same."""
+    said: bool = False
+    """Whether it is the model's, or a part of that: then what it is depends on what stands before it."""
+    keys: tuple[str, ...] = ()
+    """Ids in it that may have been handed out here."""
+    begins: bool = False
+    """Whether it is the first part of an answer, such as its reasoning."""
+
+
+class Memory:
+    """What one session remembers. A rollout has one, which every dialect shares."""
+
+    def __init__(self, limits: MemoryLimits | None = None) -> None:
+        limits = limits or MemoryLimits()
+        self._items = _Kept[Known](limits.messages, limits.bytes)
+        self._messages = _Kept[Message](limits.messages, limits.bytes)
+        self._tools = Memo[bytes, tuple[dict[str, Any], ...]](64)
+        self._runs = Memo[tuple[int, ...], list[_Resolved]](limits.messages)
+        self._answers = Memo[str, Answer](limits.answers)
+        self._ids = Memo[str, tuple[Answer, int]](8 * limits.answers)
+        self._texts = Memo[tuple[int, bytes], tuple[Answer, ...]](limits.answers)
+        self.decoded = 0
+        """Items that were decoded: grows with what is new only."""
+
+    def __repr__(self) -> str:
+        return f"<Memory {len(self._items)} items, {len(self._answers)} answers>"
+
+    def item(self, raw: msgspec.Raw, kind: bytes, decode: Callable[[msgspec.Raw], Known]) -> Known:
+        """One item of a request, decoded where its bytes were not seen yet. `kind` is the dialect's."""
+        key = hashlib.sha256(raw).digest() + kind  # sha256, since processors have instructions for it
+        if (known := self._items.get(key)) is None:
+            self.decoded += 1
+            known = decode(raw)
+            self._items.put(key, known, memoryview(raw).nbytes)
+        return known
+
+    def known(
+        self, messages: Iterable[Message], *, said: bool = False, keys: tuple[str, ...] = (), begins: bool = False
+    ) -> Known:
+        """Messages as an item: each is the object that said the same before, where there is one."""
+        ours, marks = [], []
+        for message in messages:
+            key = digest(message)
+            if (known := self._messages.get(key)) is None:
+                self._messages.put(key, known := message, len(message.text))
+            ours.append(known)
+            marks.append(hash((key, keys)) if keys else hash(key))
+        return Known(messages=tuple(ours), marks=tuple(marks), said=said, keys=keys, begins=begins)
+
+    def tools(
+        self, raw: msgspec.Raw, kind: bytes, decode: Callable[[msgspec.Raw], Iterable[dict[str, Any]]]
+    ) -> tuple[dict[str, Any], ...]:
+        """The tools of a request: the same object for the same bytes, and for others that offer the same."""
+        key = hashlib.sha256(raw).digest() + kind
+        if (known := self._tools.get(key)) is None:
+            made = tuple(decode(raw))
+            value = value_digest(made)
+            if (known := self._tools.get(value)) is None:
+                known = self._tools[value] = made
+            self._tools[key] = known
+        return known
+
+    def read(self, items: Iterable[Known], call: Call, *, join: bool) -> None:
+        """Puts a conversation into a call, behind the messages that it has, what the model said as the model said it.
+
+        `join` takes parts of the assistant's in a row for one message.
+        """
+        run: list[Known] = []
+        for item in items:
+            if item.said:
+                if run and not join:
+                    self._take(run, call)
+                    run = []
+                run.append(item)
+                continue
+            if run:
+                self._take(run, call)
+                run = []
+            call.messages += item.messages
+            for mark in item.marks:
+                call.mark = hash((call.mark, mark))
+        if run:
+            self._take(run, call)
+
+    def go_on(self, identifier: str, call: Call) -> bool:
+        """Puts the conversation that an answer ended into a call; False where that answer is not known any more."""
+        if (answer := self.answer(identifier)) is None:
+            return False
+        call.messages, call.mark, call.previous = answer.conversation(), answer.mark, answer
+        return True
+
+    def own_call_id(self, wire: str | None) -> str | None:
+        """The id that the model's template gave to a call, of the one on the wire; another's id as it is."""
+        if wire is None or (found := self._ids.get(wire)) is None:
+            return wire
+        answer, at = found
+        return (answer.message.tool_calls[at].id if at >= 0 else None) or wire
+
+    def answer(self, identifier: str) -> Answer | None:
+        """The answer that an id was handed out for; None where it was not, or is forgotten."""
+        found = self._ids.get(identifier)
+        return None if found is None else found[0]
+
+    def remember(self, said: Said, call: Call, prefix: str, further: Iterable[str] = ()) -> Answer:
+        """What the model said, to be known when it comes back. The same answer again is the one that is known.
+
+        `prefix` is what ids of calls begin with, `further` are other ids that are handed out for it.
+        """
+        if (known := self._answers.get(said.id)) is not None:
+            return known
+        message = Message.of(said.message)
+        key = digest(message)
+        self._messages.put(key, message, len(message.text))
+        before = call.previous
+        answer = Answer(
+            id=said.id,
+            message=message,
+            text_key=text_key(message),
+            behind=call.mark,
+            mark=hash((call.mark, hash(key))),
+            length=len(call.messages) + 1,
+            seal=seal(said.id, message.reasoning_content or ""),
+            call_ids=tuple(f"{prefix}_{said.id}_{at}" for at in range(len(message.tool_calls))),
+            earlier=before,
+            asked=tuple(call.messages[before.length if before is not None else 0 :]),
+        )
+        self._answers[said.id] = answer
+        for at, identifier in enumerate(answer.call_ids):
+            self._ids[identifier] = answer, at
+        for identifier in (answer.seal, *further):
+            self._ids[identifier] = answer, -1
+        place = answer.behind, answer.text_key
+        self._texts[place] = (*self._texts.get(place, ()), answer)[:_SAME_TEXT]
+        return answer
+
+    def _take(self, run: Sequence[Known], call: Call) -> None:
+        """Puts what the model said, or is said to have said, behind a call's messages."""
+        key = (call.mark, *[mark for item in run for mark in item.marks])
+        if (found := self._runs.get(key)) is None:
+            found = self._runs[key] = self._resolved(run, call.mark)
+        for message, mark, answer, restored in found:
+            behind = call.mark
+            call.messages.append(message)
+            call.mark = hash((behind, mark))
+            call.restored += restored
+            if answer is not None and answer.behind == behind and answer.length == len(call.messages):
+                call.previous = answer
+
+    def _resolved(self, run: Sequence[Known], behind: int) -> list[_Resolved]:
+        """The messages of a run of the assistant's items."""
+        found = list[_Resolved]()
+        for group in self._groups(run):
+            came = joined([message for item in group for message in item.messages])
+            keys = [key for item in group for key in item.keys]
+            resolved = self._one(came, keys, behind)
+            behind = hash((behind, resolved[1]))
+            found.append(resolved)
+        return found
+
+    def _groups(self, run: Sequence[Known]) -> Iterable[Sequence[Known]]:
+        """A run's items by answers: a new one begins with another answer's id, and with reasoning behind the rest."""
+        group, owner = list[Known](), None
+        for item in run:
+            theirs = next((answer for key in item.keys if (answer := self.answer(key)) is not None), None)
+            other = theirs is not None and owner is not None and theirs is not owner
+            if group and (other or (item.begins and not group[-1].begins)):
+                yield group
+                group, owner = [], None
+            group.append(item)
+            owner = owner or theirs
+        yield group
+
+    def _one(self, came: Message, keys: Sequence[str], behind: int) -> _Resolved:
+        key = text_key(came)
+        by_id = [answer for each in keys if (answer := self.answer(each)) is not None]
+        for answer in (*by_id, *self._texts.get((behind, key), ())):
+            if is_same(came, key, answer):
+                restored = bool(answer.message.reasoning_content) and not came.reasoning_content
+                return answer.message, hash(digest(answer.message)), answer, restored
+        sealed = next((answer for answer in by_id if answer.seal in keys), None)
+        if sealed is not None and not came.reasoning_content:  # what is sealed says nothing to anybody else
+            came = msgspec.structs.replace(came, reasoning_content=sealed.message.reasoning_content)
+        if came.tool_calls:
+            came = msgspec.structs.replace(came, tool_calls=tuple(map(self._own, came.tool_calls)))
+        known = self.known([came])
+        return known.messages[0], known.marks[0], None, False
+
+    def _own(self, call: ToolCall) -> ToolCall:
+        return msgspec.structs.replace(call, id=self.own_call_id(call.id))
+
+
+class _Kept(Generic[V]):
+    """What was used lately, by count and by bytes: what is in neither the younger nor the older half is forgotten."""
+
+    def __init__(self, count: int, size: int) -> None:
+        self._count, self._size = max(1, count // 2), size // 2
+        self._young: dict[bytes, tuple[V, int]] = {}
+        self._old: dict[bytes, tuple[V, int]] = {}
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._young) + len(self._old)
+
+    def get(self, key: bytes) -> V | None:
+        if (found := self._young.get(key)) is not None:
+            return found[0]
+        if (found := self._old.pop(key, None)) is None:
+            return None
+        self.put(key, *found)
+        return found[0]
+
+    def put(self, key: bytes, value: V, size: int) -> None:
+        if self._young and (len(self._young) >= self._count or self._bytes + size > self._size):
+            self._old, self._young, self._bytes = self._young, {}, 0
+        self._young[key] = value, size
+        self._bytes += size
