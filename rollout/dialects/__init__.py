@@ -7,6 +7,8 @@ of a rollout's model, and the embedded server.
     dialect    what a Dialect is
     types      Call, Said and DialectError
     chat       OpenAI chat completions
+    anthropic  Anthropic Messages
+    anthropic_answer  what they are answered with
     headers    who asks: agent, session, retry marks, key
     memory     what a session has seen and said: known by its bytes, and by the ids that were handed out
     answers    what the model said once, and when what comes back is that

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
 from rollout.chat.canonical import digest
-from rollout.chat.messages import Message
+from rollout.chat.messages import Function, Message, ToolCall, read_json
 
 #: What Claude Code sends for an answer without text.
 _NOTHING_SAID = frozenset({"", "(no content)"})
+
+
+_MOST_EXACT = 2**53
+_MOST_DOUBLE = 2**1023
+_LONG_NUMBER = re.compile(r"\d{16}")
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True, eq=False):
@@ -35,6 +43,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """The answer before it in its conversation."""
     asked: tuple[Message, ...]
     """The messages between the two: a conversation is kept once, however many answers it has."""
+    instructions: str | None = None
+    """What the first message is, where it held for this request only: see `Call.instructions`."""
 
     def conversation(self) -> list[Message]:
         """What was asked, with this answer."""
@@ -49,8 +59,33 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 def text_key(message: Message) -> bytes:
     """Stands for what a message says aloud: its text, and its calls without their ids; not its reasoning."""
     text = message.text.strip()
-    calls = tuple(msgspec.structs.replace(call, id=None, type="function") for call in message.tool_calls)
+    calls = tuple(
+        ToolCall(function=Function(call.name, _as_clients_read(call.function.arguments))) for call in message.tool_calls
+    )
     return digest(Message("assistant", None if text in _NOTHING_SAID else text, tool_calls=calls))
+
+
+def arguments_object(text: str) -> dict[str, Any]:
+    """A call's arguments as an object: what is none is the one value of one, and what JSON does not have is null."""
+    try:
+        value = read_json(text or "{}", not_finite="null")
+    except ValueError:
+        return {"arguments": text}
+    return value if isinstance(value, dict) else {"arguments": value}
+
+
+def _as_clients_read(arguments: str) -> str:
+    """A call's arguments as they come back: many programs know no integers beyond those that a double holds."""
+    value = arguments_object(arguments)
+    return json.dumps(_in_doubles(value)) if _LONG_NUMBER.search(arguments) else json.dumps(value)
+
+
+def _in_doubles(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _in_doubles(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_in_doubles(item) for item in value]
+    return float(value) if isinstance(value, int) and _MOST_EXACT < abs(value) < _MOST_DOUBLE else value
 
 
 def is_same(came: Message, key: bytes, answer: Answer) -> bool:

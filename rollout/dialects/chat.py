@@ -78,7 +78,7 @@ class Chat(OpenAIErrors):
         fields = Fields(body)
         call = Call(model=fields.take("model", str) or "", messages=[])
         if (tools := fields.raw("tools")) is not None:
-            call.tools = memory.tools(tools, _KIND, function_tools)
+            call.tools = memory.tools(tools, _KIND, function_tools).specs
         self._options(fields, call)
         read = _Reader(memory)
         items = (read.item(at, raw) for at, raw in enumerate(fields.items("messages")))

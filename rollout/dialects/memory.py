@@ -19,13 +19,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import msgspec
 
 from rollout.chat.canonical import digest, value_digest
 from rollout.chat.messages import Message, ToolCall
 from rollout.dialects.answers import Answer, is_same, joined, seal, text_key
+from rollout.dialects.tools import Tools
 from rollout.dialects.types import Call, Said
 from rollout.memo import Memo
 
@@ -70,7 +71,7 @@ class Memory:
         limits = limits or MemoryLimits()
         self._items = _Kept[Known](limits.messages, limits.bytes)
         self._messages = _Kept[Message](limits.messages, limits.bytes)
-        self._tools = Memo[bytes, tuple[dict[str, Any], ...]](64)
+        self._tools = Memo[bytes, Tools](64)
         self._runs = Memo[tuple[int, ...], list[_Resolved]](limits.messages)
         self._answers = Memo[str, Answer](limits.answers)
         self._ids = Memo[str, tuple[Answer, int]](8 * limits.answers)
@@ -103,14 +104,12 @@ class Memory:
             marks.append(hash((key, keys)) if keys else hash(key))
         return Known(messages=tuple(ours), marks=tuple(marks), said=said, keys=keys, begins=begins)
 
-    def tools(
-        self, raw: msgspec.Raw, kind: bytes, decode: Callable[[msgspec.Raw], Iterable[dict[str, Any]]]
-    ) -> tuple[dict[str, Any], ...]:
+    def tools(self, raw: msgspec.Raw, kind: bytes, decode: Callable[[msgspec.Raw], Tools]) -> Tools:
         """The tools of a request: the same object for the same bytes, and for others that offer the same."""
         key = hashlib.sha256(raw).digest() + kind
         if (known := self._tools.get(key)) is None:
-            made = tuple(decode(raw))
-            value = value_digest(made)
+            made = decode(raw)
+            value = value_digest([made.specs, made.names, made.left_out])
             if (known := self._tools.get(value)) is None:
                 known = self._tools[value] = made
             self._tools[key] = known
@@ -157,10 +156,13 @@ class Memory:
         found = self._ids.get(identifier)
         return None if found is None else found[0]
 
-    def remember(self, said: Said, call: Call, prefix: str, further: Iterable[str] = ()) -> Answer:
+    def remember(
+        self, said: Said, call: Call, prefix: str, further: Iterable[str] = (), shown: Message | None = None
+    ) -> Answer:
         """What the model said, to be known when it comes back. The same answer again is the one that is known.
 
-        `prefix` is what ids of calls begin with, `further` are other ids that are handed out for it.
+        `prefix` is what ids of calls begin with, `further` are other ids that are handed out for it. `shown` is the
+        message as the client will read it, where the dialect cannot say what the model said word for word.
         """
         if (known := self._answers.get(said.id)) is not None:
             return known
@@ -171,7 +173,7 @@ class Memory:
         answer = Answer(
             id=said.id,
             message=message,
-            text_key=text_key(message),
+            text_key=text_key(shown or message),
             behind=call.mark,
             mark=hash((call.mark, hash(key))),
             length=len(call.messages) + 1,
@@ -179,6 +181,7 @@ class Memory:
             call_ids=tuple(f"{prefix}_{said.id}_{at}" for at in range(len(message.tool_calls))),
             earlier=before,
             asked=tuple(call.messages[before.length if before is not None else 0 :]),
+            instructions=call.instructions,
         )
         self._answers[said.id] = answer
         for at, identifier in enumerate(answer.call_ids):
@@ -208,6 +211,8 @@ class Memory:
         for group in self._groups(run):
             came = joined([message for item in group for message in item.messages])
             keys = [key for item in group for key in item.keys]
+            if group[0].begins and _is_silent(came) and not any(map(self.answer, keys)):
+                continue  # reasoning that another model sealed: here it says nothing
             resolved = self._one(came, keys, behind)
             behind = hash((behind, resolved[1]))
             found.append(resolved)
@@ -219,7 +224,7 @@ class Memory:
         for item in run:
             theirs = next((answer for key in item.keys if (answer := self.answer(key)) is not None), None)
             other = theirs is not None and owner is not None and theirs is not owner
-            if group and (other or (item.begins and not group[-1].begins)):
+            if group and (other or (item.begins and any(map(_is_aloud, group)))):
                 yield group
                 group, owner = [], None
             group.append(item)
@@ -243,6 +248,15 @@ class Memory:
 
     def _own(self, call: ToolCall) -> ToolCall:
         return msgspec.structs.replace(call, id=self.own_call_id(call.id))
+
+
+def _is_aloud(item: Known) -> bool:
+    """Whether an item of the assistant's says more than reasoning."""
+    return any(message.content or message.tool_calls for message in item.messages)
+
+
+def _is_silent(message: Message) -> bool:
+    return not (message.content or message.reasoning_content or message.tool_calls)
 
 
 class _Kept(Generic[V]):

@@ -11,7 +11,18 @@ from rollout.dialects.fields import decoded, unsupported
 from rollout.dialects.types import DialectError
 
 
-def function_tools(raw: msgspec.Raw) -> list[dict[str, Any]]:
+class Tools(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """The tools that a request offers."""
+
+    specs: tuple[dict[str, Any], ...] = ()
+    """In OpenAI's form."""
+    names: dict[str, tuple[str, str, str | None]] = {}
+    """Of those that the dialect calls otherwise, by the function's name: its type, its name, and its namespace."""
+    left_out: tuple[str, ...] = ()
+    """What a model here is not offered."""
+
+
+def function_tools(raw: msgspec.Raw) -> Tools:
     """The tools of a chat completion, as they came."""
     tools = decoded(raw, list[dict[str, Any]], "tools")
     for at, tool in enumerate(tools):
@@ -20,7 +31,7 @@ def function_tools(raw: msgspec.Raw) -> list[dict[str, Any]]:
         function = tool.get("function")
         if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
             raise DialectError.of_field(f"tools[{at}].function.name", "is required", "missing_required_parameter")
-    return [without_marks(tool) for tool in tools]
+    return Tools(specs=tuple(map(without_marks, tools)))
 
 
 def without_marks(tool: Mapping[str, Any]) -> dict[str, Any]:

@@ -40,6 +40,8 @@ class Call(msgspec.Struct, kw_only=True):
     """What the request offered or named that the model is not shown, such as a hosted web search; for people."""
     restored: int = 0
     """Answers in the conversation that came back without their reasoning, which was put back."""
+    instructions: str | None = None
+    """The first message's text, where it holds for this request only, and not for one that goes on from its answer."""
     asked: Mapping[str, Any] = {}
     """What the dialect repeats in its answer, or needs to write it."""
     mark: int = 0
