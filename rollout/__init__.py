@@ -1,5 +1,6 @@
 """Multi-turn rollouts for reinforcement learning of language models, token-in from turn 2."""
 
+from rollout.agent import Agent, Answer, Model, Outcome
 from rollout.chat.messages import Message, system, tool, user
 from rollout.chat.tool_spec import tool_spec
 from rollout.config import EngineConfig
@@ -21,6 +22,10 @@ __all__ = [
     "EngineConfig",
     "Env",
     "Step",
+    "Agent",
+    "Model",
+    "Answer",
+    "Outcome",
     "Task",
     "Message",
     "system",

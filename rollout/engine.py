@@ -21,12 +21,13 @@ import msgspec
 from rollout.checks import check_values, choice
 from rollout.codec.protocol import Codec
 from rollout.config import EngineConfig, check_config
-from rollout.env import Env, Task
+from rollout.env import Task
 from rollout.errors import ConfigError, EngineClosed, RolloutError, TransportError
 from rollout.histogram import Histogram
 from rollout.log import get_logger
 from rollout.moved import forward_members
 from rollout.observe.stats import Stats
+from rollout.participant import Participant
 from rollout.play.logprobs import warn_of_logprobs
 from rollout.play.player import Player
 from rollout.process import open_files
@@ -50,13 +51,22 @@ def differing_rewards(group: Group) -> bool:
     return len(set(group.rewards)) > 1
 
 
+def _either(
+    env: Callable[[], Participant] | None, agent: Callable[[], Participant] | None
+) -> Callable[[], Participant] | None:
+    """What makes what plays: it goes by one of two names. Raises ConfigError where both are given."""
+    if env is not None and agent is not None:
+        raise ConfigError("give env= or agent=, not both: one of them plays a rollout")
+    return env if agent is None else agent
+
+
 class Engine:
-    """Plays rollouts of one environment against one served model."""
+    """Plays rollouts of one environment, or agent, against one served model."""
 
     def __init__(
         self,
         config: EngineConfig,
-        make_env: Callable[[], Env],
+        make_env: Callable[[], Participant],
         *,
         transport: Transport | None = None,
         launch: Launch | None = None,
@@ -193,7 +203,8 @@ class Engine:
         self,
         tasks: Iterable[Task] | AsyncIterable[Task],
         *,
-        env: Callable[[], Env] | None = None,
+        env: Callable[[], Participant] | None = None,
+        agent: Callable[[], Participant] | None = None,
         rollouts_per_task: int = 1,
         skip: Container[tuple[int, int]] = (),
         on_rollout: OnRollout | None = None,
@@ -205,8 +216,8 @@ class Engine:
     ) -> AsyncGenerator[Group]:
         """Plays every task `rollouts_per_task` times; yields each group when its last member ends.
 
-        `env` makes the environments that play them; the engine's own, if not given. So training, and evaluation on
-        another environment, share one engine: its servers, its slots, its weights.
+        `env` makes the environments that play them, or `agent` the agents; the engine's own, if not given. So
+        training, and evaluation on another environment, share one engine: its servers, its slots, its weights.
 
         Tasks are drawn as slots become free, so there may be endlessly many: a list's at once, those of any other
         iterable in a thread of its own, those of an async one on the loop. `skip` names (task index, member) pairs that
@@ -223,7 +234,7 @@ class Engine:
         """
         return self._streams.stream(
             tasks,
-            env=env,
+            env=_either(env, agent),
             rollouts_per_task=rollouts_per_task,
             skip=skip,
             on_rollout=on_rollout,
@@ -246,13 +257,20 @@ class Engine:
         """Empties `untaken`, and returns what was there."""
         return self._streams.take_untaken()
 
-    async def submit(self, task: Task, *, env: Callable[[], Env] | None = None, rollouts: int = 1) -> Submission:
+    async def submit(
+        self,
+        task: Task,
+        *,
+        env: Callable[[], Participant] | None = None,
+        agent: Callable[[], Participant] | None = None,
+        rollouts: int = 1,
+    ) -> Submission:
         """Plays one task beside whatever else is played; its group comes by the submission, or by `collect`.
 
-        `env` makes the environments that play it; the engine's own, if not given.
+        `env` makes the environments that play it, or `agent` the agents; the engine's own, if not given.
         Raises ConfigError for a task that cannot be written, and what ended the engine, once something has.
         """
-        return await self._streams.submit(task, env=env, rollouts=rollouts)
+        return await self._streams.submit(task, env=_either(env, agent), rollouts=rollouts)
 
     async def collect(self, count: int) -> list[Group]:
         """The next `count` groups of submitted tasks, as they finished. Fewer where fewer were submitted.

@@ -43,18 +43,16 @@ What all rollouts of a process share is made by `setup`, and reaches each object
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
-from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import Any
 
 import msgspec
 
 from rollout.chat.messages import Message
+from rollout.participant import Participant, Task, made_sharing
 from rollout.request import FinishReason
 
-#: What one rollout is about: any JSON object. A line of a `--tasks` file, or one of `Env.tasks`.
-Task = Mapping[str, Any]
+__all__ = ["Env", "MessageLike", "Step", "Task", "made_sharing"]
 
 #: A message in any form that `Message.of` reads.
 MessageLike = Any
@@ -77,11 +75,7 @@ class Step(msgspec.Struct, kw_only=True):
     """Numbers worth averaging over rollouts; a later step's value replaces an earlier one's. The turn keeps its own."""
 
 
-#: What the environment that is being made shares, with its class: see `made_sharing`.
-_SHARED: ContextVar[tuple[type, Any] | None] = ContextVar("shared", default=None)
-
-
-class Env:
+class Env(Participant):
     """Base class of environments. Its keyword arguments are what `-a KEY=VALUE` sets."""
 
     tools: Sequence[Mapping[str, Any]] = ()
@@ -103,39 +97,6 @@ class Env:
     """Length of the next completion at most, where the environment knows it better than the run; `reset` and `step`
     may change it."""
 
-    shared: Any = None
-    """What `setup` gave, from `reset` on; in the constructor, too, where the engine knows the class before it makes
-    one: it was given the class, a `functools.partial` of it, or its name."""
-
-    @classmethod
-    def setup(cls, *args: Any, **kwargs: Any) -> AbstractAsyncContextManager[Any]:
-        """What all rollouts of this class share in a process, such as a pool of sandboxes: a context manager.
-
-        It is called with those of the constructor's arguments that it takes, entered once for each set of them before
-        the first rollout, and left when the engine closes. If it raises, the run ends and says so.
-        """
-        return nullcontext()
-
-    if not TYPE_CHECKING:  # a type checker goes by each class's own constructor
-
-        def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-            if (args or kwargs) and cls.__init__ is object.__init__:
-                raise TypeError(f"{cls.__name__}() takes no arguments")
-            self = super().__new__(cls)
-            if args or kwargs:
-                self.__dict__["_given"] = args, kwargs  # what `setup` is called with
-            if (shared := _SHARED.get()) is not None and shared[0] is cls:
-                self.__dict__["shared"] = shared[1]
-            return self
-
-    def tasks(self, n: int, seed: int) -> Iterable[Task]:
-        """`n` tasks; the same ones for the same seed. By default only a number and the seed.
-
-        May be a class's or a static method: then no environment is made to list them. A run may have them from a file
-        (`--tasks`), and a stream from any iterable.
-        """
-        return ({"index": index, "seed": seed} for index in range(n))
-
     def reset(self, task: Any) -> Sequence[MessageLike] | Awaitable[Sequence[MessageLike]]:
         """The messages that open the conversation. The task is a `Task`, whose form an environment may know better."""
         raise NotImplementedError(f"{type(self).__name__} has no reset")
@@ -155,17 +116,3 @@ class Env:
         record has all three, and each turn's own: see `rollout.records.Rollout`.
         """
         return None
-
-    def close(self) -> Awaitable[None] | None:
-        """Frees what the environment took. Called once on every path, after whatever else was called has returned:
-        where that took longer than it may (`step_timeout_s`), that is later, in the background."""
-        return None
-
-
-def made_sharing(make_env: Callable[[], Env], kind: type, shared: Any) -> Env:
-    """An environment of a class, which has what it shares while it is made."""
-    before = _SHARED.set((kind, shared))
-    try:
-        return make_env()
-    finally:
-        _SHARED.reset(before)

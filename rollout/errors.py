@@ -43,6 +43,10 @@ class EngineStopped(RolloutError):
     """`stop_admitting` was called: the engine begins no further rollouts."""
 
 
+class LimitReached(RolloutError):
+    """A limit of the rollout's: it has taken its turns, or its prompt does not fit the context. Nothing was sent."""
+
+
 class TooManyFailures(RolloutError):
     """So many rollouts failed that the run was ended (`--fail-fast`, `--max-failures`). Exit status 4."""
 

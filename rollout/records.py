@@ -99,6 +99,10 @@ class Turn(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     """What the environment's step gave for it; a part of the rollout's `step_reward`."""
     metrics: dict[str, float] = {}
     """What that step measured; the rollout has the last value of each."""
+    agent: str = ""
+    """Who asked, where an agent named who did (`Model.agent`)."""
+    train: bool = True
+    """False where its caller left its sampled tokens out of training."""
     prefix_break: bool | None = None
     """Whether the prompt, as the server had it, did not start with the ids of the turn before. None where
     there was no turn before, or the server did not report the prompt."""
@@ -143,6 +147,9 @@ class Rollout(msgspec.Struct, kw_only=True):
     """What the environment's `score` gave."""
     group_reward: float | None = None
     """What the stream's `group_reward` gave for it."""
+    rewards: dict[str, float] = {}
+    """By the name of the agent that asked, where its agent gave them: a branch takes its own agent's, else the
+    rollout's."""
     metrics: dict[str, float] = {}
     stop: StopReason | None = None
     failure: Failure | None = None
@@ -180,7 +187,8 @@ class Rollout(msgspec.Struct, kw_only=True):
         """Its training samples, one a branch, with its reward; none of branches whose ids the server did not report."""
         samples = samples_of_tree(self.trajectory, self.turns)
         for sample in samples:
-            sample.reward, sample.task_id, sample.rollout_id = self.reward, self.task_id, self.id
+            sample.reward = self.rewards.get(sample.agent, self.reward)
+            sample.task_id, sample.rollout_id = self.task_id, self.id
         return samples
 
     def __repr__(self) -> str:
@@ -247,21 +255,34 @@ class Group(msgspec.Struct, kw_only=True):
     def samples(self, advantage: Advantage | None = grpo) -> list[TrainingSample]:
         """The finished members' samples, with advantages over their rewards (see `rollout.tokens.advantages`).
 
-        Raises ValueError where `advantage` does not give one for each reward.
+        A branch of an agent that has rewards of its own (`Rollout.rewards`) takes its advantage over the members that
+        have one for that agent. Raises ValueError where `advantage` does not give one for each reward.
         """
-        rewards = self.rewards
-        advantages: Sequence[float | None] = [None] * len(rewards) if advantage is None else advantage(rewards)
-        if len(advantages) != len(rewards):
-            raise ValueError(f"the advantage function gave {len(advantages)} values for {len(rewards)} rewards")
+        finished = self.finished
+        of_rollouts = _advantages(advantage, self.rewards)
+        by_agent: dict[str, dict[str, float | None]] = {}
+        for name in {name for rollout in finished for name in rollout.rewards}:
+            members = [rollout for rollout in finished if name in rollout.rewards]
+            values = _advantages(advantage, [rollout.rewards[name] for rollout in members])
+            by_agent[name] = {rollout.id: value for rollout, value in zip(members, values, strict=True)}
         samples = []
-        for rollout, value in zip(self.finished, advantages, strict=True):
+        for rollout, value in zip(finished, of_rollouts, strict=True):
             for sample in rollout.samples():
-                sample.advantage = value
+                sample.advantage = by_agent.get(sample.agent, {}).get(rollout.id, value)
                 samples.append(sample)
         return samples
 
     def __repr__(self) -> str:
         return f"<Group {self.task_id} {len(self.finished)}/{len(self.rollouts)} finished>"
+
+
+def _advantages(advantage: Advantage | None, rewards: list[float]) -> Sequence[float | None]:
+    if advantage is None:
+        return [None] * len(rewards)
+    values = advantage(rewards)
+    if len(values) != len(rewards):
+        raise ValueError(f"the advantage function gave {len(values)} values for {len(rewards)} rewards")
+    return values
 
 
 forward_names("rollout.records")

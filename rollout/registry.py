@@ -22,8 +22,8 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import msgspec
 
 from rollout.door import error_text
-from rollout.env import Env
 from rollout.errors import ConfigError
+from rollout.participant import Participant
 from rollout.process.imports import absolute_file, import_file, import_module, loaded
 from rollout.transport import Open, Transport, TransportConfig, opened
 
@@ -50,8 +50,11 @@ def find_transport(name: str) -> Open:
     return open_it
 
 
-def find_env(spec: str) -> type[Env]:
-    """An environment's class: `name`, `package.module:Name`, or `path/to/file.py:Name`. Raises ConfigError."""
+def find_env(spec: str) -> type[Participant]:
+    """An environment's or agent's class: `name`, `package.module:Name`, or `path/to/file.py:Name`.
+
+    Raises ConfigError.
+    """
     if (known := _FOUND.get(spec)) is not None:
         return known
     if ":" in spec:
@@ -59,27 +62,30 @@ def find_env(spec: str) -> type[Env]:
         module = import_file(module_name) if module_name.endswith(".py") else import_module(module_name)
         env = getattr(module, class_name, None)
         if env is None:
-            names = [name for name, value in vars(module).items() if _is_env(value)]
+            names = [name for name, value in vars(module).items() if _plays(value)]
             raise ConfigError(f"{module_name} has no {class_name!r}{_nearest(class_name, names)}")
     else:
-        env = loaded(f"environment {spec!r}", _entry("rollout.envs", spec, "environment").load)
-    if not _is_env(env):
-        raise ConfigError(f"{spec} is not an environment: it must be a subclass of rollout.Env")
-    found: type[Env] = env
+        env = loaded(f"environment {spec!r}", _played_entry(spec).load)
+    if not _plays(env):
+        raise ConfigError(f"{spec} is no environment: it must be a subclass of rollout.Env, or of rollout.Agent")
+    found: type[Participant] = env
     _FOUND[spec] = found
     return found
 
 
-#: Environments' classes that were found: a file is run once.
-_FOUND: dict[str, type[Env]] = {}
+#: Classes that were found: a file is run once.
+_FOUND: dict[str, type[Participant]] = {}
+
+#: Whose entry points name what can be played.
+_PLAYED_GROUPS = ("rollout.envs", "rollout.agents")
 
 
 def env_names() -> list[str]:
-    """The environments that have an entry point."""
-    return sorted(point.name for point in entry_points(group="rollout.envs"))
+    """The environments and agents that have an entry point."""
+    return sorted({point.name for group in _PLAYED_GROUPS for point in entry_points(group=group)})
 
 
-def arguments_of(env: type[Env]) -> list[Argument]:
+def arguments_of(env: type[Participant]) -> list[Argument]:
     """What `-a KEY=VALUE` can set."""
     hints = _hints_of(env)
     found = []
@@ -123,11 +129,11 @@ class NamedEnv(msgspec.Struct, frozen=True):
     spec: str
     arguments: Mapping[str, Any]
 
-    def __call__(self) -> Env:
+    def __call__(self) -> Participant:
         return find_env(self.spec)(**self.arguments)
 
 
-def env_factory(spec: str, given: Mapping[str, Any]) -> Callable[[], Env]:
+def env_factory(spec: str, given: Mapping[str, Any]) -> Callable[[], Participant]:
     """Makes environments with these arguments, which may be text. Raises ConfigError, naming what is wrong."""
     env = find_env(spec)
     arguments = {argument.name: argument for argument in arguments_of(env)}
@@ -151,7 +157,7 @@ def absolute_spec(spec: str) -> str:
     return f"{absolute_file(file)}:{name}" if colon and file.endswith(".py") else spec
 
 
-def made(make_env: Callable[[], Env]) -> Env:
+def made(make_env: Callable[[], Participant]) -> Participant:
     """An environment, to be asked for its tasks; made in a thread that has no event loop.
 
     An asynchronous one is made on a loop, as when it is played: its constructor may want one.
@@ -159,25 +165,25 @@ def made(make_env: Callable[[], Env]) -> Env:
     if not is_asynchronous(make_env):
         return make_env()
 
-    async def make() -> Env:
+    async def make() -> Participant:
         return make_env()
 
     return asyncio.run(make())
 
 
-def is_asynchronous(make_env: Callable[[], Env]) -> bool:
+def is_asynchronous(make_env: Callable[[], Participant]) -> bool:
     """Whether what it makes is known to be asynchronous: its class, if that can be told, has such a method."""
     made = class_of(make_env)
-    methods = (getattr(made, name, None) for name in ("reset", "step", "score", "close"))
+    methods = (getattr(made, name, None) for name in ("run", "reset", "step", "score", "close"))
     return made is not None and any(inspect.iscoroutinefunction(method) for method in methods)
 
 
-def class_of(make_env: Callable[[], Env]) -> type | None:
+def class_of(make_env: Callable[[], Participant]) -> type | None:
     """The class of what it makes, where that can be told without making one."""
     return known_class(make_env)[0]
 
 
-def known_class(make_env: Callable[[], Env]) -> tuple[type | None, tuple[Any, ...], Mapping[str, Any]]:
+def known_class(make_env: Callable[[], Participant]) -> tuple[type | None, tuple[Any, ...], Mapping[str, Any]]:
     """The same, with the arguments that it is made with: of a class, a `functools.partial`, or a name."""
     made: Any = make_env
     args: tuple[Any, ...] = ()
@@ -190,7 +196,7 @@ def known_class(make_env: Callable[[], Env]) -> tuple[type | None, tuple[Any, ..
     return (made if isinstance(made, type) else None), args, named
 
 
-def lists_tasks(make_env: Callable[[], Env]) -> type[Env] | None:
+def lists_tasks(make_env: Callable[[], Participant]) -> type[Participant] | None:
     """The class, where its `tasks` is a class's or a static method: no environment is made to be asked for tasks."""
     made = class_of(make_env)
     if made is None or not isinstance(inspect.getattr_static(made, "tasks", None), classmethod | staticmethod):
@@ -242,8 +248,13 @@ def check_packages() -> None:
         )
 
 
-def _entry(group: str, name: str, what: str) -> EntryPoint:
-    points = {point.name: point for point in entry_points(group=group)}
+def _played_entry(name: str) -> EntryPoint:
+    return _entry(_PLAYED_GROUPS, name, "environment or agent")
+
+
+def _entry(group: str | tuple[str, ...], name: str, what: str) -> EntryPoint:
+    groups = (group,) if isinstance(group, str) else group
+    points = {point.name: point for each in groups for point in entry_points(group=each)}
     if name not in points:
         known = ", ".join(sorted(points)) or "none; is rollout-engine installed?"
         raise ConfigError(f"no {what} {name!r}{_nearest(name, points)}; there are: {known}")
@@ -255,8 +266,8 @@ def _nearest(name: str, names: Iterable[str]) -> str:
     return f", did you mean {close[0]!r}?" if close else ""
 
 
-def _is_env(value: object) -> bool:
-    return isinstance(value, type) and issubclass(value, Env)
+def _plays(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, Participant)
 
 
 def _coerce(spec: str, name: str, value: Any, hint: Any) -> Any:
@@ -275,7 +286,7 @@ def _coerce(spec: str, name: str, value: Any, hint: Any) -> Any:
         return value
 
 
-def _hints_of(env: type[Env]) -> dict[str, Any]:
+def _hints_of(env: type[Participant]) -> dict[str, Any]:
     """The types of its arguments, as far as they can be told: what is imported for type checkers only cannot."""
     function = env.__init__
     try:

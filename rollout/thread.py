@@ -24,11 +24,12 @@ from typing import Any, Self, TypeVar
 from rollout.codec.protocol import Codec
 from rollout.config import EngineConfig
 from rollout.engine import Engine
-from rollout.env import Env, Task
+from rollout.env import Task
 from rollout.histogram import Histogram
 from rollout.loop.thread import LoopThread
 from rollout.moved import forward_members
 from rollout.observe.stats import Stats
+from rollout.participant import Participant
 from rollout.records import Group
 from rollout.schedule.group_reward import GroupReward
 from rollout.schedule.hand_over import OnRollout
@@ -125,7 +126,7 @@ class EngineThread(AbstractContextManager["EngineThread"]):
     def __init__(
         self,
         config: EngineConfig,
-        make_env: Callable[[], Env],
+        make_env: Callable[[], Participant],
         *,
         transport: Transport | None = None,
         launch: Launch | None = None,
@@ -171,7 +172,8 @@ class EngineThread(AbstractContextManager["EngineThread"]):
         self,
         tasks: Iterable[Task] | AsyncIterable[Task],
         *,
-        env: Callable[[], Env] | None = None,
+        env: Callable[[], Participant] | None = None,
+        agent: Callable[[], Participant] | None = None,
         rollouts_per_task: int = 1,
         skip: Container[tuple[int, int]] = (),
         on_rollout: OnRollout | None = None,
@@ -185,6 +187,7 @@ class EngineThread(AbstractContextManager["EngineThread"]):
         groups = self._engine.stream(
             tasks,
             env=env,
+            agent=agent,
             rollouts_per_task=rollouts_per_task,
             skip=skip,
             on_rollout=on_rollout,
@@ -207,9 +210,16 @@ class EngineThread(AbstractContextManager["EngineThread"]):
         self._runner.settle()
         return self._engine.take_untaken()
 
-    def submit(self, task: Task, *, env: Callable[[], Env] | None = None, rollouts: int = 1) -> ThreadSubmission:
+    def submit(
+        self,
+        task: Task,
+        *,
+        env: Callable[[], Participant] | None = None,
+        agent: Callable[[], Participant] | None = None,
+        rollouts: int = 1,
+    ) -> ThreadSubmission:
         """As `Engine.submit`."""
-        submission = self._runner.call(lambda: self._engine.submit(task, env=env, rollouts=rollouts))
+        submission = self._runner.call(lambda: self._engine.submit(task, env=env, agent=agent, rollouts=rollouts))
         return ThreadSubmission(self._runner, submission)
 
     def collect(self, count: int) -> list[Group]:

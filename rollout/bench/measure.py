@@ -14,10 +14,11 @@ from rollout.bench.replay import Script, replayed
 from rollout.bench.settings import BenchSettings, Cell
 from rollout.config import Mode
 from rollout.engine import Engine
-from rollout.env import Env, Task
+from rollout.env import Task
 from rollout.errors import TransportError
 from rollout.histogram import Histogram
 from rollout.loop.collector import infrequent_full_gc
+from rollout.participant import Participant
 from rollout.records import Rollout, StopReason
 from rollout.registry import env_factory
 from rollout.tokens.prefix import EXPECTED_FALLBACKS
@@ -76,7 +77,7 @@ class BenchRun(msgspec.Struct, kw_only=True):
 class Work(msgspec.Struct, frozen=True):
     """The conversations of a run: the same ones in both modes."""
 
-    make_env: Callable[[], Env]
+    make_env: Callable[[], Participant]
     tasks: Sequence[Task]
     lengths: Sequence[Sequence[int]]
     """Tokens of each turn's completion, by task."""

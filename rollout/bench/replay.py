@@ -17,6 +17,7 @@ import msgspec
 from rollout.chat.messages import Message, user
 from rollout.env import Env, MessageLike, Step, Task
 from rollout.errors import UsageError
+from rollout.participant import Participant
 from rollout.records import Rollout
 from rollout.store.folder import read_rollouts
 
@@ -98,6 +99,6 @@ def as_said(messages: Sequence[Message]) -> list[Message]:
     return said or [user("")]
 
 
-def replayed(scripts: Sequence[Script]) -> Callable[[], Env]:
+def replayed(scripts: Sequence[Script]) -> Callable[[], Participant]:
     """The environments of a replay."""
     return partial(Replay, scripts)

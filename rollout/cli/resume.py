@@ -13,9 +13,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from rollout.env import Env, Task
+from rollout.env import Task
 from rollout.errors import ConfigError, UsageError
 from rollout.log import get_logger
+from rollout.participant import Participant
 from rollout.records import Rollout
 from rollout.schedule.scheduler import task_id
 from rollout.store import folder as store
@@ -126,12 +127,14 @@ class Plan:
                 yield self._index.read(located)
 
     @classmethod
-    def new(cls, settings: RunSettings, make_env: Callable[[], Env]) -> Plan:
+    def new(cls, settings: RunSettings, make_env: Callable[[], Participant]) -> Plan:
         """All is to be played. Calls user code. Raises ConfigError."""
         return cls(settings, load_tasks(settings, make_env))
 
     @classmethod
-    def resumed(cls, path: Path, settings: RunSettings, given: frozenset[str], make_env: Callable[[], Env]) -> Plan:
+    def resumed(
+        cls, path: Path, settings: RunSettings, given: frozenset[str], make_env: Callable[[], Participant]
+    ) -> Plan:
         """What is missing of a run is to be played. Calls user code. Raises UsageError, also where it is being written.
 
         `given` are the names of the settings that were given anew.
@@ -156,7 +159,7 @@ class Plan:
 
 
 def _tasks(
-    path: Path, settings: RunSettings, given: frozenset[str], index: RunIndex, make_env: Callable[[], Env]
+    path: Path, settings: RunSettings, given: frozenset[str], index: RunIndex, make_env: Callable[[], Participant]
 ) -> TaskList:
     before = read_folder_config(path)
     if not (path / store.TASKS).is_file():  # format 1

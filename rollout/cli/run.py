@@ -19,9 +19,9 @@ from rollout.cli.logs import EventLog
 from rollout.cli.resume import Plan, go_on
 from rollout.cli.summary import Summary, table_rows, why_untrainable
 from rollout.engine import Engine
-from rollout.env import Env
 from rollout.errors import RolloutError, ServerError, TooManyFailures, UsageError
 from rollout.loop.collector import infrequent_full_gc
+from rollout.participant import Participant
 from rollout.process.threads import Threads
 from rollout.records import FailureKind, Rollout
 from rollout.registry import env_factory
@@ -79,12 +79,12 @@ class Run:
         with plan:
             return await self._play(make_env, plan)
 
-    def _planned(self, make_env: Callable[[], Env]) -> Plan:
+    def _planned(self, make_env: Callable[[], Participant]) -> Plan:
         if self._resume and self._output is not None:
             return Plan.resumed(self._output, self.settings, self._given, make_env)
         return Plan.new(self.settings, make_env)
 
-    async def _play(self, make_env: Callable[[], Env], plan: Plan) -> Played:
+    async def _play(self, make_env: Callable[[], Participant], plan: Plan) -> Played:
         settings, tasks, skip = self.settings, plan.tasks, plan.skip
         async with Engine(settings.engine_config(), make_env) as engine:
             self._summary.model, self._summary.transport = engine.server.model, engine.server.dialect

@@ -1,8 +1,11 @@
-"""One rollout, played in this process.
+"""One rollout, an environment's or an agent's, played in this process.
 
     connect      an engine's settings -> its fleet and its codec
     player       plays rollouts, as many at once as it is told
-    episode      one: from reset to its last step, with its deadlines and retries of its own
+    episode      one: made, played, closed, with its deadlines
+    driven       an environment's: reset, step on each of the model's messages, score
+    driving      an agent's: it is handed the model
+    model        the model as a rollout asks it
     host         the environment's calls, each contained
     answers      what an environment answered, read and checked
     faults       what user code did wrong, as one exception

@@ -12,10 +12,12 @@ from typing import Any
 
 import msgspec
 
+from rollout.agent import Outcome
 from rollout.chat.messages import Message
 from rollout.door import Refused, error_text, named_numbers, number, plain
 from rollout.env import Env, Step
 from rollout.errors import MessageError
+from rollout.participant import Participant
 from rollout.play.faults import EnvironmentFault, raised_by
 from rollout.process.threads import contained
 from rollout.request import FinishReason
@@ -72,6 +74,19 @@ def read_score(score: object) -> float | None:
     """What `score` gave; None keeps the steps' sum."""
     with reading("what score gave"):
         return None if score is None else number(score, "score")
+
+
+def read_outcome(outcome: object) -> tuple[float, dict[str, float], dict[str, float]]:
+    """What an agent's `run` gave: the reward, the metrics, and the rewards by agent."""
+    if not isinstance(outcome, Outcome):
+        hint = " (a `return` is missing?)" if outcome is None else ""
+        raise EnvironmentFault(f"run must return an Outcome, not {type(outcome).__name__}{hint}")
+    with reading("what run gave"):
+        return (
+            number(outcome.reward, "run"),
+            named_numbers(outcome.metrics, "run"),
+            named_numbers(outcome.rewards, "run"),
+        )
 
 
 def read_messages(messages: object, source: str) -> list[Message]:
@@ -132,7 +147,7 @@ def read_blocks(env: Env) -> bool:
         return bool(env.blocks)
 
 
-def method_of(env: Env, name: str) -> Any:
+def method_of(env: Participant, name: str) -> Any:
     """A method to call."""
     with reading(f"env.{name}"):
         return getattr(env, name)

@@ -1,45 +1,34 @@
-"""One environment, one trajectory, turn by turn, to a `StopReason` or a `Failure`: never an exception.
+"""One environment or agent, one trajectory, to a `StopReason` or a `Failure`: never an exception.
 
-The environment says `reset`, the session has the model answer, the environment says `step`, until one of
-them ends it. Whatever happens, `close` is called once, and what was sampled before is kept.
+It is made, plays (`rollout.play.driven`, `rollout.play.driving`), and is closed. Whatever happens, `close` is called
+once, and what was sampled before is kept.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import Callable
 from typing import Any
 
 import anyio
 
-from rollout.chat.messages import Message, with_tool_names
+from rollout.agent import Agent
 from rollout.config import EngineConfig
 from rollout.door import error_text
-from rollout.env import Env
-from rollout.errors import MessageError, PromptTooLong, TransportError
+from rollout.errors import MessageError, TransportError
 from rollout.log import get_logger
-from rollout.play.answers import (
-    Answer,
-    method_of,
-    own_method,
-    read_blocks,
-    read_max_tokens,
-    read_messages,
-    read_score,
-    read_step,
-    read_tools,
-    tell_finish_reason,
-)
+from rollout.participant import Participant
+from rollout.play.driven import Driven
+from rollout.play.driving import Driving
 from rollout.play.faults import EnvironmentFault
 from rollout.play.host import Host, Hosts
+from rollout.play.model import Asking, Endpoints, RolloutEnded
 from rollout.play.route import FallbackRefused
-from rollout.play.served import ContextFull
 from rollout.play.session import Session
 from rollout.play.setups import Setups
 from rollout.process.threads import contained
-from rollout.records import Failure, FailureKind, Job, Rollout, StopReason, Timing, Turn, settle_reward
+from rollout.records import Failure, FailureKind, Job, Rollout, StopReason, Timing, Turn
 from rollout.tokens.verify import InvariantBroken, check_trajectory
 
 _log = get_logger(__name__)
@@ -54,7 +43,7 @@ class Episode:
     def __init__(
         self,
         job: Job,
-        make_env: Callable[[], Env],
+        make_env: Callable[[], Participant],
         session: Session,
         config: EngineConfig,
         *,
@@ -65,6 +54,7 @@ class Episode:
         staleness: Callable[[], int] = lambda: 0,
         max_staleness: int | None = None,
         on_turn: Callable[[Turn], None] = lambda turn: None,
+        endpoints: Endpoints | None = None,
     ) -> None:
         """`staleness` counts the weight updates since the job was submitted.
 
@@ -79,11 +69,10 @@ class Episode:
         self._stopping = stopping
         self._staleness = staleness
         self._max_staleness = max_staleness
-        self._on_turn = on_turn
+        self._asking = Asking(session, config, refuse_ended=self._refuse_ended, on_turn=on_turn, endpoints=endpoints)
         self.rollout = job.rollout()
-        self._messages: list[Message] = []
-        self._tools: list[Any] = []
-        self._env: Env | None = None
+        self._env: Participant | None = None
+        self._part: Driven | Driving | None = None
         self._while_whole = anyio.CancelScope()
         """Cancelled where the environment breaks between two calls."""
         self._host = Host(hosts, job.id, self._while_whole.cancel)
@@ -103,6 +92,8 @@ class Episode:
                     stop = await self._play()
                     self._refuse_stale()
                     rollout.stop = stop
+                if self._asking.ended is not None:
+                    raise self._asking.ended
                 if self._host.broken is not None:
                     raise EnvironmentFault(_BROKEN, call="between calls") from contained(self._host.broken)
         except BaseException as error:
@@ -110,7 +101,7 @@ class Episode:
             if not isinstance(error, Exception):
                 raise
         finally:
-            self._session.close()
+            self._asking.close()
             close_fault: EnvironmentFault | None = None
             # Shielded: a cancelled episode must still give back what its environment took.
             with anyio.CancelScope(shield=True):
@@ -123,21 +114,16 @@ class Episode:
 
     async def _play(self) -> StopReason:
         await self._session.turnstile.enter()  # thousands that start at once would each start a thread
-        env = self._env = await self._made()
-        self._host.blocks = read_blocks(env)
-        self._append(read_messages(await self._call("reset", method_of(env, "reset"), self.rollout.task), "reset"))
-        if not self._messages:
-            raise EnvironmentFault("reset gave no message")
-        stop = await self._turns(env)
-        if (score := own_method(env, "score")) is not None:
-            limit_s = self._config.score_timeout_s or self._config.step_timeout_s
-            reward = read_score(await self._call("score", score, list(self._messages), limit_s=limit_s))
-            if reward is not None:
-                self.rollout.score = reward
-                settle_reward(self.rollout)
-        return stop
+        made = await self._made()
+        if isinstance(made, Agent):
+            self._asking.on_ended = self._while_whole.cancel
+            self._part = Driving(made, self.rollout, self._asking, self._run)
+        else:
+            env: Any = made  # an `Env`, or whatever has its methods
+            self._part = Driven(env, self.rollout, self._asking, self._config, self._host, self._call)
+        return await self._part.play()
 
-    async def _made(self) -> Env:
+    async def _made(self) -> Participant:
         """The environment, with what it shares: before it is made where its class is known by then, else once it is."""
         setups, make_env = self._setups, self._make_env
         setup = setups.before(make_env) if setups is not None else None
@@ -145,7 +131,7 @@ class Episode:
             with self._deadline.held():  # a pool of sandboxes may take minutes
                 await setup.entered()
             make_env = setup.making(make_env)
-        env: Env = await self._call("__init__", make_env, in_task=self._asynchronous)
+        env: Participant = await self._call("__init__", make_env, in_task=self._asynchronous)
         self._env = env  # whatever becomes of it, it is closed
         if setup is None and setups is not None:
             setup = setups.of(env)
@@ -154,52 +140,16 @@ class Episode:
                 await setup.share(env)
         return env
 
-    async def _turns(self, env: Env) -> StopReason:
-        limit = self._config.max_turns
-        while True:
-            if limit is not None and len(self._session.turns) >= limit:
-                return StopReason.MAX_TURNS
-            if self._stopping():
-                raise _Stopped
-            self._refuse_stale()
-            self._tools = read_tools(env, self._tools)
-            try:
-                answer = await self._session.turn(self._messages, tools=self._tools, max_tokens=read_max_tokens(env))
-            except (ContextFull, PromptTooLong):
-                return StopReason.CONTEXT_LENGTH
-            self._on_turn(self._session.turns[-1])
-            self._messages.append(answer)
-            tell_finish_reason(env, self._session.turns[-1].finish_reason)
-            if self._take(read_step(await self._call("step", method_of(env, "step"), answer))):
-                return StopReason.DONE
+    def _refuse_ended(self) -> None:
+        """Raises RolloutEnded where no further turn is wanted."""
+        if self._stopping():
+            raise _Stopped
+        self._refuse_stale()
 
     def _refuse_stale(self) -> None:
         """Raises _Stale for a rollout that lived through more weight updates than it may."""
         if self._max_staleness is not None and self._staleness() > self._max_staleness:
             raise _Stale(f"{self._staleness()} weight updates since it was submitted, {self._max_staleness} allowed")
-
-    def _take(self, step: Answer) -> bool:
-        """Takes over what the environment answered; returns whether it is done."""
-        turn, rollout = self._session.turns[-1], self.rollout
-        turn.reward, turn.metrics = step.reward, step.metrics
-        total = (rollout.step_reward or 0.0) + step.reward
-        if not math.isfinite(total):
-            raise EnvironmentFault(f"the rewards of its steps add up to {total}, which is no finite number")
-        rollout.step_reward = total
-        rollout.metrics.update(step.metrics)
-        settle_reward(rollout)
-        if step.conversation is not None:
-            self._messages = []
-            self._append(step.conversation)
-        self._append(step.messages)
-        if not step.done and not (self._messages and self._messages[-1].role != "assistant"):
-            raise EnvironmentFault("step is not done but gives the model nothing to answer")
-        return step.done
-
-    def _append(self, new: list[Message]) -> None:
-        # Names for tool messages come from the calls, which may lie one turn back.
-        last = self._messages[-1:]
-        self._messages.extend(with_tool_names([*last, *new])[len(last) :])
 
     async def _call(
         self, name: str, function: Callable[..., Any], *args: Any, limit_s: float | None = None, in_task: bool = False
@@ -210,6 +160,15 @@ class Episode:
             return await self._host.call(name, function, *args, limit_s=limit_s, in_task=in_task)
         finally:
             self.rollout.timing.env_s += time.perf_counter() - started
+
+    async def _run(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
+        """Calls an agent's `run`, which only the episode's deadline bounds. Its own time is what no turn took."""
+        started, busy_s = time.perf_counter(), self._asking.busy_s
+        try:
+            return await self._host.call(name, function, *args)
+        finally:
+            took_s = time.perf_counter() - started - (self._asking.busy_s - busy_s)
+            self.rollout.timing.env_s += max(0.0, took_s)
 
     async def _close(self, *, cancelled: bool) -> EnvironmentFault | None:
         """Closes the environment, whatever happened. The rollout's outcome stands, if this fails: returns how."""
@@ -240,7 +199,7 @@ class Episode:
     def _finish(self, wall_s: float) -> None:
         rollout, tree = self.rollout, self._session.trajectory
         rollout.turns = self._session.turns
-        rollout.messages = self._messages
+        rollout.messages = self._part.messages if self._part is not None else []
         rollout.roots, rollout.nodes, rollout.leaves = tree.roots, tree.nodes, tree.leaves
         rollout.staleness = self._staleness()
         rollout.timing.wall_s = wall_s
@@ -257,11 +216,11 @@ class Episode:
 _BROKEN = "a task group, timeout or scope that the environment holds between its calls cancelled it"
 
 
-class _Stopped(Exception):
+class _Stopped(RolloutEnded):
     """The run is stopping: no further turn."""
 
 
-class _Stale(Exception):
+class _Stale(RolloutEnded):
     """The weights changed too often since the rollout was submitted."""
 
 

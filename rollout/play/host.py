@@ -27,8 +27,8 @@ from typing import Any
 
 import anyio
 
-from rollout.env import Env
 from rollout.log import get_logger
+from rollout.participant import Participant
 from rollout.play.answers import reading
 from rollout.play.faults import EnvironmentFault, raised_by, said_by
 from rollout.process.forks import stay_in
@@ -228,7 +228,7 @@ class Host:
         try:
             with reading("env.close"):
                 close = getattr(env, "close", None)
-                if close is None or getattr(close, "__func__", close) is Env.close:
+                if close is None or getattr(close, "__func__", close) is Participant.close:
                     return None
             await self.call("close", close, limit_s=limit_s)
         except EnvironmentFault as fault:

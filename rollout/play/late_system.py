@@ -16,35 +16,32 @@ from rollout.errors import MessageError
 
 
 class LateSystems:
-    """Settles one conversation's late messages, turn by turn."""
+    """Settles the late messages of one session's conversations, turn by turn."""
 
     def __init__(self, how: LateSystem, codec: Codec | None) -> None:
         self._how, self._codec = how, codec
         self._made: list[Message] = []
-        self._count = 0
-        """How many were folded in the conversation so far."""
-        self.new = 0
-        """How many of these are new with this turn."""
 
-    async def settled(self, messages: Sequence[Message], context: Context) -> Sequence[Message]:
-        """The conversation as it is to be sent. Raises MessageError where late messages are refused."""
+    async def settled(self, messages: Sequence[Message], context: Context) -> tuple[Sequence[Message], int]:
+        """(the conversation as it is to be sent, how many of its messages were folded).
+
+        Raises MessageError where late messages are refused.
+        """
         places = late_places(messages) if self._how != "keep" else []
         if not places:
-            self.new = 0
-            return messages
+            return messages, 0
         if self._how == "refuse":
             raise MessageError(
                 f"message {places[0]} is a {messages[places[0]].role} message behind the beginning of the conversation,"
                 " and late_system is 'refuse': send it first, or as a user's, or set late_system to auto"
             )
         fold = [at for at in places if self._how == "fold" or not await self._is_shown(messages, at, context)]
-        self.new, self._count = max(0, len(fold) - self._count), len(fold)
         named = [
             self._as_the_template_knows_it(message) if at in places else message for at, message in enumerate(messages)
         ]
         if not fold and all(map(is_, named, messages)):
-            return messages
-        return self._same_objects(folded(named, frozenset(fold)))
+            return messages, len(fold)
+        return self._same_objects(folded(named, frozenset(fold))), len(fold)
 
     def _as_the_template_knows_it(self, message: Message) -> Message:
         """A developer's message is a system's to a template that has no such role.

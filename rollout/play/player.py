@@ -15,10 +15,10 @@ import anyio.abc
 import msgspec
 
 from rollout.config import EngineConfig
-from rollout.env import Env
 from rollout.errors import RolloutError
 from rollout.loop.lag import Lag
 from rollout.observe.stats import Played
+from rollout.participant import Participant
 from rollout.play.connect import make_codec, open_fleet
 from rollout.play.episode import Episode
 from rollout.play.host import GRACE_S, Hosts
@@ -117,7 +117,7 @@ class Player:
         await self._hosts.aclose()
         await self._stack.aclose()
 
-    def of(self, make_env: Callable[[], Env]) -> PlayedEnv:
+    def of(self, make_env: Callable[[], Participant]) -> PlayedEnv:
         """Rollouts of one environment. Raises ConfigError where it is named, and not to be found."""
         return PlayedEnv(self, make_env, asynchronous=is_asynchronous(make_env))
 
@@ -158,7 +158,7 @@ class Player:
 class PlayedEnv:
     """Rollouts of one environment, in this process."""
 
-    def __init__(self, player: Player, make_env: Callable[[], Env], *, asynchronous: bool) -> None:
+    def __init__(self, player: Player, make_env: Callable[[], Participant], *, asynchronous: bool) -> None:
         self.make_env = make_env
         self.asynchronous = asynchronous
         """Whether it is made in the task that it then lives in."""

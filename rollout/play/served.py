@@ -9,7 +9,7 @@ import msgspec
 
 from rollout.codec.protocol import Codec
 from rollout.config import EngineConfig
-from rollout.errors import RolloutError
+from rollout.errors import LimitReached
 from rollout.loop.turnstile import Turnstile
 from rollout.request import MessagePrompt, Sampling, TokenPrompt
 from rollout.servers.weights import Weights
@@ -17,7 +17,7 @@ from rollout.tokens.prefix import LastTurn
 from rollout.transport import ServerInfo, Transport
 
 
-class ContextFull(RolloutError):
+class ContextFull(LimitReached):
     """The next turn does not fit the model's context. Nothing was sent."""
 
 
@@ -84,13 +84,16 @@ class ServedModel(msgspec.Struct, kw_only=True):
         return min(wanted or limit, limit - length)
 
 
-def sampling_within(config: EngineConfig, room: int | None) -> Mapping[str, Any]:
-    """The caller's parameters. Servers refuse a minimum above the maximum: it is cut where the maximum was."""
-    least = config.sampling.get("min_tokens")
+def sampling_within(sampling: Mapping[str, Any], most: int | None, room: int | None) -> Mapping[str, Any]:
+    """A completion's parameters. Servers refuse a minimum above the maximum: it is cut where the maximum was.
+
+    `most` is the maximum that was asked for, `room` what is left of it.
+    """
+    least = sampling.get("min_tokens")
     if room is None or not isinstance(least, int) or least <= room:
-        return config.sampling
-    asked = config.max_tokens is None or least <= config.max_tokens
-    return {**config.sampling, "min_tokens": room} if asked else config.sampling
+        return sampling
+    asked = most is None or least <= most
+    return {**sampling, "min_tokens": room} if asked else sampling
 
 
 def _most_tokens(prompt: MessagePrompt, last: LastTurn | None) -> int:

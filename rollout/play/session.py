@@ -21,9 +21,10 @@ from rollout.chat.messages import Message
 from rollout.codec.readers import number_calls
 from rollout.codec.types import Context, Declined, Previous, make_context
 from rollout.door import error_text, header
-from rollout.errors import CompletionAborted, MalformedReply
+from rollout.errors import CompletionAborted, MalformedReply, RolloutError
 from rollout.log import get_logger
 from rollout.loop.deadlines import Clock
+from rollout.memo import Memo
 from rollout.play.late_system import LateSystems
 from rollout.play.route import FallbackRefused, Outgoing, allowed
 from rollout.play.served import ServedModel, sampling_within
@@ -36,17 +37,43 @@ from rollout.tokens.prefix import (
     Fallback,
     FallbackReason,
     LastTurn,
+    LastTurns,
     Planner,
     Prompt,
 )
 from rollout.tokens.trajectory import Trajectory, ids_array
 from rollout.tokens.verify import check_reply, check_turn
 
+#: Sets of tools and template arguments whose context is kept: a session's agents have one each.
+_CONTEXTS = 16
+
 _log = get_logger(__name__)
 
 
+class SessionClosed(RolloutError):
+    """The rollout has ended: nothing is asked of its model any more."""
+
+
+class Ask(msgspec.Struct, frozen=True, kw_only=True):
+    """What one turn asks of the model."""
+
+    messages: Sequence[object]
+    """The whole conversation, in any form that `Message.of` reads."""
+    tools: Sequence[Mapping[str, Any]] = ()
+    template_args: Mapping[str, Any] | None = None
+    """None takes the run's."""
+    max_tokens: int | None = None
+    """This completion's own, in place of the run's."""
+    sampling: Mapping[str, Any] = {}
+    """These parameters win over the run's."""
+    agent: str = ""
+    """Who asks; "" is the rollout's own agent."""
+    train: bool = True
+    """Whether what is sampled is trained on."""
+
+
 class Session:
-    """One trajectory's conversation with the model."""
+    """One trajectory's conversations with the model. Any number of turns may be under way at once."""
 
     def __init__(self, model: ServedModel, session_id: str, group_id: str = "", group_size: int = 1) -> None:
         """`group_id` keeps the group's sessions, `group_size` of them, on one server where there are several."""
@@ -58,15 +85,20 @@ class Session:
         """As it is sent in headers: task ids may be any text."""
         self._group_id, self._group_size = group_id, group_size
         self._planner = Planner(self.trajectory, model.config.match)
-        self._context: tuple[bytes, Context] | None = None
-        self._last: LastTurn | None = None
+        self._contexts = Memo[bytes, Context](_CONTEXTS)
+        self._lasts = LastTurns()
         self._late_systems = LateSystems(model.config.late_system, model.codec)
         self._logged: set[FallbackReason] = set()
         self._numbers = itertools.count(1)
         """Request ids differ even where two turns of one session are under way at once."""
+        self._closed = False
 
     def __repr__(self) -> str:
         return f"<Session {self._id} {len(self.turns)} turns, {self.trajectory.token_count} tokens>"
+
+    def has_several(self) -> None:
+        """Tells that one trajectory will have several conversations: see `Planner.several`."""
+        self._planner.several = True
 
     @property
     def clock(self) -> Clock:
@@ -74,7 +106,8 @@ class Session:
         return self._model.weights.clock
 
     def close(self) -> None:
-        """The trajectory has ended, however it did: its server has room for another."""
+        """The trajectory has ended, however it did: its server has room for another. What is under way is not kept."""
+        self._closed = True
         self._model.transport.release(self._id)
 
     async def turn(
@@ -85,35 +118,44 @@ class Session:
         template_args: Mapping[str, Any] | None = None,
         max_tokens: int | None = None,
     ) -> Message:
-        """Has the model answer a conversation; returns the assistant's message.
+        """Has the model answer a conversation; returns the assistant's message. Raises as `ask` does."""
+        asked = Ask(messages=messages, tools=tools, template_args=template_args, max_tokens=max_tokens)
+        return (await self.ask(asked))[0]
 
-        `max_tokens` is this completion's own, in place of the configuration's.
+    async def ask(self, ask: Ask) -> tuple[Message, int]:
+        """Has the model answer a conversation; returns the assistant's message, and its turn's index in `turns`.
 
-        Raises ContextFull, FallbackRefused, TransportError (MalformedReply included), or
+        Raises ContextFull, FallbackRefused, SessionClosed, MessageError, TransportError (MalformedReply included), or
         InvariantBroken under `verify`.
         """
         await self.turnstile.enter()
         started = time.perf_counter()
-        args = self._model.config.template_args if template_args is None else template_args
-        prompt = self._planner.prompt(messages, tools, args, self._last)
+        config = self._model.config
+        args = config.template_args if ask.template_args is None else ask.template_args
+        last = self._lasts.of(ask.messages)
+        prompt = self._planner.prompt(ask.messages, ask.tools, args, last)
         context = self._make_context(prompt)
-        settled = await self._late_systems.settled(prompt.messages, context)
+        settled, folded = await self._late_systems.settled(prompt.messages, context)
         if settled is not prompt.messages:
-            prompt = self._planner.prompt(settled, tools, args, self._last)
-        outgoing = await self._prepare(prompt, context)
-        request = await self._request(prompt, outgoing, context, max_tokens)
+            last = self._lasts.of(settled)
+            prompt = self._planner.prompt(settled, ask.tools, args, last)
+        outgoing = await self._prepare(prompt, context, last)
+        request = await self._request(prompt, outgoing, context, ask, last)
         rendered = time.perf_counter()
         reply = await self._generate(request)
         await self.turnstile.enter()
         answered = time.perf_counter()
-        message = await self._read(reply, outgoing, prompt.messages, context)
-        turn = self._commit(prompt, outgoing, request, reply, message)
+        message = await self._read(reply, outgoing, request, prompt.messages, context)
+        if self._closed:
+            raise SessionClosed("the rollout has ended: what it asked for last is not kept")
+        turn = self._commit(prompt, outgoing, request, reply, message, last, folded)
+        turn.agent, turn.train = ask.agent, ask.train
         turn.sampling, turn.logprobs_mode = self._model.sampling_of(request.sampling), self._model.info.logprobs_mode
         turn.request_s = reply.request_s or answered - rendered
         turn.queue_s = max(0.0, answered - rendered - turn.request_s)
         turn.render_s = time.perf_counter() - answered + rendered - started
         self.turns.append(turn)
-        return message
+        return message, len(self.turns) - 1
 
     async def _generate(self, request: Request) -> Reply:
         """The whole completion: one that was aborted goes on from its sampled tokens, or is asked for anew.
@@ -142,17 +184,18 @@ class Session:
 
     def _make_context(self, prompt: Prompt) -> Context:
         key = prompt.root.tools_key + prompt.root.args_key
-        if self._context is None or self._context[0] != key:
-            self._context = key, make_context(prompt.root.tools, prompt.root.template_args)
-        return self._context[1]
+        context = self._contexts.get(key)
+        if context is None:
+            context = self._contexts[key] = make_context(prompt.root.tools, prompt.root.template_args)
+        return context
 
-    async def _prepare(self, prompt: Prompt, context: Context) -> Outgoing:
+    async def _prepare(self, prompt: Prompt, context: Context, last: LastTurn | None) -> Outgoing:
         """Decides the route. Raises FallbackRefused."""
-        match allowed(self._planner.plan(prompt, self._last), self._model):
+        match allowed(self._planner.plan(prompt, last), self._model):
             case Extend(node=node, tail=[]) as plan:
                 return Outgoing(plan=plan, route=Route.TOKEN_IN, prompt=TokenPrompt(self.trajectory.ids(node)))
             case Extend() as plan:
-                outgoing = await self._extend(plan, prompt, context)
+                outgoing = await self._extend(plan, prompt, context, last)
             case Fallback() as outgoing:
                 pass
         if isinstance(outgoing, Outgoing):
@@ -160,9 +203,11 @@ class Session:
         self._note(outgoing)
         return await self._fall_back(outgoing, prompt, context)
 
-    async def _extend(self, plan: Extend, prompt: Prompt, context: Context) -> Outgoing | Fallback:
+    async def _extend(
+        self, plan: Extend, prompt: Prompt, context: Context, last: LastTurn | None
+    ) -> Outgoing | Fallback:
         """The prompt with its tail bridged, or why no bridge has it."""
-        answered, completion_ids = self._turn_of(plan.node)
+        answered, completion_ids = self._turn_of(plan.node, last)
         assert self._model.codec is not None, "what is `allowed` extends only where there is a codec"
         previous = Previous(
             prompt_ids=answered.ids,
@@ -184,10 +229,10 @@ class Session:
                     previous=plan.node,
                 )
 
-    def _turn_of(self, node: int) -> tuple[TokenPrompt, list[int]]:
+    def _turn_of(self, node: int, last: LastTurn | None) -> tuple[TokenPrompt, list[int]]:
         """The prompt and the completion of the turn that a sampled node ends."""
-        if self._last is not None and self._last.node == node and self._last.received is not None:
-            return self._last.received, self.trajectory.nodes[node].ids.tolist()
+        if last is not None and last.node == node and last.received is not None and not self.trajectory.is_split(node):
+            return last.received, self.trajectory.nodes[node].ids.tolist()
         prompt_ids, completion_ids = self.trajectory.turn_ids(node)
         return TokenPrompt(prompt_ids), completion_ids
 
@@ -243,19 +288,23 @@ class Session:
             self._logged.add(FallbackReason.NOT_RENDERED)
             return None, fault
 
-    async def _request(self, prompt: Prompt, outgoing: Outgoing, context: Context, max_tokens: int | None) -> Request:
+    async def _request(
+        self, prompt: Prompt, outgoing: Outgoing, context: Context, ask: Ask, last: LastTurn | None
+    ) -> Request:
         """The request, with `max_tokens` cut to what fits. Raises ContextFull."""
         config = self._model.config
         body: TokenPrompt | MessagePrompt | None = outgoing.prompt
         if body is None:
             args = context.template_args
-            before = self._last.sent if self._last is not None else None
+            before = last.sent if last is not None else None
             body = MessagePrompt(prompt.messages, context.tools, args, before=before)
 
         async def render() -> Sequence[int] | None:
             return (await self._rendered(prompt, context))[0]
 
-        room = await self._model.room(body, max_tokens or config.max_tokens, self._last, render)
+        most = ask.max_tokens or config.max_tokens
+        sampling = {**config.sampling, **ask.sampling} if ask.sampling else config.sampling
+        room = await self._model.room(body, most, last, render)
         return Request(
             prompt=body,
             request_id=f"{self._id}-{next(self._numbers)}",
@@ -263,7 +312,7 @@ class Session:
             group_id=self._group_id,
             group_size=self._group_size,
             max_tokens=room,
-            sampling=sampling_within(config, room),
+            sampling=sampling_within(sampling, most, room),
             stop_token_ids=self._model.stop_token_ids,
             priority=config.priority,
             cache_salt=config.cache_salt,
@@ -271,13 +320,13 @@ class Session:
         )
 
     async def _read(
-        self, reply: Reply, outgoing: Outgoing, conversation: Sequence[Message], context: Context
+        self, reply: Reply, outgoing: Outgoing, request: Request, conversation: Sequence[Message], context: Context
     ) -> Message:
         codec = self._model.codec
         message = None
         if codec is not None and reply.completion_ids is not None:
             if reply.finish_reason == "stop" and reply.completion_ids:
-                await codec.saw_stop(reply.completion_ids, self._model.config.sampling, context)
+                await codec.saw_stop(reply.completion_ids, request.sampling, context)
             prompt_ids = outgoing.prompt.ids if outgoing.prompt is not None else reply.prompt_ids or []
             message = await codec.parse(prompt_ids, reply.completion_ids, context)
         message = message or reply.message
@@ -287,14 +336,23 @@ class Session:
             message = number_calls(message, sum(len(earlier.tool_calls) for earlier in conversation))
         return message
 
-    def _commit(self, prompt: Prompt, outgoing: Outgoing, request: Request, reply: Reply, message: Message) -> Turn:
+    def _commit(
+        self,
+        prompt: Prompt,
+        outgoing: Outgoing,
+        request: Request,
+        reply: Reply,
+        message: Message,
+        last: LastTurn | None,
+        folded: int,
+    ) -> Turn:
         """Puts the turn into the tree. The first change to it: nothing before can leave it half made."""
-        tree, plan, sent, last = self.trajectory, outgoing.plan, outgoing.prompt, self._last
+        tree, plan, sent = self.trajectory, outgoing.plan, outgoing.prompt
         if reply.prompt_ids is None or (sent is not None and sent.ids == ids_array(reply.prompt_ids)):
             received = sent
         else:
             received = TokenPrompt(reply.prompt_ids)
-        broken = self._is_broken(outgoing, received)
+        broken = self._is_broken(outgoing, received, last)
         root = tree.find_root(prompt.root.tools_key, prompt.root.args_key)
         root = tree.add_root(prompt.root) if root is None else root
         laid = last.laid if last is not None else None
@@ -310,9 +368,10 @@ class Session:
         answer = digest(message, self._model.config.match)
         node = tree.add_sampled(end, message, answer, reply.completion_ids, reply.logprobs, reply.weight_versions)
         turn = self._turn(outgoing, reply, node, received, broken)
+        turn.folded = max(0, folded - (last.folded if last is not None else 0))
         as_messages = request.prompt if isinstance(request.prompt, MessagePrompt) else None
         digests = [*prompt.digests, answer]
-        self._last = LastTurn(
+        after = LastTurn(
             root=root,
             messages=[*prompt.messages, message],
             digests=digests,
@@ -322,19 +381,21 @@ class Session:
             laid=laid,
             sent=as_messages or (last.sent if last is not None else None),
             sent_tokens=turn.prompt_tokens if as_messages else last.sent_tokens if last is not None else 0,
+            folded=folded,
         )
+        self._lasts.add(after, last)
         if self._model.config.verify:
             check_turn(tree, node, sent, reply, outgoing.previous if outgoing.route is Route.TOKEN_IN else None)
         return turn
 
-    def _is_broken(self, outgoing: Outgoing, received: TokenPrompt | None) -> bool | None:
+    def _is_broken(self, outgoing: Outgoing, received: TokenPrompt | None, last: LastTurn | None) -> bool | None:
         """Whether the server's prompt departs from what was sampled before; None where that cannot be known."""
         previous = outgoing.previous
         if previous is None or received is None or not self.trajectory.nodes[previous].ids_known:
             return None
         if received is outgoing.prompt and isinstance(outgoing.plan, Extend):
             return False  # the prompt was made from those very ids; `verify` compares them all the same
-        answered, completion_ids = self._turn_of(previous)
+        answered, completion_ids = self._turn_of(previous, last)
         length = len(answered.ids)
         sampled = received.ids[length : length + len(completion_ids)]
         return received.ids[:length] != answered.ids or sampled.tolist() != completion_ids
@@ -346,7 +407,6 @@ class Session:
         fallback = plan if isinstance(plan, Fallback) and outgoing.route is Route.MESSAGE_IN else None
         return Turn(
             route=outgoing.route,
-            folded=self._late_systems.new,
             fallback=fallback.reason if fallback else None,
             fallback_detail=fallback.detail if fallback else "",
             bridge=outgoing.bridge,

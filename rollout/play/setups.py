@@ -18,9 +18,9 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 
-from rollout.env import Env, made_sharing
 from rollout.errors import RolloutError, UserCodeFailed
 from rollout.log import get_logger
+from rollout.participant import Participant, made_sharing
 from rollout.play.answers import reading
 from rollout.play.faults import EnvironmentFault
 from rollout.play.host import Host, Hosts
@@ -64,11 +64,11 @@ class Setup:
             await anyio.lowlevel.checkpoint()  # whoever ends the run has cancelled this
             raise EnvironmentFault("its setup failed", kind=FailureKind.CANCELLED)
 
-    def making(self, make_env: Callable[[], Env]) -> Callable[[], Env]:
+    def making(self, make_env: Callable[[], Participant]) -> Callable[[], Participant]:
         """What makes an object that has what this gave, once it was entered, from its constructor on."""
         return functools.partial(made_sharing, make_env, self._kind, self._value)
 
-    async def share(self, env: Env) -> None:
+    async def share(self, env: Participant) -> None:
         """Gives what it gave to an object, once it is entered. Raises EnvironmentFault."""
         await self.entered()
         with reading("env.shared"):  # the environment may have a property of that name
@@ -154,7 +154,7 @@ class Setups:
         """Whether one was asked for."""
         return bool(self._known)
 
-    def before(self, make_env: Callable[[], Env]) -> Setup | None:
+    def before(self, make_env: Callable[[], Participant]) -> Setup | None:
         """The setup of what will be made, where its class and arguments can be told before; None where not."""
         kind, args, named = known_class(make_env)
         return self._of_class(kind, args, named) if kind is not None else None
@@ -192,7 +192,7 @@ class Setups:
 
 
 #: The setup of a class that has none of its own.
-_NONE = inspect.getattr_static(Env, "setup")
+_NONE = inspect.getattr_static(Participant, "setup")
 
 
 def _arguments(

@@ -15,10 +15,11 @@ import anyio.abc
 import msgspec
 
 from rollout.config import EngineConfig
-from rollout.env import Env, Task
+from rollout.env import Task
 from rollout.errors import ConfigError, EngineClosed, EngineStopped, RolloutError
 from rollout.log import get_logger
 from rollout.observe.stats import Stats, Tallies
+from rollout.participant import Participant
 from rollout.play.host import Hosts
 from rollout.process.threads import Threads
 from rollout.records import Failure, FailureKind, Group, Rollout
@@ -43,7 +44,7 @@ _MOST_PROCESSES = 3
 _log = get_logger(__name__)
 
 
-MakeEnv = Callable[[], Env]
+MakeEnv = Callable[[], Participant]
 
 
 class Player(Protocol):

@@ -21,9 +21,10 @@ from typing import Any
 import msgspec
 
 from rollout import door, registry
-from rollout.env import Env, Task
+from rollout.env import Task
 from rollout.errors import ConfigError, UserCodeFailed
 from rollout.log import get_logger
+from rollout.participant import Participant
 from rollout.store.settings import DEFAULT_TASKS, RunSettings
 
 _log = get_logger(__name__)
@@ -57,7 +58,7 @@ def key_of(task: Task) -> bytes:
     return hashlib.blake2b(msgspec.json.encode(task, order="deterministic"), digest_size=16).digest()
 
 
-def load_tasks(settings: RunSettings, make_env: Callable[[], Env]) -> TaskList:
+def load_tasks(settings: RunSettings, make_env: Callable[[], Participant]) -> TaskList:
     """The tasks that the settings ask for. Raises ConfigError, naming the environment or the file and its line.
 
     It calls user code, so not on an event loop. The environment is made even where a file has the tasks: one that
@@ -77,10 +78,10 @@ def load_tasks(settings: RunSettings, make_env: Callable[[], Env]) -> TaskList:
     return tasks
 
 
-def try_env(make_env: Callable[[], Env], spec: str) -> Env | type[Env]:
+def try_env(make_env: Callable[[], Participant], spec: str) -> Participant | type[Participant]:
     """What lists the tasks: an environment, or its class where that can. Raises ConfigError where making one raises."""
     kind = registry.lists_tasks(make_env)
-    env: Env | type[Env] = kind or _guarded(lambda: registry.made(make_env), spec, "making it")
+    env: Participant | type[Participant] = kind or _guarded(lambda: registry.made(make_env), spec, "making it")
     return env
 
 
@@ -141,7 +142,7 @@ def _line(task: Mapping[str, Any]) -> bytes:
     return msgspec.json.encode(task)
 
 
-def _tasks_of_env(spec: str, env: Env | type[Env], asked: int, seed: int) -> TaskList:
+def _tasks_of_env(spec: str, env: Participant | type[Participant], asked: int, seed: int) -> TaskList:
     """Draws so many tasks and no more: there may be no end of them."""
     ask: Any = env.tasks
     found = _guarded(lambda: ask(asked, seed), spec, "tasks()")

@@ -24,6 +24,8 @@ class FallbackReason(StrEnum):
     """Why a prompt went out as messages. Only `first_turn` and `disabled` are not faults."""
 
     FIRST_TURN = "first_turn"
+    """Nothing was sampled yet that it could extend. An agent's conversations each have a first turn: see
+    `Planner.several`."""
     NO_MATCH = "no_match"
     """No turn of this trajectory is a prefix of the conversation."""
     HISTORY_REWRITTEN = "history_rewritten"
@@ -96,6 +98,41 @@ class LastTurn(msgspec.Struct, frozen=True, kw_only=True):
     """The last prompt that went out as messages, of this turn or an earlier one."""
     sent_tokens: int
     """How many tokens the server said that it has; 0 where it did not."""
+    folded: int = 0
+    """Late system messages of the conversation that were folded: see `rollout.play.late_system`."""
+
+
+class LastTurns:
+    """The last turns of a session's conversations, the latest first: several may be under way at once.
+
+    Bounded: what goes on from a conversation that is forgotten here is planned all the same, only from further above.
+    """
+
+    SIZE = 8
+
+    def __init__(self) -> None:
+        self._turns: list[LastTurn] = []
+
+    def __repr__(self) -> str:
+        return f"<LastTurns of {len(self._turns)} conversations>"
+
+    def of(self, messages: Sequence[object]) -> LastTurn | None:
+        """The turn that a conversation goes on from, told by the very message that it ended with; else the latest."""
+        for turn in self._turns:
+            at = len(turn.messages) - 1
+            if at < len(messages) and messages[at] is turn.messages[at]:
+                return turn
+        return self._turns[0] if self._turns else None
+
+    def add(self, turn: LastTurn, before: LastTurn | None) -> None:
+        """A turn was committed; `before` is the one that it was planned from."""
+        if before is not None and len(before.messages) < len(turn.messages) and _goes_on(turn, before):
+            self._turns = [other for other in self._turns if other is not before]
+        self._turns = [turn, *self._turns[: self.SIZE - 1]]
+
+
+def _goes_on(turn: LastTurn, before: LastTurn) -> bool:
+    return turn.digests[len(before.digests) - 1] == before.digests[-1]
 
 
 class Planner:
@@ -104,6 +141,9 @@ class Planner:
     def __init__(self, trajectory: Trajectory, match: Match = "strict") -> None:
         self._tree = trajectory
         self._match = match
+        self.several = False
+        """Whether one trajectory has several conversations, as an agent's has: sub-agents, side calls. One in which no
+        assistant has spoken is then a new one. An environment has one, and such a one has lost its history."""
         self.canonicalized = 0
         """Messages whose canonical form was computed: grows with the new messages only."""
 
@@ -177,6 +217,8 @@ class Planner:
         if any(message.is_multimodal for message in prompt.messages):
             return Fallback(reason=FallbackReason.MULTIMODAL)
         if not self._tree.leaves:
+            return Fallback(reason=FallbackReason.FIRST_TURN)
+        if self.several and not any(message.role == "assistant" for message in prompt.messages):
             return Fallback(reason=FallbackReason.FIRST_TURN)
         if root is not None:
             return Fallback(reason=FallbackReason.HISTORY_REWRITTEN if matched else FallbackReason.NO_MATCH)

@@ -1,7 +1,8 @@
 """A branch -> a training sample: flat arrays, one entry per token.
 
 One sample per branch, that is per turn that no later turn of the tree continues. A sampled token is
-trained on exactly once: in the first branch that has it; in the others it is context.
+trained on exactly once: in the first branch that has it; in the others it is context. What was asked for with
+`train=False` is context everywhere.
 
 What a logprob is depends on the server. vLLM's default (`--logprobs-mode raw_logprobs`) is the model's own, before
 temperature, penalties and filters: at temperature 0.7 it is not the probability with which the token was drawn.
@@ -38,6 +39,8 @@ class Turn(Protocol):
     logprobs_mode: LogprobsMode | None
     reward: float
     metrics: dict[str, float]
+    agent: str
+    train: bool
 
 
 class SampleTurn(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -56,6 +59,8 @@ class SampleTurn(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     reward: float = 0.0
     """What the environment's step gave for the turn."""
     metrics: dict[str, float] = {}
+    agent: str = ""
+    """Who asked."""
 
 
 class TrainingSample(msgspec.Struct, kw_only=True):
@@ -79,11 +84,15 @@ class TrainingSample(msgspec.Struct, kw_only=True):
     """What the logprobs are of: `raw_logprobs` is the model's own distribution, `processed_logprobs` the one after
     temperature, penalties and filters. None where it is not known, or not the same for all its turns."""
     reward: float = 0.0
-    """The rollout's: see `rollout.records.Rollout`. What each step gave is the turns'."""
+    """The rollout's, or its agent's own: see `rollout.records.Rollout`. What each step gave is the turns'."""
     advantage: float | None = None
     """None until a group's advantages are computed."""
     task_id: str = ""
     rollout_id: str = ""
+    agent: str = ""
+    """Who asked for its last turn."""
+    left_out: int = 0
+    """Sampled tokens that are trained on nowhere, since whoever asked for them left them out (`train=False`)."""
 
     def __post_init__(self) -> None:
         if not self.temperatures:
@@ -148,16 +157,20 @@ def _sample(
     temperatures: Logprobs = array(LOGPROBS)
     versions: list[str | None] = []
     spans: list[SampleTurn] = []
+    left_out = 0
     for index in path:
         node = tree.nodes[index]
         count, start = len(node.ids), len(token_ids)
         token_ids.extend(node.ids)
-        train = node.sampled and index not in trained
+        owner = owners.get(index)
+        wanted = owner is None or turns[owner].train
+        train = node.sampled and wanted and index not in trained
+        left_out += count if node.sampled and not wanted else 0
         loss_mask.extend([1 if train else 0] * count)
         logprobs.extend(node.logprobs if node.sampled else array(LOGPROBS, [0.0]) * count)
         versions.extend(_versions(node))
         temperature: float | None = None if node.sampled else 1.0
-        if (owner := owners.get(index)) is not None and count:
+        if owner is not None and count:
             temperature = _temperature(turns[owner])
             _add_span(spans, turns[owner], owner, start, count, count if train else 0)
         temperatures.extend(array(LOGPROBS, [math.nan if temperature is None else temperature]) * count)
@@ -172,6 +185,8 @@ def _sample(
         temperatures=temperatures,
         turns=spans,
         logprobs_mode=modes.pop() if len(modes) == 1 else None,
+        agent=spans[-1].agent if spans else "",
+        left_out=left_out,
     )
 
 
@@ -202,6 +217,7 @@ def _add_span(spans: list[SampleTurn], turn: Turn, index: int, start: int, count
             logprobs_mode=turn.logprobs_mode,
             reward=turn.reward,
             metrics=turn.metrics,
+            agent=turn.agent,
         )
     )
 

@@ -176,13 +176,16 @@ class Trajectory:
             out.extend(self.nodes[index].ids)
         return out
 
+    def is_split(self, node: int) -> bool:
+        """Whether a fork has split a sampled node's ids: the first of them stand in nodes above it."""
+        parent = self.nodes[node].parent
+        return parent >= 0 and self.nodes[parent].sampled and self.nodes[parent].message is None
+
     def turn_ids(self, node: int) -> tuple[list[int], list[int]]:
         """The prompt and the completion of the turn that a sampled node ends."""
         start = node
-        while (
-            (parent := self.nodes[start].parent) >= 0 and self.nodes[parent].sampled and not self.nodes[parent].message
-        ):
-            start = parent  # a fork split this turn's ids
+        while self.is_split(start):
+            start = self.nodes[start].parent
         whole = self.ids(node).tolist()
         above = self.nodes[start].parent
         length = len(self.ids(above)) if above >= 0 else 0

@@ -24,11 +24,11 @@ import msgspec
 from rollout import errors
 from rollout.config import EngineConfig
 from rollout.door import error_text
-from rollout.env import Env
 from rollout.errors import ConfigError, RolloutError, UserCodeFailed
 from rollout.log import get_logger
 from rollout.moved import forward_names
 from rollout.observe.stats import Played
+from rollout.participant import Participant
 from rollout.records import Job
 from rollout.servers.fleet import FleetState
 from rollout.servers.placement import Placement
@@ -70,7 +70,7 @@ class WorkerPool:
     def __init__(
         self,
         config: EngineConfig,
-        make_env: Callable[[], Env],
+        make_env: Callable[[], Participant],
         state: Callable[[], EngineState],
         *,
         on_gone: Callable[[RolloutError], None],
@@ -128,7 +128,7 @@ class WorkerPool:
             self._attending.cancel_scope.cancel()
         await self._stack.aclose()
 
-    def of(self, make_env: Callable[[], Env]) -> RemoteEnv:
+    def of(self, make_env: Callable[[], Participant]) -> RemoteEnv:
         """Rollouts of one environment, to be played by the processes. Raises ConfigError where they cannot find it."""
         return RemoteEnv(self, None if make_env is self._make_env else _pickled(make_env))
 
@@ -350,7 +350,7 @@ async def _end_of(worker: Worker, grace_s: float) -> str:
         worker.channel.abort()
 
 
-def _pickled(make_env: Callable[[], Env]) -> bytes:
+def _pickled(make_env: Callable[[], Participant]) -> bytes:
     """Raises ConfigError where another process could not find it."""
     try:
         return pickle.dumps(make_env)

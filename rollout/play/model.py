@@ -1,0 +1,228 @@
+"""The model as one rollout asks it: what it may ask still, what it has asked, and what went wrong with it.
+
+`Asking` is the rollout's, `RolloutModel` what an agent holds of it: one for each name that an agent gives. Both an
+agent's `chat` and the turns of an environment go through `Asking.turn`, so that limits, staleness and the end of a run
+hold for either.
+
+A server that fails is a failure of the rollout, never a reward of 0, whatever an agent makes of the exception: what
+failed is remembered until the same agent has asked again with success.
+"""
+
+from __future__ import annotations
+
+import operator
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from rollout.agent import Answer, Endpoint, Usage
+from rollout.chat.messages import Message
+from rollout.config import EngineConfig
+from rollout.door import Refused, plain
+from rollout.errors import (
+    ConfigError,
+    LimitReached,
+    MessageError,
+    PromptTooLong,
+    RequestRefused,
+    RolloutError,
+    TransportError,
+)
+from rollout.play.route import FallbackRefused
+from rollout.play.served import ContextFull
+from rollout.play.session import Ask, Session
+from rollout.records import StopReason, Turn
+from rollout.tokens.verify import InvariantBroken
+
+
+class RolloutEnded(RolloutError):
+    """The run does not want this rollout any more: it stops, or the weights have changed too often."""
+
+
+class Endpoints(Protocol):
+    """Serves rollouts' models over HTTP."""
+
+    def open(self, model: RolloutModel) -> Endpoint:
+        """Serves a rollout's model, under a key of its own. Raises ConfigError."""
+        ...
+
+    def close(self, model: RolloutModel) -> None:
+        """The rollout has ended: what it has under way is cancelled, and its key is refused."""
+        ...
+
+
+class Asking:
+    """What one rollout asks of the model, by whatever names."""
+
+    def __init__(
+        self,
+        session: Session,
+        config: EngineConfig,
+        *,
+        refuse_ended: Callable[[], None] = lambda: None,
+        on_turn: Callable[[Turn], None] = lambda turn: None,
+        endpoints: Endpoints | None = None,
+    ) -> None:
+        """`refuse_ended` raises RolloutEnded where no further turn is wanted."""
+        self.session = session
+        self.limit: StopReason | None = None
+        """The limit that was reached, where no turn has succeeded since."""
+        self.ended: RolloutEnded | None = None
+        self.on_ended: Callable[[], None] = lambda: None
+        """Told once, when `ended` is set: whoever does not listen to exceptions is cancelled."""
+        self.faults: dict[str, Exception] = {}
+        """What failed of the infrastructure, by who asked."""
+        self.busy_s = 0.0
+        """Seconds in which a turn was under way."""
+        self._config = config
+        self._refuse_ended = refuse_ended
+        self._on_turn = on_turn
+        self._endpoints = endpoints
+        self._served: tuple[RolloutModel, Endpoint] | None = None
+        self._under_way, self._since = 0, 0.0
+
+    def __repr__(self) -> str:
+        return f"<Asking {len(self.session.turns)} turns, {self._under_way} under way>"
+
+    async def turn(self, ask: Ask) -> tuple[Message, int]:
+        """One turn: the assistant's message, and the turn's index. Raises LimitReached, RolloutEnded, and as
+        `Session.ask` does."""
+        self._admit()
+        if not self._under_way:
+            self._since = time.perf_counter()
+        self._under_way += 1
+        try:
+            message, index = await self.session.ask(ask)
+        except (ContextFull, PromptTooLong) as error:
+            self.limit = StopReason.CONTEXT_LENGTH
+            raise LimitReached(str(error)) from error
+        except RequestRefused:  # the same request would be refused again: the caller's, as a rule
+            raise
+        except (TransportError, FallbackRefused, InvariantBroken) as error:
+            self.faults[ask.agent] = error
+            raise
+        finally:
+            self._under_way -= 1
+            if not self._under_way:
+                self.busy_s += time.perf_counter() - self._since
+        self.limit = None
+        self.faults.pop(ask.agent, None)
+        self._on_turn(self.session.turns[index])
+        return message, index
+
+    def _admit(self) -> None:
+        try:
+            self._refuse_ended()
+        except RolloutEnded as ended:
+            if self.ended is None:
+                self.ended = ended
+                self.on_ended()
+            raise
+        limit = self._config.max_turns
+        if limit is not None and len(self.session.turns) + self._under_way >= limit:
+            self.limit = StopReason.MAX_TURNS
+            raise LimitReached(f"the rollout has taken its {limit} turns (max_turns)")
+
+    def endpoint(self, model: RolloutModel) -> Endpoint:
+        """Where the rollout's model is served over HTTP, from the first call on. Raises ConfigError."""
+        if self._served is None:
+            if self._endpoints is None:
+                raise ConfigError("nothing here serves a rollout's model over HTTP: play it by an engine")
+            self._served = model, self._endpoints.open(model)
+        return self._served[1]
+
+    def close(self) -> None:
+        """The rollout has ended."""
+        if self._served is not None and self._endpoints is not None:
+            self._endpoints.close(self._served[0])
+        self.session.close()
+
+
+class RolloutModel:
+    """What an agent is handed: see `rollout.agent.Model`."""
+
+    def __init__(self, asking: Asking, name: str = "") -> None:
+        self.asking = asking
+        self.name = name
+        """Who asks by it; "" is the rollout's own agent."""
+
+    def __repr__(self) -> str:
+        return f"<RolloutModel {self.name or 'of its agent'}, {self.asking!r}>"
+
+    def agent(self, name: str) -> RolloutModel:
+        """The same, asked by an agent of this name."""
+        if not isinstance(name, str) or not name:
+            raise ConfigError(f"an agent's name must be a text, not {name!r:.80}")
+        return RolloutModel(self.asking, name)
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """The rollout's model over HTTP. It is one for all names: programs say by headers who they are."""
+        return self.asking.endpoint(self)
+
+    async def chat(
+        self,
+        messages: Sequence[Any],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        max_tokens: int | None = None,
+        template_args: Mapping[str, Any] | None = None,
+        train: bool = True,
+        **sampling: Any,
+    ) -> Answer:
+        """Has the model answer a conversation: see `rollout.agent.Model.chat`."""
+        ask = Ask(
+            messages=_messages(messages),
+            tools=_tools(tools),
+            template_args=None if template_args is None else _plain("template_args", template_args),
+            max_tokens=_max_tokens(max_tokens),
+            sampling=_plain("sampling", sampling) if sampling else {},
+            agent=self.name,
+            train=bool(train),
+        )
+        message, index = await self.asking.turn(ask)
+        turn = self.asking.session.turns[index]
+        usage = Usage(
+            prompt_tokens=turn.prompt_tokens,
+            completion_tokens=turn.completion_tokens,
+            cached_tokens=turn.cached_tokens,
+        )
+        return Answer(message=message, finish_reason=turn.finish_reason, usage=usage, turn=index)
+
+
+def _messages(messages: object) -> Sequence[object]:
+    if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
+        raise MessageError(f"chat wants a list of messages, not {type(messages).__name__}")
+    if not messages:
+        raise MessageError("chat wants at least one message")
+    return messages
+
+
+def _tools(tools: object) -> Sequence[Mapping[str, Any]]:
+    if tools is None:
+        return ()
+    if isinstance(tools, str | bytes | Mapping) or not isinstance(tools, Sequence):
+        raise MessageError(f"tools must be a list of tools, not {type(tools).__name__}")
+    return [_plain(f"tools[{at}]", tool) for at, tool in enumerate(tools)]
+
+
+def _plain(what: str, value: object) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise MessageError(f"{what} must be a mapping, not {type(value).__name__}")
+    try:
+        found: dict[str, Any] = plain(value)
+    except Refused as refused:
+        raise MessageError(f"{what} cannot be sent: {refused}") from None
+    return found
+
+
+def _max_tokens(wanted: object) -> int | None:
+    if wanted is None:
+        return None
+    try:
+        found = operator.index(wanted)  # type: ignore[arg-type]  # whatever the caller gave
+    except TypeError:
+        found = 0
+    if found < 1 or isinstance(wanted, bool):
+        raise MessageError(f"max_tokens must be a number from 1 on, or None, not {wanted!r:.80}")
+    return found
