@@ -87,7 +87,7 @@ class ServedModel(msgspec.Struct, kw_only=True):
 def sampling_within(sampling: Mapping[str, Any], most: int | None, room: int | None) -> Mapping[str, Any]:
     """A completion's parameters. Servers refuse a minimum above the maximum: it is cut where the maximum was.
 
-    `most` is the maximum that was asked for, `room` what is left of it.
+    `most` is the run's maximum, `room` what is left of it.
     """
     least = sampling.get("min_tokens")
     if room is None or not isinstance(least, int) or least <= room:

@@ -312,7 +312,7 @@ class Session:
             group_id=self._group_id,
             group_size=self._group_size,
             max_tokens=room,
-            sampling=sampling_within(sampling, most, room),
+            sampling=sampling_within(sampling, config.max_tokens, room),
             stop_token_ids=self._model.stop_token_ids,
             priority=config.priority,
             cache_salt=config.cache_salt,

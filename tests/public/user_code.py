@@ -10,6 +10,8 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, TypedDict
 
 from rollout import (
+    Agent,
+    Answer,
     Engine,
     EngineConfig,
     EngineThread,
@@ -17,6 +19,8 @@ from rollout import (
     FallbackReason,
     Group,
     Message,
+    Model,
+    Outcome,
     Rollout,
     Step,
     Task,
@@ -188,6 +192,28 @@ async def train(config: EngineConfig) -> None:
         print(groups, engine.stats().reward_mean, engine.weight_version, await engine.first_tokens())
 
 
+class Asks(Agent):
+    """An agent, as narrow about its task as it likes."""
+
+    def __init__(self, best_of: int = 4) -> None:
+        self.best_of = best_of
+
+    async def run(self, task: dict[str, int], model: Model) -> Outcome:
+        asked = [user(str(task["n"]))]
+        answers: list[Answer] = [await model.chat(asked, temperature=1.0) for _ in range(self.best_of)]
+        judge = model.agent("judge")
+        judged = await judge.chat([*asked, answers[0].message, user("Right?")], tools=[tool_spec(add)], train=False)
+        print(judged.usage.prompt_tokens, judged.finish_reason, judged.turn, model.endpoint.openai_base_url)
+        return Outcome(reward=float("yes" in judged.text), metrics={"asked": 1.0}, rewards={"judge": 1.0})
+
+
+class AsksInAThread(Agent):
+    """One with a client of its own."""
+
+    def run(self, task: Task, model: Model) -> Outcome:
+        return Outcome(reward=float(bool(model.endpoint.api_key)))
+
+
 def train_in_a_thread(config: EngineConfig) -> None:
     with EngineThread(config, Loose) as engine:
         print(engine.server.model, engine.codec, engine.open, engine.config.sampling)
@@ -197,7 +223,7 @@ def train_in_a_thread(config: EngineConfig) -> None:
         engine.pause()
         engine.resume()
         engine.update_weights("v2")
-        submission = engine.submit({"n": 1}, env=Plain)
+        submission = engine.submit({"n": 1}, agent=Asks)
         if not submission.done:
             submission.cancel()
         print(submission.task_index, submission.result().rewards)
