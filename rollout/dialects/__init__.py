@@ -9,6 +9,10 @@ of a rollout's model, and the embedded server.
     chat       OpenAI chat completions
     anthropic  Anthropic Messages
     anthropic_answer  what they are answered with
+    responses  OpenAI Responses
+    responses_items   what its requests hold
+    responses_tools   its tools as functions, and back
+    responses_answer  what it is answered with
     headers    who asks: agent, session, retry marks, key
     memory     what a session has seen and said: known by its bytes, and by the ids that were handed out
     answers    what the model said once, and when what comes back is that

@@ -39,6 +39,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """What stands for its reasoning on the wire: it says nothing by itself, and holds for that text only."""
     call_ids: tuple[str, ...]
     """Of its calls, on the wire."""
+    shown_calls: tuple[ToolCall, ...]
+    """Its calls as the client reads them."""
     earlier: Answer | None
     """The answer before it in its conversation."""
     asked: tuple[Message, ...]

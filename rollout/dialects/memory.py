@@ -179,6 +179,7 @@ class Memory:
             length=len(call.messages) + 1,
             seal=seal(said.id, message.reasoning_content or ""),
             call_ids=tuple(f"{prefix}_{said.id}_{at}" for at in range(len(message.tool_calls))),
+            shown_calls=(shown or message).tool_calls,
             earlier=before,
             asked=tuple(call.messages[before.length if before is not None else 0 :]),
             instructions=call.instructions,
