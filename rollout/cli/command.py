@@ -26,6 +26,9 @@ from rollout.process.stdio import Output, tolerate
 #: Seconds between two looks at whether a library has taken the signals.
 _HOLD_S = 1.0
 
+#: Seconds after which an end that takes longer is said.
+_SAID_S = 1.0
+
 
 class Played(msgspec.Struct):
     """What `rollout run` ends with."""
@@ -51,7 +54,7 @@ class Command:
         """Where the whole of a fault is written; None before there is a run folder."""
         self._own_process = own_process
         self._ending = Ending(self.say) if own_process else None
-        self._signals = Signals(on_interrupt=lambda: self._settle(1))
+        self._signals = Signals(on_interrupt=lambda: self._settle(1), say=self.say)
 
     def __repr__(self) -> str:
         return f"<Command {self.output}, {self._signals}>"
@@ -67,7 +70,7 @@ class Command:
 
         if self._own_process:
             self.output.claim()
-        with self._signals:
+        with self._signals, self._breaking():
             try:
                 check_packages()
                 status = work()
@@ -83,14 +86,21 @@ class Command:
 
         When the work has ended the command has its status: what keeps the loop from closing does not keep it.
         """
+        import asyncio
+
         import anyio
 
         from rollout.process.user_tasks import run
 
         async def settled() -> int:
             status = 1
+
+            def stop() -> None:
+                scope.cancel()
+                asyncio.get_running_loop().call_later(_SAID_S, self.say, "stopping; control-C again leaves at once")
+
             try:
-                with anyio.CancelScope() as scope, self._signals.meaning(scope.cancel), self._holding():
+                with anyio.CancelScope() as scope, self._signals.meaning(stop), self._holding():
                     status = await work()
                 if scope.cancelled_caught:
                     self.say("stopped")
@@ -176,6 +186,21 @@ class Command:
     def _settle(self, status: int) -> None:
         if self._ending is not None:
             self._ending.settle(status)
+
+    def interrupt(self, error: Exception) -> None:
+        """See `rollout.process.blocked.Breaker`."""
+        self._signals.interrupt(error)
+
+    def abandon(self, line: str) -> None:
+        """See `rollout.process.blocked.Breaker`."""
+        kept = f"; what has ended is kept in {self.log_path.parent}" if self.log_path is not None else ""
+        self.bound(0.0, f"{line}; leaving without it{kept}")
+
+    def _breaking(self) -> contextlib.AbstractContextManager[None]:
+        """User code that blocks the main thread may be broken off where the process is ours."""
+        from rollout.process.blocked import broken_by
+
+        return broken_by(self) if self._own_process else contextlib.nullcontext()
 
     @contextlib.contextmanager
     def _holding(self) -> Iterator[None]:

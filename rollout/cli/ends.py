@@ -2,8 +2,8 @@
 
 Signals. The first one lets what runs end and begins nothing new; the second ends it at once; the third leaves. That is
 counted over the whole life of the command, from connecting to the last write. SIGTERM and SIGHUP count
-as SIGINT does. Handlers are Python's own, not the event loop's: where an environment blocks the loop, the third one
-still leaves.
+as SIGINT does. Handlers are Python's own, not the event loop's: where an environment blocks the loop, that is said, the
+second one is raised where it stands, and the third one still leaves.
 
     with signals.meaning(first=engine.stop_admitting, second=engine.cancel):
         ...
@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
+from rollout.process.blocked import ANSWER_S, Interrupted, answers, place_on_loop
 from rollout.process.user_tasks import unending
 
 #: A process that is told together with its group is told twice (coreutils' `timeout`): that is one signal.
@@ -36,14 +37,24 @@ ONE_SIGNAL_S = 0.05
 LEAVE_S = 3.0
 HOOKS_S = 30.0
 
+#: Timers that a process may set, whose signals would end it without a word.
+_TIMERS = (signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF)
+
+#: How long user code that blocks the event loop has to end after a signal, where nothing else is said; and what blocks
+#: it for so long after that is broken off, too.
+PATIENCE_S = 5.0
+BLOCKED_S = 5.0
+
 _STOPS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 class Signals:
     """The signals that stop a command, counted. Enter it in the main thread; elsewhere it does nothing."""
 
-    def __init__(self, on_interrupt: Callable[[], None] = lambda: None) -> None:
-        """`on_interrupt` is called where a signal has no other meaning than to interrupt."""
+    def __init__(
+        self, on_interrupt: Callable[[], None] = lambda: None, say: Callable[[str], None] = lambda line: None
+    ) -> None:
+        """`on_interrupt` is called where a signal has no other meaning than to interrupt; `say` says a line."""
         self.count = 0
         """Signals so far; those that came together are one."""
         self._last = 0.0
@@ -52,6 +63,12 @@ class Signals:
         self._first: Callable[[], None] | None = None
         self._second: Callable[[], None] | None = None
         self._on_interrupt = on_interrupt
+        self._say = say
+        self._patience_s = PATIENCE_S
+        self._unanswered = False
+        """Whether the loop has not yet called what the last signal means."""
+        self._error: Exception | None = None
+        """What is to be raised in the main thread."""
 
     def __repr__(self) -> str:
         return f"<Signals {self.count} so far>"
@@ -64,6 +81,10 @@ class Signals:
                     continue  # nohup asks for that
                 self._before[number] = before
             self.hold()
+            for number in _TIMERS:
+                if signal.getsignal(number) == signal.SIG_DFL:
+                    self._before[number] = signal.SIG_DFL
+                    signal.signal(number, self._alarmed)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -73,22 +94,36 @@ class Signals:
     def hold(self) -> None:
         """Takes the signals back where a library or an environment has set handlers of its own."""
         for number in self._before:
-            if signal.getsignal(number) != self._came:
+            if number in _STOPS and signal.getsignal(number) != self._came:
                 signal.signal(number, self._came)
 
     @contextlib.contextmanager
-    def meaning(self, first: Callable[[], None], second: Callable[[], None] | None = None) -> Iterator[None]:
-        """What the signals do meanwhile; called on the running loop. Without `second` it is a KeyboardInterrupt."""
-        before = self._loop, self._first, self._second
-        self._loop, self._first, self._second = get_running_loop(), first, second
+    def meaning(
+        self, first: Callable[[], None], second: Callable[[], None] | None = None, *, patience_s: float = PATIENCE_S
+    ) -> Iterator[None]:
+        """What the signals do meanwhile; called on the running loop. Without `second` it is a KeyboardInterrupt.
+
+        User code that blocks the loop has `patience_s` to end after the first.
+        """
+        before = self._loop, self._first, self._second, self._patience_s
+        self._loop, self._first, self._second, self._patience_s = get_running_loop(), first, second, patience_s
         if self.count:  # it came between two meanings
             self._loop.call_soon(first)
         try:
             yield
         finally:
-            self._loop, self._first, self._second = before
+            self._loop, self._first, self._second, self._patience_s = before
+
+    def interrupt(self, error: Exception) -> None:
+        """Raises an error in the main thread, wherever that stands in Python code. From another thread."""
+        self._error = error
+        if signal.getsignal(signal.SIGINT) == self._came:
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     def _came(self, number: int, frame: FrameType | None) -> None:
+        if (error := self._error) is not None:
+            self._error = None
+            raise error
         now = time.monotonic()
         if self.count and now - self._last < ONE_SIGNAL_S:
             return
@@ -102,7 +137,41 @@ class Signals:
         if callback is None or self._loop is None or self._loop.is_closed():
             self._on_interrupt()
             raise KeyboardInterrupt
-        self._loop.call_soon_threadsafe(callback)
+        blocked, self._unanswered = self._unanswered, True
+        self._loop.call_soon_threadsafe(self._answer, callback)
+        if not blocked:
+            timer = threading.Timer(ANSWER_S, self._see_to_it)
+            timer.daemon, timer.name = True, "rollout-ending"
+            timer.start()
+        elif frame is not None and place_on_loop(frame):  # nothing of ours is broken off
+            raise _interrupted()
+
+    def _answer(self, callback: Callable[[], None]) -> None:
+        self._unanswered = False
+        callback()
+
+    def _see_to_it(self) -> None:
+        """From a moment after a signal on, in a thread: does the loop do what it is told?"""
+        main, began, patience_s = threading.main_thread().ident or 0, time.monotonic(), self._patience_s
+        if self._unanswered:
+            what = f"what blocks the event loop{place_on_loop(main)}"
+            self._say(f"stopping: {what} has {patience_s:g} s to end; control-C again breaks it off")
+        free = began
+        while (loop := self._loop) is not None:
+            if answers(loop):
+                free = time.monotonic()
+                time.sleep(ANSWER_S)
+            elif time.monotonic() - max(free, began + patience_s - BLOCKED_S) > BLOCKED_S and place_on_loop(main):
+                self.interrupt(_interrupted())
+                free = time.monotonic()
+
+    def _alarmed(self, number: int, frame: FrameType | None) -> None:
+        """An environment has set a timer without a handler, which would end the process."""
+        self._say(f"{signal.Signals(number).name} came, which nothing here asked for: it is ignored")
+
+
+def _interrupted() -> Interrupted:
+    return Interrupted("it blocked the event loop when the command was stopped")
 
 
 class Ending:

@@ -212,8 +212,11 @@ class Run:
             # When the next signal would count as another one.
             timers.append(loop.call_later(2 * ONE_SIGNAL_S, self._say, said))
             timers.append(loop.call_later(grace_s, cancel, f"{grace_s:g} s are over, stopping now"))
+            # Another environment may block the loop meanwhile.
+            most_s = grace_s + CANCEL_S + (self.settings.close_timeout_s or 0.0)
+            self._command.bound(most_s, f"rollouts do not end; {go_on(self._path)}")
 
-        with self._command.signals.meaning(stop, lambda: cancel("stopping now")):
+        with self._command.signals.meaning(stop, lambda: cancel("stopping now"), patience_s=grace_s):
             try:
                 yield
             finally:

@@ -31,6 +31,7 @@ from rollout.log import get_logger
 from rollout.participant import Participant
 from rollout.play.answers import reading
 from rollout.play.faults import EnvironmentFault, raised_by, said_by
+from rollout.process.blocked import Interrupted, LoopBlocked
 from rollout.process.forks import stay_in
 from rollout.process.imports import place_in, stack_of
 from rollout.process.threads import Threads, contained
@@ -189,7 +190,8 @@ class Host:
                 return await self._make(function, args, in_task)
         except Exception as error:
             raised = raised_by(error)
-            raise EnvironmentFault(f"{name} raised {type(raised).__name__}{said_by(raised)}", call=name) from error
+            message = f"{name} raised {type(raised).__name__}{said_by(raised)}"
+            raise EnvironmentFault(message, kind=_kind_of(raised), call=name) from error
         message = f"{name} took longer than {limit_s:g} s{self._place}"
         raise EnvironmentFault(message, kind=FailureKind.TIMEOUT, call=name)
 
@@ -242,6 +244,10 @@ class Host:
                 )
             return fault
         return None
+
+    def place(self) -> str:
+        """Where the asynchronous call stands that is under way, such as " (env.py, line 7, in step)"."""
+        return place_in(stack_of(awaited_frames(self._task.get_coro()))) if self._task is not None else ""
 
     def end(self) -> None:
         """The last call was made: the host ends, and what user code has left running is cancelled."""
@@ -317,7 +323,7 @@ class Host:
         if request.done:
             return
         assert self._task is not None
-        self._place = place_in(stack_of(_frames(self._task.get_coro())))
+        self._place = self.place()
         request.interrupted = True
         self._task.cancel()
         with anyio.move_on_after(GRACE_S):
@@ -385,7 +391,13 @@ class Host:
         return request
 
 
-def _frames(coroutine: Any) -> Iterator[FrameType]:
+def _kind_of(raised: BaseException) -> FailureKind:
+    if isinstance(raised, LoopBlocked):  # ours: it did not end by itself
+        return FailureKind.CANCELLED if isinstance(raised, Interrupted) else FailureKind.TIMEOUT
+    return FailureKind.ENVIRONMENT
+
+
+def awaited_frames(coroutine: Any) -> Iterator[FrameType]:
     """Where a coroutine waits, the oldest frame first."""
     while coroutine is not None:
         kind = next((kind for kind in ("cr", "ag", "gi") if hasattr(coroutine, f"{kind}_frame")), None)

@@ -142,6 +142,7 @@ class Player:
     def stop(self) -> None:
         """Running rollouts end after their current turn, as cancelled."""
         self._stopping = True
+        self._setups.stop()
 
     def played(self) -> Played:
         """What was played, and what it took."""

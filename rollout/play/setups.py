@@ -23,7 +23,9 @@ from rollout.log import get_logger
 from rollout.participant import Participant, made_sharing
 from rollout.play.answers import reading
 from rollout.play.faults import EnvironmentFault
-from rollout.play.host import Host, Hosts
+from rollout.play.host import Host, Hosts, awaited_frames
+from rollout.process.blocked import Watch
+from rollout.process.imports import place_in, stack_of
 from rollout.records import FailureKind
 from rollout.registry import known_class
 
@@ -43,26 +45,35 @@ class Setup:
         self.arguments = arguments
         self._error = error
         self._setups = setups
+        self.env = kind.__name__
+        """The class's name."""
         self._kind = kind
         self._broken = anyio.Event()
         """Something that it holds, such as a task group, has cancelled it."""
-        self._host = Host(setups.hosts, f"setup of {kind.__name__}", self._broken.set)
+        self._host = Host(setups.hosts, f"setup of {self.env}", self._broken.set)
+        self._asked: Any = None
+        """What is entered, from when it is asked to be."""
         self._manager: AbstractAsyncContextManager[Any] | None = None
         """There once it was entered, until it is left."""
         self._value: Any = None
         self._over = anyio.Event()
-        self._failed = False
+        """Whether entering it has ended, however."""
+        self._known = anyio.Event()
+        """Whether those that wait know what became of it."""
+        self._entering = anyio.CancelScope()
+        self._why: str | None = None
+        """Why it cannot be had, where it cannot."""
 
     def __repr__(self) -> str:
-        state = "failed" if self._failed else "entered" if self._manager is not None else "not entered"
-        return f"<Setup of {self._kind.__name__} {state}>"
+        state = "failed" if self._why is not None else "entered" if self._manager is not None else "not entered"
+        return f"<Setup of {self.env} {state}>"
 
     async def entered(self) -> None:
         """Waits until it is. Raises EnvironmentFault where it failed: the run ends."""
-        await self._over.wait()
-        if self._failed:
+        await self._known.wait()
+        if self._why is not None:
             await anyio.lowlevel.checkpoint()  # whoever ends the run has cancelled this
-            raise EnvironmentFault("its setup failed", kind=FailureKind.CANCELLED)
+            raise EnvironmentFault(self._why, kind=FailureKind.CANCELLED)
 
     def making(self, make_env: Callable[[], Participant]) -> Callable[[], Participant]:
         """What makes an object that has what this gave, once it was entered, from its constructor on."""
@@ -77,18 +88,32 @@ class Setup:
     async def enter(self) -> None:
         """Enters it, in its task, and sees whether it breaks. Returns where it fails."""
         try:
-            self._value = await self._host.call("setup", self._enter, in_task=True)
+            with self._entering, Watch(f"{self.env}.setup", where=self._place):
+                self._value = await self._host.call("setup", self._enter, in_task=True)
         except EnvironmentFault as failed:
-            self._fail(str(failed), failed.raised)
+            if failed.kind is FailureKind.CANCELLED:  # it blocked the loop when the run was told to stop
+                self._why = str(failed)
+            else:
+                self._fail(str(failed), failed.raised)
             return
         finally:
             self._over.set()
+            self._known.set()
+        if self._entering.cancelled_caught:
+            return
         await self._broken.wait()
         fault = await self.leave()  # leaving it says why
         if fault is None:
             self._fail("what setup holds was cancelled", None)
         else:
             self._fail(str(fault), fault.raised)
+
+    def stop(self) -> None:
+        """The run is stopping: what has not been entered is not waited for."""
+        if not self._over.is_set():
+            self._why = "its setup was not entered before the run was stopped"
+            self._known.set()
+            self._entering.cancel()
 
     async def leave(self) -> EnvironmentFault | None:
         """Leaves it, where it was entered; returns how that failed."""
@@ -98,7 +123,10 @@ class Setup:
             try:
                 if manager is not None and self._host.pending is None:
                     limit_s = self._setups.close_timeout_s
-                    await self._host.call("setup", manager.__aexit__, None, None, None, limit_s=limit_s, in_task=True)
+                    with Watch(f"{self.env}.setup to close", limit_s=limit_s, where=self._place):
+                        await self._host.call(
+                            "setup", manager.__aexit__, None, None, None, limit_s=limit_s, in_task=True
+                        )
             except EnvironmentFault as fault:
                 return fault
             finally:
@@ -114,14 +142,20 @@ class Setup:
                 manager.close()
             hint = " (is @asynccontextmanager missing?)" if isinstance(manager, AsyncIterator) else ""
             raise TypeError(f"it must give an asynchronous context manager, not {type(manager).__name__}{hint}")
+        self._asked = manager
         value = await manager.__aenter__()
         self._manager = manager  # here, since whoever waits may be cancelled at this moment
         return value
 
+    def _place(self) -> str:
+        """Where it waits. From any thread; what `asynccontextmanager` made hides its frames from who awaits it."""
+        generator = getattr(self._asked, "gen", None)
+        return place_in(stack_of(awaited_frames(generator))) or self._host.place()
+
     def _fail(self, message: str, raised: BaseException | None) -> None:
-        self._failed = True
-        _log.error("setup_failed", env=self._kind.__name__, error=message, exc_info=raised)
-        error = UserCodeFailed(f"environment {self._kind.__name__}: {message}")
+        self._why = "its setup failed"
+        _log.error("setup_failed", env=self.env, error=message, exc_info=raised)
+        error = UserCodeFailed(f"environment {self.env}: {message}")
         error.__cause__ = raised
         self._setups.on_failed(error)
 
@@ -143,6 +177,7 @@ class Setups:
         self.on_failed = on_failed
         self.close_timeout_s = close_timeout_s
         self._on_entered = on_entered
+        self._stopping = False
         self._known: dict[type, list[Setup]] = {}
         """By class."""
 
@@ -182,13 +217,22 @@ class Setups:
             _log.warning("many_setups", env=kind.__name__, setups=MANY, hint=hint)
         self._on_entered()
         self.tasks.start_soon(setup.enter)
+        if self._stopping:
+            setup.stop()
         return setup
+
+    def stop(self) -> None:
+        """The run is stopping: rollouts that wait for a setup end at once, as cancelled."""
+        self._stopping = True
+        for setups in self._known.values():
+            for setup in setups:
+                setup.stop()
 
     async def aclose(self) -> None:
         """Leaves all, the last first. One that was being entered has been cancelled by then."""
         for setup in reversed([setup for setups in self._known.values() for setup in setups]):
             if (fault := await setup.leave()) is not None:
-                _log.warning("setup_close_failed", setup=repr(setup), error=str(fault), exc_info=fault.raised)
+                _log.warning("setup_close_failed", env=setup.env, error=str(fault), exc_info=fault.raised)
 
 
 #: The setup of a class that has none of its own.

@@ -87,6 +87,15 @@ def stack_of(frames: Iterable[FrameType]) -> traceback.StackSummary:
     return traceback.StackSummary.extract(((frame, frame.f_lineno) for frame in frames), lookup_lines=False)
 
 
+def frames_of(frame: FrameType | None) -> list[FrameType]:
+    """A frame and those that called it, the oldest first."""
+    frames = []
+    while frame is not None:
+        frames.append(frame)
+        frame = frame.f_back
+    return frames[::-1]
+
+
 def _is_ours(file: str) -> bool:
     """Whether it is a file of this package or of Python itself."""
     of_python = file.startswith(os.path.dirname(threading.__file__) + os.sep) and "-packages" + os.sep not in file

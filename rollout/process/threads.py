@@ -27,6 +27,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from rollout.errors import RolloutError
 from rollout.process.forks import stay_in
+from rollout.process.imports import frames_of
 
 _library: contextvars.ContextVar[str | None] | None
 try:
@@ -153,12 +154,7 @@ class Call(Generic[T]):
 
     def stack(self) -> list[FrameType]:
         """Where the thread stands, the oldest frame first; nothing once it has returned."""
-        frame = None if self.done or self.thread_id is None else sys._current_frames().get(self.thread_id)
-        frames = []
-        while frame is not None:
-            frames.append(frame)
-            frame = frame.f_back
-        return frames[::-1]
+        return frames_of(None if self.done or self.thread_id is None else sys._current_frames().get(self.thread_id))
 
     def wake(self) -> None:
         """Tells whoever waits; on the loop."""

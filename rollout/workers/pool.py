@@ -328,7 +328,7 @@ class WorkerPool:
                     if handle.why is not None or handle.silence.seconds > AWAITED_S:
                         handle.worker.kill()
                     handle.worker.channel.close()
-                    ending.start_soon(_end_of, handle.worker, handle.grace_s)
+                    ending.start_soon(_end_last, handle.worker, handle.grace_s)
 
 
 async def _end_silent(handle: Handle, worker: Worker) -> None:
@@ -348,6 +348,18 @@ async def _end_of(worker: Worker, grace_s: float) -> str:
         return await worker.ended()
     finally:
         worker.channel.abort()
+
+
+async def _end_last(worker: Worker, grace_s: float) -> None:
+    """Ends a process at the engine's end; one that does not end by itself is said, with what it was doing."""
+    with anyio.move_on_after(grace_s):
+        await worker.ended()
+        grace_s = 0.0
+    if grace_s:
+        stack = await worker.trace()
+        _log.warning("process_killed", why=f"it did not end within {grace_s:g} s{place_of(stack)}", stack=stack)
+        worker.kill()
+    await _end_of(worker, 0.0)
 
 
 def _pickled(make_env: Callable[[], Participant]) -> bytes:

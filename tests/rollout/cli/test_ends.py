@@ -152,3 +152,71 @@ def test_a_task_that_swallows_everything_does_not_keep_the_command(tmp_path: Pat
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=90)
     assert done.returncode == 1, done.stderr
     assert "step took longer than 0.5 s" in done.stderr
+
+
+BLOCKING = textwrap.dedent("""
+    import asyncio, sys, time
+    from rollout.cli import ends
+    ends.ONE_SIGNAL_S, ends.ANSWER_S, ends.BLOCKED_S = 0.0, 0.1, 0.1
+    async def env():
+        print("blocks", flush=True)
+        time.sleep(600)
+    async def main(signals):
+        with signals.meaning(lambda: print("first"), lambda: print("second"), patience_s=PATIENCE):
+            for _ in range(TIMES):
+                try: await env()
+                except ends.Interrupted as error: print(error, flush=True)
+            await asyncio.sleep(0)
+    with ends.Signals(say=lambda line: print(line, flush=True)) as signals:
+        asyncio.run(main(signals))
+""")
+
+
+def blocking(tmp_path: Path, *, patience_s: float, times: int = 1) -> subprocess.Popen[str]:
+    file = tmp_path / "blocking.py"
+    file.write_text(BLOCKING.replace("PATIENCE", str(patience_s)).replace("TIMES", str(times)))
+    return subprocess.Popen([sys.executable, str(file)], stdout=subprocess.PIPE, text=True)
+
+
+INTERRUPTED = "it blocked the event loop when the command was stopped\n"
+
+
+@pytest.mark.slow
+def test_the_second_signal_breaks_off_what_blocks_the_loop(tmp_path: Path) -> None:
+    """The first says where it stands; then both mean what they do, once the loop goes on."""
+    process = blocking(tmp_path, patience_s=600)
+    assert process.stdout is not None
+    with process.stdout:
+        assert process.stdout.readline() == "blocks\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.readline() == (
+            "stopping: what blocks the event loop (blocking.py, line 7, in env) has 600 s to end; control-C again "
+            "breaks it off\n"
+        )
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.read() == f"{INTERRUPTED}first\nsecond\n"
+    assert process.wait(300) == 0
+
+
+@pytest.mark.slow
+def test_what_blocks_the_loop_has_the_grace_after_a_signal(tmp_path: Path) -> None:
+    """One signal is enough, whatever blocks after that."""
+    process = blocking(tmp_path, patience_s=0.2, times=2)
+    assert process.stdout is not None
+    with process.stdout:
+        assert process.stdout.readline() == "blocks\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.read().endswith(f"breaks it off\n{INTERRUPTED}blocks\n{INTERRUPTED}first\n")
+    assert process.wait(300) == 0
+
+
+def test_an_alarm_that_nobody_asked_for_does_not_end_the_process() -> None:
+    """An environment sets a timer and no handler: the default would end the command without a word."""
+    before, said = signal.getsignal(signal.SIGALRM), list[str]()
+    with Signals(say=said.append):
+        signal.raise_signal(signal.SIGALRM)
+        mine = signal.signal(signal.SIGALRM, lambda *_: said.append("mine"))
+        signal.raise_signal(signal.SIGALRM)
+        signal.signal(signal.SIGALRM, mine)
+    assert said == ["SIGALRM came, which nothing here asked for: it is ignored", "mine"]
+    assert signal.getsignal(signal.SIGALRM) == before

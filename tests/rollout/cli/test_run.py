@@ -140,3 +140,34 @@ def test_a_folder_that_is_taken_away_is_one_line(how: str, tmp_path: Path) -> No
     again = ran("run", "--resume", "-o", kept, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert len({line["task_index"] for line in lines(kept) if not line.get("failure")}) == 4
+
+
+BLOCKS = """
+from contextlib import asynccontextmanager
+class E(Env):
+    @classmethod
+    @asynccontextmanager
+    async def setup(cls):
+        yield 1
+        time.sleep(10 ** 6)
+    def reset(self, task): return [user("x")]
+    def step(self, m): return Step(done=True, reward=1.0)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", PROCESSES)
+def test_a_setup_that_blocks_when_it_is_left_does_not_keep_the_command(more: list[str], tmp_path: Path) -> None:
+    """After its close timeout it is broken off, which is said; the run has its result and its status."""
+    out, env = tmp_path / "r", env_file(tmp_path, BLOCKS)
+    command = ("run", env, "-n", 2, "--max-tokens", 2, "--close-timeout", 1, "--json", "-o", out, *more)
+    done = ran(*command, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["rollouts"] == 2
+    if more:
+        assert "process_killed why=it did not end within 11 s at " in done.stderr
+        assert " in setup\n" in done.stderr
+    else:
+        assert (
+            "setup_close_failed env=E error=setup raised LoopBlocked: it blocked the event loop for 1 s" in done.stderr
+        )

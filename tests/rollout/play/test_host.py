@@ -17,6 +17,7 @@ from rollout.env import Env
 from rollout.play import host as host_module
 from rollout.play.faults import EnvironmentFault
 from rollout.play.host import Host, Hosts
+from rollout.process.blocked import Interrupted, LoopBlocked
 from rollout.process.threads import Threads
 from rollout.records import FailureKind
 from tests.log_kit import capture_logs
@@ -407,3 +408,17 @@ async def test_exiting_on_the_loop_and_in_leaked_tasks_ends_nothing_else(hosts: 
             await anyio.lowlevel.checkpoint()
         host.end()
     assert (logs[0]["event"], logs[0]["reason"]) == ("environment_task_raised", "SystemExit")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"), [(LoopBlocked("x"), FailureKind.TIMEOUT), (Interrupted("x"), FailureKind.CANCELLED)]
+)
+async def test_what_we_broke_off_is_no_fault_of_the_environments(
+    hosts: Hosts, error: Exception, kind: FailureKind
+) -> None:
+    """What blocked the loop for too long is a timeout, and cancelled where the run was stopped: it is played again."""
+    host = Host(hosts, "r")
+    with pytest.raises(EnvironmentFault) as fault:
+        await host.call("step", in_coroutine(raised(error)))
+    assert fault.value.kind is kind
+    host.end()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, ClassVar
@@ -14,6 +15,8 @@ import pytest
 
 from rollout import Engine, EngineConfig, Env, Group, Message, Step, user
 from rollout.errors import UserCodeFailed
+from rollout.log import handled_by
+from rollout.process import blocked
 from rollout.records import FailureKind
 from rollout.registry import NamedEnv
 from tests.log_kit import capture_logs
@@ -381,3 +384,72 @@ async def test_arguments_that_cannot_be_read_are_the_rollouts_failure(given: Any
     failure = group.rollouts[0].failure
     assert failure is not None
     assert (failure.kind, failure.message.split(":")[0]) == ("environment", "the environment cannot be read")
+
+
+async def test_a_run_that_is_stopped_does_not_wait_for_a_setup() -> None:
+    """What waits for it is cancelled at once, to be played again; the setup is cancelled in its own task."""
+    begun, cleaned = anyio.Event(), list[str]()
+
+    class Hangs(Base):
+        @classmethod
+        @asynccontextmanager
+        async def setup(cls) -> AsyncIterator[None]:
+            try:
+                begun.set()
+                await anyio.sleep_forever()
+                yield
+            finally:
+                cleaned.append("cleaned")
+
+    groups: list[Group] = []
+    async with engine(Hangs) as running:
+
+        async def play() -> None:
+            groups.extend(await collect(running, 3))
+
+        async with anyio.create_task_group() as beside:
+            beside.start_soon(play)
+            await begun.wait()
+            running.stop_admitting()
+        assert cleaned == ["cleaned"]
+    failures = [rollout.failure for group in groups for rollout in group.rollouts]
+    assert len(failures) == 3
+    for failure in failures:
+        assert failure is not None
+        assert failure.kind is FailureKind.CANCELLED
+        assert failure.message == "its setup was not entered before the run was stopped"
+
+
+async def test_where_a_setup_waits_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its class and its line, though `asynccontextmanager` hides it; and again while it is being left."""
+    monkeypatch.setattr(blocked, "FIRST_S", 0.01)
+    waiting = asyncio.Queue[str]()
+    loop = asyncio.get_running_loop()
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if (line := record.getMessage()).startswith("waiting for "):
+                loop.call_soon_threadsafe(waiting.put_nowait, line)
+
+    async def said() -> None:
+        lines.append(await waiting.get())
+        while not waiting.empty():
+            waiting.get_nowait()
+
+    class Slow(Base):
+        @classmethod
+        @asynccontextmanager
+        async def setup(cls) -> AsyncIterator[dict[str, Any]]:
+            await said()
+            yield {"lent": 0, "image": "plain"}
+            await said()
+
+    lines: list[str] = []
+    with handled_by(Handler(), logging.WARNING):
+        async with engine(Slow) as running:
+            await collect(running, 1)
+    assert [line.split("(")[0] for line in lines] == [
+        "waiting for Slow.setup, 0 s ",
+        "waiting for Slow.setup to close, 0 s ",
+    ]
+    assert all(line.endswith(", in said)") or line.endswith(", in setup)") for line in lines)
