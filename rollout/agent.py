@@ -80,6 +80,8 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     """Without `/v1`: what `ANTHROPIC_BASE_URL` wants. OpenAI's clients want `openai_base_url`."""
     api_key: str
     """Names the rollout. It is worth nothing once the rollout has ended."""
+    model: str = ""
+    """What the served model is called. An answer says the name that was asked for, whichever that was."""
 
     @property
     def openai_base_url(self) -> str:
@@ -87,7 +89,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.base_url}/v1"
 
     def __repr__(self) -> str:
-        return f"Endpoint(base_url={self.base_url!r})"  # a key is never logged
+        return f"Endpoint(base_url={self.base_url!r}, model={self.model!r})"  # a key is never logged
 
 
 class Model(Protocol):
@@ -120,6 +122,11 @@ class Model(Protocol):
         ...
 
     @property
+    def limit(self) -> str | None:
+        """The limit that the rollout has reached, where no turn has succeeded since: `max_turns`, `context_length`."""
+        ...
+
+    @property
     def endpoint(self) -> Endpoint:
         """The same over HTTP, with a key of this rollout's own. Raises ConfigError where nothing can serve it."""
         ...
@@ -127,6 +134,10 @@ class Model(Protocol):
 
 class Agent(Participant):
     """Base class of agents. Its keyword arguments are what `-a KEY=VALUE` sets."""
+
+    notes: Mapping[str, str] = {}
+    """Texts that are kept with the rollout (`Rollout.notes`), however it ends, such as what a program printed. Set it
+    at any time."""
 
     def run(self, task: Any, model: Model) -> Outcome | Awaitable[Outcome]:
         """Plays one rollout. The task is a `Task`, whose form an agent may know better.

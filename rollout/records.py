@@ -150,6 +150,8 @@ class Rollout(msgspec.Struct, kw_only=True):
     rewards: dict[str, float] = {}
     """By the name of the agent that asked, where its agent gave them: a branch takes its own agent's, else the
     rollout's."""
+    notes: dict[str, str] = {}
+    """Texts that its agent keeps with it, such as what a program printed."""
     metrics: dict[str, float] = {}
     stop: StopReason | None = None
     failure: Failure | None = None

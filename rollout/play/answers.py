@@ -12,9 +12,9 @@ from typing import Any
 
 import msgspec
 
-from rollout.agent import Outcome
+from rollout.agent import Agent, Outcome
 from rollout.chat.messages import Message
-from rollout.door import Refused, error_text, named_numbers, number, plain
+from rollout.door import Refused, error_text, named_numbers, number, plain, well_formed
 from rollout.env import Env, Step
 from rollout.errors import MessageError
 from rollout.participant import Participant
@@ -76,17 +76,26 @@ def read_score(score: object) -> float | None:
         return None if score is None else number(score, "score")
 
 
-def read_outcome(outcome: object) -> tuple[float, dict[str, float], dict[str, float]]:
-    """What an agent's `run` gave: the reward, the metrics, and the rewards by agent."""
+def read_outcome(outcome: object) -> Outcome:
+    """What an agent's `run` gave, as plain data."""
     if not isinstance(outcome, Outcome):
         hint = " (a `return` is missing?)" if outcome is None else ""
         raise EnvironmentFault(f"run must return an Outcome, not {type(outcome).__name__}{hint}")
     with reading("what run gave"):
-        return (
-            number(outcome.reward, "run"),
-            named_numbers(outcome.metrics, "run"),
-            named_numbers(outcome.rewards, "run"),
+        return Outcome(
+            reward=number(outcome.reward, "run"),
+            metrics=named_numbers(outcome.metrics, "run"),
+            rewards=named_numbers(outcome.rewards, "run"),
         )
+
+
+def read_notes(agent: Agent) -> dict[str, str]:
+    """The texts that an agent keeps with its rollout."""
+    with reading("agent.notes"):
+        found = dict(agent.notes)
+        if wrong := [name for name, text in found.items() if not isinstance(text, str) or not isinstance(name, str)]:
+            raise EnvironmentFault(f"agent.notes must be texts by name, and {wrong[0]!r:.80} is none")
+        return {well_formed(name): well_formed(text) for name, text in found.items()}
 
 
 def read_messages(messages: object, source: str) -> list[Message]:

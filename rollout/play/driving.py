@@ -5,13 +5,16 @@ from __future__ import annotations
 from rollout.agent import Agent
 from rollout.chat.messages import Message
 from rollout.errors import TransportError
-from rollout.play.answers import method_of, read_outcome
+from rollout.log import get_logger
+from rollout.play.answers import method_of, read_notes, read_outcome
 from rollout.play.driven import Call
 from rollout.play.faults import EnvironmentFault
 from rollout.play.model import Asking, RolloutModel
 from rollout.play.route import FallbackRefused
 from rollout.records import Rollout, StopReason, settle_reward
 from rollout.tokens.verify import InvariantBroken
+
+_log = get_logger(__name__)
 
 
 class Driving:
@@ -37,15 +40,24 @@ class Driving:
         rollout.step_reward = None  # there are no steps
         try:
             outcome = await self._call("run", method_of(self._agent, "run"), rollout.task, RolloutModel(asking))
-            reward, metrics, rewards = read_outcome(outcome)
+            read = read_outcome(outcome)
         except EnvironmentFault as fault:
             return self._cut_short(fault)
+        finally:
+            self._keep_notes()
         if asking.faults:
             raise next(iter(asking.faults.values()))
-        rollout.score, rollout.rewards = reward, rewards
-        rollout.metrics.update(metrics)
+        rollout.score, rollout.rewards = read.reward, dict(read.rewards)
+        rollout.metrics.update(read.metrics)
         settle_reward(rollout)
         return asking.limit or StopReason.DONE
+
+    def _keep_notes(self) -> None:
+        """Whatever becomes of it. Notes that cannot be read cost themselves only."""
+        try:
+            self._rollout.notes = read_notes(self._agent)
+        except EnvironmentFault as fault:
+            _log.warning("notes_not_kept", rollout=self._rollout.id, error=str(fault))
 
     def _cut_short(self, fault: EnvironmentFault) -> StopReason:
         """What a `run` that failed comes to: the rollout's limit, the infrastructure's failure, or its own."""

@@ -156,6 +156,11 @@ class RolloutModel:
         return RolloutModel(self.asking, name)
 
     @property
+    def limit(self) -> str | None:
+        """The limit that was reached, where no turn has succeeded since."""
+        return self.asking.limit.value if self.asking.limit is not None else None
+
+    @property
     def endpoint(self) -> Endpoint:
         """The rollout's model over HTTP. It is one for all names: programs say by headers who they are."""
         return self.asking.endpoint(self)
