@@ -80,7 +80,8 @@ async def test_each_task_has_a_folder_of_its_own_that_is_removed(tmp_path: Path)
     (files / "given.txt").write_text("given", "utf-8")
     code = "import os; open('made.txt', 'w').write(open('given.txt').read()); print(os.getcwd())"
     _, agent = await run(code, files=str(files))
-    assert not os.path.exists(agent.notes["output"].strip())
+    removed = Path(agent.notes["output"].strip())
+    await _until(lambda: not removed.exists())
     _, agent = await run(code, files=str(files), keep=str(kept))
     (folder,) = kept.iterdir()
     assert (folder / "made.txt").read_text("utf-8") == "given"
