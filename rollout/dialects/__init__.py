@@ -16,6 +16,7 @@ of a rollout's model, and the embedded server.
     headers    who asks: agent, session, retry marks, key
     memory     what a session has seen and said: known by its bytes, and by the ids that were handed out
     answers    what the model said once, and when what comes back is that
+    sampling   how an answer is to be drawn, by OpenAI's and vLLM's names
     tools      tools as OpenAI's function specs
     fields     one request's fields, each read by its type and refused by its name
     sse        frames of a stream

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from rollout.chat.messages import Function, Message, ToolCall
-from rollout.dialects import anthropic_answer, tools
+from rollout.dialects import anthropic_answer, sampling, tools
 from rollout.dialects.fields import Fields, decoded, unsupported
 from rollout.dialects.memory import Known, Memory
 from rollout.dialects.types import Call, DialectError, Said
@@ -35,12 +35,6 @@ _IGNORED = frozenset(
 _REFUSED: Mapping[str, str] = {
     "mcp_servers": "tools of MCP servers are called by the program itself",
     "container": "there are no containers here",
-}
-
-_SAMPLING: Mapping[str, Any] = {
-    **dict.fromkeys(("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty"), float),
-    **dict.fromkeys(("top_k", "seed", "min_tokens"), int),
-    "repetition_penalty": float,
 }
 
 #: Begins a block of Claude Code's system prompt whose text differs from conversation to conversation.
@@ -95,19 +89,17 @@ class Anthropic:
 
     def _options(self, fields: Fields, call: Call, left_out: list[str]) -> None:
         call.stream = fields.take("stream", bool) or False
-        call.max_tokens = fields.take("max_tokens", int)
-        if call.max_tokens is not None and call.max_tokens < 1:
-            raise DialectError.of_field("max_tokens", "must be at least 1")
+        call.max_tokens = sampling.cap(fields, "max_tokens")
         call.session = _session(fields.take("metadata", dict[str, Any]) or {})
         call.template_args = fields.take("chat_template_kwargs", dict[str, Any]) or {}
-        asked = {name: fields.take(name, kind) for name, kind in _SAMPLING.items()}
+        asked = {name: fields.take(name, kind) for name, kind in sampling.COMMON.items()}
         asked["stop"] = fields.take("stop_sequences", list[str]) or None
         config = fields.take("output_config", dict[str, Any]) or {}
         call.effort = config.get("effort") if isinstance(config.get("effort"), str) else None
         wanted = fields.take("output_format", dict[str, Any]) or config.get("format")
         asked["response_format"] = _response_format(wanted)
         asked |= _tool_choice(fields.take("tool_choice", dict[str, Any]) or {}, call)
-        call.sampling = {name: value for name, value in asked.items() if value is not None}
+        call.sampling = sampling.given(asked)
         edits = (fields.take("context_management", dict[str, Any]) or {}).get("edits") or []
         kinds = [str(edit.get("type")) for edit in edits if isinstance(edit, dict)]
         # Thinking is kept, as whoever asks for it may want; what was once in a prompt stays in it.
@@ -124,7 +116,7 @@ def _tools(raw: msgspec.Raw) -> tools.Tools:
             raise DialectError.of_field(f"tools[{at}].name", "is required, as text")
         if schema is not None and not isinstance(schema, dict):
             raise DialectError.of_field(f"tools[{at}].input_schema", "must be an object")
-        found.append(tools.function(name, tool.get("description"), schema))
+        found.append(tools.function(name, tools.description(tool, f"tools[{at}]"), schema))
     return tools.Tools(specs=tuple(found))
 
 
@@ -135,7 +127,7 @@ def _tool_choice(asked: Mapping[str, Any], call: Call) -> dict[str, Any]:
     choice = {"type": "function", "name": asked.get("name")} if kind == "tool" else kind
     one = asked.get("disable_parallel_tool_use") is True
     return {
-        "tool_choice": tools.tool_choice("required" if choice == "any" else choice, call.tools),
+        "tool_choice": sampling.tool_choice("required" if choice == "any" else choice, call.tools),
         "parallel_tool_calls": False if one else None,
     }
 

@@ -5,6 +5,7 @@ The model's name is the one that was asked for: Claude Code sends thinking back,
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -85,10 +86,13 @@ def _blocks(answer: Answer) -> Iterator[_Block]:
         deltas = [{"type": "text_delta", "text": part} for part in sse.pieces(message.text)]
         yield {"type": "text", "text": ""}, {"text": message.text}, deltas
     for call, wire in zip(message.tool_calls, answer.call_ids, strict=True):
-        given = arguments_object(call.function.arguments)
-        text = msgspec.json.encode(given).decode()
+        text = json.dumps(arguments_object(call.function.arguments), ensure_ascii=False)  # integers of any size
         deltas = [{"type": "input_json_delta", "partial_json": part} for part in sse.pieces(text)]
-        yield {"type": "tool_use", "id": wire, "name": call.name, "input": {}}, {"input": given}, deltas
+        yield (
+            {"type": "tool_use", "id": wire, "name": call.name, "input": {}},
+            {"input": msgspec.Raw(text.encode())},
+            deltas,
+        )
 
 
 def _event(kind: str, **fields: Any) -> bytes:

@@ -17,7 +17,8 @@ from rollout.dialects.answers import Answer
 from rollout.dialects.fields import Fields, decoded, unsupported
 from rollout.dialects.memory import Known, Memory
 from rollout.dialects.openai_errors import OpenAIErrors
-from rollout.dialects.tools import function_tools, tool_choice
+from rollout.dialects.sampling import COMMON, NO_LOGPROBS, cap, given, tool_choice
+from rollout.dialects.tools import function_tools
 from rollout.dialects.types import Call, DialectError, Said
 from rollout.errors import MessageError
 
@@ -37,28 +38,27 @@ _REFUSED: Mapping[str, str] = {
     "function_call": "use tool_choice",
     "audio": "answers are text",
     "web_search_options": "there is no web search here",
-    "logprobs": "a program is not told logprobs; the rollout's record has them",
-    "top_logprobs": "a program is not told logprobs; the rollout's record has them",
-    "prompt_logprobs": "a program is not told logprobs; the rollout's record has them",
+    **dict.fromkeys(("logprobs", "top_logprobs", "prompt_logprobs"), NO_LOGPROBS),
+    **dict.fromkeys(("return_token_ids", "return_prompt_token_ids"), "the rollout's record has the ids"),
     "echo": "the prompt is not answered",
+    "chat_template": "the prompt is made by the model's own",
+    "documents": "put them into a message",
     "best_of": "one answer is sampled",
     "use_beam_search": "answers are sampled",
     "continue_final_message": "the answer is a message of its own",
 }
 
-#: How tokens are drawn, by OpenAI's and vLLM's names, each with its type. What is in neither list is the server's own.
+#: How tokens are drawn. What is neither here nor among those above is the server's own, and is passed on to it.
 _SAMPLING: Mapping[str, Any] = {
-    **dict.fromkeys(("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty"), float),
-    **dict.fromkeys(("top_k", "seed", "min_tokens"), int),
-    "repetition_penalty": float,
+    **COMMON,
     "stop": str | list[str],
     "logit_bias": dict[str, float],
     "response_format": dict[str, Any],
     "parallel_tool_calls": bool,
 }
 
-_ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
-_PARTS = frozenset({"text", "image_url", "input_audio", "audio_url", "video_url", "refusal"})
+_ROLES = ("system", "developer", "user", "assistant", "tool")
+_PARTS = ("text", "image_url", "input_audio", "audio_url", "video_url", "refusal")
 
 
 class Chat(OpenAIErrors):
@@ -118,21 +118,20 @@ class Chat(OpenAIErrors):
         call.stream = fields.take("stream", bool) or False
         options = fields.take("stream_options", dict[str, Any]) or {}
         call.include_usage = options.get("include_usage") is True
-        caps = [fields.take(name, int) for name in ("max_completion_tokens", "max_tokens")]
-        call.max_tokens = next((cap for cap in caps if cap is not None), None)
-        if call.max_tokens is not None and call.max_tokens < 1:
-            raise DialectError.of_field("max_tokens", "must be at least 1", "integer_below_min_value")
+        call.max_tokens = cap(fields, "max_completion_tokens", "max_tokens")
         call.n = fields.take("n", int) or 1
         if call.n != 1 and "n" not in self._take:
             raise unsupported("n", f"one answer to a request, not {call.n}: send the request {call.n} times")
         call.template_args = fields.take("chat_template_kwargs", dict[str, Any]) or {}
         call.effort = fields.take("reasoning_effort", str)
+        if fields.take("add_generation_prompt", bool) is False:
+            raise unsupported("add_generation_prompt", "an answer is a message of its own")
         modalities = fields.take("modalities", list[str]) or ["text"]
         if modalities != ["text"]:
             raise unsupported("modalities", "answers are text")
         asked = {name: fields.take(name, kind) for name, kind in _SAMPLING.items()}
         asked["tool_choice"] = tool_choice(fields.take("tool_choice", str | dict[str, Any]), call.tools)
-        call.sampling = {name: value for name, value in asked.items() if value is not None}
+        call.sampling = given(asked)
 
 
 class _Reader:
@@ -151,7 +150,7 @@ class _Reader:
         plain = decoded(raw, dict[str, Any], place)
         role = plain.get("role")
         if role not in _ROLES:
-            raise DialectError.of_field(f"{place}.role", f"must be one of {', '.join(sorted(_ROLES))}, not {role!r}")
+            raise DialectError.of_field(f"{place}.role", f"must be one of {', '.join(_ROLES)}, not {role!r}")
         if plain.get("function_call"):
             raise unsupported(f"{place}.function_call", "use tool_calls")
         _check_parts(plain, place)

@@ -110,6 +110,8 @@ def _read(raw: msgspec.Raw | bytes, decoder: msgspec.json.Decoder[Any], name: st
         raise DialectError(400, f"{name} is not UTF-8", code="invalid_json") from None
     except RecursionError:
         raise DialectError(400, f"{name} is nested too deeply", code="invalid_json") from None
+    except ValueError as error:  # an integer of more digits than Python reads
+        raise DialectError(400, f"{name}: {error}", code="invalid_json") from None
 
 
 def _is_null(raw: msgspec.Raw) -> bool:

@@ -17,8 +17,9 @@ that is shown "4" is not shown the reasoning of some other conversation that cam
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Generic, TypeVar
 
 import msgspec
@@ -27,7 +28,8 @@ from rollout.chat.canonical import digest, value_digest
 from rollout.chat.messages import Message, ToolCall
 from rollout.dialects.answers import Answer, is_same, joined, seal, text_key
 from rollout.dialects.tools import Tools
-from rollout.dialects.types import Call, Said
+from rollout.dialects.types import Call, DialectError, Said
+from rollout.errors import MessageError
 from rollout.memo import Memo
 
 V = TypeVar("V")
@@ -87,7 +89,8 @@ class Memory:
         key = hashlib.sha256(raw).digest() + kind  # sha256, since processors have instructions for it
         if (known := self._items.get(key)) is None:
             self.decoded += 1
-            known = decode(raw)
+            with _readable():
+                known = decode(raw)
             self._items.put(key, known, memoryview(raw).nbytes)
         return known
 
@@ -108,8 +111,9 @@ class Memory:
         """The tools of a request: the same object for the same bytes, and for others that offer the same."""
         key = hashlib.sha256(raw).digest() + kind
         if (known := self._tools.get(key)) is None:
-            made = decode(raw)
-            value = value_digest([made.specs, made.names, made.left_out])
+            with _readable():
+                made = decode(raw)
+                value = value_digest([made.specs, made.names, made.left_out])
             if (known := self._tools.get(value)) is None:
                 known = self._tools[value] = made
             self._tools[key] = known
@@ -249,6 +253,17 @@ class Memory:
 
     def _own(self, call: ToolCall) -> ToolCall:
         return msgspec.structs.replace(call, id=self.own_call_id(call.id))
+
+
+@contextlib.contextmanager
+def _readable() -> Iterator[None]:
+    """Raises DialectError for what cannot be read or written, such as a value that is nested too deeply."""
+    try:
+        yield
+    except MessageError as error:
+        raise DialectError(400, str(error)) from None
+    except RecursionError:
+        raise DialectError(400, "the request is nested too deeply") from None
 
 
 def _is_aloud(item: Known) -> bool:

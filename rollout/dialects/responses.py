@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rollout.chat.messages import Message
-from rollout.dialects import responses_answer, responses_tools, tools
+from rollout.dialects import responses_answer, responses_tools, sampling, tools
 from rollout.dialects.fields import Fields, items, unsupported
 from rollout.dialects.memory import Memory
 from rollout.dialects.openai_errors import OpenAIErrors
@@ -32,14 +32,12 @@ _REFUSED: Mapping[str, str] = {
     "background": "an answer is waited for",
     "conversation": "send the conversation, or previous_response_id",
     "prompt": "there are no prompt templates here",
-    "top_logprobs": "a program is not told logprobs; the rollout's record has them",
+    "top_logprobs": sampling.NO_LOGPROBS,
     "context_management": "the program compacts its conversation itself",
 }
 
 _SAMPLING: Mapping[str, Any] = {
-    **dict.fromkeys(("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty"), float),
-    **dict.fromkeys(("top_k", "seed", "min_tokens"), int),
-    "repetition_penalty": float,
+    **sampling.COMMON,
     "stop": str | list[str],
     "parallel_tool_calls": bool,
 }
@@ -77,19 +75,17 @@ class Responses(OpenAIErrors):
 
     def _options(self, fields: Fields, call: Call, offered: tools.Tools) -> None:
         call.stream = fields.take("stream", bool) or False
-        call.max_tokens = fields.take("max_output_tokens", int)
-        if call.max_tokens is not None and call.max_tokens < 1:
-            raise DialectError.of_field("max_output_tokens", "must be at least 1", "integer_below_min_value")
+        call.max_tokens = sampling.cap(fields, "max_output_tokens")
         call.template_args = fields.take("chat_template_kwargs", dict[str, Any]) or {}
         effort = (fields.take("reasoning", dict[str, Any]) or {}).get("effort")
         call.effort = effort if isinstance(effort, str) else None
         if "message.output_text.logprobs" in (fields.take("include", list[str]) or ()):
-            raise unsupported("include", "a program is not told logprobs; the rollout's record has them")
+            raise unsupported("include", sampling.NO_LOGPROBS)
         asked = {name: fields.take(name, kind) for name, kind in _SAMPLING.items()}
         asked["response_format"] = _response_format(fields.take("text", dict[str, Any]) or {})
         choice = fields.take("tool_choice", str | dict[str, Any])
-        asked["tool_choice"] = tools.tool_choice(responses_tools.plain_choice(choice), call.tools)
-        call.sampling = {name: value for name, value in asked.items() if value is not None}
+        asked["tool_choice"] = sampling.tool_choice(responses_tools.plain_choice(choice), call.tools)
+        call.sampling = sampling.given(asked)
         call.asked = {"names": offered.names, "parallel_tool_calls": asked["parallel_tool_calls"] is not False}
 
     def _conversation(self, fields: Fields, call: Call, memory: Memory) -> None:

@@ -85,17 +85,18 @@ class Items:
 
     def _reference(self, identifier: str) -> Known:
         """An item that this session answered, by its id alone."""
-        if (answer := self._memory.answer(identifier)) is None:
+        kind, _, rest = identifier.partition("_")
+        answer = self._memory.answer(identifier) if kind in ("rs", "msg", "fc", "ctc") else None
+        if answer is None:
             text = f"{self._place}.id: no item {identifier!r} is known here (any more); send the item itself"
             raise DialectError(404, text, code="item_not_found", param=f"{self._place}.id")
-        said, kind = answer.message, identifier.partition("_")[0]
         match kind:
             case "rs":
-                message = Message("assistant", None, said.reasoning_content)
+                message = Message("assistant", None, answer.message.reasoning_content)
             case "msg":
-                message = Message("assistant", said.text or None)
+                message = Message("assistant", answer.message.text or None)
             case _:
-                at = int(identifier.rpartition("_")[2])
+                at = int(rest.rpartition("_")[2])
                 call = msgspec.structs.replace(answer.shown_calls[at], id=answer.call_ids[at])
                 message = Message("assistant", tool_calls=(call,))
         return self._memory.known([message], said=True, keys=(identifier,), begins=kind == "rs")

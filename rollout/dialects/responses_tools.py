@@ -20,9 +20,7 @@ from rollout.dialects.fields import decoded, unsupported
 from rollout.dialects.types import DialectError
 
 #: Hosted tools that a model here is not offered, as programs offer them unasked.
-_LEFT_OUT = frozenset({"web_search", "web_search_preview", "image_generation", "tool_search"})
-
-_Spec = tuple[str, str | None, str]
+_LEFT_OUT = ("web_search", "web_search_preview", "image_generation", "tool_search")
 
 
 def read_tools(raw: msgspec.Raw) -> tools.Tools:
@@ -66,7 +64,9 @@ def custom_input(arguments: str) -> str:
 def plain_choice(asked: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
     """A tool choice by the function's name."""
     if isinstance(asked, dict) and asked.get("type") in ("function", "custom"):
-        return {"type": "function", "name": flat_name(str(asked.get("name")), asked.get("namespace"))}
+        space = asked.get("namespace")
+        name = flat_name(str(asked.get("name")), space if isinstance(space, str) else None)
+        return {"type": "function", "name": name}
     return asked
 
 
@@ -80,7 +80,7 @@ def _add(
     kind = tool.get("type")
     if kind not in ("function", "custom"):
         raise unsupported(f"{place}.type", f"tools of type {kind!r}, only function, custom and namespace")
-    name, about = _name(tool, place), tool.get("description")
+    name, about = _name(tool, place), tools.description(tool, place)
     flat = flat_name(name, namespace)
     if any(spec["function"]["name"] == flat for spec in specs):
         raise DialectError.of_field(f"{place}.name", f"{flat!r} is there twice")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -31,34 +31,23 @@ def function_tools(raw: msgspec.Raw) -> Tools:
         function = tool.get("function")
         if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
             raise DialectError.of_field(f"tools[{at}].function.name", "is required", "missing_required_parameter")
-    return Tools(specs=tuple(map(without_marks, tools)))
+    return Tools(specs=tuple({**_unmarked(tool), "function": _unmarked(tool["function"])} for tool in tools))
 
 
-def without_marks(tool: Mapping[str, Any]) -> dict[str, Any]:
-    """A tool without cache marks beside its fields; what its schema says stays as it is."""
-    return {name: value for name, value in tool.items() if name != "cache_control"}
+def _unmarked(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What a tool says, without a cache mark beside it; its schema stays as it is."""
+    return {name: value for name, value in fields.items() if name != "cache_control"}
+
+
+def description(tool: Mapping[str, Any], place: str) -> str | None:
+    """What a tool is for. Raises DialectError where that is no text."""
+    about = tool.get("description")
+    if about is not None and not isinstance(about, str):
+        raise DialectError.of_field(f"{place}.description", f"must be text, not {type(about).__name__}")
+    return about
 
 
 def function(name: str, description: str | None, parameters: Any) -> dict[str, Any]:
     """One function spec."""
     spec = {"name": name, "description": description, "parameters": parameters}
     return {"type": "function", "function": {key: value for key, value in spec.items() if value is not None}}
-
-
-def tool_choice(asked: str | dict[str, Any] | None, tools: Sequence[Mapping[str, Any]]) -> Any:
-    """A tool choice as servers take it: "none", "required", or one function. None for what is so anyway."""
-    if asked is None or asked == "auto" or (asked == "none" and not tools):
-        return None
-    if isinstance(asked, str):
-        if asked not in ("none", "required"):
-            raise DialectError.of_field("tool_choice", f"must be none, auto, required or a function, not {asked!r}")
-        if not tools:
-            raise DialectError.of_field("tool_choice", f"is {asked!r}, and there are no tools")
-        return asked
-    inner = asked.get("function", asked)
-    name = inner.get("name") if isinstance(inner, dict) else None
-    if asked.get("type", "function") != "function":
-        raise unsupported("tool_choice", f"a choice of type {asked.get('type')!r}")
-    if name not in {tool["function"]["name"] for tool in tools}:
-        raise DialectError.of_field("tool_choice", f"names {name!r}, which is none of the tools")
-    return {"type": "function", "function": {"name": name}}

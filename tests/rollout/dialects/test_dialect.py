@@ -1,0 +1,187 @@
+"""What every dialect does, whatever a client sends."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rollout.chat.messages import Message
+from rollout.dialects import sse
+from rollout.dialects.anthropic import Anthropic
+from rollout.dialects.chat import Chat
+from rollout.dialects.dialect import Dialect
+from rollout.dialects.memory import Memory
+from rollout.dialects.responses import Responses
+from rollout.dialects.types import DialectError
+from tests.rollout.dialects.kit import ADD, answers, call_of, read, said, texts, values
+
+DIALECTS: list[Dialect] = [Chat(), Anthropic(), Responses()]
+PNG = "data:image/png;base64,QUJD"
+
+CHAT: dict[str, Any] = {
+    "model": "m",
+    "messages": [
+        {"role": "system", "content": "s"},
+        {"role": "user", "content": [{"type": "text", "text": "t"}, {"type": "image_url", "image_url": {"url": PNG}}]},
+        {
+            "role": "assistant",
+            "content": None,
+            "reasoning_content": "r",
+            "tool_calls": [{"id": "c", "type": "function", "function": {"name": "add", "arguments": "{}"}}],
+        },
+        {"role": "tool", "tool_call_id": "c", "content": "4"},
+    ],
+    "tools": [{"type": "function", "function": ADD}],
+    "tool_choice": {"type": "function", "function": {"name": "add"}},
+    "stream": True,
+    "stream_options": {"include_usage": True},
+    "temperature": 0.5,
+    "max_tokens": 9,
+    "stop": ["x"],
+    "response_format": {"type": "json_object"},
+}
+ANTHROPIC: dict[str, Any] = {
+    "model": "m",
+    "system": [{"type": "text", "text": "s", "cache_control": {"type": "ephemeral"}}],
+    "messages": [
+        {"role": "user", "content": [{"type": "text", "text": "t"}]},
+        {
+            "role": "assistant",
+            "content": [
+                {"type": "thinking", "thinking": "r", "signature": "x"},
+                {"type": "tool_use", "id": "c", "name": "add", "input": {"a": 1}},
+            ],
+        },
+        {
+            "role": "user",
+            "content": [
+                {
+                    "type": "tool_result",
+                    "tool_use_id": "c",
+                    "is_error": True,
+                    "content": [
+                        {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "QUJD"}}
+                    ],
+                }
+            ],
+        },
+    ],
+    "tools": [{"name": "add", "description": "d", "input_schema": ADD["parameters"]}],
+    "tool_choice": {"type": "tool", "name": "add", "disable_parallel_tool_use": True},
+    "max_tokens": 9,
+    "metadata": {"user_id": '{"session_id": "s"}'},
+    "context_management": {"edits": [{"type": "clear_thinking_20251015"}]},
+    "output_config": {"effort": "high", "format": {"type": "json_schema", "schema": {}}},
+}
+RESPONSES: dict[str, Any] = {
+    "model": "m",
+    "instructions": "i",
+    "input": [
+        {"role": "developer", "content": [{"type": "input_text", "text": "t"}]},
+        {"role": "user", "content": [{"type": "input_image", "image_url": PNG, "detail": "low"}]},
+        {"type": "reasoning", "id": "rs_1", "summary": [{"type": "summary_text", "text": "r"}]},
+        {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "t"}], "id": "msg_1"},
+        {"type": "function_call", "call_id": "c", "name": "add", "namespace": "n", "arguments": "{}"},
+        {"type": "custom_tool_call", "call_id": "d", "name": "patch", "input": "x"},
+        {"type": "function_call_output", "call_id": "c", "output": "4"},
+        {"type": "custom_tool_call_output", "call_id": "d", "output": [{"type": "input_text", "text": "4"}]},
+    ],
+    "tools": [
+        {"type": "custom", "name": "patch", "format": {"type": "grammar", "syntax": "lark", "definition": "d"}},
+        {"type": "namespace", "name": "n", "description": "d", "tools": [{"type": "function", **ADD}]},
+    ],
+    "tool_choice": {"type": "function", "name": "add", "namespace": "n"},
+    "reasoning": {"effort": "low"},
+    "text": {"format": {"type": "json_schema", "name": "n", "schema": {}}},
+    "max_output_tokens": 9,
+}
+SAMPLES = list(zip(DIALECTS, [CHAT, ANTHROPIC, RESPONSES], strict=True))
+
+
+def places(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Where something lies in a JSON value."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [at, *(place for key, item in inner for place in places(item, (*at, key)))][0 if at else 1 :]
+
+
+@given(st.data(), st.sampled_from(SAMPLES))
+def test_a_request_is_read_or_refused(data: st.DataObject, sample: tuple[Dialect, dict[str, Any]]) -> None:
+    """Whatever stands at one place of it, a client is answered: with its answer, or with a DialectError."""
+    dialect, body = sample[0], copy.deepcopy(sample[1])
+    place = data.draw(st.sampled_from(places(body)))
+    inner: Any = body
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = data.draw(values | st.just([[]]) | st.just([{}]) | st.just({"type": ["x"]}))
+    memory = Memory()
+    try:
+        call = read(dialect, body, memory)
+    except DialectError as refused:
+        written = refused.status, json.loads(dialect.error(refused))
+        assert written[0] in (400, 404)
+        return
+    answer = Message("assistant", "4", "r", (call_of("add", "{}"), call_of("patch", '{"input": "x"}', "c1")))
+    assert json.loads(dialect.body(said(answer), call, memory))
+    assert all(frame.endswith(b"\n\n") for frame in dialect.events(said(answer), call, memory))
+
+
+@given(st.binary(max_size=30) | st.sampled_from([b"", b"[]", b"{", b"null", b'{"messages":' + b"[" * 100_000]))
+def test_a_body_that_is_no_request_is_refused(body: bytes) -> None:
+    """Bytes, half a request, a hundred thousand brackets: 400, and no traceback."""
+    for dialect in DIALECTS:
+        with pytest.raises(DialectError) as refused:
+            dialect.read(body, Memory())
+        assert refused.value.status == 400
+
+
+@pytest.mark.parametrize(("dialect", "body"), SAMPLES, ids=lambda one: getattr(one, "name", ""))
+def test_half_a_character_is_no_reason_to_refuse(dialect: Dialect, body: dict[str, Any]) -> None:
+    """JavaScript writes an emoji that was cut in two as an escape; it comes as U+FFFD, and whole ones as they are."""
+    text = json.dumps(body).replace('"t"', '"a\\ud83d \\ud83d\\ude00 \\\\ud83d"')
+    call = dialect.read(text.encode(), Memory())
+    assert any("a\ufffd \U0001f600 \\ud83d" in message.text for message in call.messages)
+
+
+@pytest.mark.parametrize(("dialect", "body"), SAMPLES, ids=lambda one: getattr(one, "name", ""))
+def test_what_was_seen_is_not_decoded_again(dialect: Dialect, body: dict[str, Any]) -> None:
+    """The same bytes give the same objects and decode nothing; so do the same messages in other bytes."""
+    memory = Memory()
+    one = read(dialect, body, memory)
+    decoded = memory.decoded
+    two = read(dialect, body, memory)
+    assert memory.decoded == decoded
+    three = dialect.read(json.dumps(body, indent=1).encode(), memory)
+    for other in (two, three):
+        assert all(a is b for a, b in zip(one.messages, other.messages, strict=True))
+        assert other.tools is one.tools
+        assert other.mark == one.mark
+
+
+@given(answers(), texts, st.sampled_from(DIALECTS))
+def test_a_replay_is_byte_for_byte_the_same(answer: Message, identifier: str, dialect: Dialect) -> None:
+    """Every id that a client gets is made of the answer's own, so a retried request gets what the first one got."""
+    sample = next(body for each, body in SAMPLES if each is dialect)
+    memory = Memory()
+    call = read(dialect, sample, memory)
+    first = list(dialect.events(said(answer), call, memory))
+    assert list(dialect.events(said(answer), call, memory)) == first
+    assert list(dialect.events(said(answer), read(dialect, sample, Memory()), Memory())) == first
+
+
+@given(st.text(max_size=30_000))
+def test_a_long_text_is_cut_into_frames(text: str) -> None:
+    """The pieces are the text, none empty and none longer than a client's line."""
+    pieces = list(sse.pieces(text))
+    assert "".join(pieces) == text
+    assert all(0 < len(piece) <= 8_192 for piece in pieces)
+
+
+def test_a_frame_is_one_event() -> None:
+    """Newlines in its data are escaped, so a reader finds its end."""
+    assert sse.frame({"a": "x\n\ny"}, "e") == b'event: e\ndata: {"a":"x\\n\\ny"}\n\n'
+    assert sse.KEEPALIVE.startswith(b":")
