@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import re
 import textwrap
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,15 @@ def conversation(rollout: Rollout, traceback: str | None, *, full: bool) -> Iter
     yield _cut(f"task {msgspec.json.encode(rollout.task).decode()}", full)
     if rollout.metrics:
         yield clean("metrics " + ", ".join(f"{name} {value:g}" for name, value in rollout.metrics.items()))
-    if len(rollout.leaves) > 1 and len(_answers(rollout.messages)) != len(rollout.turns):
+    for name, text in rollout.notes.items():
+        if text.strip():
+            yield clean(f"{name}:")
+            yield _cut(text.rstrip(), full)
+    agents = Counter(turn.agent for turn in rollout.turns)
+    if len(agents) > 1:
+        named = ", ".join(f"{name} {_many(count, 'turn')}" for name, count in agents.items() if name)
+        yield clean(f"asked by others, too ({named}): what stands here is its own agent's last conversation")
+    elif len(rollout.leaves) > 1 and len(_answers(rollout.messages)) != len(rollout.turns):
         yield "the conversation was rewritten on its way: what stands here is how it ended"
     turns = iter(rollout.turns if len(_answers(rollout.messages)) == len(rollout.turns) else ())
     for message in rollout.messages:

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from rollout.observe.outcomes import GroupSums, GroupTally, Outcomes
+from rollout.observe.outcomes import GroupSums, GroupTally, Outcomes, Spread
 from rollout.observe.stats import Stats
 from rollout.records import Failure, Rollout, Route
 
@@ -27,6 +27,21 @@ REMEDIES = {
     "not_rendered": "the local chat template refuses the first prompt; see events.log",
     "no_token_route": "the server has no token-in route; see rollout probe",
 }
+
+
+class AgentTally(msgspec.Struct):
+    """What was asked under one name."""
+
+    turns: int = 0
+    rewards: Spread = msgspec.field(default_factory=Spread)
+    """Of the rollouts that gave it one of its own."""
+
+
+#: Names of agents that are counted apart, and what the others are counted under.
+MOST_AGENTS, OTHER_AGENTS = 256, "(others)"
+
+#: Rows of agents that are shown; `--json` has all.
+_SHOWN_AGENTS = 8
 
 
 class Summary(msgspec.Struct, kw_only=True):
@@ -61,6 +76,10 @@ class Summary(msgspec.Struct, kw_only=True):
     completion_tokens: int = 0
     cached_tokens: int = 0
     samples: int = 0
+    left_out_tokens: int = 0
+    """Sampled tokens that whoever asked for them left out of training."""
+    agents: dict[str, AgentTally] = {}
+    """By the names that agents gave to who asks (`Model.agent`)."""
     request_s: float = 0.0
     resumed_turns: int = 0
     """Of these turns, those that an earlier run played: they say nothing of this run's speed."""
@@ -97,6 +116,18 @@ class Summary(msgspec.Struct, kw_only=True):
             self.request_s += turn.request_s
             if turn.fallback is not None:
                 self.fallbacks[turn.fallback.value] += 1
+            if not turn.train:
+                self.left_out_tokens += turn.completion_tokens
+            if turn.agent:
+                self._agent(turn.agent).turns += 1
+        if rollout.failure is None:
+            for name, reward in rollout.rewards.items():
+                self._agent(name).rewards.add(reward)
+
+    def _agent(self, name: str) -> AgentTally:
+        """The tally of a name; of all others together, once there are many: sub-agents may have an id each."""
+        known = name in self.agents or len(self.agents) < MOST_AGENTS
+        return self.agents.setdefault(name if known else OTHER_AGENTS, AgentTally())
 
     def add_resumed(self, rollout: Rollout) -> None:
         """Counts a rollout that an earlier run played."""
@@ -166,6 +197,11 @@ class Summary(msgspec.Struct, kw_only=True):
             "completion_tokens": self.completion_tokens,
             "cached_tokens": self.cached_tokens,
             "samples": self.samples,
+            "left_out_tokens": self.left_out_tokens,
+            "agents": {
+                name: {"turns": tally.turns, "reward_mean": tally.rewards.mean if tally.rewards.count else None}
+                for name, tally in self.agents.items()
+            },
             "wall_s": round(wall_s, 3),
             "client_cpu_s": round(client_cpu_s, 3),
             "turns_per_s": round(self.speeds(wall_s)[1], 3),
@@ -191,6 +227,7 @@ def table_rows(summary: Summary, wall_s: float, run_dir: str, stats: Stats) -> l
         *_rewards(s),
         ("turns", f"{s.turns}   token-in {s.token_in_turns}, message-in {s.message_in_turns}{cut_off}"),
     ]
+    rows += [(f"agent {name}", _agent(tally)) for name, tally in _most_turns(s)]
     rows += [
         ("fallback", f"{reason} {count}   {REMEDIES.get(reason, '')}") for reason, count in s.fallbacks.most_common()
     ]
@@ -200,7 +237,7 @@ def table_rows(summary: Summary, wall_s: float, run_dir: str, stats: Stats) -> l
     rows += [
         ("prefix breaks", str(s.prefix_breaks)),
         ("prompt tokens", f"{s.prompt_tokens:,}   cached {s.cached_tokens:,} ({s.cached_share:.0%})"),
-        ("sampled tokens", f"{s.completion_tokens:,}   in {s.samples} training samples"),
+        ("sampled tokens", f"{s.completion_tokens:,}   in {s.samples} training samples{_left_out(s)}"),
         ("speed", f"{tokens_per_s:,.0f} tokens/s, {turns_per_s:,.1f} turns/s, {wall_s:.1f} s"),
     ]
     rows += _machinery(stats)
@@ -209,6 +246,20 @@ def table_rows(summary: Summary, wall_s: float, run_dir: str, stats: Stats) -> l
         for kind, count in s.failures.most_common()
     ]
     return [*rows, ("run folder", run_dir)]
+
+
+def _left_out(summary: Summary) -> str:
+    return f", {summary.left_out_tokens:,} left out by who asked" if summary.left_out_tokens else ""
+
+
+def _agent(tally: AgentTally) -> str:
+    reward = f"   reward {tally.rewards.mean:.3f} ± {tally.rewards.std:.3f}" if tally.rewards.count else ""
+    return f"{tally.turns} turns{reward}"
+
+
+def _most_turns(summary: Summary) -> list[tuple[str, AgentTally]]:
+    """The agents that asked most, where there are many."""
+    return sorted(summary.agents.items(), key=lambda named: -named[1].turns)[:_SHOWN_AGENTS]
 
 
 def why_untrainable(summary: Summary) -> str | None:

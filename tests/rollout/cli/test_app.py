@@ -53,7 +53,7 @@ KEYS = {
     ),
     *("cached_tokens", "samples", "wall_s", "client_cpu_s", "turns_per_s", "run_dir"),
     *("failures_by_kind", "stops", "cut_off_turns", "cut_off_share", "reward_std", "metrics", "groups"),
-    *("equal_groups", "pass_at_k"),
+    *("equal_groups", "pass_at_k", "left_out_tokens", "agents"),
     "concurrency",
     "most_running",
     "processes",

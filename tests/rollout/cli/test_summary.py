@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from rollout.cli.summary import Summary, table_rows, why_untrainable
+from rollout.cli.summary import MOST_AGENTS, Summary, table_rows, why_untrainable
 from rollout.observe.stats import Stats
 from rollout.records import Failure, FailureKind, Rollout, Route, StopReason, Turn
 from rollout.tokens.prefix import FallbackReason
@@ -117,3 +117,24 @@ def test_threads_may_count_at_once() -> None:
     for thread in threads:
         thread.join()
     assert (summary.rollouts, summary.turns, summary.outcomes.rewards.count) == (800, 16_000, 800)
+
+
+def test_who_asked_is_counted_and_what_was_left_out_is_told() -> None:
+    """Each name with its turns and its rewards; a thousand names are a few and the others."""
+    asked = rollout_of(0, 3)
+    asked.turns[1].agent = asked.turns[2].agent = "judge"
+    asked.turns[2].train = False
+    asked.rewards = {"judge": 0.5}
+    summary = Summary(env="mine")
+    summary.add(asked)
+    found = summary.as_json(wall_s=1.0, client_cpu_s=0.0, run_dir="r", stats=Stats())
+    assert (found["left_out_tokens"], found["agents"]) == (3, {"judge": {"turns": 2, "reward_mean": 0.5}})
+    rows = dict(table_rows(summary, 1.0, "r", Stats()))
+    assert rows["agent judge"] == "2 turns   reward 0.500 ± 0.000"
+    assert rows["sampled tokens"].endswith("3 left out by who asked")
+    for member in range(1_000):
+        many = rollout_of(member, 2)
+        many.turns[1].agent = f"sub-{member}"
+        summary.add(many)
+    assert len(summary.agents) == MOST_AGENTS + 1
+    assert sum(tally.turns for tally in summary.agents.values()) == 1_002
