@@ -23,6 +23,9 @@ Mode = Literal["tito", "mito"]
 #: refuse  a failure of their rollout
 LateSystem = Literal["auto", "fold", "keep", "refuse"]
 
+#: Whose sampling parameters hold for turns that are asked for over HTTP: the run's, or the agent's own.
+AgentSampling = Literal["run", "keep"]
+
 if TYPE_CHECKING:
     Launch = str | Callable[[], Awaitable[Any]]
 else:
@@ -33,7 +36,7 @@ MOST_AUTO = 4096
 
 
 class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Everything that decides what a rollout is sampled from and how: flat, in six blocks. Times are in seconds."""
+    """Everything that decides what a rollout is sampled from and how: flat, in seven blocks. Times are in seconds."""
 
     # server: where the model is served, and how it is reached
 
@@ -135,6 +138,27 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A process whose event loop has said nothing for so long hangs. It is ended and replaced, and the rollouts that it
     played fail as `process`. While an update of the weights waits for it, 5 s are enough."""
 
+    # proxy: rollouts' models over HTTP, for agents that bring a client of their own
+
+    proxy_host: str = "127.0.0.1"
+    """What it listens on. Beyond this machine (`0.0.0.0`, for containers and other hosts) whoever has a rollout's key
+    may use it; the keys are secrets, a new one for each rollout."""
+    proxy_port: int = 0
+    """0 takes a free one. With several processes each takes the next free one from here on."""
+    proxy_address: str | None = None
+    """The address that programs are told, where it is another: `host.docker.internal`, `10.0.0.7:9000`, or a URL."""
+    agent_sampling: AgentSampling = "run"
+    """Whose sampling holds over HTTP: the run's (`run`), or what the agent's requests ask for (`keep`). The form that
+    an answer must have (stop, response_format) and the agent's cap on tokens hold either way."""
+    client_gone_s: float = 10.0
+    """How long a turn goes on whose client has left, before it is cancelled: SDKs ask again, and mark it."""
+    proxy_body_bytes: int = 64 * 2**20
+    """A request's body at most."""
+    proxy_answers: int = 4_096
+    """Answers of a rollout that are known when they come back, and that `previous_response_id` may name."""
+    proxy_memory_bytes: int = 64 * 2**20
+    """Bytes of a rollout's messages that are known when they come again; others are read anew."""
+
     # faults: what environments may take, and what becomes of a failure
 
     step_timeout_s: float | None = None
@@ -185,6 +209,7 @@ def check_config(config: EngineConfig) -> None:
     _check_sampling(config)
     _check_schedule(config)
     _check_workers(config)
+    _check_proxy(config)
     _check_faults(config)
 
 
@@ -218,6 +243,21 @@ def _check_workers(config: EngineConfig) -> None:
     _at_least(config, 1, "processes")
     if not isinstance(config.launch, str) and not callable(config.launch):
         raise ConfigError(f"launch must be a name or a function that starts a process, not {config.launch!r:.200}")
+
+
+def _check_proxy(config: EngineConfig) -> None:
+    _at_least(config, 0, "proxy_port")
+    _at_least(config, 1, "proxy_answers", "proxy_memory_bytes")
+    _at_least(config, 1_024, "proxy_body_bytes")
+    if config.proxy_port > 65535:
+        raise ConfigError(f"proxy_port is a number from 0 (any that is free) to 65535, not {config.proxy_port}")
+    if not config.proxy_host:
+        raise ConfigError("proxy_host is empty: 127.0.0.1 is this machine, 0.0.0.0 whoever reaches it")
+    if config.proxy_address is not None:
+        try:
+            server_url(config.proxy_address)
+        except ConfigError as error:
+            raise ConfigError(f"proxy_address: {error}") from None
 
 
 def _check_faults(config: EngineConfig) -> None:

@@ -31,6 +31,7 @@ from rollout.participant import Participant
 from rollout.play.logprobs import warn_of_logprobs
 from rollout.play.player import Player
 from rollout.process import open_files
+from rollout.proxy.endpoints import HttpEndpoints
 from rollout.records import Group
 from rollout.schedule.concurrency import START, AdaptiveConcurrency, adapt_concurrency
 from rollout.schedule.group_reward import GroupReward
@@ -105,8 +106,14 @@ class Engine:
         if self.config.processes > 1 and self._given is not None:
             raise ConfigError("processes open transports of their own: name one by the configuration")
         async with AsyncExitStack() as stack:
+            endpoints = await stack.enter_async_context(HttpEndpoints(self.config))
             player = await Player.open(
-                self.config, self._weights, transport=self._given, on_gone=self._ended, on_failed=self._ended
+                self.config,
+                self._weights,
+                transport=self._given,
+                on_gone=self._ended,
+                on_failed=self._ended,
+                endpoints=endpoints,
             )
             stack.push_async_callback(player.aclose)
             warn_of_logprobs(player.model.info, self.config)

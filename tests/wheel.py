@@ -33,6 +33,7 @@ USES = {
     ALONE: [["python", "-c", "from rollout import Engine, EngineThread; import transports.auto, transports.scripted"]],
     "cli": [["rollout", "--version"], ["rollout", "envs"]],
     "serve": [["python", "-c", "import transports.embedded.transport, transports.embedded.serve"]],
+    "proxy": [["python", "-c", "import rollout.proxy.app, uvicorn"]],
     "all": [["rollout", "run", "guess_number", "-n", "1", "-o", "run"], ["rollout", "export", "run"]],
     "parquet": [
         ["rollout", "run", "guess_number", "-n", "1", "-o", "run"],

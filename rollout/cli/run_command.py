@@ -111,6 +111,18 @@ def run(
             help="What counts as the same message: strict, loose_tool_call or role_content.", show_default="strict"
         ),
     ] = None,
+    proxy_host: Annotated[
+        str | None,
+        typer.Option(help="Where agents' programs find the model: 0.0.0.0 for containers.", show_default="127.0.0.1"),
+    ] = None,
+    proxy_address: Annotated[
+        str | None,
+        typer.Option(help="The address that such programs are told, where it is another.", show_default="the host"),
+    ] = None,
+    agent_sampling: Annotated[
+        str | None,
+        typer.Option(help="Whose sampling holds for such programs: run, or keep for their own.", show_default="run"),
+    ] = None,
     require_token_in: Annotated[
         bool | None,
         typer.Option("--require-token-in", help="A fallback to message-in is a failure.", show_default="no"),

@@ -22,6 +22,7 @@ from rollout.participant import Participant
 from rollout.play.connect import make_codec, open_fleet
 from rollout.play.episode import Episode
 from rollout.play.host import GRACE_S, Hosts
+from rollout.play.model import Endpoints
 from rollout.play.served import ServedModel
 from rollout.play.session import Session
 from rollout.play.setups import Setups
@@ -51,6 +52,7 @@ class Player:
         on_gone: Callable[[RolloutError], None] = _nobody,
         on_failed: Callable[[RolloutError], None] = _nobody,
         on_setup: Callable[[], None] = lambda: None,
+        endpoints: Endpoints | None = None,
     ) -> None:
         """Made by `open`. The watchers are cancelled at its end."""
         self.config = config
@@ -69,6 +71,7 @@ class Player:
             on_entered=on_setup,
             close_timeout_s=config.close_timeout_s,
         )
+        self._endpoints = endpoints
         self._counted = Played()
         self._lag = Lag()
         self._stopping = False
@@ -90,12 +93,13 @@ class Player:
         on_gone: Callable[[RolloutError], None] = _nobody,
         on_failed: Callable[[RolloutError], None] = _nobody,
         on_setup: Callable[[], None] = lambda: None,
+        endpoints: Endpoints | None = None,
     ) -> Self:
         """Connects and loads the tokenizer. Raises ServerError, ConfigError.
 
         `transport` takes the place of the one that the configuration names. `on_gone` is told what ends all that is
         played: no server is left, or too many calls hang in threads; `on_failed`, that an environment's setup failed;
-        `on_setup`, that one is about to be entered.
+        `on_setup`, that one is about to be entered. `endpoints` serve rollouts' models over HTTP.
         """
         settle_path()
         async with AsyncExitStack() as stack:
@@ -104,7 +108,16 @@ class Player:
             codec = await make_codec(config, fleet, fleet.info)
             model = ServedModel(transport=fleet, info=fleet.info, codec=codec, config=config, weights=weights)
             watchers = await stack.enter_async_context(anyio.create_task_group())
-            player = cls(config, fleet, model, watchers, on_gone=on_gone, on_failed=on_failed, on_setup=on_setup)
+            player = cls(
+                config,
+                fleet,
+                model,
+                watchers,
+                on_gone=on_gone,
+                on_failed=on_failed,
+                on_setup=on_setup,
+                endpoints=endpoints,
+            )
             player._stack = stack.pop_all()
         return player
 
@@ -137,6 +150,7 @@ class Player:
             staleness=lambda: self.weights.updates - job.submitted_at,
             max_staleness=None if evaluation else self.config.max_staleness,
             on_turn=self._counted.add_turn,
+            endpoints=self._endpoints,
         )
 
     def stop(self) -> None:

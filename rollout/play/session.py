@@ -101,6 +101,11 @@ class Session:
         self._planner.several = True
 
     @property
+    def model_name(self) -> str:
+        """The served model's name."""
+        return self._model.info.model
+
+    @property
     def clock(self) -> Clock:
         """Stands still while nothing may be sent."""
         return self._model.weights.clock
@@ -156,6 +161,27 @@ class Session:
         turn.render_s = time.perf_counter() - answered + rendered - started
         self.turns.append(turn)
         return message, len(self.turns) - 1
+
+    async def count(self, ask: Ask) -> int | None:
+        """How many tokens this turn's prompt would have; None where neither a tokenizer nor the server can tell.
+
+        What goes on from a sampled turn is counted by the ids that would go out. Raises MessageError, TransportError.
+        """
+        if self._model.codec is None:
+            return None
+        args = self._model.config.template_args if ask.template_args is None else ask.template_args
+        last = self._lasts.of(ask.messages)
+        prompt = self._planner.prompt(ask.messages, ask.tools, args, last)
+        context = self._make_context(prompt)
+        match allowed(self._planner.plan(prompt, last), self._model):
+            case Extend(node=node, tail=[]):
+                return len(self.trajectory.ids(node))
+            case Extend() as plan:
+                outgoing = await self._extend(plan, prompt, context, last)
+                if isinstance(outgoing, Outgoing) and outgoing.prompt is not None:
+                    return len(outgoing.prompt.ids)
+        ids, _ = await self._rendered(prompt, context)
+        return None if ids is None else len(ids)
 
     async def _generate(self, request: Request) -> Reply:
         """The whole completion: one that was aborted goes on from its sampled tokens, or is asked for anew.

@@ -68,6 +68,13 @@ RESUMABLE = frozenset(
         "rollouts_per_task",
         "tasks",
         "priority",
+        "proxy_host",
+        "proxy_port",
+        "proxy_address",
+        "client_gone_s",
+        "proxy_body_bytes",
+        "proxy_answers",
+        "proxy_memory_bytes",
         "cache_salt",
     }
 )

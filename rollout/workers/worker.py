@@ -25,6 +25,7 @@ from rollout.loop.collector import infrequent_full_gc
 from rollout.memo import Memo
 from rollout.play.player import PlayedEnv, Player
 from rollout.process.threads import ThreadsExhausted
+from rollout.proxy.endpoints import HttpEndpoints
 from rollout.records import Failure, FailureKind, Job, Rollout
 from rollout.servers.weights import Weights
 from rollout.workers import wire
@@ -70,12 +71,15 @@ async def serve(channel: Channel, load: Callable[[bytes], Any] = pickle.loads) -
 
     try:
         make_env = _loaded(setup.make_env, load)
-        player = await Player.open(setup.config, Weights(), on_gone=worn, on_failed=failed, on_setup=sets_up)
-        async with aclosing(player):
-            serving = _Serving(channel, player, player.of(make_env), load)
-            channel.send(wire.encode(wire.Ready()))
-            with infrequent_full_gc():
-                await serving.serve()
+        async with HttpEndpoints(setup.config) as endpoints:
+            player = await Player.open(
+                setup.config, Weights(), on_gone=worn, on_failed=failed, on_setup=sets_up, endpoints=endpoints
+            )
+            async with aclosing(player):
+                serving = _Serving(channel, player, player.of(make_env), load)
+                channel.send(wire.encode(wire.Ready()))
+                with infrequent_full_gc():
+                    await serving.serve()
     except RolloutError as error:
         channel.send(wire.encode(wire.NotReady(type(error).__name__, error_text(error))))
     await channel.sent()

@@ -1,0 +1,121 @@
+"""What an engine serves its rollouts by: one endpoint for a process, from the first rollout that wants one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import socket
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any, Self
+
+import anyio
+
+from rollout.agent import Endpoint
+from rollout.config import EngineConfig
+from rollout.errors import ConfigError
+from rollout.log import get_logger
+from rollout.play.model import Asking, RolloutModel
+from rollout.proxy.guard import Guard, host_of
+from rollout.proxy.listen import base_url, listen, serve
+from rollout.proxy.sessions import Keys, Served
+
+_log = get_logger(__name__)
+
+
+class HttpEndpoints:
+    """Serves rollouts' models over HTTP, each under a key of its own: `rollout.play.model.Endpoints`.
+
+    async with HttpEndpoints(config) as endpoints:
+        player = await Player.open(config, weights, endpoints=endpoints)
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.keys = Keys()
+        self._config = config
+        self._url: str | None = None
+        self._listener: socket.socket | None = None
+        self._of = dict[Asking, tuple[str, Served, Endpoint]]()
+        self._lock = threading.Lock()  # an agent's plain `run` is in a thread, and so is what it asks here
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """While it is entered."""
+        self._context = contextvars.Context()
+        self._tasks = set[asyncio.Task[None]]()
+
+    def __repr__(self) -> str:
+        return f"<HttpEndpoints {self._url or 'not opened'}, {self.keys!r}>"
+
+    async def __aenter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
+        # What is served is no rollout's: an agent's own variables are not seen in it.
+        self._context = contextvars.copy_context()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        """Ends what is under way."""
+        self._loop = None
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait(self._tasks)
+        if self._listener is not None:
+            self._listener.close()  # where nothing came to serve it
+
+    def open(self, model: RolloutModel) -> Endpoint:
+        """Serves a rollout's model, under a key of its own. From any thread. Raises ConfigError."""
+        asking = model.asking
+        with self._lock:
+            if (opened := self._of.get(asking)) is not None:
+                return opened[2]
+            if self._url is None:
+                self._url = self._listen()
+            served = Served(asking, self._config, model=asking.session.model_name, start=self._start_here)
+            key = self.keys.add(served)
+            endpoint = Endpoint(base_url=self._url, api_key=key, model=served.model)
+            self._of[asking] = key, served, endpoint
+            return endpoint
+
+    def close(self, model: RolloutModel) -> None:
+        """The rollout has ended: what it has under way is cancelled, and its key is refused."""
+        with self._lock:
+            key, served, _ = self._of.pop(model.asking)
+            self.keys.remove(key)
+        served.turns.close()
+
+    def _listen(self) -> str:
+        """Binds a socket at once, so that whoever is told the address reaches it, and has it served."""
+        try:
+            from rollout.proxy.app import create_app
+        except ImportError as error:
+            raise ConfigError(
+                f"to serve a rollout's model over HTTP {error.name} is needed: pip install 'rollout-engine[proxy]'"
+            ) from error
+        config = self._config
+        self._listener = listener = listen(
+            config.proxy_host, config.proxy_port, config.processes if config.processes > 1 else 0
+        )
+        url = base_url(listener, config.proxy_host, config.proxy_address)
+        app = create_app(self.keys, Guard({host_of(url.partition("://")[2])}), config.proxy_body_bytes)
+
+        async def serving() -> None:
+            try:
+                await serve(app, listener)
+            except Exception as error:
+                _log.error("proxy_ended", exc_info=error)
+
+        self._start(serving)
+        return url
+
+    def _start(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Starts a task, from any thread. Raises ConfigError."""
+        if self._loop is None:
+            raise ConfigError("this engine is closed: nothing is served any more")
+        self._loop.call_soon_threadsafe(self._start_here, function)
+
+    def _start_here(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Starts a task, from the loop's own thread."""
+        if self._loop is not None:  # else what asked for it has ended meanwhile
+            task = self._loop.create_task(function(), context=self._context)
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)

@@ -1,0 +1,199 @@
+"""A rollout's turns over HTTP: each is played once, however often its client asks for it and whether it waits or not.
+
+A client that marks a request as sent before (a retry count from 1 on, or an idempotency key that is known) is given
+the turn that it asked for, under way or done. An equal request that is not marked is a new turn: best-of-n asks the
+same n times, and after a compaction the same may be meant anew.
+
+    request ----> begun ----> committed, journalled ----> answered
+                    |  its client leaves, and nobody comes back for `client_gone_s`: cancelled, on the server too
+    marked again ---+---------------------+-----------> the same turn, the same answer
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+import anyio
+import msgspec
+
+from rollout.dialects.headers import Caller
+from rollout.dialects.types import Call, DialectError, Said
+from rollout.memo import Memo
+from rollout.play.model import Asking
+from rollout.play.session import Ask
+from rollout.proxy import faults
+from rollout.records import Turn
+
+#: Requests whose turns a retry may ask for, and turns of equal requests among them.
+_REQUESTS, _EQUAL = 32, 16
+
+Start = Callable[[Callable[[], Coroutine[Any, Any, None]]], None]
+"""Starts a task."""
+
+
+class Turned(msgspec.Struct, frozen=True, kw_only=True):
+    """A turn that was committed, and whose answer is on its way."""
+
+    ask: Ask
+    said: Said
+    turn: Turn
+    index: int
+    """Of the rollout's turns."""
+    request_digest: bytes
+    """Of the request: a marked retry has the same."""
+    idempotency_key: str | None = None
+
+
+BeforeLastEvent = Callable[[Turned], Awaitable[None]]
+"""What is done between the commit of a turn and the first byte of its answer, such as writing a journal. Where it
+raises, the client is answered an error in place of the answer."""
+
+
+class Under:
+    """One turn, from when it is asked for, and how many requests wait for it."""
+
+    def __init__(self, call: Call, digest: bytes) -> None:
+        self.call = call
+        self.digest = digest
+        self.over = asyncio.Event()
+        self.said: Said | None = None
+        self.error: DialectError | None = None
+        """Why there is no answer, once it is over."""
+        self.delivered = False
+        """Whether a client has had the whole answer."""
+        self.waiting = 0
+        self.scope = anyio.CancelScope()
+        self.gone: asyncio.TimerHandle | None = None
+
+    def __repr__(self) -> str:
+        state = "under way" if not self.over.is_set() else "failed" if self.said is None else "done"
+        return f"<Under {state}, {self.waiting} wait>"
+
+    def answer(self) -> Said:
+        """What the model said. Raises DialectError."""
+        if self.said is None:
+            raise self.error or faults.ended()
+        return self.said
+
+
+class Turns:
+    """One rollout's."""
+
+    def __init__(
+        self, asking: Asking, start: Start, client_gone_s: float, before_last_event: BeforeLastEvent | None = None
+    ) -> None:
+        self._asking = asking
+        self._start = start
+        self._client_gone_s = client_gone_s
+        self._before_last_event = before_last_event
+        self._known = Memo[object, tuple[Under, ...]](_REQUESTS)
+        """By the digest of the request, and by (idempotency key, that digest)."""
+        self._under_way = set[Under]()
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<Turns {len(self._under_way)} under way>"
+
+    def asked_before(self, caller: Caller, digest: bytes) -> Under | None:
+        """The turn that a request asks for again, where its client says that it does."""
+        name: object = (caller.idempotency_key, digest)
+        if caller.idempotency_key is None or name not in self._known:
+            name = digest
+            if not caller.is_retry:
+                return None
+        found = self._known.get(name, ())
+        # Equal requests, each sent again: each has a turn that nobody else waits for, if there is one.
+        return min(reversed(found), key=lambda turn: (turn.delivered, turn.waiting), default=None)
+
+    def begin(self, call: Call, ask: Ask, caller: Caller, digest: bytes) -> Under:
+        """Has the model answer. Raises DialectError once the rollout has ended."""
+        if self._closed:
+            raise faults.ended()
+        turn = Under(call, digest)
+        self._under_way.add(turn)
+        for name in self._names(caller, digest):
+            self._known[name] = (*self._known.get(name, ()), turn)[-_EQUAL:]
+        self._start(lambda: self._play(turn, ask, caller))
+        return turn
+
+    def wait(self, turn: Under) -> None:
+        """A request waits for a turn."""
+        turn.waiting += 1
+        if turn.gone is not None:
+            turn.gone.cancel()
+            turn.gone = None
+
+    def leave(self, turn: Under) -> None:
+        """It does not any more: it was answered, or its client has left."""
+        turn.waiting -= 1
+        if not turn.waiting and not turn.over.is_set():
+            loop = asyncio.get_running_loop()
+            turn.gone = loop.call_later(self._client_gone_s, turn.scope.cancel)
+
+    def close(self) -> None:
+        """The rollout has ended: what is under way is cancelled, on the server too."""
+        self._closed = True
+        for turn in self._under_way:
+            turn.scope.cancel()
+
+    def _names(self, caller: Caller, digest: bytes) -> list[object]:
+        key = caller.idempotency_key
+        return [digest] if key is None else [digest, (key, digest)]
+
+    async def _play(self, turn: Under, ask: Ask, caller: Caller) -> None:
+        try:
+            with turn.scope:
+                turn.said = await self._said(turn, ask, caller)
+            if turn.said is None:
+                turn.error = faults.ended() if self._closed else faults.refusal_of(_left(self._client_gone_s))
+        except Exception as error:
+            turn.error = faults.refusal_of(error)
+        finally:
+            self._under_way.discard(turn)
+            if turn.gone is not None:
+                turn.gone.cancel()
+            if turn.said is None:
+                self._forget(turn, caller)  # asked for again, it is tried anew
+            turn.over.set()
+
+    async def _said(self, turn: Under, ask: Ask, caller: Caller) -> Said:
+        message, index = await self._asking.turn(ask)
+        played = self._asking.session.turns[index]
+        said = Said(
+            message=message,
+            finish_reason="length" if played.finish_reason == "length" else "stop",
+            prompt_tokens=played.prompt_tokens,
+            completion_tokens=played.completion_tokens,
+            cached_tokens=played.cached_tokens,
+            id=uuid.uuid4().hex[:24],
+            created=int(time.time()),
+        )
+        if self._before_last_event is not None:
+            turned = Turned(
+                ask=ask,
+                said=said,
+                turn=played,
+                index=index,
+                request_digest=turn.digest,
+                idempotency_key=caller.idempotency_key,
+            )
+            # Shielded: it is committed, so it is kept whole, whoever leaves meanwhile.
+            with anyio.CancelScope(shield=True):
+                await self._before_last_event(turned)
+        return said
+
+    def _forget(self, turn: Under, caller: Caller) -> None:
+        for name in self._names(caller, turn.digest):
+            left = tuple(other for other in self._known.get(name, ()) if other is not turn)
+            if left:
+                self._known[name] = left
+            else:
+                self._known.pop(name, None)
+
+
+def _left(after_s: float) -> faults.ClientGone:
+    return faults.ClientGone(f"cancelled: its client left, and did not come back within {after_s:g} s (client_gone_s)")
