@@ -218,12 +218,17 @@ def load_entry(group: str, name: str) -> Any:
 
 
 def extra_of(module: str) -> str | None:
-    """Our smallest extra that installs a module; None where none does."""
+    """Our extra for what needs a module, the embedded model rather than the proxy; None where none installs it."""
     with contextlib.suppress(PackageNotFoundError):
         for requirement in requires(DISTRIBUTION) or ():
             name = re.match(r"[\w.-]+", requirement)
             extra = re.search(r"extra == ['\"](\w+)['\"]", requirement)
-            if name and extra and extra[1] != "all" and name[0].replace("-", "_").lower() == module.lower():
+            if (
+                name
+                and extra
+                and extra[1] not in ("all", "proxy")
+                and name[0].replace("-", "_").lower() == module.lower()
+            ):
                 return extra[1]
     return None
 
