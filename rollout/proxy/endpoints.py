@@ -116,6 +116,7 @@ class HttpEndpoints:
     def _start_here(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Starts a task, from the loop's own thread."""
         if self._loop is not None:  # else what asked for it has ended meanwhile
-            task = self._loop.create_task(function(), context=self._context)
+            # Created in our context, not only run in it: what a rollout's own context creates ends with that rollout.
+            task = self._context.copy().run(self._loop.create_task, function(), context=self._context)
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)

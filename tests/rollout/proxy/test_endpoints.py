@@ -60,6 +60,15 @@ async def test_a_plain_agent_asks_from_its_thread() -> None:
     assert [rollout.reward for rollout in group.finished] == [1.0]
 
 
+async def test_the_rollout_that_opened_the_endpoint_ends_before_others() -> None:
+    """It is served on: what one rollout's agent had opened is not cancelled with it."""
+    transport = ScriptedTransport([reply(f"answer {n}") for n in range(6)])
+    config = EngineConfig(verify=True, concurrency=1)
+    async with Engine(config, Asks, transport=transport) as engine:
+        (group,) = [group async for group in engine.stream([{}], rollouts_per_task=3)]
+    assert [rollout.failure for rollout in group.rollouts] == [None] * 3
+
+
 async def test_turns_of_a_served_rollout_are_its_sessions() -> None:
     """A second turn that sends the first one's answer back goes out token-in."""
     async with proxied() as served:
