@@ -28,9 +28,30 @@ _WORDS = {
     str: "text",
     bool: "true or false",
     Mapping: "a mapping of names to values",
+    Sequence[int]: "a list of whole numbers",
     Sequence: "a list of text",
     type(None): "None",
 }
+
+
+#: What servers take for the sampling parameters that they share, by OpenAI's and vLLM's names. Others pass as they are.
+_SAMPLING: dict[str, Any] = {
+    **dict.fromkeys(("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty"), float | None),
+    **dict.fromkeys(("frequency_penalty", "length_penalty"), float | None),
+    **dict.fromkeys(("top_k", "seed", "min_tokens", "n"), int | None),
+    **dict.fromkeys(("stop_token_ids", "allowed_token_ids"), Sequence[int] | None),
+    **dict.fromkeys(("ignore_eos", "skip_special_tokens", "include_stop_str_in_output"), bool | None),
+    "stop": str | Sequence[str] | None,
+    "bad_words": Sequence[str] | None,
+    "logit_bias": Mapping[str, float] | None,
+}
+
+
+def check_sampling(sampling: Mapping[str, Any]) -> None:
+    """Raises ConfigError for a parameter of a type that no server takes: before one is asked for anything."""
+    for name, hint in _SAMPLING.items():
+        if name in sampling:
+            check_value(f"sampling: {name}", sampling[name], hint)
 
 
 def check_values(config: msgspec.Struct) -> None:
@@ -104,7 +125,8 @@ def _choices(hint: Any) -> list[str]:
 def _words(hint: Any) -> str:
     """What a value may be, for people. None stands for what is not set, and is not named."""
     kinds = [part for part in _parts(hint) if part is not type(None)]
-    words = [_WORDS.get(get_origin(part) or part, str(part)) for part in kinds if get_origin(part) is not Literal]
+    named = [part if part in _WORDS else get_origin(part) or part for part in kinds]
+    words = [_WORDS.get(part, str(part)) for part in named if part is not Literal]
     if int in kinds and float in kinds:
         words.remove(_WORDS[int])
     return _listed([*words, *_choices(hint)])

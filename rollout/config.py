@@ -9,7 +9,7 @@ import msgspec
 
 from rollout.address import server_url
 from rollout.chat.canonical import Match
-from rollout.checks import check_values
+from rollout.checks import check_sampling, check_values
 from rollout.door import Refused, is_plain, plain
 from rollout.errors import ConfigError
 
@@ -232,6 +232,7 @@ def _check_tokens(config: EngineConfig) -> None:
 
 def _check_sampling(config: EngineConfig) -> None:
     _at_least(config, 1, "max_tokens")
+    check_sampling(config.sampling)
 
 
 def _check_schedule(config: EngineConfig) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from rollout.checks import check_values, choice
+from rollout.checks import check_sampling, check_values, choice
 from rollout.config import EngineConfig, check_config
 from rollout.errors import ConfigError
 from rollout.store.settings import RunSettings, read_settings
@@ -102,3 +102,32 @@ def test_a_choice_names_all_there_are() -> None:
     """And the nearest."""
     with pytest.raises(ConfigError, match="in_flight must be keep, wait or abort, not 'abrt'; did you mean 'abort'"):
         choice("in_flight", "abrt", ("keep", "wait", "abort"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("temperature", "hot", "a finite number, not 'hot'"),
+        ("temperature", True, "a finite number, not True"),
+        ("top_k", 0.5, "a whole number, not 0.5"),
+        ("top_p", [1.0], "a finite number, not [1.0]"),
+        ("seed", "1", "a whole number, not '1'"),
+        ("stop", 5, "text or a list of text, not 5"),
+        ("stop", ["a", 5], "text or a list of text, not ['a', 5]"),
+        ("stop_token_ids", [1, "b"], "a list of whole numbers, not [1, 'b']"),
+        ("stop_token_ids", 7, "a list of whole numbers, not 7"),
+        ("ignore_eos", "yes", "true or false, not 'yes'"),
+        ("logit_bias", {"5": "much"}, "a mapping of names to values, not {'5': 'much'}"),
+    ],
+)
+def test_a_sampling_parameter_of_a_wrong_type_is_named(name: str, value: Any, words: str) -> None:
+    """With what it may be."""
+    with pytest.raises(ConfigError) as refused:
+        check_sampling({"top_p": 0.9, name: value})
+    assert str(refused.value) == f"sampling: {name} must be {words}"
+
+
+def test_sampling_parameters_that_are_not_known_pass() -> None:
+    """A server may take more than are known here; None leaves a parameter to it."""
+    known = {"temperature": 1, "top_k": -1, "stop": "x", "stop_token_ids": [1], "logit_bias": {"5": -100}, "seed": None}
+    check_sampling({**known, "guided_regex": 5, "custom": {"a": "b"}})

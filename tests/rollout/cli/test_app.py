@@ -225,6 +225,8 @@ def test_a_key_is_never_written(monkeypatch: pytest.MonkeyPatch, server: str) ->
         (["echo", "--tasks", "broken.jsonl"], "broken.jsonl, line 2"),
         (["echo", "--tasks", "missing.jsonl"], "cannot read the tasks"),
         (["echo", "-o", "file/run"], "cannot write the run folder"),
+        (["echo", "-s", "temperature=hot"], "sampling: temperature must be a finite number, not 'hot'"),
+        (["echo", "-s", 'stop_token_ids=["a"]'], "sampling: stop_token_ids must be a list of whole numbers"),
         (["echo", "--resume"], "--resume needs -o DIR"),
         (["echo", "--resume", "-o", "nothing"], "nothing to resume"),
         (["echo", "--api-key-env", "NO_SUCH_KEY_VARIABLE"], "NO_SUCH_KEY_VARIABLE is not set"),
@@ -238,6 +240,7 @@ def test_a_mistake_is_one_clear_line(args: list[str], said: str, tmp_path: Path)
     (tmp_path / "broken.jsonl").write_text('{"a": 1}\n{"a": \n')
     (tmp_path / "file").write_text("")
     assert said in mistake("run", *args, status=2)
+    assert not Path("runs").exists()
 
 
 def test_a_server_that_is_down_is_named() -> None:
