@@ -50,6 +50,8 @@ class Command:
     def __init__(self, *, own_process: bool = False) -> None:
         """`own_process`: standard output, the signals and the end of this process are the command's."""
         self.output = Output()
+        self.go_on = ""
+        """How what is under way goes on once it was interrupted, where it can."""
         self.log_path: Path | None = None
         """Where the whole of a fault is written; None before there is a run folder."""
         self._own_process = own_process
@@ -103,7 +105,7 @@ class Command:
                 with anyio.CancelScope() as scope, self._signals.meaning(stop), self._holding():
                     status = await work()
                 if scope.cancelled_caught:
-                    self.say("stopped")
+                    self.say("; ".join(filter(None, ("stopped", self.go_on))))
             except anyio.get_cancelled_exc_class():
                 raise
             except BaseException as error:
@@ -154,7 +156,7 @@ class Command:
         while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
             error = error.exceptions[0]
         if isinstance(error, KeyboardInterrupt):
-            self.say("stopped")
+            self.say("; ".join(filter(None, ("stopped", self.go_on))))
             return 1
         if isinstance(error, RolloutError):
             cause = error.__cause__ if isinstance(error, UserCodeFailed) else None
@@ -196,11 +198,17 @@ class Command:
         kept = f"; what has ended is kept in {self.log_path.parent}" if self.log_path is not None else ""
         self.bound(0.0, f"{line}; leaving without it{kept}")
 
-    def _breaking(self) -> contextlib.AbstractContextManager[None]:
-        """User code that blocks the main thread may be broken off where the process is ours."""
+    @contextlib.contextmanager
+    def _breaking(self) -> Iterator[None]:
+        """Where the process is ours: user code that blocks its main thread is broken off, and that leaves it stays."""
         from rollout.process.blocked import broken_by
+        from rollout.process.exits import contained_exits
 
-        return broken_by(self) if self._own_process else contextlib.nullcontext()
+        with contextlib.ExitStack() as stack:
+            if self._own_process:
+                stack.enter_context(broken_by(self))
+                stack.enter_context(contained_exits())
+            yield
 
     @contextlib.contextmanager
     def _holding(self) -> Iterator[None]:

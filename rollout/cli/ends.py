@@ -24,6 +24,7 @@ import threading
 import time
 from asyncio import AbstractEventLoop, get_running_loop
 from collections.abc import Callable, Iterator
+from os import _exit  # before user code's is contained: see `rollout.process.exits`
 from types import FrameType
 from typing import Any
 
@@ -132,7 +133,7 @@ class Signals:
         if self.count > 2:
             if os.isatty(2):
                 os.write(2, b"\x1b[?25h")  # the progress line hides the cursor
-            os._exit(1)
+            _exit(1)
         callback = self._first if self.count == 1 else self._second
         if callback is None or self._loop is None or self._loop.is_closed():
             self._on_interrupt()
@@ -243,7 +244,7 @@ class Ending:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):
                 stream.flush()
-        os._exit(self.status or 0)
+        _exit(self.status or 0)
 
     def _say_hanging(self, hanging: list[threading.Thread]) -> None:
         with self._saying:

@@ -96,7 +96,7 @@ class Run:
             )
             self._log.open(folder.path / store.EVENTS)
             await anyio.to_thread.run_sync(self._add_resumed, plan)
-            self._command.log_path = self._log.path
+            self._command.log_path, self._command.go_on = self._log.path, go_on(folder.path)
             wall, before = time.perf_counter(), engine.stats()
             try:
                 with infrequent_full_gc():
@@ -107,6 +107,8 @@ class Run:
                 run_dir = str(folder.path)
                 stats = engine.stats()
                 cpu_s = stats.cpu_s - before.cpu_s
+                if self._summary.rollouts >= len(tasks) * settings.rollouts_per_task and not self._stopped:
+                    self._command.go_on = ""
                 result = self._summary.as_json(wall_s=wall_s, client_cpu_s=cpu_s, run_dir=run_dir, stats=stats)
                 folder.close()
                 with contextlib.suppress(OSError):  # a full disk is said by what it stopped

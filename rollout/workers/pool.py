@@ -209,7 +209,7 @@ class WorkerPool:
 
     async def _attend(self, at: int) -> None:
         """Listens to a process; starts it again when it has ended."""
-        handle = self._handles[at]
+        handle, how = self._handles[at], ""
         while handle.worker is not None:
             worker = handle.worker
             await self._listen(handle, worker)
@@ -237,7 +237,9 @@ class WorkerPool:
         handle.left_out = True
         _log.warning("process_left_out", deaths_in_a_row=handle.strikes)
         if all(handle.left_out for handle in self._handles):
-            self._on_gone(RolloutError("every process ended, again and again, before it had played a rollout"))
+            self._on_gone(
+                RolloutError(f"every process ended, again and again, before it had played a rollout, the last: {how}")
+            )
 
     async def _listen(self, handle: Handle, worker: Worker) -> None:
         """Takes what a process says, until it has ended."""

@@ -36,6 +36,8 @@ def run(
         raise ConfigError(f"--dialect is vllm or dynamo, not {dialect!r}")
     if logprobs_mode not in get_args(LogprobsMode):
         raise ConfigError(f"--logprobs-mode is {' or '.join(get_args(LogprobsMode))}, not {logprobs_mode!r}")
+    if not served_name:
+        raise ConfigError("--served-model-name is the name that clients ask for: give one")
     folder = model_dir or MODEL_DIR
     # Before the model is loaded: a port that is taken is said at once.
     with _listening(host, port) as listener:

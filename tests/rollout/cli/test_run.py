@@ -9,7 +9,7 @@ import pytest
 
 from rollout.cli.logs import EventLog
 from rollout.log import takes_structlog
-from tests.cases.commands import env_file, lines, ran
+from tests.cases.commands import env_file, kinds, lines, ran
 
 SHARES = """
 from contextlib import asynccontextmanager
@@ -171,3 +171,45 @@ def test_a_setup_that_blocks_when_it_is_left_does_not_keep_the_command(more: lis
         assert (
             "setup_close_failed env=E error=setup raised LoopBlocked: it blocked the event loop for 1 s" in done.stderr
         )
+
+
+LEAVES = """
+class E(Env):
+    def reset(self, task):
+        self.index = task["index"]
+        return [user("x")]
+    def step(self, m):
+        if self.index == 1: os._exit(0)
+        if self.index == 2: signal.setitimer(signal.ITIMER_REAL, 0.01); time.sleep(0.2)
+        return Step(done=True, reward=1.0)
+"""
+
+
+@pytest.mark.slow
+def test_leaving_the_process_is_its_rollouts_failure(tmp_path: Path) -> None:
+    """`os._exit(0)` would end the run as one that went well; an alarm without a handler would end it without a word."""
+    out, env = tmp_path / "r", env_file(tmp_path, LEAVES)
+    done = ran("run", env, "-n", 4, "-c", 1, "--max-tokens", 2, "-o", out, "--json", cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    assert json.loads(done.stdout)["failures_by_kind"] == {"environment": 1}
+    assert [(line.get("failure") or {}).get("message") for line in lines(out)] == [
+        None,
+        "step raised SystemExit: 0",
+        None,
+        None,
+    ]
+    assert "rollout: SIGALRM came, which nothing here asked for: it is ignored" in done.stderr
+
+
+@pytest.mark.slow
+def test_processes_that_always_end_are_said_with_how(tmp_path: Path) -> None:
+    """None is started for ever; what had ended is kept, each rollout with its process's end."""
+    source = LEAVES.replace("self.index == 1: os._exit(0)", "True: os._exit(3)")
+    out, env = tmp_path / "r", env_file(tmp_path, source)
+    done = ran("run", env, "-n", 30, "-c", 4, "--max-tokens", 2, "--processes", 2, "-o", out, cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    said = (
+        "every process ended, again and again, before it had played a rollout, the last: exit status 3; what has ended"
+    )
+    assert said in done.stderr
+    assert set(kinds(out)) == {"process"}
