@@ -146,6 +146,8 @@ def conversation(rollout: Rollout, traceback: str | None, *, full: bool) -> Iter
     if len(agents) > 1:
         named = ", ".join(f"{name} {_many(count, 'turn')}" for name, count in agents.items() if name)
         yield clean(f"asked by others, too ({named}): what stands here is its own agent's last conversation")
+    elif rollout.step_reward is None and (branches := len(rollout.samples())) > 1:
+        yield f"an agent's {branches} branches: what stands here is the last one"
     elif len(rollout.leaves) > 1 and len(_answers(rollout.messages)) != len(rollout.turns):
         yield "the conversation was rewritten on its way: what stands here is how it ended"
     turns = iter(rollout.turns if len(_answers(rollout.messages)) == len(rollout.turns) else ())

@@ -111,7 +111,7 @@ class HttpEndpoints:
         """Starts a task, from any thread. Raises ConfigError."""
         if self._loop is None:
             raise ConfigError("this engine is closed: nothing is served any more")
-        self._loop.call_soon_threadsafe(self._start_here, function)
+        self._loop.call_soon_threadsafe(self._start_here, function, context=self._context)
 
     def _start_here(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Starts a task, from the loop's own thread."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,37 @@ async def test_an_agent_that_lived_through_too_many_updates_is_stale() -> None:
     assert rollout.failure is not None
     assert rollout.failure.kind is FailureKind.STALE
     assert len(rollout.turns) == 1
+
+
+PROGRAM = """
+import sys
+from openai import OpenAI
+
+client = OpenAI()
+said = [{"role": "user", "content": sys.argv[1]}]
+for _ in range(3):
+    answer = client.chat.completions.create(model="any", messages=said, max_tokens=4).choices[0].message
+    said += [{"role": "assistant", "content": answer.content}, {"role": "user", "content": "more"}]
+first = client.responses.create(model="any", input="hi", max_output_tokens=4)
+client.responses.create(model="any", input="again", previous_response_id=first.id, max_output_tokens=4)
+print("asked")
+"""
+
+
+@pytest.mark.slow
+def test_a_program_with_a_client_of_its_own_is_played_token_in(tmp_path: Path) -> None:
+    """By name from the command line: from its second turn on no text is tokenized again, and nothing is left behind."""
+    (tmp_path / "program.py").write_text(PROGRAM, "utf-8")
+    (tmp_path / "tasks.jsonl").write_text('{"question": "a \\"b\\""}\n{"question": "$c"}\n', "utf-8")
+    command = f"{sys.executable} {tmp_path / 'program.py'} {{task[question]}}"
+    options = ("--tasks", "tasks.jsonl", "-r", "2", "--verify", "-o", "run")
+    result = run("command", "-a", f"command={command}", *options, folder=tmp_path)
+    assert (result["rollouts"], result["failures"], result["reward_mean"]) == (4, 0, 1.0)
+    assert (result["turns"], result["token_in_turns"], result["fallbacks"]) == (20, 12, {"first_turn": 8})
+    rollouts = list(read_rollouts(tmp_path / "run"))
+    assert {rollout.notes["output"] for rollout in rollouts} == {"asked\n"}
+    assert {rollout.messages[0].text for rollout in rollouts} == {"hi"}
+    assert b"environment_left_tasks" not in (tmp_path / "run" / "events.log").read_bytes()
 
 
 def run(*arguments: str, folder: Path, status: int = 0) -> dict[str, Any]:
