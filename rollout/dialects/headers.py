@@ -50,11 +50,11 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
 
 def read_headers(headers: Mapping[str, str]) -> Caller:
     """What headers say; their names in lower case, or in a mapping that does not mind."""
-    codex = _codex(headers.get("x-codex-turn-metadata"))
+    agent, parent = _codex(headers)
     return Caller(
         keys=_keys(headers),
-        agent=_first(headers, _AGENT) or _short(codex.agent_name),
-        parent=_first(headers, _PARENT) or _short(codex.parent_agent_name),
+        agent=_first(headers, _AGENT) or agent,
+        parent=_first(headers, _PARENT) or parent,
         session=_first(headers, _SESSION),
         retry=_count(headers.get("x-stainless-retry-count")),
         idempotency_key=_first(headers, _IDEMPOTENCY),
@@ -62,20 +62,33 @@ def read_headers(headers: Mapping[str, str]) -> Caller:
 
 
 class _Codex(msgspec.Struct):
+    session_id: str | None = None
+    thread_id: str | None = None
+    parent_thread_id: str | None = None
     agent_name: str | None = None
-    parent_agent_name: str | None = None
 
 
 _CODEX = msgspec.json.Decoder(_Codex)
 
+#: What Codex calls its main loop; and, in 0.169, each agent that it starts as well.
+_ROOT = "/root"
 
-def _codex(text: str | None) -> _Codex:
-    if not text:
-        return _Codex()
+
+def _codex(headers: Mapping[str, str]) -> tuple[str | None, str | None]:
+    """(the agent, the one that started it) as Codex tells them: an agent that is called as the main loop is its thread.
+
+    What it asks beside its turns, such as a summary, has a header of its own.
+    """
+    if not (text := headers.get("x-codex-turn-metadata")):
+        return None, None
     try:
-        return _CODEX.decode(text)
+        said = _CODEX.decode(text)
     except (msgspec.DecodeError, UnicodeError, RecursionError):  # of another version: it names nobody
-        return _Codex()
+        return None, None
+    above = said.parent_thread_id if said.parent_thread_id != said.session_id else None
+    named = said.agent_name if said.agent_name != _ROOT else None
+    unnamed = said.thread_id if said.parent_thread_id else headers.get("x-openai-subagent")
+    return _short(named) or _short(unnamed), _short(above)
 
 
 def _keys(headers: Mapping[str, str]) -> tuple[str, ...]:

@@ -25,6 +25,22 @@ def test_codex_is_named_by_its_metadata() -> None:
         assert read_headers({"x-codex-turn-metadata": broken}).agent is None
 
 
+def test_codexs_agents_are_told_apart() -> None:
+    """Its main loop and the agents that it starts are all called "/root": those are named by their threads."""
+
+    def named(**metadata: str) -> tuple[str | None, str | None]:
+        said = {"session_id": "s", "thread_id": "s", "agent_name": "/root", **metadata}
+        caller = read_headers({"x-codex-turn-metadata": json.dumps(said), "session-id": "s"})
+        return caller.agent, caller.parent
+
+    assert named() == (None, None)
+    assert named(thread_id="t-1", parent_thread_id="s") == ("t-1", None)
+    assert named(thread_id="t-2", parent_thread_id="t-1") == ("t-2", "t-1")
+    assert named(thread_id="t-2", parent_thread_id="t-1", agent_name="/root/reviewer") == ("/root/reviewer", "t-1")
+    side = {"x-codex-turn-metadata": '{"agent_name": "/root"}', "x-openai-subagent": "compact"}
+    assert read_headers(side).agent == "compact"
+
+
 def test_only_a_marked_retry_is_one() -> None:
     """SDKs send a count of 0 with what they send first."""
     assert not read_headers({}).is_retry
