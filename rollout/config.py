@@ -152,6 +152,10 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     an answer must have (stop, response_format) and the agent's cap on tokens hold either way."""
     client_gone_s: float = 10.0
     """How long a turn goes on whose client has left, before it is cancelled: SDKs ask again, and mark it."""
+    proxy_keepalive_s: float = 5.0
+    """Between two comments in a stream while the model thinks: below what stands between allows a silent connection."""
+    proxy_turns: int = 1_024
+    """Turns of one rollout under way over HTTP at most; further requests are told to come again (429)."""
     proxy_body_bytes: int = 64 * 2**20
     """A request's body at most."""
     proxy_answers: int = 4_096
@@ -248,7 +252,7 @@ def _check_workers(config: EngineConfig) -> None:
 
 def _check_proxy(config: EngineConfig) -> None:
     _at_least(config, 0, "proxy_port")
-    _at_least(config, 1, "proxy_answers", "proxy_memory_bytes")
+    _at_least(config, 1, "proxy_turns", "proxy_answers", "proxy_memory_bytes")
     _at_least(config, 1_024, "proxy_body_bytes")
     if config.proxy_port > 65535:
         raise ConfigError(f"proxy_port is a number from 0 (any that is free) to 65535, not {config.proxy_port}")

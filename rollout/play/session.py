@@ -43,6 +43,7 @@ from rollout.tokens.prefix import (
 )
 from rollout.tokens.trajectory import Trajectory, ids_array
 from rollout.tokens.verify import check_reply, check_turn
+from rollout.transport import ServerInfo
 
 #: Sets of tools and template arguments whose context is kept: a session's agents have one each.
 _CONTEXTS = 16
@@ -101,9 +102,9 @@ class Session:
         self._planner.several = True
 
     @property
-    def model_name(self) -> str:
-        """The served model's name."""
-        return self._model.info.model
+    def server(self) -> ServerInfo:
+        """What the server says of itself."""
+        return self._model.info
 
     @property
     def clock(self) -> Clock:

@@ -21,7 +21,6 @@ from rollout.dialects.headers import Caller, read_headers
 from rollout.dialects.responses import Responses
 from rollout.dialects.types import DialectError
 from rollout.proxy import faults
-from rollout.proxy.asks import ask_of
 from rollout.proxy.guard import Guard
 from rollout.proxy.respond import respond, send_body, send_error
 from rollout.proxy.sessions import ModelCard, Served, Sessions
@@ -45,13 +44,13 @@ def create_app(sessions: Sessions, guard: Guard, most_bytes: int, further: Seque
     routes.append(Route("/v1/models", _Models(sessions), methods=["GET"]))
     routes.append(Route("/v1/models/{model:path}", _Models(sessions), methods=["GET"]))
     routes.append(Route("/", _alive, methods=["GET", "HEAD"]))
-    handlers: dict[Any, Any] = {404: _no_route, 405: _no_route}
+    handlers: dict[Any, Any] = {404: _no_route, 405: _no_route, Exception: _failed}
     app = Starlette(routes=[*further, *routes, Mount("/r/{key}", routes=routes)], exception_handlers=handlers)
     return _Guarded(app, guard)
 
 
 class _Guarded:
-    """Stands before every route. What nobody foresaw is answered without a traceback, which is logged."""
+    """Stands before every route."""
 
     def __init__(self, app: ASGIApp, guard: Guard) -> None:
         self._app, self._guard = app, guard
@@ -59,24 +58,16 @@ class _Guarded:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        begun = False
-
-        async def told(message: Any) -> None:
-            nonlocal begun
-            begun = True
-            await send(message)
-
         try:
             self._guard.check(Headers(scope=scope))
-            await self._app(scope, receive, told)
-        except Exception as error:
-            refusal = faults.refusal_of(error)
-            if not begun:
-                await send_error(send, _dialect_of(scope["path"]), refusal)
+        except DialectError as error:
+            await send_error(send, _dialect_of(scope["path"]), error)
+            return
+        await self._app(scope, receive, send)
 
 
 class _Endpoint:
-    """A route of one dialect's. Whatever is refused is refused in the dialect's own form."""
+    """A route of one dialect's. Whatever is refused is refused in the dialect's own form, and so is what fails."""
 
     def __init__(self, sessions: Sessions, dialect: Dialect, most_bytes: int) -> None:
         self._sessions, self._dialect, self._most_bytes = sessions, dialect, most_bytes
@@ -85,8 +76,8 @@ class _Endpoint:
         try:
             served, caller = _whose(self._sessions, scope)
             await self._serve(served, caller, scope, receive, send)
-        except DialectError as error:
-            await send_error(send, self._dialect, error)
+        except Exception as error:
+            await send_error(send, self._dialect, faults.refusal_of(error))
 
     async def _serve(self, served: Served, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:
         raise NotImplementedError
@@ -101,7 +92,7 @@ class _Turn(_Endpoint):
         turn = served.turns.asked_before(caller, digest)
         if turn is None:
             call = self._dialect.read(body, served.memory)
-            turn = served.turns.begin(call, ask_of(call, caller, served.config), caller, digest)
+            turn = served.turns.begin(call, served.ask_of(call, caller), caller, digest)
         await respond(served.turns, turn, self._dialect, served.memory, receive, send)
 
 
@@ -111,10 +102,7 @@ class _Count(_Endpoint):
     async def _serve(self, served: Served, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:
         body = await _body(scope, receive, self._most_bytes)
         call = _ANTHROPIC.read(body, served.memory)
-        try:
-            tokens = await served.asking.session.count(ask_of(call, caller, served.config))
-        except Exception as error:
-            raise faults.refusal_of(error) from error
+        tokens = await served.asking.session.count(served.ask_of(call, caller))
         if tokens is None:
             why = "count_tokens: there is neither a tokenizer nor /tokenize here: name one by --tokenizer"
             raise DialectError(501, why, code="not_implemented")
@@ -131,7 +119,8 @@ class _Models:
         dialect = _dialect_of("/v1/messages" if "anthropic-version" in Headers(scope=scope) else "")
         try:
             served, _ = _whose(self._sessions, scope)
-            card = ModelCard(id=served.model, display_name=served.model)
+            name = served.server.model
+            card = ModelCard(id=name, display_name=name)
             named = scope["path_params"].get("model")
             if named is not None and named != card.id:
                 why = f"there is no model {named[:100]!r}, only {card.id!r}"
@@ -187,3 +176,8 @@ async def _no_route(request: Request, error: Exception) -> Response:
     refusal = DialectError(status, f"{what}: there are POST {', '.join(PATHS)}, and GET /v1/models", code="no_route")
     body = _dialect_of(request.url.path).error(refusal)
     return Response(body, status, {"x-should-retry": "false"}, "application/json")
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    """For routes that are no dialect's."""
+    return Response(_CHAT.error(faults.refusal_of(error)), 500, media_type="application/json")

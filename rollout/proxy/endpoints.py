@@ -70,9 +70,9 @@ class HttpEndpoints:
                 return opened[2]
             if self._url is None:
                 self._url = self._listen()
-            served = Served(asking, self._config, model=asking.session.model_name, start=self._start_here)
+            served = Served(asking, self._config, start=self._start_here)
             key = self.keys.add(served)
-            endpoint = Endpoint(base_url=self._url, api_key=key, model=served.model)
+            endpoint = Endpoint(base_url=self._url, api_key=key, model=asking.session.server.model)
             self._of[asking] = key, served, endpoint
             return endpoint
 

@@ -13,6 +13,7 @@ from rollout.errors import (
     ModelNotFound,
     RequestRefused,
     RolloutError,
+    ServerBusy,
     TransportError,
 )
 from rollout.log import get_logger
@@ -43,6 +44,11 @@ def ended() -> DialectError:
     return DialectError(409, "this key's rollout has ended: nothing is asked of its model any more", code="ended")
 
 
+def no_room(why: str) -> DialectError:
+    """It may be tried again later."""
+    return DialectError(429, why, code="no_room")
+
+
 def too_large(most: int) -> DialectError:
     """The body is over the limit."""
     return DialectError(413, f"the request is larger than {most:,} bytes (proxy_body_bytes)", code="request_too_large")
@@ -68,6 +74,8 @@ def refusal_of(error: BaseException) -> DialectError:
             return DialectError(503, f"the model's server refuses the run: {text}", code="server_refused")
         case RequestRefused():
             return DialectError(400, text)
+        case ServerBusy(status=429):
+            return no_room(f"the model's server is busy: {text}")
         case TransportError():
             return DialectError(503, f"the model's server cannot answer: {text}", code="server_unavailable")
         case ClientGone():

@@ -19,8 +19,8 @@ from rollout.dialects.types import Call, DialectError, Said
 from rollout.proxy.faults import RETRYABLE
 from rollout.proxy.turns import Turns, Under
 
-#: Seconds until a stream's status goes out before its answer is there, and between two keepalives.
-HEAD_AFTER_S, KEEPALIVE_S = 1.0, 5.0
+#: Seconds until a stream's status goes out before its answer is there, where keepalives are not more frequent.
+HEAD_AFTER_S = 1.0
 
 #: Bytes of frames that are sent at once.
 _AT_ONCE = 2**16
@@ -35,9 +35,8 @@ async def respond(turns: Turns, turn: Under, dialect: Dialect, memory: Memory, r
         left = asyncio.ensure_future(_left(receive))
         over = asyncio.ensure_future(turn.over.wait())
         try:
-            streams = turn.call.stream
             begun = False
-            patience = HEAD_AFTER_S if streams else None
+            patience = min(HEAD_AFTER_S, turns.keepalive_s) if turn.call.stream else None
             while not turn.over.is_set():
                 await asyncio.wait((left, over), timeout=patience, return_when=asyncio.FIRST_COMPLETED)
                 if left.done():
@@ -45,7 +44,7 @@ async def respond(turns: Turns, turn: Under, dialect: Dialect, memory: Memory, r
                 if not turn.over.is_set():
                     if not begun:
                         await _begin(send)
-                    begun, patience = True, KEEPALIVE_S
+                    begun, patience = True, turns.keepalive_s
                     await _more(send, sse.KEEPALIVE)
             await _answer(turn, dialect, memory, send, begun=begun)
         finally:

@@ -12,10 +12,14 @@ import msgspec
 from rollout.config import EngineConfig
 from rollout.dialects.headers import Caller
 from rollout.dialects.memory import Memory, MemoryLimits
+from rollout.dialects.types import Call
 from rollout.memo import Memo
 from rollout.play.model import Asking
+from rollout.play.session import Ask
 from rollout.proxy import faults
+from rollout.proxy.asks import ask_of
 from rollout.proxy.turns import BeforeLastEvent, Start, Turns
+from rollout.transport import ServerInfo
 
 #: Keys of ended rollouts that are known as such.
 _ENDED = 100_000
@@ -29,19 +33,26 @@ class Served:
         asking: Asking,
         config: EngineConfig,
         *,
-        model: str,
         start: Start,
         before_last_event: BeforeLastEvent | None = None,
     ) -> None:
-        """`model` is the name that it is served by. `start` starts a turn's task, which ends with the endpoint."""
+        """`start` starts a turn's task, which ends with the endpoint."""
         self.asking = asking
         self.config = config
-        self.model = model
         self.memory = Memory(MemoryLimits(answers=config.proxy_answers, bytes=config.proxy_memory_bytes))
-        self.turns = Turns(asking, start, config.client_gone_s, before_last_event)
+        self.turns = Turns(asking, start, config, before_last_event)
 
     def __repr__(self) -> str:
         return f"<Served {self.asking!r}, {self.turns!r}>"
+
+    @property
+    def server(self) -> ServerInfo:
+        """What the model's server says of itself."""
+        return self.asking.session.server
+
+    def ask_of(self, call: Call, caller: Caller) -> Ask:
+        """What a request asks of the session. Raises DialectError for what cannot be done here."""
+        return ask_of(call, caller, self.config, self.server)
 
 
 class Sessions(Protocol):

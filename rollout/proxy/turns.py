@@ -20,6 +20,7 @@ from typing import Any
 import anyio
 import msgspec
 
+from rollout.config import EngineConfig
 from rollout.dialects.headers import Caller
 from rollout.dialects.types import Call, DialectError, Said
 from rollout.memo import Memo
@@ -84,11 +85,15 @@ class Turns:
     """One rollout's."""
 
     def __init__(
-        self, asking: Asking, start: Start, client_gone_s: float, before_last_event: BeforeLastEvent | None = None
+        self, asking: Asking, start: Start, config: EngineConfig, before_last_event: BeforeLastEvent | None = None
     ) -> None:
         self._asking = asking
         self._start = start
-        self._client_gone_s = client_gone_s
+        self._client_gone_s, self._most, self.keepalive_s = (
+            config.client_gone_s,
+            config.proxy_turns,
+            config.proxy_keepalive_s,
+        )
         self._before_last_event = before_last_event
         self._known = Memo[object, tuple[Under, ...]](_REQUESTS)
         """By the digest of the request, and by (idempotency key, that digest)."""
@@ -110,9 +115,11 @@ class Turns:
         return min(reversed(found), key=lambda turn: (turn.delivered, turn.waiting), default=None)
 
     def begin(self, call: Call, ask: Ask, caller: Caller, digest: bytes) -> Under:
-        """Has the model answer. Raises DialectError once the rollout has ended."""
+        """Has the model answer. Raises DialectError once the rollout has ended, and where there is no room."""
         if self._closed:
             raise faults.ended()
+        if len(self._under_way) >= self._most:
+            raise faults.no_room(f"{self._most} turns of this rollout are under way (proxy_turns)")
         turn = Under(call, digest)
         self._under_way.add(turn)
         for name in self._names(caller, digest):

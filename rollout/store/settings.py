@@ -72,6 +72,8 @@ RESUMABLE = frozenset(
         "proxy_port",
         "proxy_address",
         "client_gone_s",
+        "proxy_keepalive_s",
+        "proxy_turns",
         "proxy_body_bytes",
         "proxy_answers",
         "proxy_memory_bytes",

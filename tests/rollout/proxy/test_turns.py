@@ -1,0 +1,149 @@
+"""Each turn is played once, however often its client asks for it and whether it waits or not."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+
+from rollout.errors import ServerBusy
+from rollout.proxy.turns import Turned
+from tests.rollout.proxy.kit import Proxied, proxied, text_of
+from transports.scripted import Fault, Held, Stalled, reply
+
+AGAIN = {"x-stainless-retry-count": "1"}
+
+
+def turns(served: Proxied) -> int:
+    return len(served.asking.session.turns)
+
+
+async def gone(served: Proxied, **fields: Any) -> None:
+    """A client that leaves while the model thinks."""
+    request = asyncio.ensure_future(served.chat("hello", **fields))
+    await served.transport.wait_for(len(served.transport.requests) + 1)
+    request.cancel()
+    await asyncio.wait([request])
+
+
+async def test_a_marked_retry_is_given_the_answer_that_was_lost() -> None:
+    """The very same answer, by its id; the model is not asked again."""
+    async with proxied() as served:
+        first = (await served.chat("hello")).json()
+        assert (await served.chat("hello", headers=AGAIN)).json() == first
+        assert turns(served) == 1
+
+
+async def test_a_marked_retry_joins_the_turn_that_is_under_way() -> None:
+    """Both requests are answered by it."""
+    held = Held(reply("4"))
+    async with proxied(held) as served:
+        first = asyncio.ensure_future(served.chat("hello"))
+        await served.transport.wait_for(1)
+        second = asyncio.ensure_future(served.chat("hello", headers=AGAIN))
+        held.release()
+        assert [text_of(await first), text_of(await second)] == ["4", "4"]
+        assert turns(served) == 1
+
+
+async def test_equal_requests_that_are_not_marked_are_turns_of_their_own() -> None:
+    """Best of n asks the same n times."""
+    async with proxied() as served:
+        answers = await asyncio.gather(*(served.chat("hello") for _ in range(3)))
+        assert sorted(map(text_of, answers)) == ["answer 0", "answer 1", "answer 2"]
+
+
+async def test_equal_requests_that_were_lost_are_each_given_a_turn_of_their_own() -> None:
+    """Two that are sent again do not both get the answer of one."""
+    held = [Held(reply(f"{n}")) for n in range(2)]
+    async with proxied(*held) as served:
+        await gone(served)
+        await gone(served)
+        again = [asyncio.ensure_future(served.chat("hello", headers=AGAIN)) for _ in range(2)]
+        for each in held:
+            each.release()
+        assert sorted([text_of(await each) for each in again]) == ["0", "1"]
+        assert turns(served) == 2
+
+
+async def test_a_known_idempotency_key_is_a_retry_without_a_count() -> None:
+    """With another body it is another request."""
+    key = {"idempotency-key": "k"}
+    async with proxied() as served:
+        first = (await served.chat("hello", headers=key)).json()
+        assert (await served.chat("hello", headers=key)).json() == first
+        assert text_of(await served.chat("hello", headers={"idempotency-key": "other"})) == "answer 1"
+        assert text_of(await served.chat("another", headers=key)) == "answer 2"
+
+
+async def test_a_retry_of_what_failed_is_tried_anew() -> None:
+    """An error is not replayed."""
+    async with proxied(Fault(ServerBusy("full")), reply("4")) as served:
+        assert (await served.chat("hello")).status_code == 503
+        assert text_of(await served.chat("hello", headers=AGAIN)) == "4"
+
+
+async def test_a_client_that_stays_away_cancels_its_turn_on_the_server_too() -> None:
+    """And nothing of it is kept: asked for again it is a turn of its own."""
+    async with proxied(Stalled(), reply("4"), client_gone_s=0.01) as served:
+        await gone(served)
+        with anyio.fail_after(20):
+            while not served.transport.cancelled:
+                await anyio.lowlevel.checkpoint()
+        assert turns(served) == 0
+        assert text_of(await served.chat("hello", headers=AGAIN)) == "4"
+
+
+async def test_a_client_that_comes_back_in_time_has_its_turn() -> None:
+    """It goes on while nobody waits, and its answer is there."""
+    held = Held(reply("4"))
+    async with proxied(held, client_gone_s=60) as served:
+        await gone(served)
+        held.release()
+        assert text_of(await served.chat("hello", headers=AGAIN)) == "4"
+        assert turns(served) == 1
+
+
+async def test_turns_under_way_are_bounded() -> None:
+    """429 over the limit, with when to come again."""
+    async with proxied(Stalled(), Stalled(), proxy_turns=2) as served:
+        waiting = [asyncio.ensure_future(served.chat("hello")) for _ in range(2)]
+        await served.transport.wait_for(2)
+        refused = await served.chat("hello")
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+        served.endpoints.close(served.model)
+        assert {(await each).status_code for each in waiting} == {409}
+
+
+async def test_a_turn_is_journalled_before_anything_of_it_is_answered() -> None:
+    """And where that fails, the client is answered an error."""
+    async with proxied() as served:
+        (key, opened, _) = next(iter(served.endpoints._of.values()))
+        seen = list[str]()
+
+        async def journal(turned: Turned) -> None:
+            assert served.asking.session.turns[turned.index] is turned.turn
+            seen.append(turned.said.message.text)
+            if len(seen) == 2:
+                raise OSError("the disk is full")
+
+        opened.turns._before_last_event = journal
+        assert text_of(await served.chat("hello")) == "answer 0"
+        refused = await served.chat("hello", "answer 0", "go on")
+        assert (refused.status_code, seen) == (500, ["answer 0", "answer 1"])
+        assert key not in repr(opened)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_retry_may_ask_in_the_same_way_only(stream: bool) -> None:
+    """Its body is the same, so it streams where the first did, and the frames are the same."""
+    async with proxied() as served:
+        answers: list[httpx.Response] = [
+            await served.chat("hello", stream=stream),
+            await served.chat("hello", stream=stream, headers=AGAIN),
+        ]
+        assert answers[0].content == answers[1].content
+        assert turns(served) == 1
