@@ -28,6 +28,7 @@ from rollout.log import get_logger
 from rollout.moved import forward_members
 from rollout.observe.stats import Stats
 from rollout.participant import Participant
+from rollout.play.held import Held
 from rollout.play.logprobs import warn_of_logprobs
 from rollout.play.player import Player
 from rollout.process import open_files
@@ -36,6 +37,7 @@ from rollout.records import Group
 from rollout.schedule.concurrency import START, AdaptiveConcurrency, adapt_concurrency
 from rollout.schedule.group_reward import GroupReward
 from rollout.schedule.hand_over import OnRollout
+from rollout.schedule.held import HeldRollouts
 from rollout.schedule.streams import Streams, check_env
 from rollout.schedule.submissions import Submission
 from rollout.servers.fleet import UPDATE, Fleet
@@ -87,6 +89,7 @@ class Engine:
         self._weights = Weights()
         self._weights_lock = anyio.Lock()
         self._streams = Streams(config, self._weights)
+        self._held = HeldRollouts(self._weights)
         self._opened: _Opened | None = None
         """There once it was entered, also when it is closed."""
         self._news = anyio.Event()
@@ -176,6 +179,7 @@ class Engine:
     async def __aexit__(self, *exc_info: object) -> None:
         self._closed = True
         self._streams.close()
+        await self._held.aclose()
         try:
             await self._stack.aclose()
         finally:
@@ -251,6 +255,22 @@ class Engine:
             share=share,
             ahead=ahead,
         )
+
+    def endpoint(
+        self, task: Task | None = None, *, task_index: int | None = None, member: int = 0, evaluation: bool = False
+    ) -> Held:
+        """One rollout whose agent the caller runs itself: the model over HTTP while a block lasts.
+
+        async with engine.endpoint(task) as held:
+            await my_agent(held.endpoint.base_url, held.endpoint.api_key)
+            held.finish(reward=1.0)
+        held.rollout.samples()
+
+        It is played in this process, beside the engine's slots: how many run at once is the caller's to say.
+        `task_index` and `member` name it, as a stream would; without an index each is a task of its own.
+        Raises ConfigError for a task that cannot be written. See `rollout.play.held`.
+        """
+        return self._held.hold(self._player, task or {}, task_index, member, evaluation=evaluation)
 
     @property
     def untaken(self) -> list[Group]:

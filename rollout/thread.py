@@ -16,11 +16,12 @@ import asyncio
 import contextlib
 import threading
 import warnings
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Container, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Container, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+from rollout.agent import Endpoint
 from rollout.codec.protocol import Codec
 from rollout.config import EngineConfig
 from rollout.engine import Engine
@@ -30,7 +31,8 @@ from rollout.loop.thread import LoopThread
 from rollout.moved import forward_members
 from rollout.observe.stats import Stats
 from rollout.participant import Participant
-from rollout.records import Group
+from rollout.play.held import Held
+from rollout.records import Group, Rollout
 from rollout.schedule.group_reward import GroupReward
 from rollout.schedule.hand_over import OnRollout
 from rollout.schedule.submissions import Submission
@@ -120,6 +122,40 @@ class ThreadSubmission:
         return self.result()
 
 
+class ThreadHeld(AbstractContextManager["ThreadHeld"]):
+    """As `rollout.play.held.Held`, for a thread."""
+
+    def __init__(self, runner: _Runner, held: Held) -> None:
+        self._runner = runner
+        self._held = held
+
+    def __repr__(self) -> str:
+        return f"<ThreadHeld {self._held!r}>"
+
+    def __enter__(self) -> Self:
+        self._runner.call(self._held.__aenter__)
+        return self
+
+    def __exit__(self, *exc_info: Any) -> None:
+        self._runner.call(lambda: self._held.__aexit__(*exc_info))
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """As `Held.endpoint`."""
+        return self._held.endpoint
+
+    @property
+    def rollout(self) -> Rollout:
+        """As `Held.rollout`."""
+        return self._held.rollout
+
+    def finish(
+        self, reward: float = 0.0, *, metrics: Mapping[str, float] = {}, rewards: Mapping[str, float] = {}
+    ) -> None:
+        """As `Held.finish`."""
+        self._held.finish(reward, metrics=metrics, rewards=rewards)
+
+
 class EngineThread(AbstractContextManager["EngineThread"]):
     """An `Engine` whose methods block. Any thread may call them but the engine's own."""
 
@@ -198,6 +234,13 @@ class EngineThread(AbstractContextManager["EngineThread"]):
             ahead=ahead,
         )
         return ThreadStream(self._runner, groups)
+
+    def endpoint(
+        self, task: Task | None = None, *, task_index: int | None = None, member: int = 0, evaluation: bool = False
+    ) -> ThreadHeld:
+        """As `Engine.endpoint`, for a plain `with`."""
+        held = self._engine.endpoint(task, task_index=task_index, member=member, evaluation=evaluation)
+        return ThreadHeld(self._runner, held)
 
     @property
     def untaken(self) -> list[Group]:

@@ -5,6 +5,7 @@
     episode      one: made, played, closed, with its deadlines
     driven       an environment's: reset, step on each of the model's messages, score
     driving      an agent's: it is handed the model
+    held         a rollout whose agent its caller runs
     model        the model as a rollout asks it
     host         the environment's calls, each contained
     answers      what an environment answered, read and checked

@@ -8,9 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from rollout.errors import ServerBusy
 from tests.rollout.proxy.kit import chat_body, proxied
-from transports.scripted import Fault, Held, reply
+from transports.scripted import Held, Stalled, reply
 
 PATHS = {
     "/v1/chat/completions": (chat_body("hello", stream=True), "[DONE]"),
@@ -57,9 +56,7 @@ async def test_what_is_refused_at_once_is_refused_by_its_status(path: str) -> No
 @pytest.mark.parametrize("path", PATHS)
 async def test_an_error_after_the_beginning_is_the_last_event(path: str) -> None:
     """In the dialect's own form: the status was sent already."""
-    fault = Fault(ServerBusy("full of others"))
-    held = Held(fault)  # type: ignore[arg-type]
-    async with proxied(held, proxy_keepalive_s=0.01) as served:
+    async with proxied(Stalled(), proxy_keepalive_s=0.01) as served:
         async with served.client.stream("POST", path, json=PATHS[path][0]) as answer:
             lines = answer.aiter_lines()
             assert await anext(lines) == ": keepalive"
