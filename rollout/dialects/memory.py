@@ -102,7 +102,7 @@ class Memory:
         for message in messages:
             key = digest(message)
             if (known := self._messages.get(key)) is None:
-                self._messages.put(key, known := message, len(message.text))
+                self._messages.put(key, known := message, _weight(message))
             ours.append(known)
             marks.append(hash((key, keys)) if keys else hash(key))
         return Known(messages=tuple(ours), marks=tuple(marks), said=said, keys=keys, begins=begins)
@@ -172,7 +172,7 @@ class Memory:
             return known
         message = Message.of(said.message)
         key = digest(message)
-        self._messages.put(key, message, len(message.text))
+        self._messages.put(key, message, _weight(message))
         before = call.previous
         answer = Answer(
             id=said.id,
@@ -269,6 +269,14 @@ def _readable() -> Iterator[None]:
 def _is_aloud(item: Known) -> bool:
     """Whether an item of the assistant's says more than reasoning."""
     return any(message.content or message.tool_calls for message in item.messages)
+
+
+def _weight(message: Message) -> int:
+    """Characters that a message holds, images and audio among them."""
+    if message.is_multimodal:
+        return len(msgspec.json.encode(message.content))
+    calls = sum(len(call.function.arguments) for call in message.tool_calls)
+    return len(message.text) + len(message.reasoning_content or "") + calls
 
 
 def _is_silent(message: Message) -> bool:

@@ -162,6 +162,17 @@ def test_memory_is_bounded() -> None:
     assert last(memory, {"role": "user", "content": "0 "}) == Message("user", "0 ")
 
 
+def test_images_count() -> None:
+    """What an image weighs is its bytes, in both of the places that remember it."""
+    memory = Memory(MemoryLimits(bytes=50_000))
+    for at in range(50):
+        url = f"data:image/png;base64,{at:04d}" + "A" * 4_000
+        part = {"type": "image_url", "image_url": {"url": url}}
+        read(CHAT, {"messages": [{"role": "user", "content": [part]}]}, memory)
+    assert len(memory._items) <= 12
+    assert len(memory._messages) <= 12
+
+
 def test_what_is_in_use_is_kept() -> None:
     """A conversation that is sent again and again stays known while others pass."""
     memory = Memory(MemoryLimits(messages=40, answers=10))
