@@ -1,12 +1,14 @@
 """The client's own cost: user and system CPU per turn, against a server that costs nothing to wait for.
 
     python -m benchmarks.client [--mode tito --mode mito] [--repeats 3] [--shape 64x8 ...] [--check | --record]
+    python -m benchmarks.client --families [--only qwen3 ...] [--repeats 3] [--contexts 600,5000,20000]
 
 In the same run, in turn: our engine, and the floor, which is a bare loop of aiohttp and msgspec that encodes, sends
 and decodes the same bodies without any of our logic. Completions of 32 tokens, replies of 400 characters, Qwen3's
 format. Each figure is the least of its repeats: what else a machine does can only add to it. Read the ratio: absolute
 times move from machine to machine. `--check` fails where a ratio is worse by more than half than the one that
-`--record` wrote into `ratios.json`, and stays so when it is measured again.
+`--record` wrote into `ratios.json`, and stays so when it is measured again. `--families` measures one turn behind the
+other with every family of the kit, at prompts of several lengths: see `benchmarks/families.py`.
 """
 
 from __future__ import annotations
@@ -148,7 +150,7 @@ async def engine_cost(config: EngineConfig, rollouts: int, turns: int) -> Cost:
         return await play_cost(engine, rollouts, turns)
 
 
-class _Answer(msgspec.Struct):
+class BareAnswer(msgspec.Struct):
     """What a bare loop reads: the ids and their logprobs."""
 
     choices: list[Any]
@@ -174,7 +176,7 @@ def bodies_of(rollout: Rollout) -> list[tuple[str, dict[str, Any]]]:
 
 async def floor_cpu_s(url: str, rollouts: int, bodies: Sequence[tuple[str, dict[str, Any]]]) -> float:
     """CPU of the same requests without any of our logic."""
-    encode, decoder = msgspec.json.encode, msgspec.json.Decoder(_Answer)
+    encode, decoder = msgspec.json.encode, msgspec.json.Decoder(BareAnswer)
     headers = {"content-type": "application/json"}
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=rollouts)) as session:
 
@@ -263,7 +265,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--shape", action="append", help="rollouts x turns, such as 64x8")
     parser.add_argument("--check", action="store_true", help="fail where a ratio is much worse than recorded")
     parser.add_argument("--record", action="store_true", help="write the ratios for later checks")
+    parser.add_argument(
+        "--families", action="store_true", help="a turn of each family of the kit: benchmarks/families.py"
+    )
+    parser.add_argument("--only", action="append", metavar="FAMILY", help="of the families, this one")
+    parser.add_argument("--contexts", default="600,5000,20000", help="ids of a prompt at which families are measured")
     options = parser.parse_args(argv)
+    if options.families:
+        from benchmarks import families  # it takes from this module
+
+        if unknown := set(options.only or ()) - set(families.names()):
+            parser.error(f"no family {sorted(unknown)[0]!r}; there are: {', '.join(families.names())}")
+        return families.run(options.only or (), [int(one) for one in options.contexts.split(",")], options.repeats)
     shapes = [tuple(map(int, shape.split("x"))) for shape in options.shape or ()] or list(SHAPES)
     recorded = msgspec.json.decode(RATIOS.read_bytes(), type=dict[str, float]) if RATIOS.exists() else {}
     print(f"| {' | '.join(HEAD)} |\n|{'---|' * len(HEAD)}")

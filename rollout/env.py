@@ -57,6 +57,9 @@ __all__ = ["Env", "MessageLike", "Step", "Task", "made_sharing"]
 #: A message in any form that `Message.of` reads.
 MessageLike = Any
 
+#: `Sequence[Mapping[str, Any]]`; but a type checker that is told so lets no subclass have a property in its place.
+Tools = Any
+
 
 class Step(msgspec.Struct, kw_only=True):
     """What the environment answers to one assistant message."""
@@ -78,7 +81,7 @@ class Step(msgspec.Struct, kw_only=True):
 class Env(Participant):
     """Base class of environments. Its keyword arguments are what `-a KEY=VALUE` sets."""
 
-    tools: Sequence[Mapping[str, Any]] = ()
+    tools: Tools = ()
     """Tools that the model may call, as OpenAI function specifications; `rollout.tool_spec` makes one of a function.
 
     They may be the class's, an object's (set in `__init__`, or in `reset` where they are the task's), or a property.

@@ -56,7 +56,7 @@ class ServerInfo(msgspec.Struct, kw_only=True):
     max_model_len: int | None = None
     """Context length in tokens, prompt and completion together; None where unknown."""
     vocab_size: int | None = None
-    """How many ids the model takes; None where the server does not say."""
+    """How many ids the model takes; None where the server does not say, nor names a folder that is on this machine."""
     token_route: str | None = None
     """Path of the token-in route in use; None where the server has none."""
     token_routes: list[str] = []

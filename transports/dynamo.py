@@ -17,6 +17,7 @@ from rollout.errors import MalformedReply, ServerError, TransportError
 from rollout.log import get_logger
 from rollout.request import MessagePrompt, Reply, Request, TokenPrompt
 from rollout.transport import ServerInfo, TransportConfig
+from transports import folder
 from transports.http.client import Answer, HttpClient, decode
 from transports.logprobs import find_mode
 from transports.openai import (
@@ -190,6 +191,7 @@ class _Probe:
         info = ServerInfo(dialect="dynamo", model=card.id, models=[card.id])
         info.max_model_len = card.context_window or card.max_model_len or None
         info.tokenizer, info.owned_by = card.root, card.owned_by
+        info.vocab_size = await folder.vocab_size(card.root)
         if (tried := await self._try(MessagePrompt(messages=[user("Hi.")]), info)) is not None:
             answer, reply = tried
             info.reports_prompt_ids = reply.prompt_ids is not None

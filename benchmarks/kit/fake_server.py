@@ -28,6 +28,8 @@ class Script(msgspec.Struct):
     """What a completion and the reply to it add to a prompt: the ids that token-in would send."""
     completion_ids: list[int]
     text: str
+    later: list[list[int]] = []
+    """What the second, third and later turns of a conversation sample, where that is not the same."""
 
 
 class Answers:
@@ -40,7 +42,9 @@ class Answers:
         self.version = _ok({"version": "0.0-fake"})
         self.openapi = _ok({"paths": {"/inference/v1/generate": {}, "/v1/chat/completions": {}}})
         self.well = _ok({})
-        self.generate, self.generate_one = (_ok(_generated(ids, usage)) for ids in (whole, first))
+        self.generate_one = _ok(_generated(first, usage))
+        self._generate = [_ok(_generated(ids, usage)) for ids in script.later or [whole]]
+        self._next = 0
         self._script, self._usage = script, usage
         self._chats: dict[tuple[int, bool], bytes] = {}
 
@@ -48,14 +52,21 @@ class Answers:
         """The answer to a request. A probe asks for one token or two, and the first is its stop token."""
         short = b'"max_tokens":1,' in body or b'"max_tokens":2,' in body or b'"max_tokens":1}' in body
         if path == GENERATE:
-            return self.generate_one if short or b'"max_tokens":2}' in body else self.generate
+            return self.generate_one if short or b'"max_tokens":2}' in body else self._later()
         if path == b"/v1/chat/completions":
+            self._next = 0
             return self._chat(body.count(b'"role"') // 2, short)
         if path == b"/v1/models":
             return self.models
         if path == b"/version":
             return self.version
         return self.openapi if path == b"/openapi.json" else self.well
+
+    def _later(self) -> bytes:
+        """The next completion. With several, one conversation is played at a time, and begins by a chat."""
+        made = self._generate[self._next % len(self._generate)]
+        self._next += 1
+        return made
 
     def _chat(self, turn: int, short: bool) -> bytes:
         """The answer to a conversation of so many turns, made at its first time."""

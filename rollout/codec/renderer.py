@@ -115,6 +115,8 @@ class RendererBridge:
         return literally(self._tokenizer, messages, make)
 
     def extend(self, previous: Previous, tail: Sequence[Message], context: Context) -> Bridged | Declined:
+        if self._unlike.get(self._measured_as(previous, tail, context)):
+            return Declined(self._said_unlike)
         texts = texts_of(tail) if previous.completion_ids else None
         plain = texts is not None and all(map(self._tokenizer.is_plain, texts))
         if self.template is not None and (
@@ -217,10 +219,17 @@ class RendererBridge:
             found = Bridged(literally(self._tokenizer, tail, lambda t: self._extend(previous, t, context)), self.name)
         except stand_in.NotExtendable as error:
             return Declined(str(error))
-        if self._is_unlike(found, previous, tail, context):
-            measure = "it renders" if self.template is None else "the template writes"
-            return Declined(f"the {self._family} renderer's bridge is not what {measure}")
-        return found
+        return Declined(self._said_unlike) if self._is_unlike(found, previous, tail, context) else found
+
+    @property
+    def _said_unlike(self) -> str:
+        measure = "it renders" if self.template is None else "the template writes"
+        return f"the {self._family} renderer's bridge is not what {measure}"
+
+    def _measured_as(self, previous: Previous, tail: Sequence[Message], context: Context) -> object:
+        """Equal for what one comparison with the measure speaks for: a shape of tail, behind an end of the turn."""
+        end = previous.completion_ids[-1] if previous.completion_ids else None
+        return context.key, self._shape(previous, tail, context), end if end in self._stops else None
 
     def _is_unlike(self, found: Bridged, previous: Previous, tail: Sequence[Message], context: Context) -> bool:
         """Whether the family bridges this shape of tail in another way than the template, or than it renders itself.
@@ -228,13 +237,12 @@ class RendererBridge:
         Laguna's bridge leaves out a newline, for one. Asked once per shape. How a turn that was cut off is closed is
         the family's to know.
         """
-        end = previous.completion_ids[-1] if previous.completion_ids else None
-        end = end if end in self._stops else None
-        if end is None and self.template is None:
+        cut = not previous.completion_ids or previous.completion_ids[-1] not in self._stops
+        if cut and self.template is None:
             return False
-        key = (context.key, self._shape(previous, tail, context), end)
+        key = self._measured_as(previous, tail, context)
         if key not in self._unlike:
-            self._unlike[key] = self._is_refuted(found, previous, tail, context, cut=end is None)
+            self._unlike[key] = self._is_refuted(found, previous, tail, context, cut=cut)
         return self._unlike[key]
 
     def _is_refuted(

@@ -50,3 +50,23 @@ def test_a_row_that_looks_worse_is_measured_again_before_it_counts(
     assert client.main(["--check", "--mode", "tito", "--shape", "4x128", "--repeats", "2"]) == code
     assert seen == [2] * looks
     assert ("tito 4x128: 3.0 bare loops, recorded 1.0" in capsys.readouterr().err) == bool(code)
+
+
+@pytest.mark.slow
+def test_families_are_measured_one_behind_the_other(capsys: pytest.CaptureFixture[str]) -> None:
+    """A table for a user's replies and one for results of tools: a row for each family, with all of its columns."""
+    chosen = ["qwen3", "template:call-ids-shown", "template:numbered"]
+    only = [word for name in chosen for word in ("--only", name)]
+    assert client.main(["--families", *only, "--repeats", "1", "--contexts", "100,500"]) == 0
+    printed = capsys.readouterr().out
+    rows = [line for line in printed.splitlines() if line.startswith("| ")]
+    assert [row.split(" | ")[0].removeprefix("| ") for row in rows] == ["family", *chosen] * 2
+    assert len({row.count("|") for row in rows}) == 1
+    assert [row.split(" | ")[-1] for row in rows] == ["token-in |", "100% |", "100% |", "0% |"] * 2
+    assert "grow by" in printed
+
+
+def test_a_family_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        client.main(["--families", "--only", "qwen33"])
+    assert "no family 'qwen33'; there are: qwen3, " in capsys.readouterr().err

@@ -69,6 +69,18 @@ class Plain(Env):
         self.limit = 0
 
 
+class Listed(Plain):
+    """Tools of the class."""
+
+    tools = [tool_spec(add)]
+
+
+class Annotated(Plain):
+    """And as their type is."""
+
+    tools: Sequence[Mapping[str, Any]] = (tool_spec(add),)
+
+
 class Question(TypedDict):
     """A task."""
 
@@ -116,7 +128,11 @@ class Asynchronous(Env):
 
 
 class Loose(Env):
-    """Annotated as loosely as can be."""
+    """Annotated as loosely as can be, with tools that are made when they are asked for."""
+
+    @property
+    def tools(self) -> list[dict[str, Any]]:
+        return [tool_spec(add)] if self.max_tokens else []
 
     @classmethod
     def setup(cls) -> AbstractAsyncContextManager[Any]:
@@ -127,6 +143,14 @@ class Loose(Env):
 
     def step(self, message: object) -> Step:
         return Step(done=True)
+
+
+class Tasked(Loose):
+    """Tools of the task, over those of a base class."""
+
+    def reset(self, task: Mapping[str, Any]) -> list[dict[str, str]]:
+        self.max_tokens = len(self.tools)
+        return super().reset(task)
 
 
 def rewards(group: Group) -> list[float]:

@@ -50,6 +50,7 @@ async def open(config: TransportConfig) -> VllmTransport | DynamoTransport:
         await vllm.open(config, client) if dialect == "vllm" else await dynamo.open(config, client)
     )
     transport.info.dialect = "embedded"
+    transport.info.vocab_size = app.state.engine.model.config.vocab_size
     return transport
 
 

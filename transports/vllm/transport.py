@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import anyio
 import msgspec
 
 from rollout.chat.messages import user
@@ -16,6 +15,7 @@ from rollout.errors import ConfigError, RequestRefused, ServerError, TransportEr
 from rollout.log import get_logger
 from rollout.request import MessagePrompt, Reply, Request, Sampling, TokenPrompt
 from rollout.transport import InFlight, ServerInfo, TransportConfig
+from transports import folder
 from transports.http.answers import UNREADABLE
 from transports.http.client import Answer, HttpClient, decode
 from transports.logprobs import find_mode
@@ -187,6 +187,7 @@ class _Probe:
             )
         info = ServerInfo(dialect="vllm", model=card.id, models=[card.id], max_model_len=card.max_model_len)
         info.tokenizer, info.owned_by = card.root, card.owned_by
+        info.vocab_size = await folder.vocab_size(card.root)
         info.version = await self._version()
         paths = await self._paths()
         info.can_tokenize = {"/tokenize", "/detokenize"} <= paths
@@ -212,14 +213,8 @@ class _Probe:
                 return Sampling.of(rendered.sampling_params, Sampling())
             except TransportError as error:
                 _log.debug("route_absent", path=RENDER, error=str(error))
-        folder = anyio.Path(info.tokenizer or "")
-        if not info.tokenizer or not await folder.is_dir():
-            return None
-        try:
-            config = msgspec.json.decode(await (folder / "generation_config.json").read_bytes(), type=dict[str, Any])
-        except (OSError, *UNREADABLE):
-            config = {}
-        return Sampling.of(config, Sampling())
+        config = await folder.read_json(info.tokenizer, "generation_config.json")
+        return None if config is None else Sampling.of(config, Sampling())
 
     def _choose_route(self, info: ServerInfo) -> str | None:
         forced = self._config.token_route

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from typing import Any
 
 import msgspec
@@ -13,8 +14,9 @@ from rollout.codec.local import Lane, LocalCodec
 from rollout.config import EngineConfig
 from rollout.errors import TransportError
 from rollout.play.connect import TokenizerDiffers, make_codec
-from rollout.transport import ServerInfo
+from rollout.transport import ServerInfo, TransportConfig
 from tests.cases.prompt_kit import CHATML, PLAIN, ShowingServer
+from transports.embedded import transport as embedded
 
 
 def tokenizer(*more: str, template: str = PLAIN) -> Any:
@@ -80,3 +82,14 @@ async def test_a_named_tokenizer_that_is_not_the_servers_is_refused(tmp_path: An
     codec = await make_codec(EngineConfig(), server, guessed)
     assert codec is not None
     assert "server" in codec.description
+
+
+async def test_a_tokenizer_larger_than_the_served_model_is_refused_where_the_server_cannot_tokenize() -> None:
+    """The transport finds the model's size by itself, and connecting looks at it before any ids are sent."""
+    transport = await embedded.open(TransportConfig(options={"dialect": "dynamo"}))
+    assert (transport.info.vocab_size, transport.info.can_tokenize) == (2048, False)
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer(*(f"<|more_{number}|>" for number in range(100))).save_pretrained(folder)
+        with pytest.raises(TokenizerDiffers, match=r"it has 21\d\d tokens, and the server's model 2048.*--tokenizer"):
+            await make_codec(EngineConfig(tokenizer=folder, renderer="template"), transport, transport.info)
+    await transport.aclose()

@@ -83,7 +83,7 @@ class Raising(Env):
     """Each of its properties raises."""
 
     @property
-    def tools(self) -> Any:  # type: ignore[override]
+    def tools(self) -> Any:
         raise ConnectionError("no tools")
 
     @property
@@ -141,7 +141,7 @@ def test_tools_that_stay_the_same_are_read_once() -> None:
     first = read_tools(env, [])
     assert first == [{"name": "x"}]
     assert read_tools(env, first) is first
-    env.tools[0]["name"] = "y"  # type: ignore[index]
+    env.tools[0]["name"] = "y"
     assert read_tools(env, first) == [{"name": "y"}]
 
 

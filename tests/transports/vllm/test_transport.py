@@ -112,6 +112,15 @@ async def test_a_server_that_says_nothing_of_its_sampling_is_not_guessed_at() ->
     assert info.sampling_defaults is None
 
 
+async def test_the_vocabulary_is_the_one_of_the_models_folder() -> None:
+    """Where the server names a folder that is here."""
+    app = create_app()
+    assert (await opened(app)).info.vocab_size == 2048
+    app.state.served.root = "someone/some-model"
+    assert (await opened(app)).info.vocab_size is None
+    app.state.engine.close()
+
+
 async def test_ids_are_sampled_as_messages_are(tmp_path: Path) -> None:
     """The route of ids leaves out the server's defaults, which turn 1 was sampled with: they go with the request.
 
