@@ -1,7 +1,7 @@
 """The client's own cost: user and system CPU per turn, against a server that costs nothing to wait for.
 
     python -m benchmarks.client [--mode tito --mode mito] [--repeats 3] [--shape 64x8 ...] [--check | --record]
-    python -m benchmarks.client --families [--only qwen3 ...] [--repeats 3] [--contexts 600,5000,20000]
+    python -m benchmarks.client --families [--only qwen3 ...] [--repeats 3] [--contexts 600,5000,20000] [--record]
 
 In the same run, in turn: our engine, and the floor, which is a bare loop of aiohttp and msgspec that encodes, sends
 and decodes the same bodies without any of our logic. Completions of 32 tokens, replies of 400 characters, Qwen3's
@@ -264,7 +264,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--shape", action="append", help="rollouts x turns, such as 64x8")
     parser.add_argument("--check", action="store_true", help="fail where a ratio is much worse than recorded")
-    parser.add_argument("--record", action="store_true", help="write the ratios for later checks")
+    parser.add_argument(
+        "--record", action="store_true", help="write the ratios for later checks, or the families' page"
+    )
     parser.add_argument(
         "--families", action="store_true", help="a turn of each family of the kit: benchmarks/families.py"
     )
@@ -276,7 +278,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         if unknown := set(options.only or ()) - set(families.names()):
             parser.error(f"no family {sorted(unknown)[0]!r}; there are: {', '.join(families.names())}")
-        return families.run(options.only or (), [int(one) for one in options.contexts.split(",")], options.repeats)
+        contexts = [int(one) for one in options.contexts.split(",")]
+        return families.run(options.only or (), contexts, options.repeats, record=options.record)
     shapes = [tuple(map(int, shape.split("x"))) for shape in options.shape or ()] or list(SHAPES)
     recorded = msgspec.json.decode(RATIOS.read_bytes(), type=dict[str, float]) if RATIOS.exists() else {}
     print(f"| {' | '.join(HEAD)} |\n|{'---|' * len(HEAD)}")

@@ -1,6 +1,6 @@
 """What a turn costs the client with each family of the kit, and how that grows with the context.
 
-    python -m benchmarks.client --families [--only qwen3 ...] [--repeats 3] [--contexts 600,5000,20000]
+    python -m benchmarks.client --families [--only qwen3 ...] [--repeats 3] [--contexts 600,5000,20000] [--record]
 
 A conversation of a family goes through the real session, codec and transport to the fake server, one turn behind the
 other, until its prompt is longer than the longest context: replies of 400 characters, as a user's message and as the
@@ -14,10 +14,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
+import shlex
 import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -50,6 +54,17 @@ _WINDOW = 6
 
 #: Turns in all, where nothing else ends a conversation: a family that is not extended has prompts that do not grow.
 _MOST_TURNS = 400
+
+PAGE = Path(__file__).with_name("FAMILIES.md")
+HEAD = """# What a turn costs the client, by family
+
+Made by `python -m benchmarks.client {command}` at commit {commit}, Linux, {cores} cores that others used, too.
+
+Milliseconds of CPU at prompts of so many ids; the bare loop sends and decodes the same bodies without any of our
+logic, in the same run. *Grows* is bridge and reading at the longest prompt over those at the shortest; *once* is what
+the first conversation paid for proofs and patterns; *token-in* the share of later turns. How it is measured:
+`benchmarks/families.py`.
+"""
 
 #: A family whose bridge and reading cost so many times more at the longest context than at the shortest is not flat.
 GROWS = 1.5
@@ -229,27 +244,49 @@ def names() -> list[str]:
     return list(itertools.chain.from_iterable(all_families().values()))
 
 
-def tables(only: Sequence[str], contexts: Sequence[int], repeats: int) -> Iterator[Table]:
-    """Measures and prints, family by family: first replies of a user, then results of tools."""
-    for called, title in ((False, "Replies of a user"), (True, "Results of a tool, answers that call")):
-        print(f"\n{title}:\n\n{head(contexts)}", flush=True)
+def shown(text: str) -> str:
+    """Prints a line at once, and gives it back."""
+    print(text, flush=True)
+    return text
+
+
+def run(only: Sequence[str], contexts: Sequence[int], repeats: int, *, record: bool = False) -> int:
+    """Measures and prints, family by family, and says what is not flat. `record` writes what was printed to `PAGE`."""
+    lines, measured = list[str](), list[Table]()
+    for called, title in ((False, "Replies of a user"), (True, "Results of a tool, behind answers that call it")):
+        lines.append(shown(f"\n## {title}\n\n{head(contexts)}"))
         for name in only or names():
             table = Table(name, called, contexts)
             asyncio.run(table.measure(repeats))
-            print(table.markdown(), flush=True)
-            yield table
-
-
-def run(only: Sequence[str], contexts: Sequence[int], repeats: int) -> int:
-    """Prints both tables, and what is not flat."""
-    measured = list(tables(only, contexts, repeats))
-    steep = [f"{one.name}{' with calls' if one.called else ''}" for one in measured if one.growth >= GROWS]
-    shown = [one for one in measured if one.token_in]
-    for what, values in (
-        ("bridge", [value for one in shown for value in one.bridge]),
-        ("read", [value for one in shown for value in one.read]),
-    ):
-        if values:
-            print(f"\n{what}: {min(values):.2f} to {max(values):.2f} ms", end="")
-    print(f"; grow by {GROWS:g} or more: {', '.join(steep) or 'none'}", file=sys.stdout)
+            measured.append(table)
+            lines.append(shown(table.markdown()))
+    lines.append(shown(f"\n{summary(measured)}"))
+    if record:
+        PAGE.write_text(
+            HEAD.format(command=shlex.join(sys.argv[1:]), commit=commit(), cores=os.cpu_count())
+            + "\n".join(lines)
+            + "\n"
+        )
     return 0
+
+
+def summary(measured: Sequence[Table]) -> str:
+    """The least and the most of what extends, and what grows."""
+    extended = [one for one in measured if one.token_in]
+    bridge, read = (
+        [value for one in extended for value in one.bridge],
+        [value for one in extended for value in one.read],
+    )
+    steep = [f"{one.name}{' with calls' if one.called else ''}" for one in measured if one.growth >= GROWS]
+    costs = (
+        f"A bridge takes {min(bridge):.2f} to {max(bridge):.2f} ms, reading {min(read):.2f} to {max(read):.2f}. "
+        if bridge
+        else ""
+    )
+    return f"{costs}Growing by {GROWS:g} or more: {', '.join(steep) or 'none'}."
+
+
+def commit() -> str:
+    """The commit that was measured."""
+    command = ["git", "describe", "--always", "--dirty"]
+    return subprocess.run(command, cwd=PAGE.parent, capture_output=True, text=True, check=False).stdout.strip()
