@@ -139,6 +139,8 @@ def generate_body(request: Request, model: str) -> dict[str, Any]:
         sampling["max_tokens"] = request.max_tokens
     if stops := merged(sampling.get("stop_token_ids"), request.stop_token_ids):
         sampling["stop_token_ids"] = stops
+    if not sampling.get("stop"):  # texts are made here, of the ids; only stop strings need the server's
+        sampling.setdefault("detokenize", False)
     body = {key: value for key, value in request.sampling.items() if key in _GENERATE_ROOT}
     body |= {"model": model, "token_ids": prompt.json(), "sampling_params": sampling, "request_id": request.request_id}
     return _with_routing(body, request)

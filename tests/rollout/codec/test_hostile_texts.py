@@ -17,7 +17,7 @@ from rollout.codec.families import families
 from rollout.codec.local import Lane
 from rollout.codec.renderer import RendererBridge
 from rollout.codec.tokenizer import template_text
-from rollout.codec.types import Bridged, Previous, make_context
+from rollout.codec.types import Bridged, Context, Previous, make_context
 from tests.rollout.codec.hostile import HOSTILE
 
 CALL = ToolCall(function=Function("f", '{"a": 1}'), id="call00000")
@@ -83,28 +83,46 @@ def test_a_bridge_is_the_templates_text_whatever_it_is(
     assert markers(found.ids) == markers(words.ids)
 
 
+def written_by(bridge: RendererBridge, turn: Previous, tail: list[Message], context: Context, *, learnt: bool) -> Any:
+    """What is written, nothing where it declines, or the kind of what is raised."""
+    try:
+        found = (bridge.extend if learnt else bridge._by_family)(turn, tail, context)
+        return found.ids if isinstance(found, Bridged) else None
+    except Exception as error:  # a family that raises for a text has no pattern, and raises again
+        return type(error)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", families())
 def test_what_is_learnt_of_a_family_stays_equal_to_it(name: str) -> None:
-    """Every hand-written family, by its pattern and asked anew, over hostile texts."""
+    """Every hand-written family, by its pattern and asked anew, over hostile texts and its own markers in them.
+
+    As a user's message and as two, as a tool's result and with a user's message behind it; behind a turn that ended,
+    and behind one that was cut off. All in one bridge, so that what was learnt of one is on trial with the others.
+    """
     family = RendererFamily(name)
     bridge = RendererBridge(family.tokenizer, name, "all")
     bridge.learnt_after = 1
-    context = make_context([], {})
-    prompt = family.render([user("one")], [])
-    completion = family.sampled([user("one")], Message("assistant", "Yes."), [])
-    turn = Previous(prompt_ids=prompt, completion_ids=completion, message=Message("assistant", "Yes."))
-    bridge.extend(turn, [user("two")], context)
+    context = make_context(TOOLS, {})
+    prompt = family.render([user("one")], TOOLS)
+    turns = []
+    for said in (Message("assistant", "Yes."), Message("assistant", tool_calls=(CALL,))):
+        sampled = family.sampled([user("one")], said, TOOLS)
+        ends = (sampled, sampled[:-1], sampled[: len(sampled) // 2])
+        turns.append([Previous(prompt_ids=prompt, completion_ids=ids, message=said) for ids in ends])
+    markers = st.sampled_from([str(token.content) for token in family.tokenizer.added_tokens_decoder.values()])
+    odd = st.sampled_from(["", " ", "\ud800", "a\udfffb", "\ud83d\ude00", "e\u0301", "\u212b", "x" * 20_000])
+    texts = st.one_of(HOSTILE, st.tuples(HOSTILE, markers, HOSTILE).map("".join), odd, st.text(max_size=20))
 
-    @settings(max_examples=60, deadline=None)
-    @given(HOSTILE)
-    def same(text: str) -> None:
-        try:
-            asked: object = bridge._by_family(turn, [user(text)], context)
-        except Exception as error:  # a family that raises for a text has no pattern, and raises again
-            with pytest.raises(type(error)):
-                bridge.extend(turn, [user(text)], context)
-            return
-        assert bridge.extend(turn, [user(text)], context) == asked
+    @settings(max_examples=150, deadline=None)
+    @given(st.sampled_from(["user", "users", "tool", "tool and user"]), st.integers(0, 2), texts, texts)
+    def same(shape: str, end: int, text: str, other: str) -> None:
+        # As they come in: what is no UTF-8 is mended at the door.
+        one, two = (Message.of({"role": "user", "content": each}) for each in (text, other))
+        result = Message("tool", one.content, tool_call_id=CALL.id, name="f")
+        tail = {"user": [one], "users": [one, two], "tool": [result], "tool and user": [result, two]}[shape]
+        turn = turns["tool" in shape][end]
+        asked = written_by(bridge, turn, tail, context, learnt=False)
+        assert written_by(bridge, turn, tail, context, learnt=True) == asked
 
     same()

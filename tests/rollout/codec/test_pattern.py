@@ -165,3 +165,25 @@ def test_a_family_that_prints_call_ids_is_held_against_itself_once_for_each_form
         assert isinstance(found, Bridged)
         assert f"functions.f:{number}" in family.tokenizer.decode(found.ids)
     assert len(bridge._unlike) == 1
+
+
+@pytest.mark.parametrize("name", ["deepseek-v4", "hy3"])
+def test_a_text_with_replacement_characters_costs_its_length(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a tool fetched need not be no UTF-8: a family that looks for each token's place decodes it once for each."""
+    family = RendererFamily(name)
+    bridge, context = RendererBridge(family.tokenizer, name, "all"), make_context([], {})
+    prompt, said = family.render([user("one")], []), Message("assistant", "Yes.")
+    turn = Previous(prompt_ids=prompt, completion_ids=family.sampled([user("one")], said, []), message=said)
+    decoded: list[int] = []
+    decode = family.tokenizer.decode
+
+    def counted(ids: list[int], **more: Any) -> str:
+        decoded.append(len(ids))
+        return str(decode(ids, **more))
+
+    monkeypatch.setattr(family.tokenizer, "decode", counted)
+    text = "\ufffd" + "wind and rain " * 300
+    found = bridge.extend(turn, [user(text)], context)
+    assert isinstance(found, Bridged)
+    assert text in decode(found.ids)
+    assert sum(decoded) <= 4 * len(found.ids)

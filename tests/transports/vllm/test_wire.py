@@ -44,7 +44,13 @@ def test_a_generate_body_has_ids_and_sampling_apart() -> None:
     assert on_wire(generate_body(request(sampling=sampling, priority=2), "m")) == {
         "model": "m",
         "token_ids": [1, 2],
-        "sampling_params": {"temperature": 0.5, "stop_token_ids": [3, 7, 8], "logprobs": 5, "max_tokens": 9},
+        "sampling_params": {
+            "temperature": 0.5,
+            "stop_token_ids": [3, 7, 8],
+            "logprobs": 5,
+            "max_tokens": 9,
+            "detokenize": False,
+        },
         "cache_salt": "own",
         "priority": 2,
         "request_id": "r1",
@@ -182,3 +188,20 @@ def test_a_body_that_is_not_json_is_named(body: bytes) -> None:
     """A page, nothing, or half a body is a malformed reply."""
     with pytest.raises(MalformedReply, match="cannot be read"):
         read_generate(Answer(200, body, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("asked", "sent"),
+    [
+        ({}, False),
+        ({"stop": []}, False),
+        ({"stop": None}, False),
+        ({"stop": "END"}, None),
+        ({"stop": ["END"]}, None),
+        ({"detokenize": True}, True),
+    ],
+)
+def test_a_server_makes_texts_only_for_stop_strings(asked: dict[str, Any], sent: bool | None) -> None:
+    """Token-in reads ids: a text of each token costs the server, and only a stop string needs one."""
+    body = generate_body(request(TokenPrompt([1]), sampling=asked), "m")
+    assert body["sampling_params"].get("detokenize") is sent
