@@ -274,12 +274,23 @@ class RendererBridge:
         key = (context.key, self._shape(previous, tail, context), end in self.stop_token_ids)
         if self._needs_all.get(key) is False:
             return self._bridge(prompt_ids[-PROMPT_END:], previous.completion_ids, tail, context)
-        whole = self._bridge(prompt_ids, previous.completion_ids, tail, context)
+        whole = self._tried(prompt_ids, previous.completion_ids, tail, context)
         if key not in self._needs_all:
-            with contextlib.suppress(stand_in.NotExtendable):
-                shown = self._bridge(prompt_ids[-PROMPT_END:], previous.completion_ids, tail, context)
-                self._needs_all[key] = shown != whole
+            shown = self._tried(prompt_ids[-PROMPT_END:], previous.completion_ids, tail, context)
+            both = isinstance(shown, stand_in.NotExtendable) and isinstance(whole, stand_in.NotExtendable)
+            self._needs_all[key] = shown != whole and not both
+        if isinstance(whole, stand_in.NotExtendable):
+            raise whole
         return whole
+
+    def _tried(
+        self, prompt_ids: Sequence[int], completion_ids: list[int], tail: Sequence[Message], context: Context
+    ) -> list[int] | stand_in.NotExtendable:
+        """The ids, or why there are none: a family that declines is shown no more of later prompts than others."""
+        try:
+            return self._bridge(prompt_ids, completion_ids, tail, context)
+        except stand_in.NotExtendable as error:
+            return error
 
     def _bridge(
         self, prompt_ids: Sequence[int], completion_ids: list[int], tail: Sequence[Message], context: Context

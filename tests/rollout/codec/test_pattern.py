@@ -15,8 +15,8 @@ from rollout.codec.literal import LiteralTokenizer
 from rollout.codec.pattern import Pattern, Slot, learn, texts_of
 from rollout.codec.readers import Sampled
 from rollout.codec.readers.blocks import HERMES
-from rollout.codec.renderer import RendererBridge
-from rollout.codec.types import Bridged, Previous, make_context
+from rollout.codec.renderer import PROMPT_END, RendererBridge
+from rollout.codec.types import Bridged, Declined, Previous, make_context
 
 Make = Callable[[Sequence[Message]], list[int]]
 
@@ -187,3 +187,22 @@ def test_a_text_with_replacement_characters_costs_its_length(name: str, monkeypa
     assert isinstance(found, Bridged)
     assert text in decode(found.ids)
     assert sum(decoded) <= 4 * len(found.ids)
+
+
+def test_a_family_that_declines_is_shown_the_end_of_a_prompt_like_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSeek R1's declines behind text: asked with all of a long prompt, it costs more the longer that is."""
+    family = RendererFamily("deepseek-r1")
+    bridge, context = RendererBridge(family.tokenizer, "deepseek-r1", "all"), make_context([], {})
+    prompt, said = family.render([user("one " * 5_000)], []), Message("assistant", "Yes.")
+    turn = Previous(prompt_ids=prompt, completion_ids=family.sampled([user("one")], said, []), message=said)
+    shown: list[int] = []
+    ask = bridge._bridge
+
+    def counted(prompt_ids: Sequence[int], *others: Any) -> list[int]:
+        shown.append(len(prompt_ids))
+        return ask(prompt_ids, *others)
+
+    monkeypatch.setattr(bridge, "_bridge", counted)
+    answers = [bridge.extend(turn, [user(f"two {number} <b>")], context) for number in range(4)]
+    assert all(isinstance(found, Declined) for found in answers)
+    assert max(shown[2:]) == PROMPT_END
