@@ -43,7 +43,7 @@ What all rollouts of a process share is made by `setup`, and reaches each object
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any
 
 import msgspec
