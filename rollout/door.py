@@ -116,7 +116,7 @@ def plain(value: Any, *, not_finite: NotFinite = "refuse") -> Any:
     except Refused:
         raise
     except Exception as error:  # a mapping, a model or a tensor of the caller's that raises while it is read
-        raise Refused(f"cannot be read: {type(error).__name__}: {error_text(error)}") from error
+        raise Refused(f"cannot be read: {type_name(error)}: {error_text(error)}") from error
 
 
 def is_plain(value: Any, depth: int = 0) -> bool:
@@ -151,7 +151,7 @@ def number(value: object, source: str) -> float:
     except OverflowError:  # an integer beyond what a float holds
         found = math.inf
     except Exception:
-        raise Refused(f"gave {type(value).__name__} where a number belongs", source) from None
+        raise Refused(f"gave {type_name(value)} where a number belongs", source) from None
     if not math.isfinite(found):
         raise Refused(f"gave {found} where a finite number belongs", source)
     return found
@@ -160,7 +160,7 @@ def number(value: object, source: str) -> float:
 def named_numbers(values: object, source: str) -> dict[str, float]:
     """Metrics: names and finite numbers. Raises Refused."""
     if not isinstance(values, Mapping):
-        raise Refused(f"gave metrics as {type(values).__name__}, not as a mapping of names to numbers", source)
+        raise Refused(f"gave metrics as {type_name(values)}, not as a mapping of names to numbers", source)
     try:
         return {(name := _key(key)): number(value, f"metric {name!r}") for key, value in values.items()}
     except Refused as refused:
@@ -174,7 +174,7 @@ def task(value: object, index: int) -> dict[str, Any]:
         named = None  # Python would not make a text of it
     name = f"task {index}" + (f" (id {well_formed(str(named))[:80]!r})" if isinstance(named, str | int) else "")
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{name} is of type {type(value).__name__}; a task is a mapping, such as a dict")
+        raise ConfigError(f"{name} is of type {type_name(value)}; a task is a mapping, such as a dict")
     try:
         found: dict[str, Any] = plain(value)
     except Refused as refused:
@@ -220,7 +220,7 @@ def check_logprobs(values: Sequence[float | None]) -> None:
 
 def _logprob_fault(value: object) -> str:
     if not isinstance(value, int | float):
-        return "is null in the place of a number" if value is None else f"is of type {type(value).__name__}"
+        return "is null in the place of a number" if value is None else f"is of type {type_name(value)}"
     if not math.isfinite(value):
         return f"is {value}"
     if value > _ABOVE_ONE:
@@ -240,6 +240,15 @@ def header(text: str) -> str:
     return f"{safe[: _MOST_HEADER_CHARS - 1 - len(digest)]}-{digest}"
 
 
+_NAME = type.__dict__["__name__"]
+
+
+def type_name(value: object) -> str:
+    """The name of a value's class, whatever its metaclass makes of that."""
+    name: str = _NAME.__get__(type(value))
+    return name
+
+
 def error_text(error: BaseException) -> str:
     """What an exception says, in at most 2,000 characters; its type's name where it says nothing or cannot say it.
 
@@ -251,10 +260,10 @@ def error_text(error: BaseException) -> str:
             first: BaseException = error
             while isinstance(first, BaseExceptionGroup):
                 first = first.exceptions[0]
-            text = f"{text}: {type(first).__name__}: {error_text(first)}"
+            text = f"{text}: {type_name(first)}: {error_text(first)}"
     except BaseException:  # `__str__` is the caller's code, too, and may even exit
         text = ""
-    text = text or type(error).__name__
+    text = text or type_name(error)
     return text if len(text) <= _MOST_ERROR_CHARS else f"{text[: _MOST_ERROR_CHARS - 3]}..."
 
 
@@ -306,7 +315,7 @@ def _of_other_kind(value: Any, not_finite: NotFinite, depth: int) -> Any:
             return _plain(found, not_finite, depth + 1)  # numpy's and torch's arrays and scalars
         if isinstance(value, _ROWS):
             return _rows(value, not_finite, depth)
-    raise Refused(f"is of type {type(value).__name__}")
+    raise Refused(f"is of type {type_name(value)}")
 
 
 def _dumped(model: Any) -> Any:
@@ -346,7 +355,7 @@ def _key(key: object) -> str:
         return {None: "null", True: "true", False: "false"}[key]  # as Python's json does
     if isinstance(key, int | float):
         return str(key)
-    raise Refused(f"has a key of type {type(key).__name__}")
+    raise Refused(f"has a key of type {type_name(key)}")
 
 
 def _integer(value: int) -> int:

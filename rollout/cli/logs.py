@@ -22,6 +22,7 @@ from typing import Any, Self
 
 import structlog
 
+from rollout.door import type_name
 from rollout.log import UnlockedHandler, event_of, handled_by, shown
 
 Event = MutableMapping[str, Any]
@@ -209,8 +210,8 @@ def _cut(text: str) -> str:
 def _kind(event: Event) -> tuple[str, ...]:
     """What makes two events the same to people: never a text that differs from rollout to rollout."""
     error = event.get("exc_info")
-    raised = error[0].__name__ if isinstance(error, tuple) and error[0] else ""
-    raised = type(error).__name__ if isinstance(error, BaseException) else raised
+    raised = type_name(error[1]) if isinstance(error, tuple) and error[1] else ""
+    raised = type_name(error) if isinstance(error, BaseException) else raised
     if not raised and (named := _ERROR.match(str(event.get("error", "")))):
         raised = named[0]  # a worker's event has no exception any more
     fields = [event.get(name) for name in ("kind", "reason", "cause", "call", "bridge", "server", "error_type")]

@@ -14,7 +14,7 @@ import msgspec
 
 from rollout.agent import Agent, Outcome
 from rollout.chat.messages import Message
-from rollout.door import Refused, error_text, named_numbers, number, plain, well_formed
+from rollout.door import Refused, error_text, named_numbers, number, plain, type_name, well_formed
 from rollout.env import Env, Step
 from rollout.errors import MessageError
 from rollout.participant import Participant
@@ -50,7 +50,7 @@ class reading:  # used as a function is
         if isinstance(error, Refused):
             raise EnvironmentFault(str(error)) from None
         raised = raised_by(error)
-        message = f"{self._what} cannot be read: {type(raised).__name__}: {error_text(raised)}"
+        message = f"{self._what} cannot be read: {type_name(raised)}: {error_text(raised)}"
         raise EnvironmentFault(message) from contained(error)
 
 
@@ -58,7 +58,7 @@ def read_step(step: object) -> Answer:
     """What `step` gave."""
     if not isinstance(step, Step):
         hint = " (a `return` is missing?)" if step is None else ""
-        raise EnvironmentFault(f"step must return a Step, not {type(step).__name__}{hint}")
+        raise EnvironmentFault(f"step must return a Step, not {type_name(step)}{hint}")
     with reading("what step gave"):
         conversation = step.conversation
         return Answer(
@@ -80,7 +80,7 @@ def read_outcome(outcome: object) -> Outcome:
     """What an agent's `run` gave, as plain data."""
     if not isinstance(outcome, Outcome):
         hint = " (a `return` is missing?)" if outcome is None else ""
-        raise EnvironmentFault(f"run must return an Outcome, not {type(outcome).__name__}{hint}")
+        raise EnvironmentFault(f"run must return an Outcome, not {type_name(outcome)}{hint}")
     with reading("what run gave"):
         return Outcome(
             reward=number(outcome.reward, "run"),
@@ -101,7 +101,7 @@ def read_notes(agent: Agent) -> dict[str, str]:
 def read_messages(messages: object, source: str) -> list[Message]:
     """Messages in any form that `Message.of` reads."""
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
-        raise EnvironmentFault(f"{source} must give a list of messages, not {type(messages).__name__}")
+        raise EnvironmentFault(f"{source} must give a list of messages, not {type_name(messages)}")
     with reading(f"what {source} gave"):
         try:
             return [Message.of(message) for message in messages]
@@ -116,13 +116,13 @@ def read_tools(env: Env, before: list[Any]) -> list[Any]:
         if tools is None or (not tools and not before):
             return []
         if isinstance(tools, str | bytes | Mapping) or not isinstance(tools, Sequence):
-            raise EnvironmentFault(f"env.tools must be a list of tools, not {type(tools).__name__}")
+            raise EnvironmentFault(f"env.tools must be a list of tools, not {type_name(tools)}")
         found = list(tools)
         if found == before:
             return before
         for at, tool in enumerate(found):
             if not isinstance(tool, Mapping):
-                raise EnvironmentFault(f"env.tools[{at}] must be a mapping, not {type(tool).__name__}")
+                raise EnvironmentFault(f"env.tools[{at}] must be a mapping, not {type_name(tool)}")
         try:
             return [plain(tool) for tool in found]
         except Refused as refused:

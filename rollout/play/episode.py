@@ -15,7 +15,7 @@ import anyio
 
 from rollout.agent import Agent
 from rollout.config import EngineConfig
-from rollout.door import error_text
+from rollout.door import error_text, type_name
 from rollout.errors import MessageError, TransportError
 from rollout.log import get_logger
 from rollout.participant import Participant
@@ -183,17 +183,17 @@ class Episode:
         if kind is FailureKind.INTERNAL:
             _log.error("internal_error", rollout=self.rollout.id, exc_info=error)
         if not isinstance(error, EnvironmentFault):
-            return Failure(kind=kind, message=message, error=type(error).__name__, turn=turn)
+            return Failure(kind=kind, message=message, error=type_name(error), turn=turn)
         raised = error.raised
         if isinstance(raised, asyncio.CancelledError) and close_fault is not None and close_fault.raised is not None:
             # A context that it holds cancelled it, and said why when it was left.
             raised = close_fault.raised
             message = f"{message}; {close_fault}"
         if raised is not None:
-            text = f"{type(raised).__name__}: {error_text(raised)}"
+            text = f"{type_name(raised)}: {error_text(raised)}"
             _log.warning("environment_raised", rollout=self.rollout.id, call=error.call, error=text, exc_info=raised)
-            return Failure(kind=kind, message=message, error=type(raised).__name__, turn=turn)
-        name = "TimeoutError" if kind is FailureKind.TIMEOUT else type(error).__name__
+            return Failure(kind=kind, message=message, error=type_name(raised), turn=turn)
+        name = "TimeoutError" if kind is FailureKind.TIMEOUT else type_name(error)
         return Failure(kind=kind, message=message, error=name, turn=turn)
 
     def _finish(self, wall_s: float) -> None:
@@ -245,4 +245,4 @@ def _classify(error: BaseException) -> tuple[FailureKind, str]:
         case _ if not isinstance(error, Exception):
             return FailureKind.CANCELLED, "cancelled"
         case _:
-            return FailureKind.INTERNAL, f"{type(error).__name__}: {error_text(error)}"
+            return FailureKind.INTERNAL, f"{type_name(error)}: {error_text(error)}"

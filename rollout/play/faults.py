@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from rollout.door import error_text
+from rollout.door import error_text, type_name
+from rollout.process.blocked import Interrupted, LoopBlocked
 from rollout.process.threads import ContainedError
 from rollout.records import FailureKind
 
@@ -31,7 +32,14 @@ def raised_by(error: BaseException) -> BaseException:
     return error
 
 
+def kind_of(raised: BaseException) -> FailureKind:
+    """What a rollout fails of where a call of its raised this: what we broke off did not end by itself."""
+    if isinstance(raised, LoopBlocked):
+        return FailureKind.CANCELLED if isinstance(raised, Interrupted) else FailureKind.TIMEOUT
+    return FailureKind.ENVIRONMENT
+
+
 def said_by(error: BaseException) -> str:
     """Its text as it follows its name, such as ": no docker"; "" where it has none."""
     text = error_text(error)
-    return "" if text == type(error).__name__ else f": {text}"
+    return "" if text == type_name(error) else f": {text}"

@@ -21,19 +21,18 @@ import contextlib
 import contextvars
 import inspect
 import os
-from collections.abc import Awaitable, Callable, Iterator
-from types import FrameType
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
 
+from rollout.door import type_name
 from rollout.log import get_logger
 from rollout.participant import Participant
 from rollout.play.answers import reading
-from rollout.play.faults import EnvironmentFault, raised_by, said_by
-from rollout.process.blocked import Interrupted, LoopBlocked
+from rollout.play.faults import EnvironmentFault, kind_of, raised_by, said_by
 from rollout.process.forks import stay_in
-from rollout.process.imports import place_in, stack_of
+from rollout.process.imports import awaited_frames, place_in, stack_of
 from rollout.process.threads import Threads, contained
 from rollout.process.user_tasks import UserTasks, owner, unending, unwatch, watch
 from rollout.records import FailureKind
@@ -182,16 +181,16 @@ class Host:
         in_task: bool = False,
     ) -> Any:
         """Makes one call, in the host where it is asynchronous or `in_task`. Raises EnvironmentFault."""
-        in_task = in_task or inspect.iscoroutinefunction(function)
         try:
+            in_task = in_task or inspect.iscoroutinefunction(function)
             if limit_s is None:
                 return await self._make(function, args, in_task)
             with anyio.move_on_after(limit_s):
                 return await self._make(function, args, in_task)
         except Exception as error:
             raised = raised_by(error)
-            message = f"{name} raised {type(raised).__name__}{said_by(raised)}"
-            raise EnvironmentFault(message, kind=_kind_of(raised), call=name) from error
+            message = f"{name} raised {type_name(raised)}{said_by(raised)}"
+            raise EnvironmentFault(message, kind=kind_of(raised), call=name) from error
         message = f"{name} took longer than {limit_s:g} s{self._place}"
         raise EnvironmentFault(message, kind=FailureKind.TIMEOUT, call=name)
 
@@ -238,7 +237,7 @@ class Host:
                 hint = "close_timeout_s allows no more, and 5 s where the run is cancelled"
                 _log.warning("env_close_cut", rollout=self._id, limit_s=limit_s, hint=hint)
             else:
-                reason = type(fault.raised).__name__
+                reason = type_name(fault.raised)
                 _log.warning(
                     "env_close_failed", rollout=self._id, reason=reason, error=str(fault), exc_info=fault.raised
                 )
@@ -389,24 +388,6 @@ class Host:
                 self._on_broken()
         request, self._asked = self._asked, None
         return request
-
-
-def _kind_of(raised: BaseException) -> FailureKind:
-    if isinstance(raised, LoopBlocked):  # ours: it did not end by itself
-        return FailureKind.CANCELLED if isinstance(raised, Interrupted) else FailureKind.TIMEOUT
-    return FailureKind.ENVIRONMENT
-
-
-def awaited_frames(coroutine: Any) -> Iterator[FrameType]:
-    """Where a coroutine waits, the oldest frame first."""
-    while coroutine is not None:
-        kind = next((kind for kind in ("cr", "ag", "gi") if hasattr(coroutine, f"{kind}_frame")), None)
-        if kind is None:
-            return
-        frame = getattr(coroutine, f"{kind}_frame")
-        if frame is not None:
-            yield frame
-        coroutine = getattr(coroutine, "gi_yieldfrom" if kind == "gi" else f"{kind}_await")
 
 
 def _seen(task: asyncio.Task[None]) -> None:

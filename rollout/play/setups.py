@@ -23,9 +23,9 @@ from rollout.log import get_logger
 from rollout.participant import Participant, made_sharing
 from rollout.play.answers import reading
 from rollout.play.faults import EnvironmentFault
-from rollout.play.host import Host, Hosts, awaited_frames
+from rollout.play.host import Host, Hosts
 from rollout.process.blocked import Watch
-from rollout.process.imports import place_in, stack_of
+from rollout.process.imports import awaited_frames, place_in, stack_of
 from rollout.records import FailureKind
 from rollout.registry import known_class
 

@@ -15,12 +15,12 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import FrameType, ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from rollout.door import error_text
+from rollout.door import error_text, type_name
 from rollout.errors import ConfigError
 
 T = TypeVar("T")
@@ -61,7 +61,7 @@ def loaded(what: str, load: Callable[[], T]) -> T:
     except (ConfigError, KeyboardInterrupt):  # the latter is a person's: nothing else handles signals yet
         raise
     except BaseException as error:
-        name, text = type(error).__name__, " ".join(error_text(error).split())
+        name, text = type_name(error), " ".join(error_text(error).split())
         said = name if text == name else f"{name}: {text}"
         raise ConfigError(f"{what} cannot be imported: {said}{place_of(error)}") from error
 
@@ -94,6 +94,18 @@ def frames_of(frame: FrameType | None) -> list[FrameType]:
         frames.append(frame)
         frame = frame.f_back
     return frames[::-1]
+
+
+def awaited_frames(coroutine: Any) -> Iterator[FrameType]:
+    """Where a coroutine waits, the oldest frame first."""
+    while coroutine is not None:
+        kind = next((kind for kind in ("cr", "ag", "gi") if hasattr(coroutine, f"{kind}_frame")), None)
+        if kind is None:
+            return
+        frame = getattr(coroutine, f"{kind}_frame")
+        if frame is not None:
+            yield frame
+        coroutine = getattr(coroutine, "gi_yieldfrom" if kind == "gi" else f"{kind}_await")
 
 
 def _is_ours(file: str) -> bool:

@@ -25,6 +25,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, Generic, TypeVar, cast
 
+from rollout.door import type_name
 from rollout.errors import RolloutError
 from rollout.process.forks import stay_in
 from rollout.process.imports import frames_of
@@ -52,7 +53,7 @@ class ContainedError(Exception):
     """
 
     def __init__(self, error: BaseException) -> None:
-        super().__init__(f"{type(error).__name__} was raised")
+        super().__init__(f"{type_name(error)} was raised")
         self.error = error
 
 

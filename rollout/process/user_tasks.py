@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from functools import partial
 from typing import Any, TypeVar, cast
 
+from rollout.door import type_name
 from rollout.log import get_logger
 from rollout.process.threads import ContainedError
 
@@ -59,7 +60,7 @@ class UserTasks:
                 error = task.exception()
                 cause = error.error if isinstance(error, ContainedError) else error
                 _log.warning(
-                    "environment_task_raised", rollout=rollout_id, reason=type(cause).__name__, exc_info=cause or error
+                    "environment_task_raised", rollout=rollout_id, reason=type_name(cause), exc_info=cause or error
                 )
         self._failed.clear()
         left = {task for task in self.running if not task.done()}

@@ -97,7 +97,7 @@ def _failure(group: Group, error: EnvironmentFault | door.Refused) -> Failure:
         cause = error.raised or TimeoutError(message)
         message = str(cause) if isinstance(cause, door.Refused) else message
     _log.warning("environment_raised", group=group.task_id, call=_NAME, error=message, exc_info=cause)
-    return Failure(kind=kind, message=message, error=type(cause).__name__)
+    return Failure(kind=kind, message=message, error=door.type_name(cause))
 
 
 def _is_async(function: Callable[..., object]) -> bool:
@@ -112,5 +112,5 @@ def _needs_loop(error: BaseException | None) -> bool:
 
 def _numbers(found: object) -> list[float]:
     if not isinstance(found, Iterable) or isinstance(found, str | bytes | Mapping):
-        raise door.Refused(f"gave {type(found).__name__}, not a list of numbers", _NAME)
+        raise door.Refused(f"gave {door.type_name(found)}, not a list of numbers", _NAME)
     return [door.number(value, _NAME) for value in found]

@@ -50,7 +50,7 @@ def ended_by(rollout: Rollout, why: Failure | None, error: BaseException) -> Non
     if isinstance(error, Exception):
         _log.error("internal_error", rollout=rollout.id, exc_info=error)
         message = door.error_text(error)
-        why = Failure(kind=FailureKind.INTERNAL, message=message, error=type(error).__name__)
+        why = Failure(kind=FailureKind.INTERNAL, message=message, error=door.type_name(error))
     elif why is None and rollout.stop is None and rollout.failure is None:
         why = Failure(kind=FailureKind.CANCELLED, message="cancelled")
     if why is not None:

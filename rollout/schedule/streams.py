@@ -14,6 +14,7 @@ import anyio
 import anyio.abc
 import msgspec
 
+from rollout import door
 from rollout.config import EngineConfig
 from rollout.env import Task
 from rollout.errors import ConfigError, EngineClosed, EngineStopped, RolloutError
@@ -23,6 +24,7 @@ from rollout.participant import Participant
 from rollout.play.host import Hosts
 from rollout.process.threads import Threads
 from rollout.records import Failure, FailureKind, Group, Rollout
+from rollout.registry import is_asynchronous
 from rollout.schedule.group_reward import SCORED_AT_ONCE, GroupReward, GroupScorer
 from rollout.schedule.hand_over import OnRollout
 from rollout.schedule.playing import Plays
@@ -318,6 +320,12 @@ def check_env(env: object) -> None:
     """Raises ConfigError for what makes no environments."""
     if not callable(env):
         raise ConfigError(f"env must be a class of environments, or a function that makes one, not {env!r:.200}")
+    try:
+        is_asynchronous(env)
+    except ConfigError:
+        raise
+    except Exception as error:  # a metaclass of the user's
+        raise ConfigError(f"env cannot be read: {door.type_name(error)}: {door.error_text(error)}") from error
 
 
 def _ends_processes(rollout: Rollout) -> bool:

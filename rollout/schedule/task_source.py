@@ -74,7 +74,7 @@ def task_source(tasks: Iterable[Task] | AsyncIterable[Task], hosts: Hosts) -> Ta
         return _Async(tasks, hosts)
     if isinstance(tasks, Iterable):
         return _Threaded(tasks, hosts.threads)
-    raise ConfigError(f"tasks must be a list or another iterable of tasks, not {type(tasks).__name__}")
+    raise ConfigError(f"tasks must be a list or another iterable of tasks, not {door.type_name(tasks)}")
 
 
 async def refuse_unwritable(tasks: object) -> None:
@@ -105,7 +105,7 @@ def as_error(error: BaseException, source: str) -> Exception:
     """What the caller's code raised: as it is, but for what would end more than its stream, which is said by name."""
     if isinstance(error, Exception) and not isinstance(error, StopIteration | StopAsyncIteration):
         return error
-    raised = RolloutError(f"{source} raised {type(error).__name__}: {door.error_text(error)}")
+    raised = RolloutError(f"{source} raised {door.type_name(error)}: {door.error_text(error)}")
     raised.__cause__ = error
     return raised
 

@@ -149,7 +149,7 @@ def _tasks_of_env(spec: str, env: Participant | type[Participant], asked: int, s
     if not isinstance(found, Iterable):
         if hasattr(found, "close"):
             found.close()  # a coroutine that nobody awaits would be warned of
-        raise ConfigError(f"{spec}: tasks() gave {type(found).__name__}, not an iterable of tasks")
+        raise ConfigError(f"{spec}: tasks() gave {door.type_name(found)}, not an iterable of tasks")
     drawn = _guarded(lambda: list(islice(found, asked)), spec, "tasks()")
     if not drawn:
         raise ConfigError(f"{spec}: tasks() gave none of the {asked} tasks that were asked for")
@@ -169,7 +169,7 @@ def _guarded(call: Callable[[], Any], spec: str, what: str) -> Any:
         if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
             raise  # control-C; in another thread nobody but user code raises it
         raise UserCodeFailed(
-            f"{spec}: {what} raised {type(error).__name__}: {door.error_text(error)}{_place(spec, error)}"
+            f"{spec}: {what} raised {door.type_name(error)}: {door.error_text(error)}{_place(spec, error)}"
         ) from error
 
 
@@ -211,7 +211,7 @@ def _task_of_line(place: str, line: bytes, index: int) -> dict[str, Any]:
         if value is None:
             raise ConfigError(f"{place}: not a JSON object: {error}") from error
     if not isinstance(value, dict):
-        kind = "a list" if isinstance(value, list) else "null" if value is None else f"of type {type(value).__name__}"
+        kind = "a list" if isinstance(value, list) else "null" if value is None else f"of type {door.type_name(value)}"
         raise ConfigError(f"{place}: it is {kind}; each line is one task, a JSON object")
     try:
         return door.task(value, index)

@@ -365,9 +365,11 @@ async def _end_last(worker: Worker, grace_s: float) -> None:
 
 
 def _pickled(make_env: Callable[[], Participant]) -> bytes:
-    """Raises ConfigError where another process could not find it."""
+    """Raises ConfigError where another process could not find it, or make it of what it is sent."""
     try:
-        return pickle.dumps(make_env)
+        pickled = pickle.dumps(make_env)
+        pickle.loads(pickled)
+        return pickled
     except Exception as error:  # pickle raises whatever an object's own methods do
         raise ConfigError(
             f"processes need an environment that they can import, a class or a function of a module, not {make_env!r}: "

@@ -18,7 +18,7 @@ import anyio.lowlevel
 import anyio.to_thread
 import msgspec
 
-from rollout.door import error_text
+from rollout.door import error_text, type_name
 from rollout.errors import RolloutError, UserCodeFailed
 from rollout.log import UnlockedHandler, event_of, get_logger, handled_by
 from rollout.loop.collector import infrequent_full_gc
@@ -81,7 +81,7 @@ async def serve(channel: Channel, load: Callable[[bytes], Any] = pickle.loads) -
                 with infrequent_full_gc():
                     await serving.serve()
     except RolloutError as error:
-        channel.send(wire.encode(wire.NotReady(type(error).__name__, error_text(error))))
+        channel.send(wire.encode(wire.NotReady(type_name(error), error_text(error))))
     await channel.sent()
     channel.close()
 
@@ -93,7 +93,7 @@ def _loaded(make_env: bytes, load: Callable[[bytes], Any]) -> Any:
     except BaseException as error:  # what importing the user's module raises, sys.exit() included
         _log.warning("environment_not_loaded", exc_info=error)
         raise UserCodeFailed(
-            f"a worker process cannot load the environment: {type(error).__name__}: {error_text(error)}"
+            f"a worker process cannot load the environment: {type_name(error)}: {error_text(error)}"
         ) from error
 
 
@@ -164,8 +164,8 @@ class _Serving:
             if self._ending:
                 raise
             _log.error("internal_error", rollout=rollout.id, exc_info=error)
-            message = f"{type(error).__name__}: {error_text(error)}"
-            rollout.failure = Failure(kind=FailureKind.INTERNAL, message=message, error=type(error).__name__)
+            message = f"{type_name(error)}: {error_text(error)}"
+            rollout.failure = Failure(kind=FailureKind.INTERNAL, message=message, error=type_name(error))
         finally:
             del self._scopes[command.number]
         # What was logged of it goes first, since the loop has it to send: with this end the run may end.
@@ -202,7 +202,7 @@ class _Serving:
         except Exception as error:
             message = f"it cannot be sent to the engine: {error_text(error)}"
             _log.error("rollout_not_sent", rollout=rollout.id, exc_info=error)
-            bare.failure = Failure(kind=FailureKind.INTERNAL, message=message, error=type(error).__name__)
+            bare.failure = Failure(kind=FailureKind.INTERNAL, message=message, error=type_name(error))
             self._say(wire.Ended(number, bare, [], played))
 
     async def _beat(self) -> None:
@@ -296,7 +296,7 @@ def _sendable(value: object) -> str:
     try:
         text = value if isinstance(value, str) else repr(value)
     except Exception:
-        text = f"a {type(value).__name__} that cannot be shown"
+        text = f"a {type_name(value)} that cannot be shown"
     if len(text) > MOST_TEXT:
         text = f"{text[: MOST_TEXT // 2]} ... {text[-MOST_TEXT // 2 :]}"  # a traceback's end says most
     return text.encode(errors="replace").decode()

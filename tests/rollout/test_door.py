@@ -323,3 +323,21 @@ def test_a_task_whose_id_is_too_long_a_number_is_refused() -> None:
     """The id that cannot be written is not needed to say so."""
     with pytest.raises(ConfigError, match=r"^task 3 cannot be written: id "):
         door.task({"id": 10**5000}, 3)
+
+
+class Nameless(type):
+    """A metaclass whose classes cannot say their names."""
+
+    @property
+    def __name__(cls) -> str:  # type: ignore[override]
+        raise RuntimeError("no name")
+
+
+class Unnamed(Exception, metaclass=Nameless):
+    pass
+
+
+def test_a_class_has_a_name_whatever_its_metaclass_makes_of_it() -> None:
+    """It is Python's own."""
+    assert door.type_name(Unnamed()) == "Unnamed"
+    assert door.type_name(5) == "int"

@@ -22,6 +22,7 @@ from rollout.process.threads import Threads
 from rollout.records import FailureKind
 from tests.log_kit import capture_logs
 from tests.rollout.process.test_threads import Gate
+from tests.rollout.test_door import Unnamed
 
 
 @pytest.fixture
@@ -421,4 +422,25 @@ async def test_what_we_broke_off_is_no_fault_of_the_environments(
     with pytest.raises(EnvironmentFault) as fault:
         await host.call("step", in_coroutine(raised(error)))
     assert fault.value.kind is kind
+    host.end()
+
+
+class Unlookable:
+    """A function that cannot be looked at."""
+
+    def __call__(self) -> int:
+        return 1
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(f"no {name}")
+
+
+async def test_what_cannot_be_looked_at_is_the_environments_fault(hosts: Hosts) -> None:
+    """A call's function, and the class of what it raised, are the user's, too."""
+    host = Host(hosts, "r")
+    with pytest.raises(EnvironmentFault, match="step raised RuntimeError: no __name__") as fault:
+        await host.call("step", Unlookable())
+    assert fault.value.kind is FailureKind.ENVIRONMENT
+    with pytest.raises(EnvironmentFault, match="step raised Unnamed: x"):
+        await host.call("step", raised(Unnamed("x")))
     host.end()

@@ -345,27 +345,47 @@ async def test_an_environment_that_no_process_could_find_is_refused() -> None:
 
 
 class Unloadable:
-    """Is pickled, and cannot be read."""
+    """Is pickled, and cannot be read in some process."""
+
+    def __init__(self, reader: int = 0) -> None:
+        self.reader = reader
+        """The process that can, once: workers may be tasks of this one."""
 
     def __call__(self) -> Asking:
         return Asking()
 
     def __reduce__(self) -> Any:
-        return (_not_loaded, ())
+        return (_not_loaded, (self.reader,))
 
 
-def _not_loaded() -> Any:
-    raise ImportError("no module named theirs")
+_READ: list[int] = []
+
+
+def _not_loaded(reader: int) -> Any:
+    if os.getpid() != reader or reader in _READ:
+        raise ImportError("no module named theirs")
+    _READ.append(reader)
+    return Unloadable(reader)
+
+
+@pytest.mark.slow
+async def test_an_environment_that_cannot_be_read_back_is_refused() -> None:
+    """What fails here would fail in every process, and is its stream's alone."""
+    async with engine() as running:
+        with pytest.raises(ConfigError, match=r"Unloadable object .*: no module named theirs"):
+            await collect(running, 3, env=Unloadable())
+        assert len(await collect(running, 1)) == 1
 
 
 @pytest.mark.slow
 async def test_an_environment_that_cannot_be_loaded_there_ends_the_run() -> None:
     """It is named, with the traceback of the process."""
+    _READ.clear()
     async with engine() as running:
         with pytest.raises(
             UserCodeFailed, match="cannot load the environment: ImportError: no module named theirs"
         ) as seen:
-            await collect(running, 3, env=Unloadable())
+            await collect(running, 3, env=Unloadable(os.getpid()))
         assert "_not_loaded" in "".join(seen.value.__notes__)
 
 
