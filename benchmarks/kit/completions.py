@@ -91,8 +91,9 @@ def _respelled(family: Family, ids: list[int], chance: random.Random) -> list[in
     """The same bytes in other ids: tokens cut in two at random."""
     tokenizer = family.tokenizer
     out: list[int] = []
+    added = set(tokenizer.added_tokens_decoder)
     for index in ids:
-        out += [index] if index in tokenizer.added_tokens_decoder else _cut_in_two(tokenizer, index, chance)
+        out += [index] if index in added else _cut_in_two(tokenizer, index, chance)
     assert tokenizer.decode(out) == tokenizer.decode(ids), "the same text"
     return out
 
@@ -104,12 +105,10 @@ def _cut_in_two(tokenizer: Any, index: int, chance: random.Random) -> list[int]:
             return [index]
         at = chance.randrange(1, len(text))
         return [*tokenizer.encode(text[:at]), *tokenizer.encode(text[at:])]
-    spelled = tokenizer.convert_ids_to_tokens(index)
-    cuts = [at for at in range(1, len(spelled)) if spelled[:at] in tokenizer.vocab and spelled[at:] in tokenizer.vocab]
-    if not cuts:
-        return [index]
-    at = chance.choice(cuts)
-    return [tokenizer.vocab[spelled[:at]], tokenizer.vocab[spelled[at:]]]
+    spelled, find = tokenizer.convert_ids_to_tokens(index), tokenizer.backend_tokenizer.token_to_id
+    cuts = [(find(spelled[:at]), find(spelled[at:])) for at in range(1, len(spelled))]
+    cuts = [cut for cut in cuts if None not in cut]
+    return list(chance.choice(cuts)) if cuts else [index]
 
 
 def _with_stray_bytes(family: Family, ids: list[int], chance: random.Random) -> list[int]:
@@ -123,8 +122,11 @@ def _with_stray_bytes(family: Family, ids: list[int], chance: random.Random) -> 
 def _byte_token(tokenizer: Any, byte: int) -> int:
     if isinstance(tokenizer, HarmonyTokenizer):
         return tokenizer.byte_token(byte)
+    find = tokenizer.backend_tokenizer.token_to_id
+    if (piece := find(f"<0x{byte:02X}>")) is not None:
+        return int(piece)
     # Byte-level BPE writes the bytes that are no printable character of Latin-1 as characters from U+0100 on.
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     if byte in printable:
-        return int(tokenizer.vocab[chr(byte)])
-    return int(tokenizer.vocab[chr(0x100 + sum(1 for other in range(byte) if other not in printable))])
+        return int(find(chr(byte)))
+    return int(find(chr(0x100 + sum(1 for other in range(byte) if other not in printable))))

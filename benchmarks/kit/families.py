@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from benchmarks.kit.shapes import first_messages
 from benchmarks.kit.templates import TEMPLATES, Template, kimi_id
 from benchmarks.kit.tokenizers import HarmonyTokenizer, Recorder, small_tokenizer
 from rollout.chat.messages import Message, with_tool_names
@@ -29,6 +30,12 @@ class Family(Protocol):
 
     name: str
     tokenizer: Any
+    args: Mapping[str, Any]
+    """Arguments of the chat template."""
+
+    def opening(self) -> list[Message]:
+        """What a conversation begins with."""
+        ...
 
     def lane(self) -> Lane:
         """The bridges that are under test."""
@@ -45,6 +52,11 @@ class Family(Protocol):
 
 class RendererFamily:
     """A hand-written family of `renderers`."""
+
+    args: Mapping[str, Any] = {}
+
+    def opening(self) -> list[Message]:
+        return first_messages()
 
     def __init__(self, name: str) -> None:
         from renderers import create_renderer
@@ -74,7 +86,7 @@ class RendererFamily:
 
     def sampled(self, history: Sequence[Message], message: Message, tools: Tools) -> list[int]:
         if self.name.startswith("kimi"):  # whose ids are how a call is named
-            message = _with_kimi_ids(message)
+            message = with_kimi_ids(message)
         prompt = self.render(history, tools)
         rendered = self._rendered([*history, message], tools)
         if rendered.token_ids[: len(prompt)] != prompt and not message.reasoning_content:
@@ -101,13 +113,19 @@ class RendererFamily:
         return self._renderer.render(forms, tools=list(tools) or None)
 
 
-def _with_kimi_ids(message: Message) -> Message:
+def with_kimi_ids(message: Message) -> Message:
+    """The message with ids as Kimi's models write them: they name the call's function."""
     calls = tuple(msgspec.structs.replace(call, id=kimi_id(call)) for call in message.tool_calls)
     return msgspec.structs.replace(message, tool_calls=calls)
 
 
 class TemplateFamily:
     """A chat template."""
+
+    args: Mapping[str, Any] = {}
+
+    def opening(self) -> list[Message]:
+        return first_messages()
 
     def __init__(self, template: Template) -> None:
         self.name = f"template:{template.name}"

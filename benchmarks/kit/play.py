@@ -16,14 +16,15 @@ import msgspec
 
 from benchmarks.kit.completions import Kind
 from benchmarks.kit.families import MOVES_TEXT, ONE_CALL, Family
-from benchmarks.kit.shapes import NASTY, Shape, conversation_at, first_messages, tools_at
+from benchmarks.kit.shapes import NASTY, Shape, conversation_at, tools_at
 from rollout.chat.messages import Function, Message, ToolCall
 from rollout.codec.local import Lane
 from rollout.codec.protocol import Codec
 from rollout.codec.server import ServerCodec
-from rollout.codec.types import Bridged, Context, Declined, Previous
+from rollout.codec.types import Bridged, Context, Declined, Previous, make_context
 from rollout.config import EngineConfig
 from rollout.errors import RequestRefused, RolloutError
+from rollout.play.late_system import LateSystems
 from rollout.play.served import ServedModel
 from rollout.play.session import Session
 from rollout.records import Route
@@ -51,6 +52,8 @@ class Outcome(msgspec.Struct, kw_only=True):
     """Answers whose text, reasoning and calls were read as the family writes them, to the last value."""
     broken: list[str] = []
     """What was found wrong."""
+    bridges: Counter[str] = msgspec.field(default_factory=Counter)
+    """Turns that went token-in, by the bridge that made their tails."""
     refusals: Counter[str] = msgspec.field(default_factory=Counter)
     """Conversations that the server's own template refuses, so that no engine could play them."""
 
@@ -98,6 +101,11 @@ class LaneCodec(Codec):
     def __init__(self, lane: Lane) -> None:
         self._lane = lane
         self.stop_token_ids = lane.stop_token_ids
+        self.reader = lane.reader
+        self.knows_developer = lane.knows_developer
+
+    async def shows_late(self, before: str, role: str, behind: str, context: Context) -> bool:
+        return self._lane.shows_late(before, role, behind, context)
 
     async def extend(self, previous: Previous, tail: Sequence[Message], context: Context) -> Bridged | Declined:
         return self._lane.extend(previous, tail, context)
@@ -129,9 +137,10 @@ class Player:
         outcome = Outcome()
         server = self._server
         server.prompts, server.completions = [], []
-        config = EngineConfig(verify=True, match=shape.match)
+        config = EngineConfig(verify=True, match=shape.match, template_args=self._family.args)
         session = Session(ServedModel(transport=server, info=server.info, codec=self._codec, config=config), "kit")
-        history = first_messages()
+        late = LateSystems(config.late_system, self._codec)
+        history = self._family.opening()
         for turn in range(ROUNDS):
             messages, tools = conversation_at(shape, history, turn), tools_at(shape, turn)
             intended = self._intended(messages, kind.says(shape.says), tools)
@@ -150,14 +159,18 @@ class Player:
                 return outcome
             if kind.is_said_whole:
                 self._check_reading(message, kind.says(shape.says), sampled.ids, outcome, offered=bool(tools))
-            self._judge(session, shape, messages, tools, outcome)
+            sent = await late.settled(messages, make_context(tools, self._family.args))
+            self._judge(session, shape, sent, tools, outcome)
             history = [*messages, message, *shape.answer(message, turn)]
         outcome.broken += self._wrong_samples(session)
         return outcome
 
     def _intended(self, messages: Sequence[Message], message: Message, tools: Sequence[Any]) -> list[int] | None:
         """What the model samples to say a message; None where the family cannot write it (several calls in a turn)."""
-        for history in (messages, first_messages()):  # a family that cannot render what came before can still sample
+        for history in (
+            messages,
+            self._family.opening(),
+        ):  # a family that cannot render what came before can still sample
             try:
                 return self._family.sampled(history, message, tools)
             except Exception:  # families state what they lack in their own ways: ValueError, Jinja's errors
@@ -204,6 +217,7 @@ class Player:
             outcome.broken.append("the prompt does not start with the ids before it")
             return
         outcome.extended += 1
+        outcome.bridges[turn.bridge or ""] += 1
         self._compare(prompt, before, shape, messages, tools, outcome)
 
     def _compare(

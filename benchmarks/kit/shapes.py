@@ -171,6 +171,69 @@ SHAPES = [
     ),
 ]
 
+#: A tool whose parameters are nested, and a call of it.
+PLAN: Mapping[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "plan",
+        "description": "Plans a journey.\nSays <what> it costs & when.",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "stops": {
+                    "type": "array",
+                    "description": "In their order.",
+                    "items": {
+                        "type": "object",
+                        "properties": {
+                            "city": {"type": "string", "enum": ["Reykjavík", "東京"]},
+                            "nights": {"type": ["integer", "null"], "minimum": 0},
+                            "by": {"anyOf": [{"type": "string"}, {"type": "object", "properties": {}}]},
+                        },
+                        "required": ["city"],
+                    },
+                },
+                "options": {
+                    "type": "object",
+                    "properties": {"cheap": {"type": "boolean", "default": False}},
+                    "additionalProperties": {"type": "string"},
+                },
+            },
+            "required": ["stops"],
+        },
+    },
+}
+PLANNED = {
+    "stops": [{"city": "東京", "nights": None}, {"city": "Reykjavík", "nights": 3, "by": {"kind": 'it\'s a "boat"'}}],
+    "options": {"cheap": True, "why": "naïve <b> & co"},
+}
+
+#: Further shapes for real templates.
+MORE_SHAPES = [
+    Shape(
+        name="nested values",
+        says=Message(
+            "assistant", tool_calls=(ToolCall(id="call00000", function=Function("plan", json.dumps(PLANNED))),)
+        ),
+        answer=_results("done"),
+        tools=True,
+        offered=(PLAN,),
+    ),
+    Shape(name="text and call", says=calls("weather", text="I look it up."), answer=_results("sleet"), tools=True),
+    Shape(name="results as JSON", says=calls("weather"), answer=_results('{"wind": [1, null]}'), tools=True),
+    Shape(name="late system", answer=lambda message, turn: [user("Are you sure?"), system(f"Be careful ({turn}).")]),
+    Shape(
+        name="late system behind a result",
+        says=calls("weather"),
+        answer=lambda message, turn: [*_results("hail")(message, turn), system("Be careful.")],
+        tools=True,
+    ),
+    Shape(
+        name="developer before a user",
+        answer=lambda message, turn: [Message("developer", "Be careful."), user("Are you sure?")],
+    ),
+]
+
 
 def _emptied(message: Message) -> Message:
     return msgspec.structs.replace(message, content=None)
