@@ -15,10 +15,6 @@ from rollout.codec.families import families
 from rollout.codec.local import Lane
 from rollout.codec.tokenizer import template_form, template_ids
 
-#: Families that render an assistant's text behind the results of its own calls: what was sampled before the calls
-#: stands elsewhere in a rendering of the whole, which is then no measure.
-MOVES_TEXT = frozenset({"gemma4"})
-
 #: Families that write the first of several calls, and no other.
 ONE_CALL = frozenset({"template:end-differs-when-last"})
 
@@ -32,6 +28,9 @@ class Family(Protocol):
     tokenizer: Any
     args: Mapping[str, Any]
     """Arguments of the chat template."""
+    moves_text: bool
+    """Whether it renders an assistant's text behind the results of its own calls: what was sampled before the calls
+    stands elsewhere in a rendering of the whole, which is then no measure."""
 
     def opening(self) -> list[Message]:
         """What a conversation begins with."""
@@ -63,6 +62,7 @@ class RendererFamily:
         from renderers.configs import config_from_name
 
         self.name = name
+        self.moves_text = name == "gemma4"
         config = config_from_name(name)
         if name == "gpt-oss":
             self.tokenizer: Any = HarmonyTokenizer()
@@ -123,6 +123,7 @@ class TemplateFamily:
     """A chat template."""
 
     args: Mapping[str, Any] = {}
+    moves_text = False
 
     def opening(self) -> list[Message]:
         return first_messages()

@@ -67,6 +67,8 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     """What it writes around reasoning."""
     arguments_as_text: bool = False
     """Whether its template joins arguments to text."""
+    unwritable: Sequence[str] = ()
+    """Arguments of the kit's calls whose values its template writes so that nobody could read them."""
     system: bool = True
     """Whether its template takes a system message."""
     placed: Mapping[str, int] = {}
@@ -135,8 +137,7 @@ def _nemotron_3(name: str, template: str, **more: Any) -> Model:
         reader="qwen-xml",
         stops=("<|im_end|>", "</s>"),
         markers=("<|im_start|>", *_QWEN_TOOLS),
-        thinks=THINK,
-        **more,
+        **{"thinks": THINK, **more},
     )
 
 
@@ -352,7 +353,7 @@ MODELS: Sequence[Model] = (
         writes=("phi", "functools"),
     ),
     _nemotron_3("3-Nano-30B-A3B-BF16", "nemotron_3_nano"),
-    _nemotron_3("3-Nano-30B-A3B-BF16, no thinking", "nemotron_3_nano", args={"enable_thinking": False}),
+    _nemotron_3("3-Nano-30B-A3B-BF16, no thinking", "nemotron_3_nano", args={"enable_thinking": False}, thinks=None),
     _nemotron_3("3-Super-120B-A12B-BF16", "nemotron_3_super"),
     _nemotron_3("3-Ultra-550B-A55B-BF16", "nemotron_3_ultra"),
     _nemotron_3("3.5-Lightning-30B-A3B-BF16", "nemotron_3_5_lightning"),
@@ -401,8 +402,8 @@ MODELS: Sequence[Model] = (
     ),
     _lfm2("LFM2-1.2B", "lfm2", writes=("lfm2", "")),
     _lfm2("LFM2-1.2B, later", "lfm2_v2"),
-    _lfm2("LFM2.5-230M", "lfm2_2_5", thinks=("<think>", "</think>")),
-    _lfm2("LFM2.5-230M, later", "lfm2_2_5_v2", thinks=("<think>", "</think>")),
+    _lfm2("LFM2.5-230M", "lfm2_2_5", unwritable=("text",), thinks=("<think>", "</think>")),
+    _lfm2("LFM2.5-230M, later", "lfm2_2_5_v2", unwritable=("text",), thinks=("<think>", "</think>")),
     _lfm2("LFM2.5-VL-3B", "lfm2_2_5_vl", thinks=("<think>", "</think>")),
     Model(
         name="HuggingFaceTB/SmolVLM-Instruct",
@@ -434,10 +435,10 @@ MODELS: Sequence[Model] = (
     Model(
         name="meta-models/Muse-Glimmer-30B",
         template="trl:muse_glimmer",
-        vocabulary="gpt_oss",
+        vocabulary="small",
         reader=None,
         stops=("<|eot|>",),
         bos="<|begin_of_text|>",
-        markers=("<|eom|>", "<|patch|>", "<|video|>"),
+        markers=("<|start|>", "<|message|>", "<|eom|>", "<|patch|>", "<|video|>"),
     ),
 )

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from benchmarks.kit.completions import Kind
-from benchmarks.kit.families import MOVES_TEXT, ONE_CALL, Family
+from benchmarks.kit.families import ONE_CALL, Family
 from benchmarks.kit.shapes import NASTY, Shape, conversation_at, tools_at
 from rollout.chat.messages import Function, Message, ToolCall
 from rollout.codec.local import Lane
@@ -34,6 +34,8 @@ from rollout.tokens.samples import samples_of_tree
 from rollout.transport import ServerInfo, Transport
 
 ROUNDS = 3
+
+_READ = ("<think>", "</think>", "<tool_call>", "</tool_call>")
 
 
 class Outcome(msgspec.Struct, kw_only=True):
@@ -130,6 +132,7 @@ class Player:
             codec.stop_token_ids += self.stop_ids
             self._codec = codec
         self._added = set(family.tokenizer.added_tokens_decoder)
+        self._markers = _markers(family.tokenizer)
 
     async def play(self, shape: Shape, kind: Kind, seed: int) -> Outcome | None:
         """Plays a case; None where its completion does not apply to the family."""
@@ -233,7 +236,9 @@ class Player:
         bridge = prompt[len(before) :]
         cut_off = before[-1] not in self.stop_ids
         if shape.markers:
-            if NASTY not in self._family.tokenizer.decode(bridge):
+            # What the tokenizer itself makes of the text: to sentence pieces `▁` is a space.
+            typed = NASTY.replace("▁", self._shown_of("a▁b")[1])
+            if typed not in self._family.tokenizer.decode(bridge):
                 outcome.broken.append("typed special text is not in the bridge as it was typed")
             messages = [msgspec.structs.replace(m, content=m.text.replace(NASTY, "x") or None) for m in messages]
         full = self._measure(messages, tools)
@@ -241,7 +246,7 @@ class Player:
             outcome.unmeasured += 1
             return
         if shape.markers:  # the server's rendering takes typed markers for tokens: only the markers are compared
-            bridge, full = [[i for i in ids if i in self._added] for ids in (bridge, full)]
+            bridge, full = [[i for i in ids if i in self._markers] for ids in (bridge, full)]
         elif full[: len(before)] == before and not cut_off:
             if full != prompt:
                 outcome.broken.append(f"the family renders on with {self._shown(full[len(before) :], bridge)}")
@@ -253,10 +258,14 @@ class Player:
         if not any(full[len(full) - len(bridge) + n :] == bridge[n:] for n in closes):
             outcome.broken.append(f"the family's rendering ends with {self._shown(full[-len(bridge) :], bridge)}")
 
+    def _shown_of(self, text: str) -> str:
+        tokenizer = self._family.tokenizer
+        return str(tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)))
+
     def _measure(self, messages: Sequence[Message], tools: Sequence[Any]) -> list[int] | None:
         """The family's own rendering; None where it is no measure of what follows the assistant's turn."""
         answered = next(message for message in reversed(messages) if message.role == "assistant")
-        if answered.text and answered.tool_calls and self._family.name in MOVES_TEXT:
+        if answered.text and answered.tool_calls and self._family.moves_text:
             return None
         try:
             return self._family.render(_adopted(messages), tools)
@@ -285,6 +294,19 @@ class Player:
         if not wrong and sum(trained.values()) != sum(sum(sample.loss_mask) for sample in samples):
             wrong.append("a token that was not sampled is trained on")
         return wrong
+
+
+def _markers(tokenizer: Any) -> set[int]:
+    """Added tokens that typed text must not become: special ones, those that the template writes, those that are read.
+
+    Without a template, all of them: a hand-written family writes which it likes.
+    """
+    template = str(tokenizer.chat_template or "")
+    return {
+        index
+        for index, token in tokenizer.added_tokens_decoder.items()
+        if token.special or not template or token.content in template or token.content in _READ
+    }
 
 
 def _adopted(messages: Sequence[Message]) -> list[Message]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ class RealFamily:
         self.name = model.name
         self.model = model
         self.args = model.args
+        self.moves_text = model.reader == "gemma4"
         self.tokenizer = make_tokenizer(model)
         self._encoder = Encoder(model) if model.mistral else None
         self._stops = [self.tokenizer.convert_tokens_to_ids(stop) for stop in model.stops]
@@ -61,6 +63,10 @@ class RealFamily:
 
     def sampled(self, history: Sequence[Message], message: Message, tools: Tools) -> list[int]:
         """What its template writes for the message behind the history, or what its format documents."""
+        if message.tool_calls and json.loads(message.tool_calls[0].function.arguments).keys() & {
+            *self.model.unwritable
+        }:
+            raise ValueError("the template writes these values in a way that cannot be read")
         if self.model.mistral:  # whose templates write the last user's turn in another way, but all answers alike
             history = [user(".")]
         if self.model.reader == "kimi":
@@ -81,7 +87,7 @@ class RealFamily:
 
     def _said(self, history: Sequence[Message], message: Message, tools: Tools) -> str:
         said, opened = self._behind_prompt(history, message, tools)
-        if message.tool_calls and any(call.name not in said for call in message.tool_calls):
+        if message.tool_calls and any(n > said.count(name) for name, n in Counter(names_of(message)).items()):
             said = message.text + self._written(message)
         thoughts = message.reasoning_content
         if self.model.thinks is not None and (opened or thoughts) and (thoughts or "Well.") not in said:
@@ -97,7 +103,7 @@ class RealFamily:
         same = min(len(prompt), len(whole)) if same is None else same
         if prompt.rfind("<", 0, same) > prompt.rfind(">", 0, same):  # two markers that begin alike
             same = prompt.rfind("<", 0, same)
-        said = whole[same:]
+        said = whole[same:].removeprefix("<|turn>model\n")  # which Gemma 4 does not prompt for behind results
         opened = self.model.thinks is not None and prompt.rstrip().endswith(self.model.thinks[0].rstrip())
         if same == len(prompt):  # the template writes the message's reasoning, or closes it at once
             opened = False
@@ -125,7 +131,8 @@ class RealFamily:
 
     def _form(self, message: Message, *, objects: bool) -> dict[str, Any]:
         """A message as servers hand it to templates. Written apart from `rollout.codec`, which it checks."""
-        role = "system" if message.role == "developer" and "developer" not in self.model.jinja else message.role
+        knows = "'developer'" in self.model.jinja or '"developer"' in self.model.jinja
+        role = "system" if message.role == "developer" and not knows else message.role
         form: dict[str, Any] = {"role": role, "content": message.text}
         if self.model.takes_parts and message.role != "tool":
             form["content"] = [{"type": "text", "text": message.text}]
@@ -136,6 +143,11 @@ class RealFamily:
         for call in form.get("tool_calls", ()) if objects else ():
             call["function"]["arguments"] = json.loads(call["function"]["arguments"])
         return form | {key: value for key in ("tool_call_id", "name") if (value := getattr(message, key))}
+
+
+def names_of(message: Message) -> list[str]:
+    """The names of the functions that a message calls."""
+    return [call.name for call in message.tool_calls]
 
 
 def make_tokenizer(model: Model) -> Any:

@@ -167,16 +167,19 @@ def _of_pieces(name: str, tokens: Mapping[int, bytes], markers: dict[str, int]) 
         if text and not first <= index < first + 256
     }
     vocab |= pieces
+    spaced = PIECES[name]
+    merges = _merges(pieces)
+    if spaced != "never":  # whose runs of spaces have the lowest score
+        merges.sort(key=lambda pair: not (pair[0] + pair[1]).strip("▁"))
     backend = Tokenizer(
         models.BPE(
             vocab=_without_holes(vocab | markers, splintr.base_vocab_size(name)),
-            merges=_merges(pieces),
+            merges=merges,
             byte_fallback=True,
             unk_token="<unk>",
             fuse_unk=True,
         )
     )
-    spaced = PIECES[name]
     if spaced == "first":
         backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first", split=False)
     else:

@@ -38,6 +38,12 @@ _MARKERS_TRIED = 64
 #: Whose texts come from outside: what the others say is the run's own, and may hold markers on purpose.
 _TYPED_BY = ("user", "tool")
 
+#: Written before a piece that goes on within a text, by tokenizers that begin each text with a space of their own.
+_CARRIER = "\n"
+
+#: What sentence pieces write for a space, and cannot tell from one.
+_SPACE = "▁"
+
 #: What our own parser reads (`rollout.codec.readers`), whether or not the template writes it.
 _PARSED = ("<think>", "</think>", "<tool_call>", "</tool_call>")
 
@@ -68,12 +74,20 @@ class LiteralTokenizer:
         self._ids = Memo[str, Any](_REMEMBERED)
         self._added: dict[str, int] = {}
         self._markers: dict[str, int] = {}
+        self._strips: dict[str, tuple[bool, bool]] = {}
+        """Added tokens that swallow the space before them, behind them."""
         template = str(tokenizer.chat_template or "")
         for index, token in tokenizer.added_tokens_decoder.items():
             self._added[token.content] = index
+            if getattr(token, "lstrip", False) or getattr(token, "rstrip", False):
+                self._strips[token.content] = token.lstrip, token.rstrip
             if token.special or token.content in template or token.content in _PARSED:
                 self._markers[token.content] = index
         self._encoder, self._decoder = _fast_ways(tokenizer, list(self._markers)[:_MARKERS_TRIED])
+        self._begins_with_space = self._decoder([*self._encoder("a"), *self._encoder("b")]) != "ab"
+        """Whether each text that is encoded gets a space in front, as sentence pieces do."""
+        self._loses_bars = self._decoder(self._encoder(f"a{_SPACE}b")) == "a b"
+        """Whether `▁` is a space."""
         self._compile()
 
     def __getattr__(self, name: str) -> Any:
@@ -212,38 +226,63 @@ class LiteralTokenizer:
 
     def _encode_literal(self, text: str) -> list[int]:
         plain = _STAND_IN.sub(_HARMLESS, text)
-        # Encoding piece by piece must not change the text around the pieces (a prefix space, a strip flag).
-        if self._by_pieces(plain) != self._encoder(plain):
-            raise NotLiteral("this tokenizer's special tokens change the text around them")
-        return self._by_pieces(text)
+        whole = self._encoder(plain)
+        # Encoding piece by piece must not change the text around the pieces. Behind a marker some begin with a space.
+        for goes_on in (False, True):
+            if self._by_pieces(plain, goes_on) == whole:
+                return self._by_pieces(text, goes_on)
+        raise NotLiteral("this tokenizer's special tokens change the text around them")
 
-    def _by_pieces(self, text: str) -> list[int]:
-        """Ids of a rendered text: the template's markers as tokens, what lies between as text."""
+    def _by_pieces(self, text: str, goes_on: bool) -> list[int]:
+        """Ids of a rendered text: the template's markers as tokens, what lies between as text.
+
+        `goes_on` has what stands behind a marker encoded as what goes on, not as what begins.
+        """
         out: list[int] = []
         at = 0
         for match in self._pattern.finditer(text):
-            out += self._plain(text[at : match.start()])
+            before, behind = self._strips.get(match[0], (False, False))
+            piece = text[at : match.start()]
+            out += self._plain(piece.rstrip() if before else piece, goes_on and at > 0)
             out.append(self._markers[match[0]])
             at = match.end()
-        return out + self._plain(text[at:])
+            if behind:
+                at = len(text) - len(text[at:].lstrip())
+        return out + self._plain(text[at:], goes_on and at > 0)
 
-    def _plain(self, text: str) -> list[int]:
+    def _plain(self, text: str, goes_on: bool) -> list[int]:
         """Ids of a text in which no marker is a token."""
         out: list[int] = []
         piece, at = "", 0
         for match in _STAND_IN.finditer(text):
             marker = self._texts[match[0]]
-            out += self.plain_ids(piece + text[at : match.start()] + marker[0])
+            out += self._piece(piece + text[at : match.start()] + marker[0], goes_on or at > 0)
             piece, at = marker[1:], match.end()
-        ids = out + self.plain_ids(piece + text[at:])
+        ids = out + self._piece(piece + text[at:], goes_on or at > 0)
         if out and not self._is_text_of(ids, _STAND_IN.sub(lambda match: self._texts[match[0]], text)):
             raise NotLiteral("this tokenizer does not give back a text that it encoded in two pieces")
         return ids
 
+    def _piece(self, text: str, goes_on: bool) -> list[int]:
+        """Ids of a piece of a text. One that goes on has no space in front that is not its own."""
+        if not (goes_on and self._begins_with_space and text):
+            return self.plain_ids(text)
+        carrier, ids = self.plain_ids(_CARRIER), self.plain_ids(_CARRIER + text)
+        if ids[: len(carrier)] != carrier:
+            raise NotLiteral("this tokenizer joins a newline to the text behind it")
+        return ids[len(carrier) :]
+
     def _is_text_of(self, ids: list[int], text: str) -> bool:
-        """Whether ids are of a text, or of what the tokenizer makes of it first: Qwen's composes characters (NFC)."""
-        given = self._tokenizer.decode(ids)
-        if given == text:
+        """Whether ids are of a text, or of what the tokenizer itself makes of it.
+
+        Qwen's composes characters (NFC), and to sentence pieces `▁` is a space.
+        """
+        wanted = text.replace(_SPACE, " ") if self._loses_bars else text
+        if self._begins_with_space:  # and the first is taken off what is decoded: so it stands behind something here
+            given = self._decoder([*self.plain_ids(_CARRIER), *ids]).removeprefix(_CARRIER)
+            return given in (wanted, f" {wanted}")
+        given = self._decoder(ids)
+        if given == wanted:
             return True
         normalizer = getattr(getattr(self._tokenizer, "backend_tokenizer", None), "normalizer", None)
         return normalizer is not None and bool(given == normalizer.normalize_str(text))

@@ -236,6 +236,8 @@ def drive(steps: Steps[T], render: Callable[[Conversation], list[int]]) -> T:
         while True:
             try:
                 ids = render(wanted)
+            except NotExtendable as error:  # a rule of ours
+                wanted = steps.throw(NotRendered(str(error)))
             except Exception as error:  # templates raise Jinja's errors, renderers their own: the steps may know better
                 wanted = steps.throw(NotRendered(f"the template refuses{_at_line(error)}: {error_text(error)}"))
             else:
