@@ -22,6 +22,7 @@ import asyncio
 import functools
 import os
 import re
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -40,11 +41,14 @@ from rollout.codec.types import make_context
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "models.md"
 
+#: What of the page is written by hand stands before it.
+MARK = "<!-- Behind this line everything is made by benchmarks/models.py. -->"
+
 #: Of the turns that a template can append to, how many must go token-in.
 LEAST = 0.95
 
 #: The ways of sampling of the short form.
-SHORT = ("canonical", "other ids", "cut in text")
+SHORT = ("canonical", "cut in text")
 
 #: What a decline says that is the template's own doing: it cannot be appended to.
 TEMPLATES_OWN = ("the template refuses", "the template does not show")
@@ -170,25 +174,48 @@ def jobs(models: Sequence[Model], full: bool) -> list[tuple[str, bool]]:
     return [("|".join(names), full) for names in sorted(alike.values(), key=len, reverse=True)]
 
 
-def short(text: str) -> str:
-    """A decline without the words around it."""
-    return re.sub(r"^.*?bridge_declined: ", "", text)
-
-
 def table(rows: Sequence[Row]) -> str:
     """As Markdown."""
     by_name = {model.name: model for model in MODELS}
-    heads = "model; template, vocabulary; reader; bridges; prompt exact; tail exact; calls read; token-in; declined"
+    heads = "model; template, vocabulary; reader; bridges; prompt exact; tail exact; calls read; token-in; broken"
     lines = [f"| {heads.replace(';', ' |')} |", "|---" * 9 + "|"]
     for row in rows:
         model = by_name[row.model]
         bridges = ", ".join(f"{name} {count}" for name, count in row.bridges.most_common())
-        declined = "; ".join(f"{count}: {what}" for what, count in row.declined.most_common())
         lines.append(
             f"| {row.model} | {model.template.replace(':', ' ')}, {model.vocabulary} | {row.reader} | {bridges} "
-            f"| {row.prompts} | {row.measured} | {row.read} | {row.share:.0%} | {declined} |"
+            f"| {row.prompts} | {row.measured} | {row.read} | {row.share:.0%} | {row.broken.total() or 'none'} |"
         )
     return "\n".join(lines)
+
+
+def declines(rows: Sequence[Row]) -> str:
+    """Why turns were not appended to, and for which models: the template's line, or the rule."""
+    found: dict[str, dict[str, int]] = {}
+    for row in rows:
+        for what, count in row.declined.items():
+            for reason in re.sub(r"^bridge_declined: ", "", what).split("; "):
+                by_model = found.setdefault(re.sub(r"^(template|renderer|server): ", "", reason), {})
+                by_model[row.model] = max(by_model.get(row.model, 0), count)
+    lines = ["| declined | turns |", "|---|---|"]
+    for reason, by_model in sorted(found.items()):
+        lines.append(f"| {reason} | {', '.join(f'{name}: {count}' for name, count in by_model.items())} |")
+    return "\n".join(lines)
+
+
+def left_out() -> list[str]:
+    """Templates of the installed package that no model here has. Those that it patched for training are its own."""
+    there = {path.stem for path in (PACKAGES / "trl" / "chat_templates").glob("*.jinja")}
+    played = {model.template.removeprefix("trl:") for model in MODELS}
+    return sorted(name for name in there - played if not name.endswith("_training"))
+
+
+def write_page(rows: Sequence[Row], full: bool) -> None:
+    """Puts the tables into the manual's page, behind what is written there by hand."""
+    head = PAGE.read_text().partition(MARK)[0]
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
+    made = f"Made by `python -m benchmarks.models{' --full' if full else ''} --write` at commit {commit.strip()}."
+    PAGE.write_text(f"{head}{MARK}\n\n{made}\n\n{table(rows)}\n\n## What was declined\n\n{declines(rows)}\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -199,14 +226,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if not PACKAGES.is_dir():
         parser.error("the packages with the templates are not installed: make real")
+    if args.write and args.only:
+        parser.error("--write is for all models: without --only")
     models = [model for model in MODELS if (args.only or "") in model.name]
     started = time.perf_counter()
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         rows = [row for found in pool.map(play, jobs(models, args.full)) for row in found]
     order = {model.name: at for at, model in enumerate(MODELS)}
     rows.sort(key=lambda row: (order[row.model], row.bridge))
-    print(table(rows))
-    wrong = [line for row in rows for line in row.wrong(MODELS[order[row.model]])]
+    print(f"{table(rows)}\n\n{declines(rows)}")
+    if args.write:
+        write_page(rows, args.full)
+    wrong = [f"the template {name} is played for no model" for name in left_out()] if not args.only else []
+    wrong += [line for row in rows for line in row.wrong(MODELS[order[row.model]])]
     for line in wrong:
         print(f"WRONG {line}", file=sys.stderr)
     broken = sum(row.broken.total() for row in rows)

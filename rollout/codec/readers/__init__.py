@@ -19,6 +19,7 @@ Which reader serves is a question of the model, not of who renders its prompts.
     pythonic    calls as Python: Llama 4, LFM2, Olmo, Gemma
     mistral     Mistral's calls, in the formats of its tokenizers
     harmony     turns made of messages of their own, each with a header: gpt-oss
+    atem        messages with recipients, and calls as tags: Muse
     gemma       Gemma's notation
     response_template  the format that a tokenizer documents for transformers, read by transformers
     plain       answers without calls, where no reader fits

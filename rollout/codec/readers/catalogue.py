@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 from rollout.chat.messages import Message
+from rollout.codec.readers.atem import ATEM
 from rollout.codec.readers.bare import LLAMA, XLAM
 from rollout.codec.readers.base import Format
 from rollout.codec.readers.blocks import COHERE, GRANITE, HERMES, HUNYUAN, MINIMAX_M1, NEMOTRON, PHI
@@ -22,7 +23,22 @@ from rollout.codec.readers.xml import DSML, GLM, HY3, MINIMAX, QWEN_XML, SEED
 FORMATS: dict[str, Format] = {
     reader.name: reader
     for reader in (
-        *(QWEN_XML, GLM, HY3, MINIMAX, DSML, SEED, DEEPSEEK, KIMI, HARMONY, INKLING, MISTRAL, GEMMA4, FUNCTIONGEMMA),
+        *(
+            ATEM,
+            QWEN_XML,
+            GLM,
+            HY3,
+            MINIMAX,
+            DSML,
+            SEED,
+            DEEPSEEK,
+            KIMI,
+            HARMONY,
+            INKLING,
+            MISTRAL,
+            GEMMA4,
+            FUNCTIONGEMMA,
+        ),
         *(NEMOTRON, COHERE, LFM2, OLMO, HUNYUAN, MINIMAX_M1, PHI, HERMES, GRANITE, LLAMA, LLAMA4, XLAM, GEMMA),
     )
 }
@@ -38,6 +54,7 @@ _NAMES: Sequence[tuple[str, Format]] = (
     (r"minimax", MINIMAX),
     (r"gpt-?oss", HARMONY),
     (r"inkling", INKLING),
+    (r"muse", ATEM),
     (r"laguna|glm|chatglm", GLM),
     (r"nemotron-?(3|nano-?3)|nemotron.*-3-nano|nemotron.*3\.5", QWEN_XML),
     (r"nemotron", NEMOTRON),

@@ -169,7 +169,7 @@ def test_a_reader_can_be_named() -> None:
     tokenizer = load_tokenizer(str(MODEL_DIR))
     assert choose_reader(tokenizer, "mistral") is FORMATS["mistral"]
     assert {"auto", "none", "hermes"} < set(reader_names())
-    with pytest.raises(ConfigError, match="no reader 'hermess'; there are: auto, cohere"):
+    with pytest.raises(ConfigError, match="no reader 'hermess'; there are: auto, atem, cohere"):
         choose_reader(tokenizer, "hermess")
 
 

@@ -133,7 +133,7 @@ def test_two_calls_one_after_the_other(name: str, variant: str) -> None:
 @pytest.mark.parametrize(("name", "variant"), WRITERS)
 def test_text_before_a_call_is_content(name: str, variant: str) -> None:
     """With its own whitespace, less the newline that the format writes."""
-    if name in BARE | {"harmony", "inkling"}:
+    if name in BARE | {"harmony", "inkling", "atem"}:
         pytest.skip("whose text has a place of its own, or none")
     text = "  I edit it.\n" + WRITERS[name, variant]("edit", {"text": "a"})
     message = read(FORMATS[name], text, tools=[EDIT])

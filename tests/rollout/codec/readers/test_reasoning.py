@@ -23,6 +23,7 @@ from tests.rollout.codec.readers.kit import read
         ("seed", "<seed:think>Well.</seed:think>Yes."),
         ("gemma4", "<|channel>thought\nWell.\n<channel|>Yes."),
         ("harmony", "<|channel|>analysis<|message|>Well.<|end|><|start|>assistant<|channel|>final<|message|>Yes."),
+        ("atem", " to=self<|message|>Well.<|eom|><|start|>assistant to=user<|message|>Yes."),
         ("inkling", "<|content_thinking|>Well.<|end_message|><|message_model|><|content_text|>Yes.<|end_message|>"),
     ],
 )

@@ -111,6 +111,13 @@ def _cohere(name: str, arguments: Arguments) -> str:
     return f"<|START_ACTION|>[\n    {call}\n]<|END_ACTION|>"
 
 
+def _atem(name: str, arguments: Arguments) -> str:
+    parameters = _tags(arguments, '<atem:parameter name="{key}">{value}</atem:parameter>\n')
+    invoked = f'<atem:invoke name="{name}">\n{parameters}</atem:invoke>'
+    block = f"<atem:function_calls>\n{invoked}\n</atem:function_calls>"
+    return f"<|start|>assistant to={name}<|message|>{block}<|eom|>"
+
+
 def _inkling(name: str, arguments: Arguments) -> str:
     return f"{name}<|content_invoke_tool_json|>{_call(name, arguments, 'args')}<|end_message|>"
 
@@ -161,4 +168,5 @@ WRITERS: dict[tuple[str, str], Write] = {
         f" to=functions.{n}<|channel|>commentary json<|message|>{dumps(a)}<|call|>"
     ),
     ("inkling", ""): _inkling,
+    ("atem", ""): _atem,
 }
