@@ -45,7 +45,7 @@ OTHERS_OPTIONS = frozenset(
             "--logprobs-mode",
             "--generation-config",
         ),
-        *("--server", "--write-model", "--picture-of", "--shape"),
+        *("--server", "--write-model", "--picture-of", "--shape", "--write", "--full"),
     }
 )
 
