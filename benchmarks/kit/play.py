@@ -162,7 +162,7 @@ class Player:
                 return outcome
             if kind.is_said_whole:
                 self._check_reading(message, kind.says(shape.says), sampled.ids, outcome, offered=bool(tools))
-            sent = await late.settled(messages, make_context(tools, self._family.args))
+            sent, _ = await late.settled(messages, make_context(tools, self._family.args))
             self._judge(session, shape, sent, tools, outcome)
             history = [*messages, message, *shape.answer(message, turn)]
         outcome.broken += self._wrong_samples(session)
