@@ -166,6 +166,12 @@ def serve(
     logprobs_mode: Annotated[
         str, typer.Option(help="Logprobs before temperature and filters (raw_logprobs), or processed_logprobs.")
     ] = "raw_logprobs",
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            help="Clients must send this key.", envvar="ROLLOUT_SERVE_API_KEY", show_default="none is asked for"
+        ),
+    ] = None,
 ) -> None:
     """Serve the embedded model on a port, in vLLM's or Dynamo's dialect."""
 
@@ -183,6 +189,7 @@ def serve(
                 model_dir=model_dir,
                 served_name=served_model_name,
                 logprobs_mode=logprobs_mode,
+                api_key=api_key,
                 say=the.say,
             )
         except KeyboardInterrupt:

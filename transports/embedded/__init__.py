@@ -2,6 +2,9 @@
 
     app            the ASGI app: one engine behind vLLM's wire or Dynamo's
     vllm_routes    vLLM's routes
+    vllm_bodies    what they take
+    programs       OpenAI Responses, Anthropic Messages, and streams
+    reply          a completion's text as a message with calls
     dynamo_routes  Dynamo's
     wire           what both share: bodies, refusals, answers
     chat           text and ids, without transformers

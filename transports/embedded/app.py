@@ -10,22 +10,28 @@ app closes it with `app.state.engine.close()`. Under uvicorn the lifespan does b
 from __future__ import annotations
 
 import contextlib
+import hmac
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, Literal
 
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from rollout.dialects.headers import read_headers
 from transports.embedded import MODEL_DIR
 from transports.embedded.chat import ChatFormat
 from transports.embedded.dynamo_routes import DynamoRoutes
 from transports.embedded.engine import Engine
 from transports.embedded.jobs import EngineClosedError
 from transports.embedded.model import Model
+from transports.embedded.programs import ProgramRoutes
 from transports.embedded.sampling import LogprobsMode
 from transports.embedded.vllm_routes import VERSION, VllmRoutes
 from transports.embedded.wire import Refused, RouteSpec, Served, answer, generation_defaults
@@ -43,12 +49,14 @@ def create_app(
     engine: Engine | None = None,
     max_model_len: int | None = None,
     logprobs_mode: LogprobsMode = "raw_logprobs",
+    api_key: str | None = None,
 ) -> Starlette:
     """An app that serves the folder's model under `served_name`.
 
     `engine` is one of the caller's, perhaps shared by two apps of different dialect; the app then
     neither starts nor closes it under lifespan. `max_model_len` (tokens) lowers the context. `logprobs_mode` says what
-    logprobs are of, where the engine is not the caller's.
+    logprobs are of, where the engine is not the caller's. Where there is an `api_key`, who does not send it is let
+    into nothing but the health checks.
     """
     folder = Path(model_dir)
     own = engine is None
@@ -56,7 +64,10 @@ def create_app(
     context = min(max_model_len or engine.model.config.context, engine.model.config.context)
     defaults = generation_defaults(folder)
     served = Served(engine, ChatFormat(folder), served_name, root=str(folder), context=context, defaults=defaults)
-    specs = VllmRoutes(served).routes() if dialect == "vllm" else DynamoRoutes(served).routes()
+    if dialect == "vllm":
+        specs = [*VllmRoutes(served).routes(), *ProgramRoutes(served).routes()]
+    else:
+        specs = DynamoRoutes(served).routes()
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -75,6 +86,7 @@ def create_app(
             Route("/openapi.json", _openapi(specs, dialect), methods=["GET"]),
         ],
         lifespan=lifespan,
+        middleware=[Middleware(KeyCheck, api_key=api_key, refusal=refusal)] if api_key else [],
         exception_handlers={
             Refused: lambda request, error: refusal(error),
             HTTPException: lambda request, error: refusal(_of_http(error)),
@@ -84,6 +96,23 @@ def create_app(
     app.state.engine = engine
     app.state.served = served
     return app
+
+
+class KeyCheck:
+    """Lets in who sends the key, as a bearer token or as Anthropic's clients send it."""
+
+    def __init__(self, app: ASGIApp, api_key: str, refusal: Callable[[Exception], Response]) -> None:
+        self._app, self._key, self._refusal = app, api_key.encode(), refusal
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in ("/health", "/live") or self._is_let_in(Headers(scope=scope)):
+            await self._app(scope, receive, send)
+            return
+        missing = Refused(401, "the API key is missing or wrong", "AuthenticationError")
+        await self._refusal(missing)(scope, receive, send)
+
+    def _is_let_in(self, headers: Headers) -> bool:
+        return any(hmac.compare_digest(key.encode(), self._key) for key in read_headers(headers).keys)
 
 
 def _starting(engine: Engine, handler: Handler) -> Handler:

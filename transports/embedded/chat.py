@@ -53,9 +53,10 @@ class ChatFormat:
         add_generation_prompt: bool = True,
     ) -> list[int]:
         """The prompt's ids. Raises ChatError where the template fails on these messages."""
+        prepared = [_for_template(message) for message in messages]
         try:
             text = self._template.render(
-                messages=[_for_template(message) for message in messages],
+                messages=prepared,
                 tools=list(tools) if tools else None,
                 add_generation_prompt=add_generation_prompt,
                 **template_args,
@@ -70,11 +71,20 @@ def _for_template(message: Mapping[str, Any]) -> dict[str, Any]:
     out = {key: value for key, value in message.items() if value is not None}
     content = out.get("content")
     if isinstance(content, list):
-        out["content"] = "\n".join(part.get("text", "") if isinstance(part, Mapping) else str(part) for part in content)
+        out["content"] = "\n".join(map(_text_of, content))
     out.setdefault("content", "")
     if calls := out.get("tool_calls"):
         out["tool_calls"] = [_call_for_template(call) for call in calls]
     return out
+
+
+def _text_of(part: Any) -> str:
+    """A content part's text. Raises ChatError for one that is something else."""
+    if not isinstance(part, Mapping):
+        return str(part)
+    if (kind := part.get("type", "text")) not in ("text", "input_text", "output_text", "refusal"):
+        raise ChatError(f"the embedded model reads text only, not a part of type {kind!r}")
+    return str(part.get("text") or "")
 
 
 def _call_for_template(call: Any) -> Any:

@@ -24,11 +24,13 @@ def run(
     model_dir: Path | None = None,
     served_name: str = "rollout-tiny",
     logprobs_mode: str = "raw_logprobs",
+    api_key: str | None = None,
     say: Callable[[str], None] = print,
 ) -> None:
     """Serves until it is interrupted; tells `say` what and where as soon as it does. Port 0 takes a free one.
 
-    `logprobs_mode` is vLLM's: `raw_logprobs` before temperature and filters, `processed_logprobs` after them. Raises
+    `logprobs_mode` is vLLM's: `raw_logprobs` before temperature and filters, `processed_logprobs` after them. Where an
+    `api_key` is given, clients must send it. Raises
     KeyboardInterrupt at the end, and ConfigError for a dialect, a mode or a folder that is none, and an address that
     cannot be listened on.
     """
@@ -38,6 +40,8 @@ def run(
         raise ConfigError(f"--logprobs-mode is {' or '.join(get_args(LogprobsMode))}, not {logprobs_mode!r}")
     if not served_name:
         raise ConfigError("--served-model-name is the name that clients ask for: give one")
+    if api_key is not None and not api_key.strip():
+        raise ConfigError("--api-key is empty: give a key, or leave it out")
     folder = model_dir or MODEL_DIR
     # Before the model is loaded: a port that is taken is said at once.
     with _listening(host, port) as listener:
@@ -47,6 +51,7 @@ def run(
                 served_name=served_name,
                 dialect="vllm" if dialect == "vllm" else "dynamo",
                 logprobs_mode="raw_logprobs" if logprobs_mode == "raw_logprobs" else "processed_logprobs",
+                api_key=api_key,
             )
         except NOT_A_MODEL as error:
             raise ConfigError(f"no model to serve in {str(folder)!r}: {error}") from error

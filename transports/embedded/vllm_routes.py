@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+import uuid
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,14 +13,31 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
+from rollout.chat.messages import Message
+from rollout.dialects import sse
+from rollout.dialects.chat import Chat
+from rollout.dialects.memory import Memory
+from rollout.dialects.types import Call
 from transports.embedded.chat import ChatError
 from transports.embedded.jobs import Completion, Job
 from transports.embedded.metrics import metrics_text
+from transports.embedded.programs import said, streamed
+from transports.embedded.reply import read_reply
+from transports.embedded.vllm_bodies import (
+    AbortBody,
+    ChatBody,
+    CommonBody,
+    CompletionBody,
+    DetokenizeBody,
+    GenerateBody,
+    NewVersionBody,
+    RpcBody,
+    TokenizeBody,
+)
 from transports.embedded.wire import (
     NEUTRAL,
     Refused,
     RouteSpec,
-    SamplingBody,
     Served,
     answer,
     chat_logprobs,
@@ -26,6 +45,9 @@ from transports.embedded.wire import (
     new_id,
     read_body,
     run_job,
+    run_jobs,
+    several,
+    submitted,
     text_logprobs,
     usage,
 )
@@ -34,74 +56,7 @@ from transports.embedded.wire import (
 VERSION = "0.32.0+embedded"
 
 
-class _Common(SamplingBody, kw_only=True):
-    model: str | None = None
-    stream: bool | None = False
-    cache_salt: str | None = None
-    priority: int = 0
-    request_id: str | None = None
-
-
-class _Chat(_Common, kw_only=True):
-    messages: list[dict[str, Any]]
-    max_completion_tokens: int | None = None
-    logprobs: bool | None = False
-    top_logprobs: int | None = None
-    return_token_ids: bool | None = False
-    return_tokens_as_token_ids: bool | None = False
-    tools: list[dict[str, Any]] | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
-    add_generation_prompt: bool = True
-
-
-class _Completion(_Common, kw_only=True):
-    prompt: str | list[int]
-    max_tokens: int | None = 16
-    logprobs: int | None = None
-    return_token_ids: bool | None = False
-    return_tokens_as_token_ids: bool | None = False
-
-
-class _GenerateSampling(SamplingBody, kw_only=True):
-    logprobs: int | None = None
-
-
-class _Generate(msgspec.Struct, kw_only=True):
-    token_ids: list[int]
-    sampling_params: _GenerateSampling
-    model: str | None = None
-    stream: bool | None = False
-    cache_salt: str | None = None
-    priority: int = 0
-    request_id: str | None = None
-
-
-class _Tokenize(msgspec.Struct, kw_only=True):
-    messages: list[dict[str, Any]] | None = None
-    prompt: str | None = None
-    model: str | None = None
-    tools: list[dict[str, Any]] | None = None
-    add_generation_prompt: bool = True
-    chat_template_kwargs: dict[str, Any] | None = None
-    return_token_strs: bool | None = False
-
-
-class _Detokenize(msgspec.Struct, kw_only=True):
-    tokens: list[int]
-    model: str | None = None
-
-
-class _Abort(msgspec.Struct, kw_only=True):
-    request_ids: list[str]
-
-
-class _Rpc(msgspec.Struct, kw_only=True):
-    method: str
-    kwargs: dict[str, Any] = {}
-
-
-class _NewVersion(msgspec.Struct, kw_only=True):
-    new_version: str
+CHAT = Chat(take=["n"])
 
 
 class VllmRoutes:
@@ -155,28 +110,59 @@ class VllmRoutes:
         return PlainTextResponse(metrics_text(self.served.engine.stats(), self.served.name, "vllm"))
 
     async def chat(self, request: Request) -> Response:
-        body = await read_body(request, _Chat)
+        body = await read_body(request, ChatBody)
         prompt, asked = self._prompt_and_limit(body)
-        job = self._job(prompt, body, request, "chatcmpl", max_tokens=asked, top_logprobs=body.top_logprobs or 0)
-        completion = await run_job(self.served, job, request)
-        logprobs = None
-        if body.logprobs:
-            logprobs = chat_logprobs(self.served.chat, completion, ids_as_tokens=bool(body.return_tokens_as_token_ids))
-        choice = self._choice(completion, body, logprobs)
-        choice["message"] = {
-            "role": "assistant",
-            "content": self.served.text(completion, body),
-            "refusal": None,
-            "tool_calls": [],
-            "reasoning": None,
-        }
-        out = self._envelope(job, "chat.completion", choice, completion)
+        top = body.top_logprobs or 0
+        jobs = self._jobs(prompt, body, request, "chatcmpl", asked, top)
+        if body.stream:
+            return self._streamed_chat(jobs, body)
+        completions = await run_jobs(self.served, jobs, request)
+        choices = [self._chat_choice(at, completion, body) for at, completion in enumerate(completions)]
+        out = self._envelope(jobs[0], "chat.completion", choices, completions)
         out["prompt_token_ids"] = prompt if body.return_token_ids else None
         return answer(out)
 
+    def _chat_choice(self, at: int, completion: Completion, body: ChatBody) -> dict[str, Any]:
+        logprobs = None
+        if body.logprobs:
+            logprobs = chat_logprobs(self.served.chat, completion, ids_as_tokens=bool(body.return_tokens_as_token_ids))
+        choice = self._choice(at, completion, body, logprobs)
+        message = self._message(completion, body)
+        calls = [{**msgspec.to_builtins(call), "id": new_id("chatcmpl-tool")} for call in message.tool_calls]
+        choice["message"] = {
+            "role": "assistant",
+            "content": message.content or (None if calls else ""),
+            "refusal": None,
+            "tool_calls": calls,
+            "reasoning": message.reasoning_content,
+        }
+        if calls and completion.finish_reason == "stop":
+            choice["finish_reason"] = "tool_calls"
+        return choice
+
+    def _message(self, completion: Completion, body: ChatBody) -> Message:
+        """The answer's message: with calls where the model was free to call, else its text as it stands."""
+        text = self.served.text(completion, body)
+        return read_reply(text) if body.tools and body.tool_choice != "none" else Message("assistant", text)
+
+    def _streamed_chat(self, jobs: list[Job], body: ChatBody) -> Response:
+        if body.logprobs or body.return_token_ids:
+            raise Refused(400, "logprobs and token ids are not streamed: ask without stream", param="stream")
+        options = body.stream_options or {}
+        call = Call(model=self.served.name, messages=[], include_usage=options.get("include_usage") is True)
+
+        def events(completions: Sequence[Completion]) -> Iterator[bytes]:
+            first, *others = (
+                said(done, self._message(done, body), len(job.prompt_ids), uuid.uuid4().hex)
+                for done, job in zip(completions, jobs, strict=True)
+            )
+            return CHAT.events(msgspec.structs.replace(first, others=others), call, Memory())
+
+        return streamed(submitted(self.served, jobs), events, CHAT)
+
     async def render(self, request: Request) -> Response:
         """The request of ids that a request of messages comes to, with the server's own sampling defaults."""
-        body = await read_body(request, _Chat)
+        body = await read_body(request, ChatBody)
         prompt, asked = self._prompt_and_limit(body)
         room = self.served.context - len(prompt)
         sampling = self.served.sampling(body, self.served.defaults)
@@ -187,24 +173,37 @@ class VllmRoutes:
         return answer({"request_id": request_id, "token_ids": prompt, "sampling_params": params, "model": name})
 
     async def completions(self, request: Request) -> Response:
-        body = await read_body(request, _Completion)
-        self._check(body.model, body.stream)
+        body = await read_body(request, CompletionBody)
+        self.served.check_model(body.model)
         ids = self.served.chat.encode(body.prompt) if isinstance(body.prompt, str) else body.prompt
         ids = self.served.check_ids(ids)
         self._check_room(len(ids), body.max_tokens)
-        job = self._job(ids, body, request, "cmpl", max_tokens=body.max_tokens, top_logprobs=body.logprobs or 0)
-        completion = await run_job(self.served, job, request)
+        top = body.logprobs or 0
+        jobs = self._jobs(ids, body, request, "cmpl", body.max_tokens, top)
+
+        def made(completions: Sequence[Completion]) -> dict[str, Any]:
+            choices = [self._text_choice(at, done, body, ids) for at, done in enumerate(completions)]
+            return self._envelope(jobs[0], "text_completion", choices, completions)
+
+        if not body.stream:
+            return answer(made(await run_jobs(self.served, jobs, request)))
+        usage_too = (body.stream_options or {}).get("include_usage") is True
+        return streamed(submitted(self.served, jobs), lambda done: _text_events(made(done), usage_too), CHAT)
+
+    def _text_choice(self, at: int, completion: Completion, body: CompletionBody, ids: list[int]) -> dict[str, Any]:
         logprobs = None
         if body.logprobs is not None:
             logprobs = text_logprobs(self.served.chat, completion, ids_as_tokens=bool(body.return_tokens_as_token_ids))
-        choice = self._choice(completion, body, logprobs)
+        choice = self._choice(at, completion, body, logprobs)
         choice["text"] = self.served.text(completion, body)
         choice["prompt_token_ids"] = ids if body.return_token_ids else None
-        return answer(self._envelope(job, "text_completion", choice, completion))
+        return choice
 
     async def generate(self, request: Request) -> Response:
-        body = await read_body(request, _Generate)
-        self._check(body.model, body.stream)
+        body = await read_body(request, GenerateBody)
+        self.served.check_model(body.model)
+        if body.stream:
+            raise Refused(400, "ids are not streamed: ask without stream", param="stream")
         ids = self.served.check_ids(body.token_ids)
         params = body.sampling_params
         check_max_tokens(params.max_tokens)
@@ -230,7 +229,7 @@ class VllmRoutes:
         return answer({"request_id": job.request_id, "choices": [choice], "usage": counts})
 
     async def tokenize(self, request: Request) -> Response:
-        body = await read_body(request, _Tokenize)
+        body = await read_body(request, TokenizeBody)
         self.served.check_model(body.model)
         if body.messages is None and body.prompt is None:
             raise Refused(400, "either messages or prompt is needed")
@@ -239,13 +238,13 @@ class VllmRoutes:
         return answer({"count": len(ids), "max_model_len": self.served.context, "tokens": ids, "token_strs": texts})
 
     async def detokenize(self, request: Request) -> Response:
-        body = await read_body(request, _Detokenize)
+        body = await read_body(request, DetokenizeBody)
         self.served.check_model(body.model)
         ids = self.served.check_ids(body.tokens) if body.tokens else []
         return answer({"prompt": self.served.chat.decode(ids, skip_special=False)})
 
     async def abort_requests(self, request: Request) -> Response:
-        self.served.engine.abort((await read_body(request, _Abort)).request_ids)
+        self.served.engine.abort((await read_body(request, AbortBody)).request_ids)
         return Response(status_code=200)
 
     async def pause(self, request: Request) -> Response:
@@ -264,7 +263,7 @@ class VllmRoutes:
         return answer({"is_paused": self.served.engine.stats().paused})
 
     async def collective_rpc(self, request: Request) -> Response:
-        body = await read_body(request, _Rpc)
+        body = await read_body(request, RpcBody)
         if body.method != "reload_weights":
             raise Refused(400, f"the embedded server knows no method {body.method!r}", param="method")
         folder = body.kwargs.get("weights_path")
@@ -281,19 +280,23 @@ class VllmRoutes:
         return answer({"weight_version": self.served.engine.stats().weight_version})
 
     async def update_weight_version(self, request: Request) -> Response:
-        body = await read_body(request, _NewVersion)
+        body = await read_body(request, NewVersionBody)
         await asyncio.wrap_future(self.served.engine.set_weight_version(body.new_version))
         return answer({"success": True, "new_version": body.new_version})
 
-    def _prompt_and_limit(self, body: _Chat) -> tuple[list[int], int | None]:
+    def _prompt_and_limit(self, body: ChatBody) -> tuple[list[int], int | None]:
         """The prompt's ids, and how many tokens are asked for at most; checked."""
-        self._check(body.model, body.stream)
+        self.served.check_model(body.model)
+        if body.tools and body.tool_choice not in (None, "auto", "none"):
+            raise Refused(400, "tool_choice: the embedded server cannot force a call", param="tool_choice")
+        if body.tools and body.tool_choice != "none" and body.parallel_tool_calls is False:
+            raise Refused(400, "the embedded server cannot hold the model to one call", param="parallel_tool_calls")
         prompt = self._rendered(body)
         asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
         self._check_room(len(prompt), asked)
         return prompt, asked
 
-    def _rendered(self, body: _Chat | _Tokenize) -> list[int]:
+    def _rendered(self, body: ChatBody | TokenizeBody) -> list[int]:
         """Raises Refused."""
         try:
             return self.served.chat.render(
@@ -304,11 +307,6 @@ class VllmRoutes:
             )
         except ChatError as error:
             raise Refused(400, str(error)) from error
-
-    def _check(self, model: str | None, stream: bool | None) -> None:
-        self.served.check_model(model)
-        if stream:
-            raise Refused(400, "the embedded server does not stream", param="stream")
 
     def _check_prompt(self, prompt: int) -> None:
         if prompt >= self.served.context:
@@ -324,47 +322,65 @@ class VllmRoutes:
                 f"{asked or 0} output tokens and your prompt contains {prompt} input tokens.",
             )
 
-    def _job(
+    def _jobs(
         self,
         ids: list[int],
-        body: _Common,
+        body: CommonBody,
         request: Request,
         prefix: str,
-        *,
         max_tokens: int | None,
         top_logprobs: int,
-    ) -> Job:
-        return self.served.job(
-            ids,
-            body,
-            request_id=new_id(prefix, body.request_id or request.headers.get("x-request-id")),
-            max_tokens=max_tokens,
-            top_logprobs=top_logprobs,
-            cache_salt=body.cache_salt,
-            priority=body.priority,
-            defaults=self.served.defaults,
-        )
+    ) -> list[Job]:
+        """A job for each of the answers that are asked for; those behind the first have their number in their id."""
+        identifier = new_id(prefix, body.request_id or request.headers.get("x-request-id"))
+        return [
+            self.served.job(
+                ids,
+                one,
+                request_id=f"{identifier}-{at}" if at else identifier,
+                max_tokens=max_tokens,
+                top_logprobs=top_logprobs,
+                cache_salt=body.cache_salt,
+                priority=body.priority,
+                defaults=self.served.defaults,
+            )
+            for at, one in enumerate(several(body))
+        ]
 
-    def _choice(self, completion: Completion, body: _Chat | _Completion, logprobs: Any) -> dict[str, Any]:
+    def _choice(
+        self, at: int, completion: Completion, body: ChatBody | CompletionBody, logprobs: Any
+    ) -> dict[str, Any]:
         stopped_by = completion.ids[-1] if completion.finish_reason == "stop" else None
         own = stopped_by is not None and stopped_by in (body.stop_token_ids or ())
         return {
-            "index": 0,
+            "index": at,
             "logprobs": logprobs,
             "finish_reason": completion.finish_reason,
             "stop_reason": stopped_by if own and stopped_by not in self.served.engine.model.config.eos_ids else None,
             "token_ids": completion.ids if body.return_token_ids else None,
         }
 
-    def _envelope(self, job: Job, kind: str, choice: dict[str, Any], completion: Completion) -> dict[str, Any]:
+    def _envelope(
+        self, job: Job, kind: str, choices: list[dict[str, Any]], completions: Sequence[Completion]
+    ) -> dict[str, Any]:
         return {
             "id": job.request_id,
             "object": kind,
             "created": int(time.time()),
             "model": self.served.name,
-            "choices": [choice],
-            "usage": usage(len(job.prompt_ids), completion),
+            "choices": choices,
+            "usage": usage(len(job.prompt_ids), *completions),
         }
+
+
+def _text_events(made: dict[str, Any], usage_too: bool) -> Iterator[bytes]:
+    """A text completion as a stream: a frame a choice."""
+    counts = made.pop("usage")
+    for choice in made.pop("choices"):
+        yield sse.frame({**made, "choices": [choice], **({"usage": None} if usage_too else {})})
+    if usage_too:
+        yield sse.frame({**made, "choices": [], "usage": counts})
+    yield sse.DONE
 
 
 def _ranked(completion: Completion) -> dict[str, Any]:

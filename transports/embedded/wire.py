@@ -18,10 +18,14 @@ from transports.embedded.engine import Engine
 from transports.embedded.jobs import Completion, Job
 from transports.embedded.sampling import SamplingParams
 
+#: Answers to one request at most.
+MOST_ANSWERS = 128
+
 #: Method, path and handler of one route.
 RouteSpec = tuple[str, str, Callable[[Request], Awaitable[Response]]]
 
 Body = TypeVar("Body", bound=msgspec.Struct)
+Sampled = TypeVar("Sampled", bound="SamplingBody")
 
 
 #: What vLLM takes from a model's generation_config, and what of it changes nothing.
@@ -56,7 +60,31 @@ class Refused(Exception):
         self.param = param
 
 
-class SamplingBody(msgspec.Struct, kw_only=True):
+class Cannot(msgspec.Struct, kw_only=True):
+    """What vLLM takes and the embedded server cannot do: it is refused by name, never ignored."""
+
+    response_format: Any = None
+    structured_outputs: Any = None
+    guided_json: Any = None
+    guided_regex: Any = None
+    guided_choice: Any = None
+    guided_grammar: Any = None
+    logit_bias: Any = None
+    bad_words: Any = None
+    allowed_token_ids: Any = None
+    prompt_logprobs: Any = None
+    truncate_prompt_tokens: Any = None
+    use_beam_search: Any = None
+    best_of: Any = None
+    echo: Any = None
+    suffix: Any = None
+    functions: Any = None
+    function_call: Any = None
+    audio: Any = None
+    continue_final_message: Any = None
+
+
+class SamplingBody(Cannot, kw_only=True):
     """The sampling fields that every route takes, by vLLM's names."""
 
     temperature: float | None = None
@@ -131,6 +159,8 @@ class Served:
 
         `defaults` are for what the body leaves out: none on the route of ids, as vLLM has it.
         """
+        if body.n not in (None, 1):
+            raise Refused(400, "n must be 1 on this route", param="n")
         room = self.context - len(ids)
         own = self.sampling(body, defaults or {})
         _check_sampling(body)
@@ -159,6 +189,14 @@ class Served:
             priority=priority,
             stops_on_text=self._stops(body),
         )
+
+    def stop_text(self, completion: Completion, body: SamplingBody) -> str | None:
+        """The stop string that ended a completion; None where a token did, or its length."""
+        if completion.finish_reason != "stop":
+            return None
+        text = self.chat.decode(completion.ids, skip_special=body.skip_special_tokens)
+        found = [(at, word) for word in stop_strings(body) if (at := text.find(word)) >= 0]
+        return min(found)[1] if found else None
 
     def sampling(self, body: SamplingBody, defaults: Mapping[str, float]) -> dict[str, float]:
         """What a body comes to: what it says, else the defaults, else what changes nothing."""
@@ -191,7 +229,6 @@ def _or(value: float | None, default: float) -> float:
 
 def _check_sampling(body: SamplingBody) -> None:
     checks = [
-        (body.n in (None, 1), "n", "n must be 1: the embedded server gives one choice"),
         (0 <= _or(body.temperature, 1) <= 1e6, "temperature", "temperature must be non-negative"),
         (0 < _or(body.top_p, 1) <= 1, "top_p", "top_p must be in (0, 1]"),
         (_or(body.top_k, 0) >= -1, "top_k", "top_k must be 0 or -1 (disable), or at least 1"),
@@ -205,6 +242,20 @@ def _check_sampling(body: SamplingBody) -> None:
     for holds, param, message in checks:
         if not holds:
             raise Refused(400, message, param=param)
+    for name in Cannot.__struct_fields__:
+        if (asked := getattr(body, name)) and asked != {"type": "text"}:
+            raise Refused(400, f"{name}: the embedded server cannot do this", param=name)
+
+
+def several(body: Sampled) -> list[Sampled]:
+    """A request for each of the `n` answers that are asked for, with seeds of their own. Raises Refused."""
+    count = 1 if body.n is None else body.n
+    if not 1 <= count <= MOST_ANSWERS:
+        raise Refused(400, f"n must be at least 1 and at most {MOST_ANSWERS}, got {count}", param="n")
+    if count > 1 and body.temperature == 0:
+        raise Refused(400, "n must be 1 when using greedy sampling: each answer would be the same", param="n")
+    seed = body.seed
+    return [msgspec.structs.replace(body, n=None, seed=None if seed is None else seed + at) for at in range(count)]
 
 
 def check_max_tokens(value: int | None, name: str = "max_tokens") -> None:
@@ -227,7 +278,12 @@ async def read_body(request: Request, kind: type[Body]) -> Body:
 
 async def run_job(served: Served, job: Job, request: Request) -> Completion:
     """Runs a job to its end; the client's going away, or this task's cancellation, aborts it."""
-    waiting = asyncio.wrap_future(served.engine.submit(job))
+    return (await run_jobs(served, [job], request))[0]
+
+
+async def run_jobs(served: Served, jobs: Sequence[Job], request: Request) -> list[Completion]:
+    """The same of several at once."""
+    waiting = submitted(served, jobs)
     gone = asyncio.ensure_future(_disconnected(request))
     try:
         await asyncio.wait((waiting, gone), return_when=asyncio.FIRST_COMPLETED)
@@ -235,9 +291,14 @@ async def run_job(served: Served, job: Job, request: Request) -> Completion:
             raise Refused(499, "the client closed the connection")
         return waiting.result()
     finally:
-        # Cancelling `waiting` cancels the engine's future, and with it the request.
+        # Cancelling `waiting` cancels the engine's futures, and with them the requests.
         waiting.cancel()
         gone.cancel()
+
+
+def submitted(served: Served, jobs: Sequence[Job]) -> asyncio.Future[list[Completion]]:
+    """What jobs will end with. Cancelling it aborts them."""
+    return asyncio.gather(*(asyncio.wrap_future(served.engine.submit(job)) for job in jobs))
 
 
 async def _disconnected(request: Request) -> None:
@@ -250,13 +311,14 @@ def answer(content: object, status: int = 200) -> Response:
     return Response(msgspec.json.encode(content), status, media_type="application/json")
 
 
-def usage(prompt_tokens: int, completion: Completion) -> dict[str, Any]:
-    """Token counts, with what came from the cache."""
+def usage(prompt_tokens: int, *completions: Completion) -> dict[str, Any]:
+    """Token counts, with what came from the cache for the first of the answers."""
+    sampled = sum(len(completion.ids) for completion in completions)
     return {
         "prompt_tokens": prompt_tokens,
-        "completion_tokens": len(completion.ids),
-        "total_tokens": prompt_tokens + len(completion.ids),
-        "prompt_tokens_details": {"cached_tokens": completion.cached_tokens},
+        "completion_tokens": sampled,
+        "total_tokens": prompt_tokens + sampled,
+        "prompt_tokens_details": {"cached_tokens": completions[0].cached_tokens},
     }
 
 

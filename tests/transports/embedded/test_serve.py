@@ -57,6 +57,7 @@ def test_a_port_that_is_taken_is_said() -> None:
     ("options", "said"),
     [
         ({"port": 99999}, "--port is a number from 0 (any that is free) to 65535, not 99999"),
+        ({"api_key": " "}, "--api-key is empty: give a key, or leave it out"),
         ({"host": "nowhere.invalid"}, "cannot listen on nowhere.invalid:8000"),
         ({"served_name": ""}, "--served-model-name is the name that clients ask for: give one"),
         ({"dialect": "openai"}, "--dialect is vllm or dynamo, not 'openai'"),

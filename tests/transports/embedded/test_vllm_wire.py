@@ -21,6 +21,7 @@ from transports.embedded.engine import Engine
 from transports.embedded.model import Model
 
 MODEL = "rollout-tiny"
+IMAGE = [{"type": "image_url", "image_url": {"url": "data:image/png;base64,QUJD"}}]
 HELLO = [{"role": "user", "content": "Guess my number from 1 to 64. 7 guesses left."}]
 
 
@@ -166,7 +167,22 @@ async def test_stop_strings_and_stop_ids(client: httpx.AsyncClient) -> None:
         ("/v1/completions", {"prompt": []}, 400, "empty"),
         ("/v1/completions", {"prompt": [1] * 600}, 400, "maximum context length is 512 tokens"),
         ("/v1/completions", {"prompt": [1], "temperature": -1}, 400, "temperature"),
-        ("/v1/completions", {"prompt": [1], "stream": True}, 400, "stream"),
+        ("/v1/completions", {"prompt": [1], "n": 0}, 400, "n must be at least 1"),
+        ("/v1/completions", {"prompt": [1], "n": 2, "temperature": 0}, 400, "greedy"),
+        ("/v1/completions", {"prompt": [1], "echo": True}, 400, "echo"),
+        ("/v1/chat/completions", {"messages": HELLO, "response_format": {"type": "json_object"}}, 400, "response_form"),
+        ("/v1/chat/completions", {"messages": HELLO, "logit_bias": {"5": 1}}, 400, "logit_bias"),
+        ("/v1/chat/completions", {"messages": HELLO, "stream": True, "logprobs": True}, 400, "not streamed"),
+        ("/v1/chat/completions", {"messages": HELLO, "tools": [{}], "tool_choice": "required"}, 400, "tool_choice"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": IMAGE}]}, 400, "reads text only"),
+        ("/inference/v1/generate", {"token_ids": [1], "sampling_params": {}, "stream": True}, 400, "stream"),
+        ("/inference/v1/generate", {"token_ids": [1], "sampling_params": {"n": 2}}, 400, "n must be 1"),
+        (
+            "/inference/v1/generate",
+            {"token_ids": [1], "sampling_params": {"structured_outputs": {"regex": "a"}}},
+            400,
+            "structured",
+        ),
         ("/v1/completions", {"prompt": 3}, 400, "prompt"),
         ("/v1/chat/completions", {"messages": HELLO, "max_tokens": 600}, 400, "maximum context length is 512 tokens"),
         ("/v1/chat/completions", {}, 400, "messages"),
@@ -182,6 +198,37 @@ async def test_refusals(client: httpx.AsyncClient, path: str, body: Any, status:
     found, text = await refused(client, path, **body)
     assert found == status
     assert re.search(message, text), text
+
+
+async def test_several_answers(client: httpx.AsyncClient) -> None:
+    """`n` gives as many choices, each with its own ids and seed, and the usage counts them all."""
+    asked = {
+        "messages": HELLO,
+        "max_tokens": 8,
+        "n": 3,
+        "seed": 1,
+        "temperature": 3.0,
+        "return_token_ids": True,
+        "logprobs": True,
+    }
+    answer = await post(client, "/v1/chat/completions", **asked)
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2]
+    ids = [choice["token_ids"] for choice in answer["choices"]]
+    assert len({tuple(each) for each in ids}) > 1
+    assert answer["usage"]["completion_tokens"] == sum(map(len, ids))
+    assert all(len(choice["logprobs"]["content"]) == len(choice["token_ids"]) for choice in answer["choices"])
+    assert (await post(client, "/v1/chat/completions", **asked))["choices"] == answer["choices"]
+
+
+async def test_text_completions_are_streamed(client: httpx.AsyncClient) -> None:
+    """As frames of choices, the usage where it is asked for, and a last one that ends the stream."""
+    options = {"include_usage": True}
+    body = {"model": MODEL, "prompt": [1, 2], "max_tokens": 4, "stream": True, "stream_options": options}
+    frames = (await client.post("/v1/completions", json=body)).text.strip().split("\n\n")
+    first, counts = (msgspec.json.decode(frame.removeprefix("data: ")) for frame in frames[:-1])
+    assert first["choices"][0]["finish_reason"] in ("length", "stop")
+    assert counts["usage"]["completion_tokens"] <= 4
+    assert frames[-1] == "data: [DONE]"
 
 
 async def test_broken_json_and_unknown_paths(client: httpx.AsyncClient) -> None:
