@@ -59,13 +59,13 @@ class Anthropic:
         if (system := fields.raw("system")) is not None:
             memory.read([memory.item(system, _SYSTEM_KIND, lambda raw: _system(raw, memory))], call, join=False)
         read = _Reader(memory)
-        items = [read.item(at, raw) for at, raw in enumerate(fields.items("messages"))]
-        if not items:
+        before = len(call.messages)
+        last = memory.conversation(fields.required("messages"), "messages", _KIND, read.item, call, join=True)
+        if last is None and len(call.messages) == before:
             raise DialectError.of_field("messages", "at least one message is needed")
-        if items[-1].said:
+        if last is not None and last.said:
             why = "the last message is the assistant's, and an answer cannot go on from it: end with a user message"
             raise DialectError.of_field("messages", why)
-        memory.read(items, call, join=True)
         fields.refuse(_REFUSED)
         fields.ignore(_IGNORED)
         call.left_out = (*left_out, *(f"the field {name}" for name in fields.rest))

@@ -81,8 +81,7 @@ class Chat(OpenAIErrors):
             call.tools = memory.tools(tools, _KIND, function_tools).specs
         self._options(fields, call)
         read = _Reader(memory)
-        items = (read.item(at, raw) for at, raw in enumerate(fields.items("messages")))
-        memory.read(items, call, join=False)
+        memory.conversation(fields.required("messages"), "messages", _KIND, read.item, call, join=False)
         if not call.messages:
             raise DialectError.of_field("messages", "at least one message is needed")
         fields.refuse(self._refused)

@@ -56,11 +56,11 @@ class Fields:
         """A field's bytes."""
         return self.rest.pop(name, None)
 
-    def items(self, name: str) -> list[msgspec.Raw]:
-        """The bytes of each item of a field that is a list; it must be there."""
+    def required(self, name: str) -> msgspec.Raw:
+        """A field's bytes; it must be there."""
         if (raw := self.rest.pop(name, None)) is None:
             raise DialectError.of_field(name, "is required", "missing_required_parameter")
-        return items(raw, name)
+        return raw
 
     def ignore(self, names: frozenset[str]) -> None:
         """Takes fields that change nothing of the answer."""
@@ -78,7 +78,7 @@ def unsupported(param: str, why: str) -> DialectError:
     return DialectError.of_field(param, f"not supported: {why}", "unsupported_parameter")
 
 
-def items(raw: msgspec.Raw, name: str) -> list[msgspec.Raw]:
+def items(raw: msgspec.Raw | bytes | memoryview, name: str) -> list[msgspec.Raw]:
     """The bytes of a list's items."""
     found: list[msgspec.Raw] = _read(raw, _ITEMS, name)
     return found
@@ -96,7 +96,7 @@ def decoded(raw: msgspec.Raw | bytes, kind: Any, name: str) -> Any:
 _DECODERS: dict[Any, msgspec.json.Decoder[Any]] = {}
 
 
-def _read(raw: msgspec.Raw | bytes, decoder: msgspec.json.Decoder[Any], name: str) -> Any:
+def _read(raw: msgspec.Raw | bytes | memoryview, decoder: msgspec.json.Decoder[Any], name: str) -> Any:
     try:
         return decoder.decode(raw)
     except msgspec.ValidationError as error:

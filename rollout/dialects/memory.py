@@ -27,6 +27,8 @@ import msgspec
 from rollout.chat.canonical import digest, value_digest
 from rollout.chat.messages import Message, ToolCall
 from rollout.dialects.answers import Answer, is_same, joined, seal, text_key
+from rollout.dialects.beginnings import Beginnings, settled_items
+from rollout.dialects.fields import items as cut
 from rollout.dialects.tools import Tools
 from rollout.dialects.types import Call, DialectError, Said
 from rollout.errors import MessageError
@@ -73,6 +75,7 @@ class Memory:
         limits = limits or MemoryLimits()
         self._items = _Kept[Known](limits.messages, limits.bytes)
         self._messages = _Kept[Message](limits.messages, limits.bytes)
+        self._beginnings = Beginnings()
         self._tools = Memo[bytes, Tools](64)
         self._runs = Memo[tuple[int, ...], list[_Resolved]](limits.messages)
         self._answers = Memo[str, Answer](limits.answers)
@@ -118,6 +121,30 @@ class Memory:
                 known = self._tools[value] = made
             self._tools[key] = known
         return known
+
+    def conversation(
+        self,
+        raw: msgspec.Raw,
+        name: str,
+        kind: bytes,
+        item: Callable[[int, msgspec.Raw], Known],
+        call: Call,
+        *,
+        join: bool,
+    ) -> Known | None:
+        """Puts a request's list of items into a call, as `read` does; its last item, where that was not known before.
+
+        `item` reads one, by its place and its bytes. What the list begins with is known from the turn before.
+        """
+        rest = self._beginnings.find(raw, kind, call)
+        raws = cut(rest.json, name)
+        found = [item(at, each) for at, each in enumerate(raws, rest.count)]
+        settled = settled_items([each.said for each in found])
+        if settled:
+            self.read(found[:settled], call, join=join)
+            self._beginnings.keep(rest, raws[:settled], call)
+        self.read(found[settled:], call, join=join)
+        return found[-1] if found else None
 
     def read(self, items: Iterable[Known], call: Call, *, join: bool) -> None:
         """Puts a conversation into a call, behind the messages that it has, what the model said as the model said it.

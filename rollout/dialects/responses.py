@@ -12,7 +12,7 @@ from typing import Any
 
 from rollout.chat.messages import Message
 from rollout.dialects import responses_answer, responses_tools, sampling, tools
-from rollout.dialects.fields import Fields, items, unsupported
+from rollout.dialects.fields import Fields, unsupported
 from rollout.dialects.memory import Memory
 from rollout.dialects.openai_errors import OpenAIErrors
 from rollout.dialects.responses_items import Items
@@ -103,7 +103,7 @@ class Responses(OpenAIErrors):
         if bytes(memoryview(given)[:1]) == b'"':
             memory.read([read.text(given)], call, join=True)
             return
-        memory.read([read.item(at, raw) for at, raw in enumerate(items(given, "input"))], call, join=True)
+        memory.conversation(given, "input", _KIND, read.item, call, join=True)
 
     def _go_on(self, previous: str, call: Call, memory: Memory) -> None:
         """Begins with the conversation of an earlier response, whose instructions held for that one only."""

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from rollout.dialects.fields import Fields, decoded
+from rollout.dialects.fields import Fields, decoded, items
 from rollout.dialects.types import DialectError
 
 
@@ -46,7 +46,7 @@ def test_what_asks_for_nothing_is_not_refused() -> None:
 def test_items_are_not_decoded() -> None:
     """A list is cut into its items' bytes."""
     fields = Fields(b'{"messages": [{"a": 1}, [2]]}')
-    assert list(map(bytes, fields.items("messages"))) == [b'{"a": 1}', b"[2]"]
+    assert list(map(bytes, items(fields.required("messages"), "messages"))) == [b'{"a": 1}', b"[2]"]
     with pytest.raises(DialectError, match="messages: is required"):
-        fields.items("messages")
+        items(fields.required("messages"), "messages")
     assert decoded(msgspec.Raw(b"[2]"), list[int], "x") == [2]
