@@ -55,9 +55,13 @@ def test_a_conversation_comes_to_the_same_with_and_without_a_beginning(
 def test_a_turn_cuts_only_its_end_into_items(monkeypatch: pytest.MonkeyPatch) -> None:
     """However long the conversation is; and its messages are the very objects of the turn before."""
     agent, memory, dialect = ClaudeCode(), Memory(), Anthropic()
-    seen = list[int]()
-    item = Memory.item
-    monkeypatch.setattr(Memory, "item", lambda self, raw, *rest: seen.append(1) or item(self, raw, *rest))
+    seen, item = list[Any](), Memory.item
+
+    def seen_item(self: Memory, raw: Any, *rest: Any) -> Any:
+        seen.append(raw)
+        return item(self, raw, *rest)
+
+    monkeypatch.setattr(Memory, "item", seen_item)
     before = dialect.read(agent.body(), memory).messages
     for _ in range(40):
         agent.answered([{"type": "text", "text": "I look."}])
