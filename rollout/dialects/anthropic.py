@@ -37,7 +37,7 @@ _REFUSED: Mapping[str, str] = {
     "container": "there are no containers here",
 }
 
-#: Begins a block of Claude Code's system prompt whose text differs from conversation to conversation.
+#: Begins a line of Claude Code's system prompt that differs from conversation to conversation.
 _BILLING = "x-anthropic-billing-header"
 
 _SESSION = re.compile(r"_session_([\w-]+)$")
@@ -162,8 +162,13 @@ def _system(raw: msgspec.Raw, memory: Memory) -> Known:
 
 def _system_text(content: str | list[dict[str, Any]], place: str) -> str:
     blocks: list[dict[str, Any]] = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    texts = [_text(block, f"{place}[{at}]") for at, block in enumerate(blocks)]
-    return "\n".join(text for text in texts if text and not text.startswith(_BILLING))
+    texts = [_without_billing(_text(block, f"{place}[{at}]")) for at, block in enumerate(blocks)]
+    return "\n".join(filter(None, texts))
+
+
+def _without_billing(text: str) -> str:
+    """A system text without the preamble, which is a block of its own, or where blocks were joined the first line."""
+    return text.partition("\n")[2].lstrip("\n") if text.startswith(_BILLING) else text
 
 
 class _Reader:

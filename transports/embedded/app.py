@@ -31,7 +31,7 @@ from transports.embedded.dynamo_routes import DynamoRoutes
 from transports.embedded.engine import Engine
 from transports.embedded.jobs import EngineClosedError
 from transports.embedded.model import Model
-from transports.embedded.programs import ProgramRoutes
+from transports.embedded.programs import ANTHROPIC, ProgramRoutes, refusal
 from transports.embedded.sampling import LogprobsMode
 from transports.embedded.vllm_routes import VERSION, VllmRoutes
 from transports.embedded.wire import Refused, RouteSpec, Served, answer, generation_defaults
@@ -79,18 +79,18 @@ def create_app(
             if own:
                 engine.close()
 
-    refusal = _vllm_error if dialect == "vllm" else _dynamo_error
+    error_of = _vllm_error if dialect == "vllm" else _dynamo_error
     app = Starlette(
         routes=[
             *(Route(path, _starting(engine, handler), methods=[method]) for method, path, handler in specs),
             Route("/openapi.json", _openapi(specs, dialect), methods=["GET"]),
         ],
         lifespan=lifespan,
-        middleware=[Middleware(KeyCheck, api_key=api_key, refusal=refusal)] if api_key else [],
+        middleware=[Middleware(KeyCheck, api_key=api_key, refusal=error_of)] if api_key else [],
         exception_handlers={
-            Refused: lambda request, error: refusal(error),
-            HTTPException: lambda request, error: refusal(_of_http(error)),
-            EngineClosedError: lambda request, error: refusal(Refused(503, str(error), "ServiceUnavailable")),
+            Refused: lambda request, error: error_of(error),
+            HTTPException: lambda request, error: error_of(_of_http(error)),
+            EngineClosedError: lambda request, error: error_of(Refused(503, str(error), "ServiceUnavailable")),
         },
     )
     app.state.engine = engine
@@ -109,7 +109,9 @@ class KeyCheck:
             await self._app(scope, receive, send)
             return
         missing = Refused(401, "the API key is missing or wrong", "AuthenticationError")
-        await self._refusal(missing)(scope, receive, send)
+        is_anthropic = scope["path"].startswith("/v1/messages")
+        refused = refusal(ANTHROPIC, missing) if is_anthropic else self._refusal(missing)
+        await refused(scope, receive, send)
 
     def _is_let_in(self, headers: Headers) -> bool:
         return any(hmac.compare_digest(key.encode(), self._key) for key in read_headers(headers).keys)

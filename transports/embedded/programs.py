@@ -29,7 +29,7 @@ from transports.embedded.wire import Refused, RouteSpec, SamplingBody, Served, r
 #: Seconds between two comments of a stream whose answer is not there yet.
 KEEPALIVE_S = 5.0
 
-_ANTHROPIC = Anthropic()
+ANTHROPIC = Anthropic()
 _RESPONSES = Responses()
 
 #: Said in a request, and done by leaving tools out or in.
@@ -61,14 +61,14 @@ class ProgramRoutes:
         return await self._answer(request, _RESPONSES, self._memory)
 
     async def messages(self, request: Request) -> Response:
-        return await self._answer(request, _ANTHROPIC, Memory())
+        return await self._answer(request, ANTHROPIC, Memory())
 
     async def count_tokens(self, request: Request) -> Response:
         try:
-            ids = self._prompt(_ANTHROPIC.read(await request.body(), Memory()))
+            ids = self._prompt(ANTHROPIC.read(await request.body(), Memory()))
         except (DialectError, Refused) as error:
-            return refusal(_ANTHROPIC, error)
-        return Response(_ANTHROPIC.count_body(len(ids)), media_type="application/json")
+            return refusal(ANTHROPIC, error)
+        return Response(ANTHROPIC.count_body(len(ids)), media_type="application/json")
 
     async def _answer(self, request: Request, dialect: Dialect, memory: Memory) -> Response:
         try:

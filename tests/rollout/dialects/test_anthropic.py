@@ -146,6 +146,25 @@ def test_claude_code_goes_on_from_what_it_had() -> None:
     assert (two.session, two.effort, two.max_tokens, two.left_out) == ("s-1", "medium", 32_000, ())
 
 
+@pytest.mark.parametrize(
+    "system",
+    [
+        "x-anthropic-billing-header: cc_version=1; cch=1;\nYou are brief.\nSay little.",
+        [{"type": "text", "text": "x-anthropic-billing-header: cch=2;\n\nYou are brief.\nSay little."}],
+        [
+            {"type": "text", "text": "x-anthropic-billing-header: cch=3;"},
+            {"type": "text", "text": "You are brief.\nSay little."},
+        ],
+        "You are brief.\nSay little.",
+    ],
+)
+def test_a_billing_preamble_is_left_out_and_nothing_else(system: Any) -> None:
+    """Whether it is a block of its own, or what stands between joined it with the prompt."""
+    assert read(Anthropic(), conversation(system=system)).messages[0] == Message(
+        "system", "You are brief.\nSay little."
+    )
+
+
 def test_images_are_parts_of_a_multimodal_message() -> None:
     """Beside text, and in a tool's result."""
     image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "QUJD"}}

@@ -146,7 +146,7 @@ async def test_a_key_is_asked_for(model: Model) -> None:
         assert (await http.get("/health")).status_code == 200
         for path in ("/v1/models", "/metrics", "/openapi.json"):
             assert (await http.get(path)).status_code == 401
-        assert (await http.post("/v1/messages", json={})).json()["error"]["message"]
+        assert (await http.post("/v1/messages", json={})).json()["error"]["type"] == "authentication_error"
         for headers in ({"authorization": "Bearer s3cret"}, {"x-api-key": "s3cret"}):
             assert (await http.get("/v1/models", headers=headers)).status_code == 200
         assert (await http.get("/v1/models", headers={b"authorization": b"Bearer s3cr\xe9t"})).status_code == 401
