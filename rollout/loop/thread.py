@@ -5,12 +5,14 @@
                                                                   # leaves the engine, and joins the thread
 
 A call that is interrupted is cancelled in the loop, and waited for, so that nothing of it runs on unseen. The thread is
-a daemon: a caller that never leaves keeps no process from ending.
+a daemon: a caller that never leaves keeps no process from ending. A process that is forked from this one does not have
+the thread: there it is closed, and leaving it is nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, wait
@@ -37,6 +39,7 @@ class LoopThread:
         self._main: asyncio.Task[None] | None = None
         self._lock = threading.RLock()  # a stream may be collected, and tell, anywhere
         self._calls: set[Future[Any]] = set()
+        self._process = os.getpid()
 
     def __repr__(self) -> str:
         state = "over" if self._over.done() else "open" if self._ready.done() else "opening"
@@ -45,7 +48,12 @@ class LoopThread:
     @property
     def open(self) -> bool:
         """Whether it takes calls."""
-        return self._ready.done() and not self._over.done()
+        return self._ready.done() and not self._over.done() and not self._forked
+
+    @property
+    def _forked(self) -> bool:
+        """Whether this process was forked from the one that has the thread."""
+        return os.getpid() != self._process
 
     def __enter__(self) -> Self:
         """Raises what opening raised."""
@@ -59,6 +67,8 @@ class LoopThread:
 
     def __exit__(self, *exc_info: object) -> None:
         """Raises what closing raised, or what ended the loop."""
+        if self._forked:
+            return
         try:
             self.tell(self._stopped.set)
             self._over.result()
@@ -69,6 +79,8 @@ class LoopThread:
 
     def tell(self, function: Callable[[], object]) -> None:
         """Has a function called in the loop, some time, if that still runs. From any thread."""
+        if self._forked:  # whoever held the lock is not here to give it back
+            return
         with self._lock:
             if not self._loop.is_closed():
                 self._loop.call_soon_threadsafe(function)
@@ -79,6 +91,11 @@ class LoopThread:
         Whatever interrupts the caller is raised once the call has been cancelled. A call that had its result all the
         same gives it to `unclaimed`.
         """
+        if self._forked:
+            raise EngineClosed(
+                "this process was forked from the engine's, and has no engine: ask the process that has it, or start "
+                "this one by `spawn` and make another"
+            )
         if threading.current_thread() is self._thread:
             raise RuntimeError(
                 "this call blocks, and would wait for its own thread: await the Engine's own method here"

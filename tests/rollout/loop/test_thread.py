@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import functools
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -207,3 +209,42 @@ def test_it_does_not_wait_for_itself() -> None:
 
     with LoopThread(opened(), name="eleven") as thread, pytest.raises(RuntimeError, match="own thread"):
         thread.call(within)
+
+
+FORKS = """
+import asyncio, contextlib, os, warnings
+from rollout.errors import EngineClosed
+from rollout.loop.thread import LoopThread
+warnings.simplefilter("ignore")  # 3.12 says that forking with threads is unwise
+@contextlib.asynccontextmanager
+async def opened():
+    yield
+async def five():
+    return 5
+with LoopThread(opened(), name="one") as thread:
+    assert thread.call(five) == 5
+    child = os.fork()
+    if child == 0:
+        thread.tell(lambda: print("told"))
+        try:
+            thread.call(five)
+        except EngineClosed as error:
+            print(thread.open, error, flush=True)
+    else:
+        os.waitpid(child, 0)
+        print(thread.open, thread.call(five), flush=True)
+if child == 0:
+    print("left", flush=True)
+    os._exit(0)
+"""
+
+
+@pytest.mark.slow
+def test_a_forked_process_does_not_wait_for_a_thread_that_it_does_not_have() -> None:
+    """Such as a data loader's: it is told so at once, leaves the block, and the engine's own process goes on."""
+    done = subprocess.run([sys.executable, "-c", FORKS], capture_output=True, text=True, timeout=300)
+    said = (
+        "this process was forked from the engine's, and has no engine: ask the process that has it, or start this one "
+        "by `spawn` and make another"
+    )
+    assert (done.stdout.splitlines(), done.stderr) == ([f"False {said}", "left", "True 5"], "")
