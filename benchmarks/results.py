@@ -3,8 +3,8 @@
     python -m tests.live.install vllm dynamo      # once: the servers, each in an environment of its own
     python -m benchmarks.results [NAME ...]       # all of them take three quarters of an hour on two cores
 
-What is measured lies in `runs/results/NAME`; RESULTS.md is written from what lies there, so one server can be measured
-again by itself. `--only-write` measures nothing.
+What is measured lies in `runs/results/NAME`; RESULTS.md is written from what lies there, and keeps its own section of
+what does not, so one server can be measured again by itself. `--only-write` measures nothing.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from benchmarks.families import commit
 from rollout.bench.report import RESULTS, Results, faults, lines, ratio_table, table
 from tests.live.random_model import write_random_model
 from tests.live.servers import dynamo_mocker, vllm_server
@@ -28,6 +29,7 @@ from transports.embedded import MODEL_DIR
 
 ROOT = Path("runs/results")
 PAGE = Path(__file__).with_name("RESULTS.md")
+COMMIT = "commit"
 
 #: vLLM's cache blocks on CPU are of 128 tokens, Dynamo's mocker's of 64.
 _LONG = ("--max-model-len", "8192")
@@ -147,6 +149,8 @@ def served(bench: Bench, folder: Path) -> Iterator[Sequence[str]]:
 
 def run(bench: Bench) -> None:
     """Plays a server's grids. A comparison with a fault is kept and says so; one that cannot be made ends it all."""
+    (ROOT / bench.name).mkdir(parents=True, exist_ok=True)
+    (ROOT / bench.name / COMMIT).write_text(commit())
     with tempfile.TemporaryDirectory() as folder, served(bench, Path(folder)) as where:
         for number, grid in enumerate(bench.grids):
             command = [
@@ -162,6 +166,12 @@ def run(bench: Bench) -> None:
             print(f"{bench.name}: rollout bench {shlex.join(grid)}", flush=True)
             if (status := subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode) > 1:
                 sys.exit(f"{bench.name}: rollout bench ended with status {status}")
+
+
+def measured_at(bench: Bench) -> str:
+    """The commit that was measured."""
+    path = ROOT / bench.name / COMMIT
+    return path.read_text() if path.exists() else "unknown"
 
 
 def found(bench: Bench) -> Results | None:
@@ -197,23 +207,33 @@ reasoning, and text that was sampled in odd pieces comes back in fewer or more.
 """
 
 
+def sections() -> tuple[str, dict[str, str]]:
+    """What RESULTS.md says of the machine, and its sections by their titles."""
+    before, *others = PAGE.read_text().split("\n## ") if PAGE.exists() else [""]
+    machine = next((line for line in before.splitlines() if line.startswith("Machine: ")), "")
+    return machine, {text.partition("\n")[0]: text.partition("\n")[2].strip() for text in others}
+
+
 def write() -> None:
-    """Writes RESULTS.md from what has been measured."""
+    """Writes RESULTS.md from what has been measured; what has not been stays as it was."""
     parts: list[str] = []
     machine: dict[str, str] = {}
+    before, kept = sections()
     for bench in BENCHES:
         results = found(bench)
+        parts += [f"\n## {bench.title}\n"] if results is not None or bench.title in kept else []
         if results is None:
+            parts += [kept[bench.title]] if bench.title in kept else []
             continue
         machine = machine or results.machine
-        parts += [f"\n## {bench.title}\n", f"{bench.note}\n"]
+        parts += [f"{bench.note}\n", f"Measured at commit {measured_at(bench)}.\n"]
         parts += [f"Server: `{bench.server.partition(': ')[2]}`\n"] if "none" not in bench.server else []
         named = "" if bench.name == "embedded" else " --base-url URL --tokenizer $(rollout model)"
         parts += [*(f"    rollout bench{named} {shlex.join(grid)}" for grid in bench.grids), ""]
         parts += ["Token-in over message-in, median of the pairs (least to most):\n", *lines(*ratio_table(results)), ""]
         parts += lines(*table(results))
         parts += [f"\n**{fault}**" for fault in faults(results.runs)]
-    said = ". ".join(f"{name.capitalize()}: {value}" for name, value in machine.items())
+    said = ". ".join(f"{name.capitalize()}: {value}" for name, value in machine.items()) or before
     PAGE.write_text("\n".join([HEAD.format(machine=said), *parts]).replace("\n\n\n", "\n\n") + "\n")
 
 
