@@ -263,7 +263,7 @@ class ShapeCache:
             before = kind
             if (yield from self._is_seen(key, shape, message, at == 0, previous, tail)):
                 seen.append(message)
-                by_text |= message.role == "tool" and (self._looks_for is None or self._looks_for(message.text))
+                by_text |= message.role == "tool" and (yield from self._is_read(key, shape, message, previous, tail))
         self._walked[name] = known = Walked(list(history), seen, frozenset(kinds), frozenset(pairs), by_text)
         return known
 
@@ -317,6 +317,30 @@ class ShapeCache:
                 ids = yield Conversation([*_behind(message, first), turn, *stand_in.with_words(tail)])
                 self._seen[name] = ids[-len(shape.following) :] != shape.following
             except NotRendered:  # the whole history may be taken, where the message stands in its own place
+                self._seen[name] = True
+        return self._seen[name]
+
+    def _is_read(
+        self, key: object, shape: Shape, message: Message, previous: Previous, tail: Sequence[Message]
+    ) -> Steps[bool]:
+        """Whether the template may find something in a tool's result, beside that there is one."""
+        if self._looks_for is not None:
+            return self._looks_for(message.text)
+        name, turns = (key, "read", digest(message)), []
+        if name not in self._seen:
+            for word in stand_in.WORDS:
+                turn = stand_in.stand_in_turn(previous.message, tail, shape.form, word)
+                turns.append([turn, *stand_in.with_words(tail)])
+            real = msgspec.structs.replace(message, tool_call_id=None)
+            try:
+                if (following := self._before.get((key, "a word"))) is None:
+                    word_only = _behind(msgspec.structs.replace(real, content="."), first=False)
+                    one = yield Conversation([*word_only, *turns[0]])
+                    other = yield Conversation([*word_only, *turns[1]])
+                    self._before[key, "a word"] = following = one[stand_in.common_prefix(one, other) :]
+                ids = yield Conversation([*_behind(real, first=False), *turns[0]])
+                self._seen[name] = not following or ids[-len(following) :] != following
+            except NotRendered:
                 self._seen[name] = True
         return self._seen[name]
 

@@ -196,6 +196,39 @@ def test_a_template_that_notes_results_costs_no_rendering_of_the_history_at_each
     assert bridge.rendered == [5] * 5
 
 
+def test_a_server_whose_template_notes_results_is_asked_short_questions() -> None:
+    """What its template looks for cannot be read: each new result is tried by itself, and not the history with it."""
+    bridge, conversation = of_kit("results-noted"), [user("hi")]
+    bridge._shapes._looks_for = None
+    for number in range(70):
+        conversation += agent_turn("weather", number)
+        found = follows(bridge, conversation, 1)
+        assert bridge.own.decode(found) == f"<｜output｜>result {number}<｜/output｜><｜/outputs｜>".replace(
+            "<｜output｜>", "<｜outputs｜><｜output｜>" if number == 0 else "<｜output｜>"
+        )
+    assert sum(size > 8 for size in bridge.rendered) <= 20
+    bridge.rendered.clear()
+    follows(bridge, [*conversation, *agent_turn("weather", 71)], 1)
+    assert max(bridge.rendered) <= 8
+
+
+def test_a_result_that_is_read_by_its_text_keeps_the_history() -> None:
+    """A template that finds a word in an earlier result of a tool is given that result, wherever it stands."""
+    reads = CALLED.replace(
+        "messages[1].reasoning_content", "messages | map(attribute='content') | select('equalto', 'stop') | list"
+    )
+    for looked_for in (True, False):
+        bridge, conversation = Counting(reads), [user("hi")]
+        if not looked_for:
+            bridge._shapes._looks_for = None
+        for number in range(12):
+            conversation += agent_turn("weather", number)
+            conversation[-1] = Message(
+                "tool", "stop" if number == 5 else f"r{number}", tool_call_id=f"call{number:05d}"
+            )
+            assert ("assistant!" in bridge.own.decode(follows(bridge, conversation, 1))) is (number >= 5)
+
+
 NOTED = of_kit("results-noted")
 SHOWN = of_kit("call-ids-shown")
 
