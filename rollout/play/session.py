@@ -76,10 +76,22 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
 class Session:
     """One trajectory's conversations with the model. Any number of turns may be under way at once."""
 
-    def __init__(self, model: ServedModel, session_id: str, group_id: str = "", group_size: int = 1) -> None:
-        """`group_id` keeps the group's sessions, `group_size` of them, on one server where there are several."""
-        self.trajectory = Trajectory()
-        self.turns: list[Turn] = []
+    def __init__(
+        self,
+        model: ServedModel,
+        session_id: str,
+        group_id: str = "",
+        group_size: int = 1,
+        *,
+        trajectory: Trajectory | None = None,
+        turns: Sequence[Turn] = (),
+    ) -> None:
+        """`group_id` keeps the group's sessions, `group_size` of them, on one server where there are several.
+
+        `trajectory` and `turns` are those of a session that another process began.
+        """
+        self.trajectory = Trajectory() if trajectory is None else trajectory
+        self.turns: list[Turn] = list(turns)
         self.turnstile = model.turnstile
         self._model = model
         self._id = header(session_id)

@@ -45,12 +45,17 @@ def create_app(sessions: Sessions, guard: Guard, most_bytes: int, further: Seque
     for path, dialect in PATHS.items():
         routes.append(Route(path, _Turn(sessions, dialect, most_bytes), methods=["POST"]))
     routes.append(Route("/v1/messages/count_tokens", _Count(sessions, _ANTHROPIC, most_bytes), methods=["POST"]))
-    routes.append(Route("/v1/models", _Models(sessions), methods=["GET"]))
-    routes.append(Route("/v1/models/{model:path}", _Models(sessions), methods=["GET"]))
+    routes += models_routes(sessions)
     routes.append(Route("/", _alive, methods=["GET", "HEAD"]))
     handlers: dict[Any, Any] = {404: _no_route, 405: _no_route, Exception: _failed}
     app = Starlette(routes=[*further, *routes, Mount("/r/{key}", routes=routes)], exception_handlers=handlers)
     return _Guarded(app, guard)
+
+
+def models_routes(sessions: Sessions) -> list[BaseRoute]:
+    """Those that tell which model there is."""
+    paths = ("/v1/models", "/v1/models/{model:path}")
+    return [Route(path, _Models(sessions), methods=["GET"]) for path in paths]
 
 
 class _Guarded:
@@ -91,7 +96,7 @@ class _Turn(_Endpoint):
     """Has the model answer."""
 
     async def _serve(self, served: Served, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:
-        body = await _body(scope, receive, self._most_bytes)
+        body = await read_body(scope, receive, self._most_bytes)
         digest = request_digest(self._dialect, body)
         turn = served.turns.asked_before(caller, digest)
         if turn is None:
@@ -104,7 +109,7 @@ class _Count(_Endpoint):
     """Says how many tokens a request's prompt has, and has nothing answered."""
 
     async def _serve(self, served: Served, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:
-        body = await _body(scope, receive, self._most_bytes)
+        body = await read_body(scope, receive, self._most_bytes)
         call = _ANTHROPIC.read(body, served.memory)
         tokens = await served.asking.session.count(served.ask_of(call, caller))
         if tokens is None:
@@ -151,7 +156,7 @@ def request_digest(dialect: Dialect, body: bytes) -> bytes:
     return b"%s %d %d %s" % (dialect.name.encode(), len(body), zlib.crc32(body), end)
 
 
-async def _body(scope: Scope, receive: Receive, most: int) -> bytes:
+async def read_body(scope: Scope, receive: Receive, most: int) -> bytes:
     """The request's body. Raises DialectError where it is too large, or packed."""
     headers = Headers(scope=scope)
     if headers.get("content-encoding", "identity") != "identity":

@@ -20,6 +20,7 @@ from typing import Any
 import anyio
 import msgspec
 
+from rollout.chat.messages import Message
 from rollout.config import EngineConfig
 from rollout.dialects.headers import Caller
 from rollout.dialects.types import Call, DialectError, Said
@@ -39,6 +40,7 @@ Start = Callable[[Callable[[], Coroutine[Any, Any, None]]], None]
 class Turned(msgspec.Struct, frozen=True, kw_only=True):
     """A turn that was committed, and whose answer is on its way."""
 
+    call: Call
     ask: Ask
     said: Said
     turn: Turn
@@ -127,6 +129,24 @@ class Turns:
         self._start(lambda: self._play(turn, ask, caller))
         return turn
 
+    @property
+    def under_way(self) -> int:
+        """How many the model is at."""
+        return len(self._under_way)
+
+    async def settled(self) -> None:
+        """Waits until those under way are over."""
+        for turn in list(self._under_way):
+            await turn.over.wait()
+
+    def restore(self, call: Call, said: Said, digest: bytes, idempotency_key: str | None) -> None:
+        """A turn that was answered before this process began, to be known when its client asks for it again."""
+        turn = Under(call, digest)
+        turn.said = said
+        turn.over.set()
+        for name in self._names(Caller(idempotency_key=idempotency_key), digest):
+            self._known[name] = (*self._known.get(name, ()), turn)[-_EQUAL:]
+
     def wait(self, turn: Under) -> None:
         """A request waits for a turn."""
         turn.waiting += 1
@@ -170,17 +190,10 @@ class Turns:
     async def _said(self, turn: Under, ask: Ask, caller: Caller) -> Said:
         message, index = await self._asking.turn(ask)
         played = self._asking.session.turns[index]
-        said = Said(
-            message=message,
-            finish_reason="length" if played.finish_reason == "length" else "stop",
-            prompt_tokens=played.prompt_tokens,
-            completion_tokens=played.completion_tokens,
-            cached_tokens=played.cached_tokens,
-            id=uuid.uuid4().hex[:24],
-            created=int(time.time()),
-        )
+        said = said_of(message, played, uuid.uuid4().hex[:24], int(time.time()))
         if self._before_last_event is not None:
             turned = Turned(
+                call=turn.call,
                 ask=ask,
                 said=said,
                 turn=played,
@@ -200,6 +213,19 @@ class Turns:
                 self._known[name] = left
             else:
                 self._known.pop(name, None)
+
+
+def said_of(message: Message, turn: Turn, identifier: str, created: int) -> Said:
+    """What the model answered in a turn, as dialects write it."""
+    return Said(
+        message=message,
+        finish_reason="length" if turn.finish_reason == "length" else "stop",
+        prompt_tokens=turn.prompt_tokens,
+        completion_tokens=turn.completion_tokens,
+        cached_tokens=turn.cached_tokens,
+        id=identifier,
+        created=created,
+    )
 
 
 def _left(after_s: float) -> faults.ClientGone:

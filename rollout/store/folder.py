@@ -56,7 +56,8 @@ T = TypeVar("T")
 _log = get_logger(__name__)
 
 
-def _enc_hook(value: Any) -> Any:
+def encode_array(value: Any) -> Any:
+    """msgspec's hook for ids and logprobs, as a folder's lines have them."""
     if isinstance(value, array):
         if value.typecode == LOGPROBS:
             # JSON has no NaN: a logprob that the server could not give is null.
@@ -65,7 +66,8 @@ def _enc_hook(value: Any) -> Any:
     raise NotImplementedError(type(value).__name__)
 
 
-def _dec_hook(kind: Any, value: Any) -> Any:
+def decode_array(kind: Any, value: Any) -> Any:
+    """The same for reading."""
     if kind is Logprobs:
         return Logprobs(LOGPROBS, [math.nan if item is None else item for item in value])
     if kind is TokenIds:
@@ -73,8 +75,8 @@ def _dec_hook(kind: Any, value: Any) -> Any:
     raise NotImplementedError(str(kind))
 
 
-_ENCODER = msgspec.json.Encoder(enc_hook=_enc_hook)
-_DECODER = msgspec.json.Decoder(Rollout, dec_hook=_dec_hook)
+_ENCODER = msgspec.json.Encoder(enc_hook=encode_array)
+_DECODER = msgspec.json.Decoder(Rollout, dec_hook=decode_array)
 
 #: How a file system says that a file is not there any more; the last is NFS's word.
 _GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ESTALE})
@@ -214,23 +216,27 @@ class RunFolder:
             self._file.truncate(end)
             self._file.seek(end)
 
-    async def write(self, rollout: Rollout) -> None:
-        """Appends a rollout and flushes it to the disk, off the event loop.
+    async def write(self, rollout: Rollout, *, fsync: bool = False) -> int:
+        """Appends a rollout and flushes it to the disk, off the event loop; gives where its line begins.
 
         One that cannot be written becomes a failure, and what can be written of it is. Raises OSError, and FolderGone.
         """
         async with self._lock:  # lines keep their order, and never mix
-            await anyio.to_thread.run_sync(self._write, rollout)
+            return await anyio.to_thread.run_sync(self._write, rollout, fsync)
 
-    def _write(self, rollout: Rollout) -> None:
+    def _write(self, rollout: Rollout, fsync: bool) -> int:
         assert self._file is not None, "the run folder is closed"
         try:
             line = encode_rollout(rollout)
         except Exception as error:
             line = encode_rollout(_stand_in(rollout, error))
+        begins = self._file.tell()
         self._file.write(line + b"\n")
         self._file.flush()
+        if fsync:
+            os.fsync(self._file.fileno())
         self.check()
+        return begins
 
     def check(self) -> None:
         """Sees that what is written goes where it is looked for. Raises FolderGone where the file is gone.

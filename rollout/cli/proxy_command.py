@@ -1,0 +1,161 @@
+"""`rollout proxy`: a recorder in front of a server. Heavy imports are inside, so that `--help` is quick."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rollout.cli.command import Command, command_of
+from rollout.cli.options import (
+    BaseUrls,
+    KeyEnv,
+    Model,
+    Reader,
+    Renderer,
+    Tokenizer,
+    TransportName,
+    default_key_env,
+)
+
+if TYPE_CHECKING:
+    from rollout.errors import RolloutError
+    from rollout.proxy.recorder import RecorderSettings
+    from rollout.store.settings import RunSettings
+
+#: How long turns under way may take to end after a signal. Slurm and Kubernetes kill after 30 s.
+_GRACE_S = 20.0
+
+
+def proxy(
+    context: typer.Context,
+    model: Model = None,
+    base_url: BaseUrls = None,
+    transport: TransportName = None,
+    tokenizer: Tokenizer = None,
+    renderer: Renderer = None,
+    reader: Reader = None,
+    api_key_env: KeyEnv = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            help="The folder of what is recorded; one that is there goes on.",
+            show_default="runs/proxy--MODEL--TIME",
+        ),
+    ] = None,
+    host: Annotated[str, typer.Option(help="The address to listen on; beyond this machine only with a token.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(help="The port to listen on.")] = 8080,
+    address: Annotated[
+        str | None, typer.Option(help="The address that agents are told.", show_default="where it listens")
+    ] = None,
+    token_env: Annotated[
+        str | None,
+        typer.Option(
+            help="Variable that holds the token for /sessions; keys must then be registered.", show_default="none"
+        ),
+    ] = None,
+    agent_sampling: Annotated[
+        str, typer.Option(help="Whose sampling holds: the agent's (keep), or the one given here (run).")
+    ] = "keep",
+    sampling: Annotated[
+        list[str] | None,
+        typer.Option("-s", "--sampling", help="KEY=VALUE for the server.", show_default="its own defaults"),
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Completion length per turn at most.", show_default="what fits the context")
+    ] = None,
+    max_turns: Annotated[int | None, typer.Option(help="Turns of a session at most.", show_default="no limit")] = None,
+    idle: Annotated[float, typer.Option(help="Seconds after which a session that nobody uses has ended.")] = 3600.0,
+    max_sessions: Annotated[int, typer.Option(help="Sessions that have not ended, at most.")] = 10_000,
+    fsync: Annotated[
+        bool,
+        typer.Option("--fsync", help="Have each turn on the disk before it is answered.", show_default="flushed only"),
+    ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check every trajectory's invariants.", show_default="off")
+    ] = False,
+) -> None:
+    """Record whatever agent is pointed at it, in front of a server: each API key's turns are a rollout."""
+
+    the = command_of(context)
+
+    def go() -> int:
+        from rollout.play.connect import api_key
+        from rollout.proxy.recorder import RecorderSettings
+        from rollout.store.settings import key_values, read_settings
+
+        flags = {
+            "env": "proxy",
+            "base_url": base_url or None,
+            "model": model,
+            "transport": transport,
+            "tokenizer": tokenizer,
+            "renderer": renderer,
+            "reader": reader,
+            "api_key_env": api_key_env or default_key_env(),
+            "proxy_host": host,
+            "proxy_port": port,
+            "proxy_address": address,
+            "agent_sampling": agent_sampling,
+            "sampling": key_values(sampling, "-s", as_json=True) or None,
+            "max_tokens": max_tokens,
+            "max_turns": max_turns,
+            "verify": verify,
+        }
+        _check(idle, max_sessions)
+        settings = read_settings(None, flags)
+        recorder = RecorderSettings(fsync=fsync, idle_s=idle, most_sessions=max_sessions)
+        token = api_key(token_env)
+        return the.run(lambda: _record(the, settings, recorder, output, token))
+
+    the.do(go)
+
+
+def _check(idle: float, max_sessions: int) -> None:
+    from rollout.errors import ConfigError
+
+    if not idle > 0:
+        raise ConfigError(f"--idle must be above 0 seconds, not {idle:g}")
+    if max_sessions < 1:
+        raise ConfigError(f"--max-sessions must be 1 or more, not {max_sessions}")
+
+
+async def _record(
+    the: Command, settings: RunSettings, recorder_settings: RecorderSettings, output: Path | None, token: str | None
+) -> int:
+    """Records until a signal comes, or the disk takes no more."""
+    import anyio
+
+    from rollout.cli.logs import EventLog
+    from rollout.loop.collector import infrequent_full_gc
+    from rollout.proxy.recording import recording_on
+    from rollout.store.folder import EVENTS
+
+    stop = anyio.Event()
+    errors: list[RolloutError] = []
+
+    def failed(error: RolloutError) -> None:
+        errors.append(error)
+        stop.set()
+
+    with EventLog() as log, infrequent_full_gc():
+        async with recording_on(settings, recorder_settings, output, token=token, on_failed=failed) as served:
+            recorder, folder = served.recorder, served.recorder.folder
+            log.open(folder.path / EVENTS)
+            the.log_path = log.path
+            left = f"; {len(recorder)} sessions go on" if len(recorder) else ""
+            the.say(f"recording {served.model} on {served.url} in {folder.path}{left}")
+            with the.signals.meaning(stop.set, patience_s=_GRACE_S):
+                await stop.wait()
+                recorder.stopping = True
+                the.say(f"stopping: turns under way have {_GRACE_S:g} s to end; control-C again stops at once")
+                await recorder.stop(0.0 if errors else _GRACE_S)
+            written = folder.written
+            said = f"{written['rollouts']} rollouts, {written['turns']} turns, {written['token_in']} token-in"
+            the.say(f"recorded {said}: {folder.path}")
+    return the.said(errors[0]) if errors else 0
