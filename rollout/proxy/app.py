@@ -101,7 +101,8 @@ class _Turn(_Endpoint):
         turn = served.turns.asked_before(caller, digest)
         if turn is None:
             call = self._dialect.read(body, served.memory)
-            turn = served.turns.begin(call, served.ask_of(call, caller), caller, digest)
+            ask = served.ask_of(call, caller)
+            turn = served.turns.begin(call, ask, caller, digest, dialect=self._dialect.name)
         await respond(served.turns, turn, self._dialect, served.memory, receive, send)
 
 

@@ -170,7 +170,7 @@ class Tape:
             id=turned.said.id,
             turn=turned.index,
             created=turned.said.created,
-            dialect=dialect_of(turned.request_digest),
+            dialect=turned.dialect,
             digest=turned.request_digest,
             idempotency_key=turned.idempotency_key,
             model=call.model,
@@ -183,11 +183,6 @@ class Tape:
             include_usage=call.include_usage,
             asked=call.asked,
         )
-
-
-def dialect_of(request_digest: bytes) -> str:
-    """The dialect that a request came in: its digest ends with the name."""
-    return request_digest[32:].decode()
 
 
 def _ends(session: Session) -> tuple[int, int, int, int]:

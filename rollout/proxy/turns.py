@@ -41,6 +41,8 @@ class Turned(msgspec.Struct, frozen=True, kw_only=True):
     """A turn that was committed, and whose answer is on its way."""
 
     call: Call
+    dialect: str
+    """That it came in."""
     ask: Ask
     said: Said
     turn: Turn
@@ -59,8 +61,9 @@ raises, the client is answered an error in place of the answer."""
 class Under:
     """One turn, from when it is asked for, and how many requests wait for it."""
 
-    def __init__(self, call: Call, digest: bytes) -> None:
+    def __init__(self, call: Call, digest: bytes, dialect: str = "") -> None:
         self.call = call
+        self.dialect = dialect
         self.digest = digest
         self.over = asyncio.Event()
         self.said: Said | None = None
@@ -116,13 +119,13 @@ class Turns:
         # Equal requests, each sent again: each has a turn that nobody else waits for, if there is one.
         return min(reversed(found), key=lambda turn: (turn.delivered, turn.waiting), default=None)
 
-    def begin(self, call: Call, ask: Ask, caller: Caller, digest: bytes) -> Under:
+    def begin(self, call: Call, ask: Ask, caller: Caller, digest: bytes, *, dialect: str = "") -> Under:
         """Has the model answer. Raises DialectError once the rollout has ended, and where there is no room."""
         if self._closed:
             raise faults.ended()
         if len(self._under_way) >= self._most:
             raise faults.no_room(f"{self._most} turns of this rollout are under way (proxy_turns)")
-        turn = Under(call, digest)
+        turn = Under(call, digest, dialect)
         self._under_way.add(turn)
         for name in self._names(caller, digest):
             self._known[name] = (*self._known.get(name, ()), turn)[-_EQUAL:]
@@ -194,6 +197,7 @@ class Turns:
         if self._before_last_event is not None:
             turned = Turned(
                 call=turn.call,
+                dialect=turn.dialect,
                 ask=ask,
                 said=said,
                 turn=played,
