@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rollout.chat.canonical import digest
@@ -65,6 +65,7 @@ def _arrays(samples: list[TrainingSample]) -> list[Any]:
     return [(each.token_ids, each.loss_mask, each.logprobs, each.weight_versions) for each in samples]
 
 
+@settings(max_examples=60)
 @given(_TURNS)
 def test_a_session_is_what_its_lines_say(turns: list[tuple[list[Message], list[int], list[int], bool]]) -> None:
     """Whatever forks, and however many turns a line takes: nodes, leaves, turns and samples are the same."""
