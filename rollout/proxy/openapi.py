@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Sequence
+from importlib.metadata import version
 from typing import Any
 
 import msgspec
 from starlette.requests import Request
 
 from rollout.proxy.app import PATHS
+from rollout.registry import DISTRIBUTION
 
 
 class Fault(msgspec.Struct, kw_only=True):
@@ -39,8 +41,6 @@ class Operation(msgspec.Struct, kw_only=True):
 
 def document(operations: Sequence[Operation]) -> dict[str, Any]:
     """The OpenAPI document of these, and of what the dialects answer."""
-    from rollout import __version__
-
     types = [each for operation in operations for each in (operation.body, operation.answer) if each is not None]
     schemas, components = msgspec.json.schema_components([*types, Fault], ref_template="#/components/schemas/{name}")
     schema_of = dict(zip([*types, Fault], schemas, strict=True))
@@ -51,7 +51,7 @@ def document(operations: Sequence[Operation]) -> dict[str, Any]:
         paths |= _of_models(prefix)
     return {
         "openapi": "3.1.0",
-        "info": {"title": "rollout proxy", "version": __version__, "description": _DESCRIPTION},
+        "info": {"title": "rollout proxy", "version": version(DISTRIBUTION), "description": _DESCRIPTION},
         "paths": paths,
         "components": {
             "schemas": components,
