@@ -39,6 +39,9 @@ V = TypeVar("V")
 #: Answers that say the same behind the same messages and differ in their reasoning: more are told apart by ids only.
 _SAME_TEXT = 16
 
+#: Items that one answer is at most where its looks do not tell: its reasoning, its text, its calls.
+_MOST_PARTS = 32
+
 #: (the message, its mark, the answer that it is, whether its reasoning was put back)
 _Resolved = tuple[Message, int, Answer | None, bool]
 
@@ -239,38 +242,49 @@ class Memory:
 
     def _resolved(self, run: Sequence[Known], behind: int) -> list[_Resolved]:
         """The messages of a run of the assistant's items."""
-        found = list[_Resolved]()
-        for group in self._groups(run):
-            came = joined([message for item in group for message in item.messages])
-            keys = [key for item in group for key in item.keys]
-            if group[0].begins and _is_silent(came) and not any(map(self.answer, keys)):
-                continue  # reasoning that another model sealed: here it says nothing
-            resolved = self._one(came, keys, behind)
-            behind = hash((behind, resolved[1]))
-            found.append(resolved)
+        found, rest = list[_Resolved](), run
+        while rest:
+            resolved, count = self._first(rest, behind)
+            rest = rest[count:]
+            if resolved is not None:
+                behind = hash((behind, resolved[1]))
+                found.append(resolved)
         return found
 
-    def _groups(self, run: Sequence[Known]) -> Iterable[Sequence[Known]]:
-        """A run's items by answers: a new one begins with another answer's id, and with reasoning behind the rest."""
-        group, owner = list[Known](), None
-        for item in run:
+    def _first(self, items: Sequence[Known], behind: int) -> tuple[_Resolved | None, int]:
+        """(the message that items begin with, how many are its): as many as are an answer, else as they came."""
+        looks = self._one_answers(items)
+        for count in (looks, *range(min(len(items), _MOST_PARTS), 0, -1)):
+            came, keys = _joined(items[:count])
+            if (answer := self._same(came, keys, behind)) is not None:
+                restored = bool(answer.message.reasoning_content) and not came.reasoning_content
+                return (answer.message, hash(digest(answer.message)), answer, restored), count
+        came, keys = _joined(items[:looks])
+        if items[0].begins and _is_silent(came) and not any(map(self.answer, keys)):
+            return None, looks  # reasoning that another model sealed: here it says nothing
+        return self._as_it_came(came, keys), looks
+
+    def _one_answers(self, items: Sequence[Known]) -> int:
+        """How many items are one answer's by their looks: another begins with reasoning, or with another one's id."""
+        owner = None
+        for at, item in enumerate(items):
             theirs = next((answer for key in item.keys if (answer := self.answer(key)) is not None), None)
             other = theirs is not None and owner is not None and theirs is not owner
-            if group and (other or (item.begins and any(map(_is_aloud, group)))):
-                yield group
-                group, owner = [], None
-            group.append(item)
+            if at and (other or (item.begins and any(map(_is_aloud, items[:at])))):
+                return at
             owner = owner or theirs
-        yield group
+        return len(items)
 
-    def _one(self, came: Message, keys: Sequence[str], behind: int) -> _Resolved:
+    def _same(self, came: Message, keys: Sequence[str], behind: int) -> Answer | None:
+        """The answer that came back, by an id of its own, else by what it says at its place."""
         key = text_key(came)
-        by_id = [answer for each in keys if (answer := self.answer(each)) is not None]
-        for answer in (*by_id, *self._texts.get((behind, key), ())):
-            if is_same(came, key, answer):
-                restored = bool(answer.message.reasoning_content) and not came.reasoning_content
-                return answer.message, hash(digest(answer.message)), answer, restored
-        sealed = next((answer for answer in by_id if answer.seal in keys), None)
+        by_id = (answer for each in keys if (answer := self.answer(each)) is not None)
+        there = self._texts.get((behind, key), ())
+        return next((answer for answer in (*by_id, *there) if is_same(came, key, answer)), None)
+
+    def _as_it_came(self, came: Message, keys: Sequence[str]) -> _Resolved:
+        """A message of the client's own; what it kept of ours under an id is ours."""
+        sealed = next((answer for each in keys if (answer := self.answer(each)) and answer.seal == each), None)
         if sealed is not None and not came.reasoning_content:  # what is sealed says nothing to anybody else
             came = msgspec.structs.replace(came, reasoning_content=sealed.message.reasoning_content)
         if came.tool_calls:
@@ -291,6 +305,12 @@ def _readable() -> Iterator[None]:
         raise DialectError(400, str(error)) from None
     except RecursionError:
         raise DialectError(400, "the request is nested too deeply") from None
+
+
+def _joined(items: Sequence[Known]) -> tuple[Message, list[str]]:
+    """The one message of several items, and the ids in them."""
+    came = joined([message for item in items for message in item.messages])
+    return came, [key for item in items for key in item.keys]
 
 
 def _is_aloud(item: Known) -> bool:

@@ -99,7 +99,7 @@ def _text(said: Said, text: str) -> tuple[dict[str, Any], list[_Event]]:
 
 def _call(said: Said, call: Call, answer: Answer, at: int) -> tuple[dict[str, Any], list[_Event]]:
     made = answer.message.tool_calls[at]
-    kind, name, namespace = call.asked["names"].get(made.name, ("function", made.name, None))
+    kind, name, namespace = call.asked.get("names", {}).get(made.name, ("function", made.name, None))
     item: dict[str, Any] = {"call_id": answer.call_ids[at], "name": name, "status": "completed"}
     if namespace:
         item["namespace"] = namespace
@@ -119,7 +119,7 @@ def _remembered(said: Said, call: Call, memory: Memory) -> Answer:
     count = range(len(said.message.tool_calls))
     further = [f"{kind}_{said.id}" for kind in ("resp", "msg", "rs")]
     further += [f"{kind}_{said.id}_{at}" for at in count for kind in ("fc", "ctc")]
-    customs = {name for name, (kind, _, _) in call.asked["names"].items() if kind == "custom"}
+    customs = {name for name, (kind, _, _) in call.asked.get("names", {}).items() if kind == "custom"}
     shown = None
     if any(made.name in customs for made in said.message.tool_calls):
         calls = tuple(
@@ -148,7 +148,7 @@ def _response(said: Said, call: Call, output: list[dict[str, Any]]) -> dict[str,
         "metadata": {},
         "model": call.model,
         "output": output,
-        "parallel_tool_calls": call.asked["parallel_tool_calls"],
+        "parallel_tool_calls": call.asked.get("parallel_tool_calls", True),
         "temperature": call.sampling.get("temperature"),
         "top_p": call.sampling.get("top_p"),
         "tool_choice": "auto",

@@ -6,6 +6,8 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from benchmarks.kit.agents import ClaudeCode, question
 from rollout.chat.messages import Message
@@ -13,7 +15,7 @@ from rollout.dialects.anthropic import Anthropic
 from rollout.dialects.chat import Chat
 from rollout.dialects.memory import Memory, MemoryLimits
 from rollout.dialects.responses import Responses
-from tests.rollout.dialects.kit import call_of, read, said
+from tests.rollout.dialects.kit import answers, call_of, read, said
 
 CHAT = Chat()
 HI = {"role": "user", "content": "hi"}
@@ -111,6 +113,44 @@ def test_arguments_that_json_objects_do_not_hold_come_back(arguments: str) -> No
     assert isinstance(content[0]["input"], dict)
     body = {"messages": [HI, {"role": "assistant", "content": content}, HI]}
     assert read(Anthropic(), body, memory).messages[1] is answer
+
+
+@given(st.lists(answers(), min_size=1, max_size=4), st.booleans(), st.booleans())
+def test_answers_in_a_row_are_told_apart(said_in_turn: list[Message], ids: bool, reasoned: bool) -> None:
+    """A program that asks again without a word between has each answer known, with ids in it or without."""
+    dialect, memory = Responses(), Memory()
+    spoken = [answer for answer in said_in_turn if answer.text.strip()]
+    history: list[dict[str, Any]] = [HI]
+    for at, answer in enumerate(spoken):
+        call = read(dialect, {"input": history}, memory)
+        items = json.loads(dialect.body(said(answer, f"a{at}"), call, memory))["output"]
+        items = [item for item in items if reasoned or item["type"] != "reasoning"]
+        history += [item if ids else {k: v for k, v in item.items() if k != "id"} for item in items]
+    found = read(dialect, {"input": history}, memory).messages[1:]
+    assert len(found) == len(spoken)
+    assert all(a is b for a, b in zip(found, spoken, strict=True))
+
+
+def test_an_answer_in_two_messages_is_one() -> None:
+    """Anthropic takes messages of one role in a row for one, and so do we: one block a message is the same answer."""
+    dialect, memory = Anthropic(), Memory()
+    answer = Message("assistant", "I add.", "hm", (call_of("add", "{}"), call_of("add", '{"a": 1}', "c1")))
+    call = read(dialect, {"messages": [HI]}, memory)
+    content = json.loads(dialect.body(said(answer), call, memory))["content"]
+    split = [{"role": "assistant", "content": [block]} for block in content]
+    assert read(dialect, {"messages": [HI, *split, HI]}, memory).messages[1] is answer
+
+
+def test_many_calls_in_one_answer_are_one_answer() -> None:
+    """Forty at once, each an item, with no item's id."""
+    dialect, memory = Responses(), Memory()
+    calls = tuple(call_of("add", json.dumps({"a": at}), f"c{at}") for at in range(40))
+    answer = Message("assistant", "I add.", "hm", calls)
+    items = json.loads(dialect.body(said(answer), read(dialect, {"input": [HI]}, memory), memory))["output"]
+    stripped = [{key: value for key, value in item.items() if key != "id"} for item in items]
+    assert read(dialect, {"input": [HI, *stripped]}, memory).messages == [Message("user", "hi"), answer]
+    without = [item for item in stripped if item["type"] != "reasoning"]
+    assert read(dialect, {"input": [HI, *without]}, memory).messages[1] is answer
 
 
 def test_one_session_in_three_dialects_is_one_conversation() -> None:
