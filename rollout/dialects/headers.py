@@ -3,6 +3,7 @@
 x-claude-code-agent-id: explore-1           agent "explore-1"
 x-codex-turn-metadata: {"agent_name": ...}  the same from Codex
 x-rollout-agent: judge                      the same from a loop of one's own
+x-rollout-train: false                      what is sampled stays in the record and is not trained on
 x-stainless-retry-count: 1                  an SDK of OpenAI's or Anthropic's sends the same again
 """
 
@@ -36,6 +37,8 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     """A session's or a conversation's id: a hint only, which a registered key beats."""
     retry: int = 0
     """How many times the client sent this request before."""
+    train: bool = True
+    """Whether what is sampled is trained on."""
     idempotency_key: str | None = None
     """The same on every try of one request."""
 
@@ -57,6 +60,7 @@ def read_headers(headers: Mapping[str, str]) -> Caller:
         parent=_first(headers, _PARENT) or parent,
         session=_first(headers, _SESSION),
         retry=_count(headers.get("x-stainless-retry-count")),
+        train=headers.get("x-rollout-train", "").strip().lower() not in ("false", "0", "no"),
         idempotency_key=_first(headers, _IDEMPOTENCY),
     )
 

@@ -43,7 +43,9 @@ def create_app(sessions: Sessions, guard: Guard, most_bytes: int, further: Seque
     """The application. `further` are routes beside those of the dialects; the guard stands before all of them."""
     routes: list[BaseRoute] = []
     for path, dialect in PATHS.items():
-        routes.append(Route(path, _Turn(sessions, dialect, most_bytes), methods=["POST"]))
+        # Some clients' base URLs have no /v1, whatever is said of them.
+        turn = _Turn(sessions, dialect, most_bytes)
+        routes += [Route(each, turn, methods=["POST"]) for each in (path, path.removeprefix("/v1"))]
     routes.append(Route("/v1/messages/count_tokens", _Count(sessions, _ANTHROPIC, most_bytes), methods=["POST"]))
     routes += models_routes(sessions)
     routes.append(Route("/", _alive, methods=["GET", "HEAD"]))
@@ -54,7 +56,7 @@ def create_app(sessions: Sessions, guard: Guard, most_bytes: int, further: Seque
 
 def models_routes(sessions: Sessions) -> list[BaseRoute]:
     """Those that tell which model there is."""
-    paths = ("/v1/models", "/v1/models/{model:path}")
+    paths = ("/v1/models", "/v1/models/{model:path}", "/models")
     return [Route(path, _Models(sessions), methods=["GET"]) for path in paths]
 
 

@@ -50,6 +50,7 @@ def ask_of(call: Call, caller: Caller, config: EngineConfig, server: ServerInfo)
         max_tokens=max_tokens,
         sampling=sampling,
         agent=caller.agent or "",
+        train=caller.train,
     )
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import importlib.util
 import socket
 import threading
 from collections.abc import Callable, Coroutine
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import anyio
+import anyio.to_thread
 
 from rollout.agent import Endpoint
 from rollout.config import EngineConfig
@@ -19,6 +21,9 @@ from rollout.play.model import Asking, RolloutModel
 from rollout.proxy.guard import Guard, host_of
 from rollout.proxy.listen import base_url, listen, serve
 from rollout.proxy.sessions import Keys, Served
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
 
 _log = get_logger(__name__)
 
@@ -85,27 +90,34 @@ class HttpEndpoints:
 
     def _listen(self) -> str:
         """Binds a socket at once, so that whoever is told the address reaches it, and has it served."""
-        try:
-            from rollout.proxy.app import create_app
-        except ImportError as error:
+        missing = next((name for name in ("starlette", "uvicorn") if importlib.util.find_spec(name) is None), None)
+        if missing is not None:
             raise ConfigError(
-                f"to serve a rollout's model over HTTP {error.name} is needed: pip install 'rollout-engine[proxy]'"
-            ) from error
+                f"to serve a rollout's model over HTTP {missing} is needed: pip install 'rollout-engine[proxy]'"
+            )
         config = self._config
         self._listener = listener = listen(
             config.proxy_host, config.proxy_port, config.processes if config.processes > 1 else 0
         )
         url = base_url(listener, config.proxy_host, config.proxy_address)
-        app = create_app(self.keys, Guard({host_of(url.partition("://")[2])}), config.proxy_body_bytes)
 
         async def serving() -> None:
             try:
+                # In a thread: importing takes long for a loop that plays. Whoever connects meanwhile waits.
+                app = await anyio.to_thread.run_sync(self._make_app, url)
                 await serve(app, listener)
             except Exception as error:
                 _log.error("proxy_ended", exc_info=error)
 
         self._start(serving)
         return url
+
+    def _make_app(self, url: str) -> ASGIApp:
+        import uvicorn  # noqa: F401  # so that it is imported here, too
+
+        from rollout.proxy.app import create_app
+
+        return create_app(self.keys, Guard({host_of(url.partition("://")[2])}), self._config.proxy_body_bytes)
 
     def _start(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Starts a task, from any thread. Raises ConfigError."""

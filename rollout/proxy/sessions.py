@@ -13,6 +13,7 @@ from rollout.config import EngineConfig
 from rollout.dialects.headers import Caller
 from rollout.dialects.memory import Memory, MemoryLimits
 from rollout.dialects.types import Call
+from rollout.log import get_logger
 from rollout.memo import Memo
 from rollout.play.model import Asking
 from rollout.play.session import Ask
@@ -20,6 +21,8 @@ from rollout.proxy import faults
 from rollout.proxy.asks import ask_of
 from rollout.proxy.turns import BeforeLastEvent, Start, Turns
 from rollout.transport import ServerInfo
+
+_log = get_logger(__name__)
 
 #: Keys of ended rollouts that are known as such.
 _ENDED = 100_000
@@ -40,6 +43,8 @@ class Served:
         self.asking = asking
         self.config = config
         self.memory = Memory(MemoryLimits(answers=config.proxy_answers, bytes=config.proxy_memory_bytes))
+        self._left_out = set[str]()
+        """What requests named and the model is not shown, said once each."""
         self.turns = Turns(asking, start, config, before_last_event)
 
     def __repr__(self) -> str:
@@ -52,6 +57,9 @@ class Served:
 
     def ask_of(self, call: Call, caller: Caller) -> Ask:
         """What a request asks of the session. Raises DialectError for what cannot be done here."""
+        if new := set(call.left_out) - self._left_out:
+            self._left_out |= new
+            _log.info("request_left_out", what=sorted(new), agent=caller.agent)
         return ask_of(call, caller, self.config, self.server)
 
 

@@ -66,3 +66,9 @@ def test_any_header_is_read(headers: dict[str, str]) -> None:
     caller = read_headers(headers)
     assert len(caller.session or "") <= 128
     assert 0 <= caller.retry <= 1_000
+
+
+def test_a_turn_may_be_left_out_of_training() -> None:
+    """By a header of ours; anything else is trained on."""
+    left_out = [read_headers({"x-rollout-train": value}).train for value in ("false", "0", "No", "true", "", "x")]
+    assert left_out == [False, False, False, True, True, True]

@@ -191,3 +191,30 @@ async def test_who_asks_is_on_the_turn() -> None:
         assert await asked(served, x_claude_code_agent_id="explore") == "explore"
         assert await asked(served, x_codex_turn_metadata='{"agent_name": "reviewer"}') == "reviewer"
         assert await asked(served, x_rollout_agent="judge") == "judge"
+
+
+async def test_what_a_client_leaves_out_of_training_is_kept() -> None:
+    """By a header, as `train=False` does."""
+    async with proxied() as served:
+        await served.chat("hello", headers={"x-rollout-train": "false"})
+        await served.chat("hello")
+        assert [turn.train for turn in served.asking.session.turns] == [False, True]
+
+
+async def test_a_base_url_without_its_version_is_answered() -> None:
+    """Some clients add only the dialect's own path."""
+    async with proxied() as served:
+        assert text_of(await served.client.post("/chat/completions", json=chat_body("hello"))) == "answer 0"
+        assert (await served.client.post("/messages", json=MESSAGES)).json()["type"] == "message"
+        assert (await served.client.get("/models")).status_code == 200
+
+
+async def test_what_a_request_names_and_the_model_is_not_shown_is_said_once() -> None:
+    """In the log, by its name."""
+    body = {"model": "m", "input": "hello", "tools": [{"type": "web_search"}]}
+    async with proxied() as served:
+        with capture_logs() as logs:
+            for _ in range(2):
+                assert (await served.client.post("/v1/responses", json=body)).status_code == 200
+        (event,) = [event for event in logs if event["event"] == "request_left_out"]
+        assert "web_search" in str(event["what"])
