@@ -39,13 +39,14 @@ PATHS: dict[str, Dialect] = {
 }
 
 
+_VERSIONED = frozenset({*PATHS, "/v1/messages/count_tokens", "/v1/models"})
+
+
 def create_app(sessions: Sessions, guard: Guard, most_bytes: int, further: Sequence[BaseRoute] = ()) -> ASGIApp:
     """The application. `further` are routes beside those of the dialects; the guard stands before all of them."""
     routes: list[BaseRoute] = []
     for path, dialect in PATHS.items():
-        # Some clients' base URLs have no /v1, whatever is said of them.
-        turn = _Turn(sessions, dialect, most_bytes)
-        routes += [Route(each, turn, methods=["POST"]) for each in (path, path.removeprefix("/v1"))]
+        routes.append(Route(path, _Turn(sessions, dialect, most_bytes), methods=["POST"]))
     routes.append(Route("/v1/messages/count_tokens", _Count(sessions, _ANTHROPIC, most_bytes), methods=["POST"]))
     routes += models_routes(sessions)
     routes.append(Route("/", _alive, methods=["GET", "HEAD"]))
@@ -56,7 +57,7 @@ def create_app(sessions: Sessions, guard: Guard, most_bytes: int, further: Seque
 
 def models_routes(sessions: Sessions) -> list[BaseRoute]:
     """Those that tell which model there is."""
-    paths = ("/v1/models", "/v1/models/{model:path}", "/models")
+    paths = ("/v1/models", "/v1/models/{model:path}")
     return [Route(path, _Models(sessions), methods=["GET"]) for path in paths]
 
 
@@ -74,7 +75,18 @@ class _Guarded:
         except DialectError as error:
             await send_error(send, _dialect_of(scope["path"]), error)
             return
+        if (path := versioned(scope["path"])) is not scope["path"]:
+            scope = {**scope, "path": path, "raw_path": path.encode()}
         await self._app(scope, receive, send)
+
+
+def versioned(path: str) -> str:
+    """A path with its /v1: some clients' base URLs have none, whatever is said of them."""
+    root, rest = "", path
+    if path.startswith("/r/"):
+        end = path.find("/", 3)
+        root, rest = (path[:end], path[end:]) if end > 0 else (path, "")
+    return f"{root}/v1{rest}" if f"/v1{rest}" in _VERSIONED else path
 
 
 class _Endpoint:

@@ -10,6 +10,7 @@ import pytest
 from rollout.chat.messages import Message
 from rollout.errors import ConnectionFailed, RequestRefused, ServerBusy
 from rollout.play.model import RolloutModel
+from rollout.proxy.app import versioned
 from tests.log_kit import capture_logs
 from tests.rollout.play.test_session import ByteCodec
 from tests.rollout.proxy.kit import Proxied, asking_of, chat_body, proxied, text_of
@@ -207,6 +208,9 @@ async def test_a_base_url_without_its_version_is_answered() -> None:
         assert text_of(await served.client.post("/chat/completions", json=chat_body("hello"))) == "answer 0"
         assert (await served.client.post("/messages", json=MESSAGES)).json()["type"] == "message"
         assert (await served.client.get("/models")).status_code == 200
+        path = f"/r/{served.endpoint.api_key}/chat/completions"
+        assert text_of(await served.client.post(path, json=chat_body("hello"))) == "answer 2"
+    assert [versioned(path) for path in ("/r/x", "/r/", "/v1/models", "/x")] == ["/r/x", "/r/", "/v1/models", "/x"]
 
 
 async def test_what_a_request_names_and_the_model_is_not_shown_is_said_once() -> None:
