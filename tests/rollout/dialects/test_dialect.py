@@ -185,3 +185,74 @@ def test_a_frame_is_one_event() -> None:
     """Newlines in its data are escaped, so a reader finds its end."""
     assert sse.frame({"a": "x\n\ny"}, "e") == b'event: e\ndata: {"a":"x\\n\\ny"}\n\n'
     assert sse.KEEPALIVE.startswith(b":")
+
+
+def data_of(frames: Any) -> list[dict[str, Any]]:
+    """The events' data; what ends a stream of chat completions left out."""
+    return [json.loads(frame.partition(b"data: ")[2]) for frame in frames if frame != sse.DONE]
+
+
+@given(answers(), st.sampled_from(["stop", "length"]))
+def test_a_stream_of_responses_says_what_the_body_says(answer: Message, reason: Any) -> None:
+    """Each item has one identity: as it begins, as it ends, in the last event, and where nothing is streamed."""
+    memory, one = Memory(), said(answer, finish_reason=reason)
+    call = read(DIALECTS[2], RESPONSES, memory)
+    body = json.loads(DIALECTS[2].body(one, call, memory))
+    events = data_of(DIALECTS[2].events(one, call, memory))
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    assert events[-1]["response"] == body
+    assert [event["item"] for event in events if event["type"] == "response.output_item.done"] == body["output"]
+    began = [event["item"]["id"] for event in events if event["type"] == "response.output_item.added"]
+    assert began == [item["id"] for item in body["output"]]
+    text = "".join(event["delta"] for event in events if event["type"] == "response.output_text.delta")
+    assert text == answer.text
+
+
+@given(answers(), st.sampled_from(["stop", "length"]))
+def test_a_stream_of_messages_says_what_the_body_says(answer: Message, reason: Any) -> None:
+    """Block by block: a thinking block is signed before it ends, and one event has the reason and the usage."""
+    memory, one = Memory(), said(answer, finish_reason=reason)
+    call = read(DIALECTS[1], ANTHROPIC, memory)
+    body = json.loads(DIALECTS[1].body(one, call, memory))
+    events = data_of(DIALECTS[1].events(one, call, memory))
+    assert [event["type"] for event in (events[0], *events[-2:])] == ["message_start", "message_delta", "message_stop"]
+    assert events[-2]["delta"]["stop_reason"] == body["stop_reason"]
+    assert events[-2]["usage"] == body["usage"]
+    blocks = list[dict[str, Any]]()
+    for event in events[1:-2]:
+        if event["type"] == "content_block_start":
+            blocks.append({**event["content_block"], "json": ""})
+        elif event["type"] == "content_block_delta":
+            for name, piece in event["delta"].items():
+                if name != "type":
+                    key = "json" if name == "partial_json" else name
+                    blocks[event["index"]][key] += piece
+    for block in blocks:
+        given_input = block.pop("json")
+        if block["type"] == "tool_use":
+            block["input"] = json.loads(given_input)
+    assert blocks == body["content"]
+
+
+@given(answers(), st.sampled_from(["stop", "length"]))
+def test_a_stream_of_chat_completions_says_what_the_body_says(answer: Message, reason: Any) -> None:
+    """Deltas add up to the message; the usage comes last, where it was asked for."""
+    memory, one = Memory(), said(answer, finish_reason=reason)
+    call = read(DIALECTS[0], CHAT, memory)
+    body = json.loads(DIALECTS[0].body(one, call, memory))
+    *chunks, counts = data_of(DIALECTS[0].events(one, call, memory))
+    assert counts["usage"] == body["usage"]
+    made: dict[str, Any] = {"content": "", "reasoning_content": "", "tool_calls": []}
+    for delta in (chunk["choices"][0]["delta"] for chunk in chunks):
+        for name in ("content", "reasoning_content"):
+            made[name] += delta.get(name) or ""
+        for part in delta.get("tool_calls", ()):
+            if "id" in part:
+                made["tool_calls"].append({"id": part["id"], **part["function"]})
+            else:
+                made["tool_calls"][part["index"]]["arguments"] += part["function"]["arguments"]
+    message = body["choices"][0]["message"]
+    assert made["content"] == (message["content"] or "")
+    assert made["reasoning_content"] == message.get("reasoning_content", "")
+    assert made["tool_calls"] == [{"id": each["id"], **each["function"]} for each in message.get("tool_calls", ())]
+    assert chunks[-1]["choices"][0]["finish_reason"] == body["choices"][0]["finish_reason"]
