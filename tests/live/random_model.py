@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -11,9 +12,12 @@ from safetensors.numpy import load_file, save_file
 from transports.embedded import MODEL_DIR
 
 
-def write_random_model(folder: Path, seed: int = 0) -> Path:
-    """Writes the folder; the same weights for the same seed."""
+def write_random_model(folder: Path, seed: int = 0, positions: int | None = None) -> Path:
+    """Writes the folder; the same weights for the same seed. Its longest context is the embedded's, or `positions`."""
     shutil.copytree(MODEL_DIR, folder)
+    if positions is not None:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": positions}))
     chance = np.random.default_rng(seed)
     weights = load_file(MODEL_DIR / "model.safetensors")
     drawn = {
