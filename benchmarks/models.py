@@ -91,7 +91,8 @@ class Row(msgspec.Struct, kw_only=True):
 def play(job: tuple[str, bool]) -> list[Row]:
     """In a process of its own: one model after the other."""
     names, full = job
-    return [row for model in MODELS if model.name in names.split("|") for row in asyncio.run(play_model(model, full))]
+    by_name = {model.name: model for model in MODELS}
+    return [row for name in names.split("|") for row in asyncio.run(play_model(by_name[name], full))]
 
 
 async def play_model(model: Model, full: bool) -> list[Row]:
@@ -166,12 +167,14 @@ def rendered(render: Callable[[], list[int]]) -> list[int] | str:
 
 
 def jobs(models: Sequence[Model], full: bool) -> list[tuple[str, bool]]:
-    """Models that share a tokenizer, together: the longest first."""
-    alike: dict[object, list[str]] = {}
+    """Models that share a vocabulary together, those that share a tokenizer one behind the other: the longest first."""
+    alike: dict[str, list[Model]] = {}
     for model in models:
-        key = (model.vocabulary, model.markers, model.stops, str(model.placed))
-        alike.setdefault(key, []).append(model.name)
-    return [("|".join(names), full) for names in sorted(alike.values(), key=len, reverse=True)]
+        alike.setdefault(model.name if model.vocabulary == "small" else model.vocabulary, []).append(model)
+    for group in alike.values():
+        group.sort(key=lambda model: (model.markers, model.stops, str(model.placed)))
+    longest_first = sorted(alike.values(), key=len, reverse=True)
+    return [("|".join(model.name for model in group), full) for group in longest_first]
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -68,8 +68,8 @@ def test_a_prompt_that_differs_is_found(monkeypatch: pytest.MonkeyPatch) -> None
     assert any("the prompt is" in what for what in row.broken)
 
 
-def test_models_that_share_a_tokenizer_are_played_together() -> None:
-    """Each once, in as many jobs as there are tokenizers."""
+def test_models_that_share_a_vocabulary_are_played_together() -> None:
+    """Each once, and those that share a tokenizer one behind the other."""
     played = [name for names, _ in jobs(MODELS, full=False) for name in names.split("|")]
     assert sorted(played) == sorted(BY_NAME)
     assert any({"Qwen/Qwen3-8B", "Qwen/Qwen3.5-9B"} <= {*names.split("|")} for names, _ in jobs(MODELS, full=False))
