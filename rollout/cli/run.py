@@ -203,7 +203,7 @@ class Run:
             self._stopped = True
             self._say(f"{why}: what has ended is kept")
             engine.cancel()
-            self._command.bound(CANCEL_S, f"rollouts do not end; {go_on(self._path)}")
+            self._command.bound(CANCEL_S, f"the run does not end by itself; {go_on(self._path)}")
 
         def stop() -> None:
             self._stopped = True
@@ -216,7 +216,7 @@ class Run:
             timers.append(loop.call_later(grace_s, cancel, f"{grace_s:g} s are over, stopping now"))
             # Another environment may block the loop meanwhile.
             most_s = grace_s + CANCEL_S + (self.settings.close_timeout_s or 0.0)
-            self._command.bound(most_s, f"rollouts do not end; {go_on(self._path)}")
+            self._command.bound(most_s, f"the run does not end by itself; {go_on(self._path)}")
 
         with self._command.signals.meaning(stop, lambda: cancel("stopping now"), patience_s=grace_s):
             try:

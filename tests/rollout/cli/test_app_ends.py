@@ -151,3 +151,33 @@ def test_a_signal_while_the_server_is_asked_is_a_clean_end(tmp_path: Path) -> No
         out, err = process.communicate(timeout=300)
     assert (process.returncode, out, err) == (1, "", "rollout: stopped\n")
     assert not (tmp_path / "run").exists()
+
+
+BLOCKS = """
+import time
+from rollout import Env, Step, user
+class Blocks(Env):
+    async def reset(self, task): return [user("hi")]
+    async def step(self, message):
+        print("blocks", flush=True)
+        time.sleep(10 ** 6)
+        return Step(done=True)
+"""
+
+
+@pytest.mark.slow
+def test_one_signal_ends_a_run_whose_event_loop_is_blocked(tmp_path: Path) -> None:
+    """It says where it is blocked; when the grace is over that is broken off, is cancelled, and may be gone on with."""
+    (tmp_path / "blocks.py").write_text(BLOCKS)
+    script = Path(sys.executable).with_name("rollout")
+    args = ["run", "blocks.py:Blocks", "-n", "2", "--max-tokens", "2", "--stop-grace", "1", "-o", "run"]
+    process = subprocess.Popen([script, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert any(line == "blocks\n" for line in process.stderr)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 1, err
+    assert "stopping: what blocks the event loop (blocks.py, line 8, in step) has 1 s to end" in err
+    assert "rollout: stopped: 0 of 2 rollouts were played; go on with: rollout run --resume -o" in err
+    kept = list(read_rollouts(tmp_path / "run"))
+    assert [rollout.failure.kind for rollout in kept if rollout.failure] == ["cancelled", "cancelled"]
