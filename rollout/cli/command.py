@@ -14,7 +14,7 @@ import time
 import traceback
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import msgspec
 import typer
@@ -28,6 +28,12 @@ _HOLD_S = 1.0
 
 #: Seconds after which an end that takes longer is said.
 _SAID_S = 1.0
+
+
+class Cancelled(Protocol):
+    """What a signal may cancel, such as anyio's scope."""
+
+    def cancel(self) -> None: ...
 
 
 class Played(msgspec.Struct):
@@ -88,21 +94,14 @@ class Command:
 
         When the work has ended the command has its status: what keeps the loop from closing does not keep it.
         """
-        import asyncio
-
         import anyio
 
         from rollout.process.user_tasks import run
 
         async def settled() -> int:
             status = 1
-
-            def stop() -> None:
-                scope.cancel()
-                asyncio.get_running_loop().call_later(_SAID_S, self.say, "stopping; control-C again leaves at once")
-
             try:
-                with anyio.CancelScope() as scope, self._signals.meaning(stop), self._holding():
+                with anyio.CancelScope() as scope, self.stopping(scope, missed=True), self._holding():
                     status = await work()
                 if scope.cancelled_caught:
                     self.say("; ".join(filter(None, ("stopped", self.go_on))))
@@ -110,10 +109,23 @@ class Command:
                 raise
             except BaseException as error:
                 status = self.said(error)
+            self._signals.too_late = self._own_process
             self._settle(status)
             return status
 
         return run(settled)
+
+    @contextlib.contextmanager
+    def stopping(self, scope: Cancelled, *, missed: bool = False) -> Iterator[None]:
+        """The first signal cancels a scope; what takes longer to end is said. `missed`: one that came before does."""
+        import asyncio
+
+        def stop() -> None:
+            scope.cancel()
+            asyncio.get_running_loop().call_later(_SAID_S, self.say, "stopping; control-C again leaves at once")
+
+        with self._signals.meaning(stop, missed=missed):
+            yield
 
     def bound(self, seconds: float, line: str) -> None:
         """Ends the process with status 1 and a line, unless the work has ended by then."""

@@ -58,6 +58,8 @@ class Signals:
         """`on_interrupt` is called where a signal has no other meaning than to interrupt; `say` says a line."""
         self.count = 0
         """Signals so far; those that came together are one."""
+        self.too_late = False
+        """Whether the work is done and only the process has to end: what comes now stops nothing."""
         self._last = 0.0
         self._before: dict[signal.Signals, Any] = {}
         self._loop: AbstractEventLoop | None = None
@@ -100,15 +102,20 @@ class Signals:
 
     @contextlib.contextmanager
     def meaning(
-        self, first: Callable[[], None], second: Callable[[], None] | None = None, *, patience_s: float = PATIENCE_S
+        self,
+        first: Callable[[], None],
+        second: Callable[[], None] | None = None,
+        *,
+        patience_s: float = PATIENCE_S,
+        missed: bool = True,
     ) -> Iterator[None]:
         """What the signals do meanwhile; called on the running loop. Without `second` it is a KeyboardInterrupt.
 
-        User code that blocks the loop has `patience_s` to end after the first.
+        User code that blocks the loop has `patience_s` to end after the first. `missed`: one that came before counts.
         """
         before = self._loop, self._first, self._second, self._patience_s
         self._loop, self._first, self._second, self._patience_s = get_running_loop(), first, second, patience_s
-        if self.count:  # it came between two meanings
+        if self.count and missed:  # it came between two meanings
             self._loop.call_soon(first)
         try:
             yield
@@ -134,6 +141,8 @@ class Signals:
             if os.isatty(2):
                 os.write(2, b"\x1b[?25h")  # the progress line hides the cursor
             _exit(1)
+        if self.too_late:
+            return
         callback = self._first if self.count == 1 else self._second
         if callback is None or self._loop is None or self._loop.is_closed():
             self._on_interrupt()

@@ -86,36 +86,28 @@ class Run:
 
     async def _play(self, make_env: Callable[[], Participant], plan: Plan) -> Played:
         settings, tasks, skip = self.settings, plan.tasks, plan.skip
-        async with Engine(settings.engine_config(), make_env) as engine:
-            self._summary.model, self._summary.transport = engine.server.model, engine.server.dialect
-            if engine.codec is not None:
-                self._summary.bridges = engine.codec.description
-                self._summary.reader = engine.codec.reader.name if engine.codec.reader is not None else ""
-            folder = self._folder = await anyio.to_thread.run_sync(
-                plan.folder, self._output, engine.server.model, self._here
-            )
-            self._log.open(folder.path / store.EVENTS)
-            await anyio.to_thread.run_sync(self._add_resumed, plan)
-            self._command.log_path, self._command.go_on = self._log.path, go_on(folder.path)
-            wall, before = time.perf_counter(), engine.stats()
-            try:
-                with infrequent_full_gc():
-                    await self._stream(engine, tasks, skip)
-                await self._see_to(folder)
-            finally:
-                wall_s = time.perf_counter() - wall
-                run_dir = str(folder.path)
-                stats = engine.stats()
-                cpu_s = stats.cpu_s - before.cpu_s
-                if self._summary.rollouts >= len(tasks) * settings.rollouts_per_task and not self._stopped:
-                    self._command.go_on = ""
-                result = self._summary.as_json(wall_s=wall_s, client_cpu_s=cpu_s, run_dir=run_dir, stats=stats)
-                folder.close()
-                with contextlib.suppress(OSError):  # a full disk is said by what it stopped
-                    folder.write_summary(result)
+        expected = len(tasks) * settings.rollouts_per_task
+        with anyio.CancelScope() as closing, contextlib.ExitStack() as ending:
+            async with Engine(settings.engine_config(), make_env) as engine:
+                folder = await self._begin(engine, plan)
+                wall, before = time.perf_counter(), engine.stats()
+                try:
+                    with infrequent_full_gc():
+                        await self._stream(engine, tasks, skip)
+                    # From here on there is nothing to stop but the end itself: the run has its result all the same.
+                    ending.enter_context(self._command.stopping(closing))
+                    await self._see_to(folder)
+                finally:
+                    wall_s, run_dir, stats = time.perf_counter() - wall, str(folder.path), engine.stats()
+                    if self._summary.rollouts >= expected and not self._stopped:
+                        self._command.go_on = ""
+                    cpu_s = stats.cpu_s - before.cpu_s
+                    result = self._summary.as_json(wall_s=wall_s, client_cpu_s=cpu_s, run_dir=run_dir, stats=stats)
+                    folder.close()
+                    with contextlib.suppress(OSError):  # a full disk is said by what it stopped
+                        folder.write_summary(result)
         if not self._console.is_terminal:  # a log ends with where the run lies; the table may go elsewhere
             self._say(f"run folder: {run_dir}")
-        expected = len(tasks) * settings.rollouts_per_task
         return Played(
             result,
             title=f"{settings.env} on {result['model']} ({result['transport']}, {settings.mode})",
@@ -123,6 +115,19 @@ class Run:
             complete=not result["failures"] and result["rollouts"] >= expected,
             error=self._what_ended(expected),
         )
+
+    async def _begin(self, engine: Engine, plan: Plan) -> store.RunFolder:
+        """The run's folder, once the servers are there."""
+        self._summary.model, self._summary.transport = engine.server.model, engine.server.dialect
+        if engine.codec is not None:
+            self._summary.bridges = engine.codec.description
+            self._summary.reader = engine.codec.reader.name if engine.codec.reader is not None else ""
+        model = engine.server.model
+        folder = self._folder = await anyio.to_thread.run_sync(plan.folder, self._output, model, self._here)
+        self._log.open(folder.path / store.EVENTS)
+        await anyio.to_thread.run_sync(self._add_resumed, plan)
+        self._command.log_path, self._command.go_on = self._log.path, go_on(folder.path)
+        return folder
 
     async def _see_to(self, folder: store.RunFolder) -> None:
         """At the end: is what was written where it is looked for?"""

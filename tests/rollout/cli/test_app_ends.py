@@ -181,3 +181,35 @@ def test_one_signal_ends_a_run_whose_event_loop_is_blocked(tmp_path: Path) -> No
     assert "rollout: stopped: 0 of 2 rollouts were played; go on with: rollout run --resume -o" in err
     kept = list(read_rollouts(tmp_path / "run"))
     assert [rollout.failure.kind for rollout in kept if rollout.failure] == ["cancelled", "cancelled"]
+
+
+LEAVES_LATE = """
+import asyncio
+from contextlib import asynccontextmanager
+from rollout import Env, Step, user
+class Late(Env):
+    @classmethod
+    @asynccontextmanager
+    async def setup(cls):
+        yield 1
+        print("leaving", flush=True)
+        await asyncio.sleep(600)
+    def reset(self, task): return [user("hi")]
+    def step(self, message): return Step(done=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_at_the_end_costs_no_result(tmp_path: Path) -> None:
+    """All was played: what is still being closed is cut as it would be, and the run has its result and its status."""
+    (tmp_path / "late.py").write_text(LEAVES_LATE)
+    script = Path(sys.executable).with_name("rollout")
+    args = ["run", "late.py:Late", "-n", "2", "--max-tokens", "2", "--close-timeout", "3", "-o", "run", "--json"]
+    process = subprocess.Popen([script, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert any(line == "leaving\n" for line in process.stderr)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=300)
+    assert (process.returncode, json.loads(out)["rollouts"]) == (0, 2), err
+    assert "rollout: stopping; control-C again leaves at once" in err
+    assert "setup_close_failed env=Late error=setup took longer than 3 s" in err

@@ -123,6 +123,14 @@ def test_signals_that_user_code_takes_are_taken_back() -> None:
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+def test_a_signal_that_comes_too_late_stops_nothing() -> None:
+    """The work is done, and its status stands; the third one still leaves."""
+    with Signals() as signals:
+        signals.too_late = True
+        signal.raise_signal(signal.SIGTERM)
+        assert signals.count == 1
+
+
 async def test_a_signal_between_two_meanings_is_not_lost() -> None:
     """What came while nobody had said what it means is done as soon as somebody has."""
     import anyio
