@@ -233,6 +233,8 @@ def write() -> None:
         parts += ["Token-in over message-in, median of the pairs (least to most):\n", *lines(*ratio_table(results)), ""]
         parts += lines(*table(results))
         parts += [f"\n**{fault}**" for fault in faults(results.runs)]
+    others = [title for title in kept if title not in {bench.title for bench in BENCHES}]
+    parts += [line for title in others for line in (f"\n## {title}\n", kept[title])]
     said = ". ".join(f"{name.capitalize()}: {value}" for name, value in machine.items()) or before
     PAGE.write_text("\n".join([HEAD.format(machine=said), *parts]).replace("\n\n\n", "\n\n") + "\n")
 

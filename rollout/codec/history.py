@@ -65,11 +65,11 @@ _NOTHING = Walked()
 class ShapeCache:
     """The shapes that were proved, and those that cannot be, and which messages a template sees: each is asked once.
 
-    `looks_for` tells whether a template may find something in a text; None where nobody can know.
+    `finds` tells what a template may find in a text, as `Source.finds` does; None where nobody can know.
     """
 
-    def __init__(self, size: int = 256, looks_for: Callable[[str], bool] | None = None) -> None:
-        self._looks_for = looks_for
+    def __init__(self, size: int = 256, finds: Callable[[str], object] | None = None) -> None:
+        self._finds = finds
         self._shapes = Memo[object, Shape | Unprovable](size)
         self._ids_matter = Memo[object, bool](size)
         self._first_ids = Memo[object, tuple[str, ...]](size)
@@ -184,13 +184,13 @@ class ShapeCache:
             said is not None and said.tool_calls
         ):  # Gemma 4's template writes what is said beside calls behind their results
             said = msgspec.structs.replace(said, content=None)
-        if said is None or (said.reasoning_content is None and not (self._looks_for and self._looks_for(said.text))):
+        if said is None or (said.reasoning_content is None and not (self._finds and self._finds(said.text))):
             return
         if not said.tool_calls and any(message.role == "tool" for message in tail):
             return  # calls that only the environment could read: what was read says nothing of what follows
         name = (key, self._kind(said), bool(said.text))
         if name not in self._said:
-            real = said if self._looks_for and self._looks_for(said.text) else _shortened(said)
+            real = said if self._finds and self._finds(said.text) else _shortened(said)
             try:
                 ids = yield Conversation([*HEAD, real, *stand_in.with_words(tail)])
                 self._said[name] = ids[-len(shape.rest) :] == shape.rest
@@ -236,7 +236,7 @@ class ShapeCache:
 
     def _word(self, message: Message) -> Message:
         """A message of the same kind that says a word; the same one, where the template may find something in it."""
-        if message.role == "assistant" and self._looks_for is not None and self._looks_for(message.text):
+        if message.role == "assistant" and self._finds is not None and self._finds(message.text):
             return message
         calls = tuple(msgspec.structs.replace(call, function=Function(call.name, "{}")) for call in message.tool_calls)
         reasoning = None if message.reasoning_content is None else "."
@@ -269,9 +269,10 @@ class ShapeCache:
 
     def _kind(self, message: Message) -> object:
         """Equal for messages that a template treats alike, as far as one can know."""
-        if message.role == "assistant" and self._looks_for is not None and self._looks_for(message.text):
-            return digest(message)  # it may find something in what the model said
-        return message.role, bool(message.tool_calls), message.reasoning_content is not None
+        found = message.role == "assistant" and self._finds is not None and self._finds(message.text)
+        if found is True:
+            return digest(message)  # it may find anything in what the model said
+        return message.role, bool(message.tool_calls), message.reasoning_content is not None, found
 
     def _is_as_behind_a_word(
         self, key: object, kinds: frozenset[object], shape: Shape, previous: Previous, tail: Sequence[Message]
@@ -286,7 +287,7 @@ class ShapeCache:
         if name not in self._wholes:
             turn = stand_in.stand_in_turn(previous.message, tail, shape.form)
             try:
-                whole = [m if self._looks_for and self._looks_for(m.text) else _shortened(m) for m in previous.history]
+                whole = [m if self._finds and self._finds(m.text) else _shortened(m) for m in previous.history]
                 ids = yield Conversation([*whole, turn, *stand_in.with_words(tail)])
                 self._wholes[name] = ids[-len(shape.following) :] == shape.following
             except NotRendered:  # a message that the template takes no more: what is there was sampled, and stands
@@ -302,7 +303,7 @@ class ShapeCache:
         word = Message(message.role, ".")
         if (yield from self._changes(key, shape, word, first, previous, tail)):
             return True
-        if self._looks_for is not None and not self._looks_for(message.text):
+        if self._finds is not None and not self._finds(message.text):
             return False
         return (yield from self._changes(key, shape, message, first, previous, tail))
 
@@ -324,8 +325,8 @@ class ShapeCache:
         self, key: object, shape: Shape, message: Message, previous: Previous, tail: Sequence[Message]
     ) -> Steps[bool]:
         """Whether the template may find something in a tool's result, beside that there is one."""
-        if self._looks_for is not None:
-            return self._looks_for(message.text)
+        if self._finds is not None:
+            return bool(self._finds(message.text))
         name, turns = (key, "read", digest(message)), []
         if name not in self._seen:
             for word in stand_in.WORDS:

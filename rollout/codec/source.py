@@ -8,6 +8,7 @@ makes it by whether the template has a loop over a message's content.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -44,6 +45,9 @@ _LOOKS = frozenset(
     ]
 )
 
+#: Texts in which a template finds more than this are each by themselves.
+_FOUND_AT_MOST = 16
+
 _CASES = frozenset({"lower", "upper", "title", "capitalize", "casefold", "swapcase"})
 
 
@@ -64,6 +68,24 @@ class Source(msgspec.Struct, frozen=True):
         if self.sought is None:
             return True
         return any(map((text.lower() if self.folds else text).__contains__, self.sought))
+
+    def finds(self, text: str) -> object:
+        """What the template may find in a text: equal where it finds the same strings in the same order.
+
+        And where the same stands before, between and behind them: nothing, space, or words. Templates cut texts there,
+        strip the pieces, and ask which are empty. False where it finds nothing; True where that cannot be told.
+        """
+        if self.sought is None or not self.may_find(text):
+            return self.sought is None
+        pieces = _pattern(self.sought).split(text.lower() if self.folds else text)
+        if len(pieces) > 2 * _FOUND_AT_MOST:
+            return True
+        return tuple(piece if at % 2 else (bool(piece), bool(piece.strip())) for at, piece in enumerate(pieces))
+
+
+@functools.lru_cache(maxsize=32)
+def _pattern(sought: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile(f"({'|'.join(map(re.escape, sorted(sought, key=len, reverse=True)))})")
 
 
 def template_source(tokenizer: Any, *, tools: bool = False) -> Source:

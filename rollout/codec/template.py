@@ -22,13 +22,13 @@ class StandInBridge:
         name: str,
         render: Callable[..., list[int]],
         stop_token_ids: Collection[int],
-        looks_for: Callable[[str], bool] | None = None,
+        finds: Callable[[str], object] | None = None,
     ) -> None:
         self.name = name
         self.stop_token_ids = list(stop_token_ids)
         self._render = render
         """(messages, context, add_generation_prompt=) -> ids."""
-        self._shapes = ShapeCache(looks_for=looks_for)
+        self._shapes = ShapeCache(finds=finds)
 
     def extend(self, previous: Previous, tail: Sequence[Message], context: Context) -> Bridged | Declined:
         steps = self._shapes.steps(previous, tail, context.key, self.stop_token_ids)
@@ -65,7 +65,7 @@ class TemplateBridge(StandInBridge):
     def __init__(self, tokenizer: Any, stop_token_ids: Collection[int], *, literal: bool = True) -> None:
         """`literal` keeps markers that are typed in texts as text."""
         self._tokenizer = LiteralTokenizer(tokenizer, literal=literal)
-        super().__init__("template", self.render, stop_token_ids, self.may_find)
+        super().__init__("template", self.render, stop_token_ids, self.finds)
 
     def has_typed_markers(self, messages: Sequence[Message]) -> bool:
         """Whether a text holds a marker that is to stay text."""
@@ -74,6 +74,10 @@ class TemplateBridge(StandInBridge):
     def may_find(self, text: str) -> bool:
         """Whether the template may find something in a text that it looks for."""
         return template_source(self._tokenizer, tools=True).may_find(text)
+
+    def finds(self, text: str) -> object:
+        """What the template may find in a text: see `Source.finds`."""
+        return template_source(self._tokenizer, tools=True).finds(text)
 
     def render(self, messages: Sequence[Message], context: Context, *, add_generation_prompt: bool = True) -> list[int]:
         def make(messages: Sequence[Message]) -> list[int]:

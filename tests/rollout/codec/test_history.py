@@ -65,6 +65,16 @@ def test_a_turn_costs_one_rendering_however_long_the_history(first: list[Message
     assert bridge.rendered == [3, 3]
 
 
+def test_answers_in_which_a_template_finds_the_same_cost_no_rendering_each() -> None:
+    """A model that writes `</think>` in every answer, in ever new words: its history is not rendered each time."""
+    bridge, history = Counting(PLAIN.replace("{{ m.content }}", "{{ m.content.split('</think>')[-1] }}")), talk(1)
+    for number in range(40):
+        history = [*history, Message("assistant", f"words {number}</think>and {number}"), user("more")]
+        bridge.turn(history)
+    assert bridge.rendered.count(3) <= 40 + 6
+    assert sum(size > 3 for size in bridge.rendered) <= 14
+
+
 COUNTS = PLAIN.replace("assistant\n", "assistant{{ '!' if messages | length > 8 else '' }}\n")
 SAID = PLAIN.replace(
     "assistant\n", "assistant{{ '!' if messages[1].role == 'assistant' and '(!)' in messages[1].content else '' }}\n"
@@ -128,14 +138,14 @@ def test_conversations_that_share_their_first_messages_do_not_disturb_each_other
     bridge, shared = Counting(NO_THINK), [system("S"), user("q")]
     histories = [[*shared, Message("assistant", f"{i}"), user("more")] for i in range(3)]
     looked: list[str] = []
-    look = bridge._shapes._looks_for
+    look = bridge._shapes._finds
     assert look is not None
 
-    def looking(text: str) -> bool:
+    def looking(text: str) -> object:
         looked.append(text)
         return look(text)
 
-    monkeypatch.setattr(bridge._shapes, "_looks_for", looking)
+    monkeypatch.setattr(bridge._shapes, "_finds", looking)
     for turn in range(12):
         looked.clear()
         for at, history in enumerate(histories):
@@ -199,7 +209,7 @@ def test_a_template_that_notes_results_costs_no_rendering_of_the_history_at_each
 def test_a_server_whose_template_notes_results_is_asked_short_questions() -> None:
     """What its template looks for cannot be read: each new result is tried by itself, and not the history with it."""
     bridge, conversation = of_kit("results-noted"), [user("hi")]
-    bridge._shapes._looks_for = None
+    bridge._shapes._finds = None
     for number in range(70):
         conversation += agent_turn("weather", number)
         found = follows(bridge, conversation, 1)
@@ -220,7 +230,7 @@ def test_a_result_that_is_read_by_its_text_keeps_the_history() -> None:
     for looked_for in (True, False):
         bridge, conversation = Counting(reads), [user("hi")]
         if not looked_for:
-            bridge._shapes._looks_for = None
+            bridge._shapes._finds = None
         for number in range(12):
             conversation += agent_turn("weather", number)
             conversation[-1] = Message(

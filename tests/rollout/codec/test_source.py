@@ -76,3 +76,24 @@ def test_no_source_makes_it_raise(text: str) -> None:
     source = read_source(text)
     assert isinstance(source, Source)
     assert source.sought is not None or source.may_find("x")
+
+
+def test_texts_are_alike_where_the_same_is_found_in_the_same_order() -> None:
+    """Whatever the words around it; but not where a piece is empty, or only space, and another's is not."""
+    source = Source(sought=("</think>", "<think>"))
+    assert source.finds("no such thing") is False
+    alike = ["<think>a</think>\n\nb", "<think>other words</think> and more"]
+    assert len({source.finds(text) for text in alike}) == 1
+    others = [
+        "a</think>b",
+        "<think></think>b",
+        "<think> </think>b",
+        "<think>a</think>",
+        "<think>a</think> ",
+        " <think>a</think>b",
+    ]
+    others += ["</think>a<think>b", "<think>a</think>b</think>c", alike[0]]
+    assert len({source.finds(text) for text in others}) == len(others)
+    assert source.finds("<think>" * 99) is True
+    assert Source(sought=None).finds("anything") is True
+    assert Source(sought=("/no_think",), folds=True).finds("a /NO_THINK b") == ((True, True), "/no_think", (True, True))
