@@ -56,22 +56,21 @@ async def claude(app: Starlette) -> AsyncIterator[Any]:
 
 
 async def test_a_call_is_parsed_streamed_or_not(client: openai.AsyncOpenAI) -> None:
-    """The model calls a tool that it was trained on, and the SDK gives the call."""
+    """The model calls a tool that it was trained on, and the SDK gives the call, whole or in pieces."""
     asked: Any = {"model": MODEL, "messages": QUESTION, "tools": TOOLS, "temperature": 0}
-    whole = (await client.chat.completions.create(**asked)).choices[0]
-    async with client.chat.completions.stream(**asked, stream_options={"include_usage": True}) as events:
-        async for _ in events:
-            pass
-        completion = await events.get_final_completion()
-    streamed = completion.choices[0]
-    for choice in (whole, streamed):
-        assert choice.finish_reason == "tool_calls"
-        assert choice.message.tool_calls is not None
-        assert choice.message.tool_calls[0].type == "function"
-    assert completion.usage is not None
-    assert [each.function.arguments for each in whole.message.tool_calls or () if each.type == "function"] == [
-        each.function.arguments for each in streamed.message.tool_calls or ()
-    ]
+    choice = (await client.chat.completions.create(**asked)).choices[0]
+    assert choice.finish_reason == "tool_calls"
+    whole = [(call.function.name, call.function.arguments) for call in choice.message.tool_calls or ()]
+    options: Any = {"stream": True, "stream_options": {"include_usage": True}}
+    *chunks, counts = [chunk async for chunk in await client.chat.completions.create(**asked, **options)]
+    names, pieces = dict[int, str](), dict[int, str]()
+    for call in (call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or ()):
+        names[call.index] = names.get(call.index) or call.function.name
+        pieces[call.index] = pieces.get(call.index, "") + (call.function.arguments or "")
+    assert [(names[at], pieces[at]) for at in names] == whole
+    assert whole[0][0] in {tool["function"]["name"] for tool in TOOLS}
+    assert chunks[-1].choices[0].finish_reason == "tool_calls"
+    assert counts.usage is not None
 
 
 async def test_calls_are_left_in_the_text_where_tools_are_not_to_be_called(client: openai.AsyncOpenAI) -> None:
