@@ -94,6 +94,11 @@ class Signals:
         for number, before in self._before.items():
             signal.signal(number, before if before is not None else signal.SIG_DFL)
 
+    @property
+    def age_s(self) -> float:
+        """Seconds since the last one came: a loop that was blocked hears of it late."""
+        return time.monotonic() - self._last
+
     def hold(self) -> None:
         """Takes the signals back where a library or an environment has set handlers of its own."""
         for number in self._before:

@@ -213,12 +213,11 @@ class Run:
         def stop() -> None:
             self._stopped = True
             engine.stop_admitting()
-            said = (
-                f"stopping: nothing new starts, running turns have {grace_s:g} s to end; control-C again stops at once"
-            )
+            left_s = max(0.0, grace_s - self._command.signals.age_s)
+            said = f"stopping: nothing new starts, running turns have {round(left_s, 1):g} s to end; control-C again stops at once"
             # When the next signal would count as another one.
             timers.append(loop.call_later(2 * ONE_SIGNAL_S, self._say, said))
-            timers.append(loop.call_later(grace_s, cancel, f"{grace_s:g} s are over, stopping now"))
+            timers.append(loop.call_later(left_s, cancel, f"{grace_s:g} s are over, stopping now"))
             # Another environment may block the loop meanwhile.
             most_s = grace_s + CANCEL_S + (self.settings.close_timeout_s or 0.0)
             self._command.bound(most_s, f"the run does not end by itself; {go_on(self._path)}")
