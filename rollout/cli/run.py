@@ -214,7 +214,8 @@ class Run:
             self._stopped = True
             engine.stop_admitting()
             left_s = max(0.0, grace_s - self._command.signals.age_s)
-            said = f"stopping: nothing new starts, running turns have {round(left_s, 1):g} s to end; control-C again stops at once"
+            have = f"running turns have {round(left_s, 1):g} s to end"
+            said = f"stopping: nothing new starts, {have}; control-C again stops at once"
             # When the next signal would count as another one.
             timers.append(loop.call_later(2 * ONE_SIGNAL_S, self._say, said))
             timers.append(loop.call_later(left_s, cancel, f"{grace_s:g} s are over, stopping now"))
