@@ -14,7 +14,8 @@ its blocks in their order:
 A comment before a block says where it is treated in another way, and is not shown to readers:
 
     <!-- test: add ARGUMENTS -->      the block's last command gets these too, so that it ends soon
-    <!-- test: serves -->             the block's command serves until it is interrupted
+    <!-- test: serves -->             the block's command serves, as long as the section's other blocks take, which may
+                                      name it by localhost and its port
     <!-- test: elsewhere FILE -->     another test runs it: FILE has the command's name in it
     <!-- test: skip REASON -->        it cannot be run here
 """
@@ -29,7 +30,7 @@ import sys
 import tomllib
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import msgspec
@@ -129,6 +130,8 @@ class Player:
     def __init__(self, address_of: Callable[[str], str]) -> None:
         """`address_of` gives the stand-in for a host."""
         self._address_of = address_of
+        self._served: dict[str, str] = {}
+        """What a section serves, by the host and port that it names."""
 
     def play(self, page: Path, section: str, folder: Path) -> dict[Block, str]:
         """Standard output of each block of a section. Raises AssertionError, naming the block that failed."""
@@ -136,9 +139,10 @@ class Player:
             if block.file is not None:
                 (folder / block.file).write_text(self._with_stand_ins(block.text), "utf-8")
         (folder / ".venv").symlink_to(sys.prefix)
-        return {block: self._play(block, folder) for block in sections(page)[section]}
+        with ExitStack() as servers:
+            return {block: self._play(block, folder, servers) for block in sections(page)[section]}
 
-    def _play(self, block: Block, folder: Path) -> str:
+    def _play(self, block: Block, folder: Path, servers: ExitStack) -> str:
         if block.language == "toml":
             tomllib.loads(block.text)
             return ""
@@ -151,8 +155,13 @@ class Player:
         )
         if block.mark == "serves":
             (command,) = commands(block.text)
-            with serving(re.sub(r"--port \d+", "--port 0", command).split()) as address:
-                return _got(f"{address}/v1/models")
+            port = re.search(r"--port (\d+)", command)
+            arguments = re.sub(r"--port \d+", "--port 0", command).split()
+            address = servers.enter_context(serving(arguments, folder))
+            if port is not None:
+                self._served[f"localhost:{port[1]}"] = address
+                servers.callback(self._served.pop, f"localhost:{port[1]}")
+            return _got(f"{address}/v1/models")
         lines = [self._small(line) for line in commands(block.text)]
         if block.mark == "add":
             lines[-1] += f" {block.said}"
@@ -167,7 +176,10 @@ class Player:
         return " ".join([body, *more]) + pipe + rest
 
     def _with_stand_ins(self, text: str) -> str:
-        return _ADDRESS.sub(lambda found: self._address_of(found[1]), text)
+        def stand_in(found: re.Match[str]) -> str:
+            return self._served.get(f"{found[1]}:{found[2]}") or self._address_of(found[1])
+
+        return _ADDRESS.sub(stand_in, text)
 
 
 def _make(command: str) -> str:
@@ -199,9 +211,9 @@ def _got(address: str) -> str:
 
 
 @contextmanager
-def serving(command: list[str]) -> Iterator[str]:
-    """The address at which a `rollout serve` says that it listens; it must end well when it is interrupted."""
-    server = subprocess.Popen(command, env=_environment(), stderr=subprocess.PIPE, text=True)
+def serving(command: list[str], folder: Path | None = None) -> Iterator[str]:
+    """The address at which `rollout serve` or `proxy` says that it listens; interrupted, it must end well."""
+    server = subprocess.Popen(command, cwd=folder, env=_environment(), stderr=subprocess.PIPE, text=True)
     assert server.stderr is not None
     first = server.stderr.readline()
     try:

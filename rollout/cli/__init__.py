@@ -3,6 +3,7 @@
 app            all commands
 run_command    `rollout run` and its options
 server_commands  `rollout probe`, `bench`, `serve`, `model`
+proxy_command  `rollout proxy`: the recorder
 folder_commands  `rollout export`, `show`, `envs`
 options        what several of them take
 command        what every command does around its work: output, signals, exit status

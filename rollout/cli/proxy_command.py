@@ -55,9 +55,7 @@ def proxy(
     ] = None,
     token_env: Annotated[
         str | None,
-        typer.Option(
-            help="Variable that holds the token for /sessions; keys must then be registered.", show_default="none"
-        ),
+        typer.Option(help="Variable that holds a token, which /sessions then asks for.", show_default="none"),
     ] = None,
     agent_sampling: Annotated[
         str, typer.Option(help="Whose sampling holds: the agent's (keep), or the one given here (run).")
@@ -85,9 +83,15 @@ def proxy(
     the = command_of(context)
 
     def go() -> int:
+        from rollout.errors import ConfigError
         from rollout.play.connect import api_key
-        from rollout.proxy.recorder import RecorderSettings
         from rollout.store.settings import key_values, read_settings
+
+        try:
+            from rollout.proxy.recorder import RecorderSettings
+        except ImportError as error:
+            why = f"to record over HTTP {error.name} is needed: pip install 'rollout-engine[proxy]'"
+            raise ConfigError(why) from error
 
         flags = {
             "env": "proxy",

@@ -19,5 +19,17 @@ its answer is sent.
     respond      an answer on its way: keepalives, streams, clients that leave
     faults       what went wrong, as the error that a client is told
 
+By itself, in front of any server, it records whatever agent is pointed at it (`rollout proxy`):
+
+    recording        a recorder on a port
+    recorder         its sessions, by their keys: opened, rewarded, ended
+    recorded         one session
+    sessions_api     its own requests, under /sessions
+    openapi          the document that describes all of them
+    journal          files in which each turn is before it is answered
+    journal_lines    a session as their lines
+    restore          those lines as the session again, after a crash
+    record_folder    the run folder around them
+
 Nothing here imports starlette or uvicorn (extra `proxy`) before a first endpoint is opened.
 """

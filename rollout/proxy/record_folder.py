@@ -120,6 +120,10 @@ class RecordFolder:
             file.seek(offset)
             return decode_rollout(file.readline())
 
+    def check(self) -> None:
+        """Sees that the folder is still there. Raises FolderGone."""
+        self._run.check()
+
     def close(self) -> None:
         """Gives the folder back."""
         self._run.close()

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 import anyio
@@ -29,6 +29,7 @@ from rollout.config import EngineConfig
 from rollout.dialects.headers import Caller
 from rollout.dialects.types import DialectError
 from rollout.errors import UsageError
+from rollout.log import get_logger
 from rollout.play.served import ServedModel
 from rollout.proxy import faults
 from rollout.proxy.journal import Journal
@@ -37,6 +38,8 @@ from rollout.proxy.record_folder import Found, RecordFolder
 from rollout.proxy.recorded import Recorded
 from rollout.proxy.sessions import Served, key_digest
 from rollout.records import Rollout
+
+_log = get_logger(__name__)
 
 #: Seconds between two looks for sessions that nobody uses.
 _LOOK_S = 15.0
@@ -158,6 +161,7 @@ class Recorder:
         self.folder.place(opened)
         recorded = self._live[opened.session] = self._recorded(opened)
         self._by_key[opened.key] = opened.session
+        _log.info("session_opened", session=opened.session, name=opened.name, registered=opened.registered)
         return recorded
 
     def _recorded(self, opened: Opened, found: Found | None = None) -> Recorded:
@@ -215,17 +219,21 @@ class Recorder:
         with anyio.CancelScope(shield=True):
             await self._journal.write(EndLine(session=opened.session, why=why))
             # A key that was seen and never asked for a turn is no rollout.
-            await self._written(opened, rollout if rollout.turns or opened.registered else None)
+            kept = rollout if rollout.turns or opened.registered else None
+            with self._failing():
+                await self.folder.end(opened, kept, self.settings.fsync)
             await self._journal.write(Closed(session=opened.session))
         self._journal.forget(opened.session)
         self._live.pop(opened.session, None)
         self._by_key.pop(opened.key, None)
+        _log.info("session_ended", session=opened.session, turns=len(rollout.turns), reward=rollout.reward, why=why)
         return rollout
 
-    async def _written(self, opened: Opened, rollout: Rollout | None) -> None:
-        """Writes a session's last line. A folder that takes no more ends the recorder: the journal has what it has."""
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        """A folder that takes no more ends the recorder. The journal has what it has. Raises UsageError."""
         try:
-            await self.folder.end(opened, rollout, self.settings.fsync)
+            yield
         except (OSError, UsageError) as error:
             said = getattr(error, "strerror", None) or error
             failed = UsageError(f"cannot write the run folder {str(self.folder.path)!r}: {said}; the journal is kept")
@@ -245,7 +253,10 @@ class Recorder:
         """Ends sessions that nobody uses. Never returns."""
         while True:
             await anyio.sleep(min(_LOOK_S, self.settings.idle_s / 4))
-            await self.end_idle()
+            with suppress(UsageError):  # it has been told, and ends the recorder
+                with self._failing():
+                    await anyio.to_thread.run_sync(self.folder.check)
+                await self.end_idle()
 
     async def end_idle(self) -> None:
         """Ends the sessions that nobody has used for so long as is allowed."""
@@ -272,8 +283,10 @@ class Recorder:
                 await recorded.served.turns.settled()
         for recorded in list(self._live.values()):
             recorded.close()
+        for recorded in list(self._live.values()):
             if recorded.session.turns and not recorded.ending:
-                await self.folder.write(recorded.opened, recorded.rollout("the recorder was stopped"))
+                with self._failing():
+                    await self.folder.write(recorded.opened, recorded.rollout("the recorder was stopped"))
 
 
 def hash_of(key: str) -> str:

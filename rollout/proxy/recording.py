@@ -53,13 +53,13 @@ async def recording_on(
     """
     config = settings.engine_config()
     check_config(config)
-    if not is_loopback(config.proxy_host) and token is None:
+    ours = is_loopback(config.proxy_host)
+    if not ours and token is None:
         raise ConfigError(
             f"--host {config.proxy_host} is reached from other machines, and whoever reaches it could read every "
             "session: name the variable that holds a token by --token-env"
         )
-    if token is not None:
-        recorder_settings = msgspec.structs.replace(recorder_settings, open_unknown=False)
+    recorder_settings = msgspec.structs.replace(recorder_settings, open_unknown=ours)
     open_files.raise_limit(2 * recorder_settings.most_sessions)
     listener = listen(config.proxy_host, config.proxy_port)  # first: a port that is taken is said at once
     try:

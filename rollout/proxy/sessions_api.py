@@ -70,7 +70,11 @@ class OpenedSession(SessionState, kw_only=True):
     key: str
     """Said this once: it is kept as a hash only."""
     base_url: str
-    """For ANTHROPIC_BASE_URL; OpenAI's clients want it with /v1."""
+    """For ANTHROPIC_BASE_URL."""
+    openai_base_url: str
+    """For OPENAI_BASE_URL: the same, with /v1."""
+    model: str
+    """What the served model is called."""
 
 
 class SessionList(msgspec.Struct, kw_only=True):
@@ -169,7 +173,13 @@ async def _open(api: Api, request: Request, wanted: Wanted) -> Any:
         raise DialectError(400, "key: it is empty; leave it out to have one made", code="invalid_body", param="key")
     key = wanted.key.strip() if wanted.key is not None else f"rk-{secrets.token_urlsafe(32)}"
     recorded = await api.recorder.open(wanted.name, wanted.task, key)
-    return OpenedSession(**recorded.state(), key=key, base_url=api.base_url)
+    return OpenedSession(
+        **recorded.state(),
+        key=key,
+        base_url=api.base_url,
+        openai_base_url=f"{api.base_url}/v1",
+        model=recorded.served.server.model,
+    )
 
 
 async def _list(api: Api, request: Request, body: None) -> Any:
