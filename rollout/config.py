@@ -263,6 +263,11 @@ def _check_proxy(config: EngineConfig) -> None:
             server_url(config.proxy_address)
         except ConfigError as error:
             raise ConfigError(f"proxy_address: {error}") from None
+        if config.processes > 1 and (config.proxy_address.count(":") == 1 or "://" in config.proxy_address):
+            raise ConfigError(
+                f"proxy_address: each of {config.processes} processes has a port of its own, so it must be a host "
+                f"alone, not {config.proxy_address!r}"
+            )
 
 
 def _check_faults(config: EngineConfig) -> None:

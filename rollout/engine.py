@@ -109,7 +109,8 @@ class Engine:
         if self.config.processes > 1 and self._given is not None:
             raise ConfigError("processes open transports of their own: name one by the configuration")
         async with AsyncExitStack() as stack:
-            endpoints = await stack.enter_async_context(HttpEndpoints(self.config))
+            endpoints = HttpEndpoints(self.config, plays=self.config.processes == 1)
+            await stack.enter_async_context(endpoints)
             player = await Player.open(
                 self.config,
                 self._weights,

@@ -35,9 +35,11 @@ class HttpEndpoints:
         player = await Player.open(config, weights, endpoints=endpoints)
     """
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, *, plays: bool = True) -> None:
+        """`plays` is false where other processes play, so that this one may never need it."""
         self.keys = Keys()
         self._config = config
+        self._plays = plays
         self._url: str | None = None
         self._listener: socket.socket | None = None
         self._of = dict[Asking, tuple[str, Served, Endpoint]]()
@@ -51,9 +53,15 @@ class HttpEndpoints:
         return f"<HttpEndpoints {self._url or 'not opened'}, {self.keys!r}>"
 
     async def __aenter__(self) -> Self:
+        """Raises ConfigError where it is wanted at an address that cannot be listened on."""
         self._loop = asyncio.get_running_loop()
         # What is served is no rollout's: an agent's own variables are not seen in it.
         self._context = contextvars.copy_context()
+        default = EngineConfig()
+        wanted = self._config.proxy_host, self._config.proxy_port, self._config.proxy_address
+        # Else it is opened by the first rollout that asks for it, and then nothing can be wrong with the address.
+        if self._plays and wanted != (default.proxy_host, default.proxy_port, default.proxy_address):
+            self._url = self._listen()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -105,6 +113,7 @@ class HttpEndpoints:
             try:
                 # In a thread: importing takes long for a loop that plays. Whoever connects meanwhile waits.
                 app = await anyio.to_thread.run_sync(self._make_app, url)
+                _log.info("proxy_listens", url=url)
                 await serve(app, listener)
             except Exception as error:
                 _log.error("proxy_ended", exc_info=error)

@@ -18,8 +18,7 @@ class Guard:
 
     def __init__(self, hosts: Iterable[str] = ()) -> None:
         """`hosts` are names by which we are known, beside this machine's own. An address in numbers is no page's."""
-        own = {"localhost", socket.gethostname().lower(), socket.getfqdn().lower() if hosts else ""}
-        self._hosts = own | {host.lower() for host in hosts} - {""}
+        self._hosts = {"localhost", socket.gethostname().lower(), *(host.lower() for host in hosts)}
 
     def __repr__(self) -> str:
         return f"<Guard {sorted(self._hosts)}>"

@@ -62,6 +62,12 @@ TIMES = [name for name in EngineConfig.__struct_fields__ if name.endswith("_s")]
         ({"concurrency": 0}, "concurrency must be 1 or more, not 0"),
         ({"max_turns": 0}, "max_turns must be 1 or more, not 0"),
         ({"max_staleness": -1}, "max_staleness must be 0 or more, not -1"),
+        ({"proxy_port": 70_000}, "proxy_port is a number from 0 (any that is free) to 65535, not 70000"),
+        ({"proxy_host": ""}, "proxy_host is empty"),
+        ({"proxy_address": "http://a b"}, "proxy_address: "),
+        ({"proxy_address": "gw:9000", "processes": 2}, "it must be a host alone, not 'gw:9000'"),
+        ({"proxy_body_bytes": 10}, "proxy_body_bytes must be 1024 or more, not 10"),
+        ({"agent_sampling": "mine"}, "agent_sampling must be run or keep, not 'mine'"),
         ({"processes": 0}, "processes must be 1 or more, not 0"),
         ({"launch": 3}, "launch must be a name or a function that starts a process, not 3"),
         ({"rollout_retries": -1}, "rollout_retries must be 0 or more, not -1"),
@@ -69,7 +75,7 @@ TIMES = [name for name in EngineConfig.__struct_fields__ if name.endswith("_s")]
     ],
 )
 def test_a_setting_that_cannot_be_is_refused_by_name(settings: dict[str, Any], said: str) -> None:
-    """In every block: server, tokens, sampling, schedule, workers, faults."""
+    """In every block: server, tokens, sampling, schedule, workers, proxy, faults."""
     with pytest.raises(ConfigError) as raised:
         check_config(EngineConfig(**settings))
     assert said in str(raised.value)

@@ -105,14 +105,14 @@ async def test_the_end_of_a_rollout_ends_its_requests_and_its_key() -> None:
 
 
 async def test_a_port_that_is_taken_is_said() -> None:
-    """One line names the setting; several processes go on to the next port."""
+    """When the engine starts, one line names the setting; several processes go on to the next port."""
     transport = ScriptedTransport([])
     async with HttpEndpoints(EngineConfig()) as first:
         config = EngineConfig()
         taken = int(first.open(RolloutModel(asking_of(transport, config))).base_url.rpartition(":")[2])
-        async with HttpEndpoints(EngineConfig(proxy_port=taken)) as second:
-            with pytest.raises(ConfigError, match="another proxy_host or proxy_port"):
-                second.open(RolloutModel(asking_of(transport, config)))
+        second = HttpEndpoints(EngineConfig(proxy_port=taken))
+        with pytest.raises(ConfigError, match="another proxy_host or proxy_port"):
+            await second.__aenter__()
         async with HttpEndpoints(EngineConfig(proxy_port=taken, processes=3)) as third:
             assert third.open(RolloutModel(asking_of(transport, config)))
 
@@ -127,3 +127,13 @@ async def test_an_advertised_address_is_what_programs_are_told() -> None:
         headers = {"x-api-key": endpoint.api_key, "host": host}
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=headers) as client:
             assert text_of(await client.post("/v1/chat/completions", json=chat_body("hello"))) == "4"
+
+
+@pytest.mark.slow
+async def test_each_process_has_an_endpoint_of_its_own() -> None:
+    """Agents are answered where they play, and what they ask goes on token-in there."""
+    async with Engine(EngineConfig(verify=True, processes=2, max_tokens=8), Asks) as engine:
+        groups = [group async for group in engine.stream([{"n": n} for n in range(4)], rollouts_per_task=2)]
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    assert [rollout.failure for rollout in rollouts] == [None] * 8
+    assert {tuple(turn.route for turn in rollout.turns) for rollout in rollouts} == {(Route.MESSAGE_IN, Route.TOKEN_IN)}
