@@ -36,8 +36,8 @@ _NVEXT_FIELDS = frozenset(
 
 #: Root fields that are accepted and change nothing here.
 _IDLE_FIELDS = frozenset(
-    {"metadata", "user", "service_tier", "store", "tool_choice", "parallel_tool_calls", "response_format"}
-    | {"stream_options", "reasoning_effort", "logit_bias"}
+    {"metadata", "user", "service_tier", "store", "tool_choice", "parallel_tool_calls"}
+    | {"stream_options", "reasoning_effort"}
 )
 
 
@@ -223,3 +223,5 @@ async def _refuse_unknown(request: Request, kind: type[msgspec.Struct]) -> None:
         unknown += [f"nvext.{name}" for name in nvext if name not in _NVEXT_FIELDS]
     if unknown:
         raise Refused(400, f"Unsupported parameter(s): {', '.join(unknown)}")
+    if raw.get("tools") and raw.get("tool_choice") not in (None, "auto", "none"):
+        raise Refused(400, "tool_choice: the embedded server cannot force a call", param="tool_choice")
