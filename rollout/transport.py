@@ -44,7 +44,7 @@ class ServerInfo(msgspec.Struct, kw_only=True):
     """What a server says of itself and what a probe saw it do."""
 
     dialect: str
-    """vllm, dynamo, embedded or scripted."""
+    """vllm, sglang, dynamo, embedded or scripted."""
     version: str | None = None
     owned_by: str | None = None
     """The model's owner, as its list of models says: it tells dialects apart."""
@@ -198,7 +198,9 @@ class Transport(ABC):
         raise self._fixed_weights()
 
     def _fixed_weights(self) -> ConfigError:
-        return ConfigError(f"{self.info.dialect}: this server's weights cannot be changed from here; vLLM's can")
+        return ConfigError(
+            f"{self.info.dialect}: this server's weights cannot be changed from here; vLLM's and SGLang's can"
+        )
 
     async def abort(self, request_ids: Sequence[str]) -> None:  # noqa: B027  # cancelling is enough for most
         """Ends these requests on the server, where it can be told by name; elsewhere cancelling is what ends them.

@@ -107,6 +107,9 @@ _MODELS = msgspec.json.Decoder(ModelList)
 class ServedTransport(Transport):
     """What the HTTP dialects share: one client, and what a probe by it saw."""
 
+    health_path: str | None = "/health"
+    """What is asked for health beside the list of models; None where that says more than it costs."""
+
     def __init__(self, client: HttpClient, info: ServerInfo, *, weights_timeout_s: float = 600.0) -> None:
         """`client` is closed with the transport."""
         self.client = client
@@ -124,7 +127,8 @@ class ServedTransport(Transport):
         try:
             # A gateway without this route may serve well.
             with contextlib.suppress(RequestRefused):
-                await self.client.get("/health")
+                if self.health_path is not None:
+                    await self.client.get(self.health_path)
             cards = await _listed(self.client)
         except ServerBusy as error:
             if error.status not in RETRY_STATUSES:

@@ -141,7 +141,7 @@ def bench(
 
 
 def model(context: typer.Context) -> None:
-    """Print the embedded model's folder, ready to be served by vLLM or Dynamo."""
+    """Print the embedded model's folder, ready to be served by vLLM, SGLang or Dynamo."""
 
     the = command_of(context)
 
@@ -158,14 +158,18 @@ def serve(
     context: typer.Context,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The port to listen on.")] = 8000,
-    dialect: Annotated[str, typer.Option(help="vllm or dynamo.")] = "vllm",
+    dialect: Annotated[str, typer.Option(help="vllm, sglang or dynamo.")] = "vllm",
     model_dir: Annotated[
         Path | None, typer.Option(help="The model's folder.", show_default="the embedded model's")
     ] = None,
     served_model_name: Annotated[str, typer.Option(help="The name that clients ask for.")] = "rollout-tiny",
     logprobs_mode: Annotated[
-        str, typer.Option(help="Logprobs before temperature and filters (raw_logprobs), or processed_logprobs.")
-    ] = "raw_logprobs",
+        str | None,
+        typer.Option(
+            help="Logprobs before temperature and filters (raw_logprobs), or processed_logprobs.",
+            show_default="raw_logprobs; processed_logprobs as SGLang",
+        ),
+    ] = None,
     api_key: Annotated[
         str | None,
         typer.Option(
@@ -173,7 +177,7 @@ def serve(
         ),
     ] = None,
 ) -> None:
-    """Serve the embedded model on a port, in vLLM's or Dynamo's dialect."""
+    """Serve the embedded model on a port, in vLLM's, SGLang's or Dynamo's dialect."""
 
     the = command_of(context)
 

@@ -21,6 +21,7 @@ _FLAG = "--logprobs-mode processed_logprobs"
 #: How each server is started so that its logprobs are of after temperature and filters.
 REMEDIES = {
     "vllm": f"start vLLM with {_FLAG}",
+    "sglang": "start SGLang without SGLANG_RETURN_ORIGINAL_LOGPROB",
     "dynamo": f"start Dynamo's vLLM worker with {_FLAG}",
     "embedded": f"play on `rollout serve {_FLAG}`, named by --base-url",
 }
@@ -28,6 +29,10 @@ REMEDIES = {
 
 #: What models' own settings say, as generation_config.json has them, and what changes nothing.
 _NAMED = {"temperature": 1, "top_p": 1, "top_k": -1}
+
+
+#: What SGLang leaves out of its logprobs, which are of after penalties and temperature.
+_CUT = frozenset({"top_k", "top_p", "min_p"})
 
 
 class Doubt(NamedTuple):
@@ -53,6 +58,9 @@ def doubt(info: ServerInfo, config: EngineConfig) -> Doubt | None:
         return Doubt("sampling_unknown", why, f"give them: {flags}")
     if info.logprobs_mode == "processed_logprobs":
         filters = {name: value for name, value in changed.items() if name != "temperature"}
+        if info.dialect == "sglang" and filters.keys() & _CUT:
+            why = f"logprobs are of before top_k, top_p and min_p; tokens are drawn after them ({said})"
+            return Doubt("logprobs_before_filters", why, "sample without them")
         if not filters:
             return None
         why = f"logprobs are of the distribution after filters and penalties ({said}), which a trainer must apply, too"

@@ -158,6 +158,8 @@ def rows(found: Probe) -> list[tuple[str, str]]:
 
 
 def _logprobs(info: ServerInfo) -> str:
+    if info.logprobs_mode == "processed_logprobs" and info.dialect == "sglang":
+        return "after temperature and penalties, before top_k, top_p and min_p"
     if info.logprobs_mode == "processed_logprobs":
         return "after temperature and filters: of what was drawn from (processed_logprobs)"
     if info.logprobs_mode is None:

@@ -72,7 +72,7 @@ class InProcess(Subject):
 
     def __init__(self, dialect: str) -> None:
         self.dialect = dialect
-        self.controls_weights = self.aborts_by_name = self.tokenizes = dialect == "vllm"
+        self.controls_weights = self.aborts_by_name = self.tokenizes = dialect != "dynamo"
 
     async def open(self, **config: Any) -> Transport:
         return await open_embedded(TransportConfig(options={"dialect": self.dialect}, **config))
@@ -83,7 +83,7 @@ class OverHttp(Subject):
 
     def __init__(self, url: str, dialect: str, stack: ExitStack) -> None:
         self.url, self._stack = url, stack
-        self.controls_weights = self.aborts_by_name = self.tokenizes = dialect == "vllm"
+        self.controls_weights = self.aborts_by_name = self.tokenizes = dialect != "dynamo"
 
     async def open(self, **config: Any) -> Transport:
         return await auto.open(TransportConfig(base_url=self.url, **config))
@@ -102,7 +102,7 @@ class TestDouble(TransportContract):
 
 
 class TestInProcess(TransportContract):
-    @pytest.fixture(params=["vllm", "dynamo"])
+    @pytest.fixture(params=["vllm", "sglang", "dynamo"])
     def subject(self, request: pytest.FixtureRequest) -> Subject:
         return InProcess(request.param)
 
@@ -113,7 +113,7 @@ def model() -> Model:
 
 
 class TestOverHttp(TransportContract):
-    @pytest.fixture(params=["vllm", "dynamo"])
+    @pytest.fixture(params=["vllm", "sglang", "dynamo"])
     def subject(self, request: pytest.FixtureRequest, model: Model) -> Iterator[Subject]:
         with ExitStack() as stack:
             engine = Engine(model)

@@ -1,6 +1,6 @@
-"""The ASGI app: one engine behind vLLM's wire or Dynamo's.
+"""The ASGI app: one engine behind vLLM's wire, Dynamo's or SGLang's.
 
-    app = create_app()                      # or dialect="dynamo"
+    app = create_app()                      # or dialect="dynamo", "sglang"
     httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://embedded")
 
 In process nobody sends lifespan events, so the first request starts the engine; whoever made the
@@ -33,10 +33,17 @@ from transports.embedded.jobs import EngineClosedError
 from transports.embedded.model import Model
 from transports.embedded.programs import ANTHROPIC, ProgramRoutes, refusal
 from transports.embedded.sampling import LogprobsMode
+from transports.embedded.sglang_routes import SglangRoutes
 from transports.embedded.vllm_routes import VERSION, VllmRoutes
 from transports.embedded.wire import Refused, RouteSpec, Served, answer, generation_defaults
 
-Dialect = Literal["vllm", "dynamo"]
+Dialect = Literal["vllm", "sglang", "dynamo"]
+
+_ROUTES: dict[str, type[VllmRoutes] | type[SglangRoutes] | type[DynamoRoutes]] = {
+    "vllm": VllmRoutes,
+    "sglang": SglangRoutes,
+    "dynamo": DynamoRoutes,
+}
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -48,26 +55,26 @@ def create_app(
     dialect: Dialect = "vllm",
     engine: Engine | None = None,
     max_model_len: int | None = None,
-    logprobs_mode: LogprobsMode = "raw_logprobs",
+    logprobs_mode: LogprobsMode | None = None,
     api_key: str | None = None,
 ) -> Starlette:
     """An app that serves the folder's model under `served_name`.
 
     `engine` is one of the caller's, perhaps shared by two apps of different dialect; the app then
     neither starts nor closes it under lifespan. `max_model_len` (tokens) lowers the context. `logprobs_mode` says what
-    logprobs are of, where the engine is not the caller's. Where there is an `api_key`, who does not send it is let
-    into nothing but the health checks.
+    logprobs are of, where the engine is not the caller's; None is as each server does it by default. Where there is an
+    `api_key`, who does not send it is let into nothing but the health checks.
     """
     folder = Path(model_dir)
     own = engine is None
-    engine = engine or Engine(Model.load(folder), logprobs_mode=logprobs_mode)
+    mode = logprobs_mode or ("processed_logprobs" if dialect == "sglang" else "raw_logprobs")
+    engine = engine or Engine(Model.load(folder), logprobs_mode=mode)
     context = min(max_model_len or engine.model.config.context, engine.model.config.context)
     defaults = generation_defaults(folder)
     served = Served(engine, ChatFormat(folder), served_name, root=str(folder), context=context, defaults=defaults)
+    specs = _ROUTES[dialect](served).routes()
     if dialect == "vllm":
-        specs = [*VllmRoutes(served).routes(), *ProgramRoutes(served).routes()]
-    else:
-        specs = DynamoRoutes(served).routes()
+        specs = [*specs, *ProgramRoutes(served).routes()]
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -79,7 +86,7 @@ def create_app(
             if own:
                 engine.close()
 
-    error_of = _vllm_error if dialect == "vllm" else _dynamo_error
+    error_of = _dynamo_error if dialect == "dynamo" else _vllm_error
     app = Starlette(
         routes=[
             *(Route(path, _starting(engine, handler), methods=[method]) for method, path, handler in specs),
@@ -130,7 +137,7 @@ def _openapi(specs: list[RouteSpec], dialect: Dialect) -> Handler:
     paths: dict[str, dict[str, Any]] = {}
     for method, path, _ in specs:
         paths.setdefault(path, {})[method.lower()] = {"responses": {"200": {"description": "OK"}}}
-    title = "FastAPI" if dialect == "vllm" else "NVIDIA Dynamo OpenAI Frontend"
+    title = "NVIDIA Dynamo OpenAI Frontend" if dialect == "dynamo" else "FastAPI"
     document = {"openapi": "3.1.0", "info": {"title": title, "version": VERSION}, "paths": paths}
 
     async def openapi(request: Request) -> Response:

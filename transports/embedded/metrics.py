@@ -8,14 +8,24 @@ from typing import Literal
 from transports.embedded.jobs import FIRST_TOKEN_BOUNDS, EngineStats
 
 
-def metrics_text(stats: EngineStats, model: str, dialect: Literal["vllm", "dynamo"]) -> str:
-    """One line per number, with vLLM's or Dynamo's names."""
+def metrics_text(stats: EngineStats, model: str, dialect: Literal["vllm", "sglang", "dynamo"]) -> str:
+    """One line per number, with vLLM's, SGLang's or Dynamo's names."""
     if dialect == "dynamo":
         label = f'{{model="{model}"}}'
         rows: list[tuple[str, str, str, float]] = [
             ("gauge", "dynamo_frontend_inflight_requests", label, stats.running + stats.waiting),
             ("gauge", "dynamo_frontend_queued_requests", label, stats.waiting),
             ("counter", "dynamo_frontend_output_tokens_total", label, stats.completion_tokens),
+        ]
+    elif dialect == "sglang":
+        label = f'{{engine_type="unified",model_name="{model}"}}'
+        rows = [
+            ("gauge", "sglang:num_running_reqs", label, stats.running),
+            ("gauge", "sglang:num_queue_reqs", label, stats.waiting),
+            ("gauge", "sglang:token_usage", label, stats.cache_usage),
+            ("counter", "sglang:prompt_tokens_total", label, stats.prompt_tokens),
+            ("counter", "sglang:generation_tokens_total", label, stats.completion_tokens),
+            ("counter", "sglang:cached_tokens_total", label, stats.cache_hits),
         ]
     else:
         label = f'{{engine="0",model_name="{model}"}}'
@@ -32,9 +42,8 @@ def metrics_text(stats: EngineStats, model: str, dialect: Literal["vllm", "dynam
         for reason, count in stats.finished.items():
             labels = f'{label[:-1]},finished_reason="{reason}"}}'
             rows.append(("counter", "vllm:request_success_total", labels, count))
-    rows += _histogram(
-        f"{'dynamo_frontend_' if dialect == 'dynamo' else 'vllm:'}time_to_first_token_seconds", label, stats
-    )
+    prefix = {"vllm": "vllm:", "sglang": "sglang:", "dynamo": "dynamo_frontend_"}[dialect]
+    rows += _histogram(f"{prefix}time_to_first_token_seconds", label, stats)
     lines: list[str] = []
     said = set[str]()
     for kind, name, labels, value in rows:

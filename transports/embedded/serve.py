@@ -6,14 +6,16 @@ import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import uvicorn
 
 from rollout.errors import ConfigError
 from transports.embedded import MODEL_DIR, NOT_A_MODEL
-from transports.embedded.app import create_app
+from transports.embedded.app import Dialect, create_app
 from transports.embedded.sampling import LogprobsMode
+
+DIALECTS: tuple[str, ...] = get_args(Dialect)
 
 
 def run(
@@ -23,20 +25,20 @@ def run(
     dialect: str = "vllm",
     model_dir: Path | None = None,
     served_name: str = "rollout-tiny",
-    logprobs_mode: str = "raw_logprobs",
+    logprobs_mode: str | None = None,
     api_key: str | None = None,
     say: Callable[[str], None] = print,
 ) -> None:
     """Serves until it is interrupted; tells `say` what and where as soon as it does. Port 0 takes a free one.
 
-    `logprobs_mode` is vLLM's: `raw_logprobs` before temperature and filters, `processed_logprobs` after them. Where an
-    `api_key` is given, clients must send it. Raises
+    `logprobs_mode` is vLLM's: `raw_logprobs` before temperature and filters, `processed_logprobs` after them; None is
+    as the dialect's server does it by default. Where an `api_key` is given, clients must send it. Raises
     KeyboardInterrupt at the end, and ConfigError for a dialect, a mode or a folder that is none, and an address that
     cannot be listened on.
     """
-    if dialect not in ("vllm", "dynamo"):
-        raise ConfigError(f"--dialect is vllm or dynamo, not {dialect!r}")
-    if logprobs_mode not in get_args(LogprobsMode):
+    if dialect not in DIALECTS:
+        raise ConfigError(f"--dialect is {DIALECTS[0]}, {DIALECTS[1]} or {DIALECTS[2]}, not {dialect!r}")
+    if logprobs_mode is not None and logprobs_mode not in get_args(LogprobsMode):
         raise ConfigError(f"--logprobs-mode is {' or '.join(get_args(LogprobsMode))}, not {logprobs_mode!r}")
     if not served_name:
         raise ConfigError("--served-model-name is the name that clients ask for: give one")
@@ -49,8 +51,8 @@ def run(
             app = create_app(
                 folder,
                 served_name=served_name,
-                dialect="vllm" if dialect == "vllm" else "dynamo",
-                logprobs_mode="raw_logprobs" if logprobs_mode == "raw_logprobs" else "processed_logprobs",
+                dialect=cast(Dialect, dialect),
+                logprobs_mode=cast(LogprobsMode | None, logprobs_mode),
                 api_key=api_key,
             )
         except NOT_A_MODEL as error:

@@ -7,6 +7,7 @@ from typing import Any
 
 import anyio
 import httpx
+import msgspec
 
 from rollout.errors import ConfigError
 from rollout.transport import TransportConfig
@@ -15,27 +16,29 @@ from transports.dynamo import DynamoTransport
 from transports.embedded import MODEL_DIR, NOT_A_MODEL
 from transports.embedded.app import create_app
 from transports.http.client import HttpClient
+from transports.sglang import transport as sglang
+from transports.sglang.transport import SglangTransport
 from transports.vllm import transport as vllm
 from transports.vllm.transport import VllmTransport
 
 _OPTIONS = ("model_dir", "dialect", "logprobs_mode")
 
 
-async def open(config: TransportConfig) -> VllmTransport | DynamoTransport:
+async def open(config: TransportConfig) -> VllmTransport | DynamoTransport | SglangTransport:
     """Entry point `embedded`: an engine of its own in this process, which ends with the transport.
 
-    Options: `model_dir` (a folder), `dialect` (vllm or dynamo) and `logprobs_mode` (vLLM's). Raises ConfigError.
+    Options: `model_dir` (a folder), `dialect` (vllm, sglang or dynamo), `logprobs_mode` (vLLM's). Raises ConfigError.
     """
     if unknown := config.options.keys() - set(_OPTIONS):
         raise ConfigError(
             f"the embedded transport knows no option {', '.join(sorted(unknown))}; it knows {', '.join(_OPTIONS)}"
         )
     dialect = config.options.get("dialect", "vllm")
-    if dialect not in ("vllm", "dynamo"):
-        raise ConfigError(f"the embedded model speaks vllm or dynamo, not {dialect!r}")
+    if dialect not in ("vllm", "sglang", "dynamo"):
+        raise ConfigError(f"the embedded model speaks vllm, sglang or dynamo, not {dialect!r}")
     folder = Path(config.options.get("model_dir", MODEL_DIR))
     try:
-        mode = config.options.get("logprobs_mode", "raw_logprobs")
+        mode = config.options.get("logprobs_mode")
         app = await anyio.to_thread.run_sync(lambda: create_app(folder, dialect=dialect, logprobs_mode=mode))
     except NOT_A_MODEL as error:
         raise ConfigError(f"no embedded model in {folder}: {error}") from error
@@ -46,9 +49,9 @@ async def open(config: TransportConfig) -> VllmTransport | DynamoTransport:
         headers=config.headers,
         transport=_AppTransport(app),
     )
-    transport: VllmTransport | DynamoTransport = (
-        await vllm.open(config, client) if dialect == "vllm" else await dynamo.open(config, client)
-    )
+    speaks: dict[str, Any] = {"vllm": vllm.open, "sglang": sglang.open, "dynamo": dynamo.open}
+    plain = msgspec.structs.replace(config, options={})
+    transport: VllmTransport | DynamoTransport | SglangTransport = await speaks[dialect](plain, client)
     transport.info.dialect = "embedded"
     transport.info.vocab_size = app.state.engine.model.config.vocab_size
     return transport

@@ -27,8 +27,11 @@ RETRY_STATUSES = frozenset({408, 409, 425, 429})
 #: A server that asks for more is asked again all the same.
 RETRY_AFTER_MAX_S = 120.0
 
-#: How vLLM says that a prompt does not fit (seen on 0.31 and 0.32, completions and chat).
-_TOO_LONG = ("maximum model length", "maximum context length", "longer than the maximum", "context length of")
+#: How vLLM (seen on 0.31 and 0.32, completions and chat) and SGLang (0.5.23) say that a prompt does not fit.
+_TOO_LONG = (
+    *("maximum model length", "maximum context length", "longer than the maximum", "context length of"),
+    *("longer than the model's context length", "exceeds the maximum allowed length"),
+)
 
 #: What msgspec raises for bytes that are no JSON, or JSON that is nested too deep.
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)

@@ -1,4 +1,4 @@
-"""A server's metrics in Prometheus' text form, by vLLM's names or Dynamo's (`wire.md`)."""
+"""A server's metrics in Prometheus' text form, by vLLM's, Dynamo's or SGLang's names (`docs/wire.md`)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ from collections import defaultdict
 from rollout.histogram import Histogram
 from rollout.transport import ServerLoad
 
-#: Time to first token, as vLLM's engine and Dynamo's frontend keep it (seen on vLLM 0.32 and on a frontend
-#: before a mocker, for answers that are not streamed).
-FIRST_TOKEN = ("vllm:time_to_first_token_seconds", "dynamo_frontend_time_to_first_token_seconds")
+#: Time to first token, as vLLM's engine, Dynamo's frontend and SGLang keep it (seen on vLLM 0.32, on a frontend
+#: before a mocker and on SGLang 0.5.23, for answers that are not streamed).
+FIRST_TOKEN = (
+    "vllm:time_to_first_token_seconds",
+    "dynamo_frontend_time_to_first_token_seconds",
+    "sglang:time_to_first_token_seconds",
+)
 
 _BOUND = re.compile(r'\ble="([^"]+)"')
 
@@ -21,7 +25,7 @@ def read_load(metrics: str) -> ServerLoad:
     """How busy the server is."""
     values: dict[str, list[float]] = {}
     for line in metrics.splitlines():
-        if line.startswith(("vllm:", "dynamo_frontend_")):
+        if line.startswith(("vllm:", "dynamo_frontend_", "sglang:")):
             name = line.partition("{")[0].partition(" ")[0]
             if (value := _value(line)) is not None:
                 values.setdefault(name, []).append(value)
@@ -34,9 +38,9 @@ def read_load(metrics: str) -> ServerLoad:
     if waiting is not None and inflight is not None:
         return ServerLoad(running=max(0, inflight - waiting), waiting=waiting)
     return ServerLoad(
-        running=total("vllm:num_requests_running"),
-        waiting=total("vllm:num_requests_waiting"),
-        cache_usage=max(values.get("vllm:kv_cache_usage_perc", ()), default=None),
+        running=total("vllm:num_requests_running", "sglang:num_running_reqs"),
+        waiting=total("vllm:num_requests_waiting", "sglang:num_queue_reqs"),
+        cache_usage=max(values.get("vllm:kv_cache_usage_perc", values.get("sglang:token_usage", ())), default=None),
         preemptions=total("vllm:num_preemptions_total"),
     )
 

@@ -275,7 +275,7 @@ def test_a_stranger_is_not_taken_for_a_server_we_know() -> None:
     """A server of neither dialect is named as such."""
     models = {"data": [{"id": "m", "owned_by": "somebody"}]}
     with serving(answering(200, models)) as url:
-        assert "neither vLLM nor Dynamo" in mistake("run", *SHORT, "--base-url", url, status=3)
+        assert "neither vLLM, SGLang nor Dynamo" in mistake("run", *SHORT, "--base-url", url, status=3)
 
 
 @pytest.mark.slow

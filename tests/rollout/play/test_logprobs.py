@@ -53,6 +53,15 @@ def test_what_is_not_known_is_asked_for() -> None:
     assert found.remedy == "give them: -s top_p=1 -s top_k=-1"
 
 
+def test_sglangs_logprobs_leave_filters_out() -> None:
+    """They are of after temperature and penalties, so a filter alone makes them another distribution's."""
+    info = ServerInfo(dialect="sglang", model="m", logprobs_mode="processed_logprobs", sampling_defaults=Sampling())
+    assert doubt(info, EngineConfig(sampling={"temperature": 0.7})) is None
+    found = doubt(info, EngineConfig(sampling={"temperature": 0.7, "top_p": 0.9}))
+    assert found is not None
+    assert (found.event, found.remedy) == ("logprobs_before_filters", "sample without them")
+
+
 async def test_an_engine_says_it_once() -> None:
     """However many rollouts are played, and each turn says what its logprobs are of."""
     transport = ScriptedTransport([reply("x")] * 3)

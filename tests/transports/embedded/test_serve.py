@@ -60,7 +60,7 @@ def test_a_port_that_is_taken_is_said() -> None:
         ({"api_key": " "}, "--api-key is empty: give a key, or leave it out"),
         ({"host": "nowhere.invalid"}, "cannot listen on nowhere.invalid:8000"),
         ({"served_name": ""}, "--served-model-name is the name that clients ask for: give one"),
-        ({"dialect": "openai"}, "--dialect is vllm or dynamo, not 'openai'"),
+        ({"dialect": "openai"}, "--dialect is vllm, sglang or dynamo, not 'openai'"),
         ({"logprobs_mode": "raw"}, "--logprobs-mode is raw_logprobs or processed_logprobs, not 'raw'"),
         ({"port": 0, "model_dir": Path("/nowhere")}, "no model to serve in '/nowhere'"),
     ],

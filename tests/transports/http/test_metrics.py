@@ -24,6 +24,13 @@ dynamo_frontend_inflight_requests{model="m"} 5
 dynamo_frontend_queued_requests{model="m"} 2
 """
 
+SGLANG = """sglang:time_to_first_token_seconds_bucket{engine_type="unified",le="0.4",model_name="m"} 1.0
+sglang:time_to_first_token_seconds_bucket{engine_type="unified",le="+Inf",model_name="m"} 2.0
+sglang:num_running_reqs{engine_type="unified",model_name="m"} 3.0
+sglang:num_queue_reqs{engine_type="unified",model_name="m"} 1.0
+sglang:token_usage{engine_type="unified",model_name="m"} 0.5
+"""
+
 
 def test_engines_of_one_server_are_summed() -> None:
     """Data-parallel engines each have their own series."""
@@ -41,6 +48,15 @@ def test_dynamo_by_its_own_names() -> None:
     assert found.total == 4
     load = read_load(DYNAMO)
     assert (load.running, load.waiting) == (3, 2)
+
+
+def test_sglang_by_its_own_names() -> None:
+    """As it writes them with --enable-metrics."""
+    found = read_first_tokens(SGLANG)
+    assert found is not None
+    assert found.total == 2
+    load = read_load(SGLANG)
+    assert (load.running, load.waiting, load.cache_usage) == (3, 1, 0.5)
 
 
 def test_metrics_that_say_nothing() -> None:

@@ -1,0 +1,6 @@
+"""SGLang.
+
+transport   its routes, and how requests are ended, pauses made and weights loaded
+probe       what a server does, found out by asking it
+wire        what goes over the routes, both ways
+"""
