@@ -298,7 +298,15 @@ async def run_jobs(served: Served, jobs: Sequence[Job], request: Request) -> lis
 
 def submitted(served: Served, jobs: Sequence[Job]) -> asyncio.Future[list[Completion]]:
     """What jobs will end with. Cancelling it aborts them."""
-    return asyncio.gather(*(asyncio.wrap_future(served.engine.submit(job)) for job in jobs))
+    together = asyncio.gather(*(asyncio.wrap_future(served.engine.submit(job)) for job in jobs))
+    together.add_done_callback(_seen)
+    return together
+
+
+def _seen(together: asyncio.Future[list[Completion]]) -> None:
+    """Nobody asks what became of jobs whose client has left: asyncio is not to say that nobody did."""
+    if not together.cancelled():
+        together.exception()
 
 
 async def _disconnected(request: Request) -> None:
