@@ -39,6 +39,7 @@ def test_the_templates_own_call_decides() -> None:
     assert found == {
         **dict.fromkeys(found, "hermes"),
         "alternate-end": "llama",
+        "call-ids-shown": "kimi",
         "strict-alternation": "mistral",
         "end-differs-when-last": "harmony",
     }
