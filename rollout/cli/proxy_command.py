@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rollout.cli.command import Command, command_of
+from rollout.cli.command import Command, Played, command_of
 from rollout.cli.options import (
     BaseUrls,
+    Json,
     KeyEnv,
     Model,
     Reader,
@@ -18,10 +21,13 @@ from rollout.cli.options import (
     TransportName,
     default_key_env,
 )
+from rollout.errors import UsageError
 
 if TYPE_CHECKING:
+    from rollout.cli.summary import Summary
     from rollout.errors import RolloutError
     from rollout.proxy.recorder import RecorderSettings
+    from rollout.proxy.recording import Recording
     from rollout.store.settings import RunSettings
 
 #: How long turns under way may take to end after a signal. Slurm and Kubernetes kill after 30 s.
@@ -77,6 +83,7 @@ def proxy(
     verify: Annotated[
         bool, typer.Option("--verify", help="Check every trajectory's invariants.", show_default="off")
     ] = False,
+    json: Json = False,
 ) -> None:
     """Record whatever agent is pointed at it, in front of a server: each API key's turns are a rollout."""
 
@@ -115,7 +122,7 @@ def proxy(
         settings = read_settings(None, flags)
         recorder = RecorderSettings(fsync=fsync, idle_s=idle, most_sessions=max_sessions)
         token = api_key(token_env)
-        return the.run(lambda: _record(the, settings, recorder, output, token))
+        return the.run(lambda: _record(the, settings, recorder, output, token, json))
 
     the.do(go)
 
@@ -130,7 +137,12 @@ def _check(idle: float, max_sessions: int) -> None:
 
 
 async def _record(
-    the: Command, settings: RunSettings, recorder_settings: RecorderSettings, output: Path | None, token: str | None
+    the: Command,
+    settings: RunSettings,
+    recorder_settings: RecorderSettings,
+    output: Path | None,
+    token: str | None,
+    as_json: bool,
 ) -> int:
     """Records until a signal comes, or the disk takes no more."""
     import anyio
@@ -149,17 +161,42 @@ async def _record(
 
     with EventLog() as log, infrequent_full_gc():
         async with recording_on(settings, recorder_settings, output, token=token, on_failed=failed) as served:
-            recorder, folder = served.recorder, served.recorder.folder
+            recorder, folder, started = served.recorder, served.recorder.folder, time.perf_counter()
             log.open(folder.path / EVENTS)
             the.log_path = log.path
+            summary = _summary(served, settings)
+            folder.on_rollout = summary.add
             left = f"; {len(recorder)} sessions go on" if len(recorder) else ""
-            the.say(f"recording {served.model} on {served.url} in {folder.path}{left}")
+            the.say(f"recording {summary.model} on {served.url} in {folder.path}{left}")
             with the.signals.meaning(stop.set, patience_s=_GRACE_S):
                 await stop.wait()
-                recorder.stopping = True
                 the.say(f"stopping: turns under way have {_GRACE_S:g} s to end; control-C again stops at once")
-                await recorder.stop(0.0 if errors else _GRACE_S)
-            written = folder.written
-            said = f"{written['rollouts']} rollouts, {written['turns']} turns, {written['token_in']} token-in"
-            the.say(f"recorded {said}: {folder.path}")
-    return the.said(errors[0]) if errors else 0
+                with contextlib.suppress(UsageError):  # it is among the errors
+                    await recorder.stop(0.0 if errors else _GRACE_S)
+            played = _played(summary, folder.path, time.perf_counter() - started)
+            with contextlib.suppress(OSError):  # a full disk is said by what it stopped
+                folder.write_summary(played.result)
+    played.error = errors[0] if errors else None
+    return the.tell(played, as_json=as_json)
+
+
+def _summary(served: Recording, settings: RunSettings) -> Summary:
+    """What is told at the end: of the sessions whose lines this process has written."""
+    from rollout.cli.summary import Summary
+
+    model = served.model
+    summary = Summary(env=settings.env, mode=settings.mode, model=model.info.model, transport=model.info.dialect)
+    if model.codec is not None:
+        summary.bridges = model.codec.description
+        summary.reader = model.codec.reader.name if model.codec.reader is not None else ""
+    return summary
+
+
+def _played(summary: Summary, folder: Path, wall_s: float) -> Played:
+    from rollout.cli.summary import table_rows
+    from rollout.observe.stats import Stats
+
+    stats = Stats()
+    result = summary.as_json(wall_s=wall_s, client_cpu_s=time.process_time(), run_dir=str(folder), stats=stats)
+    title = f"recorded on {summary.model} ({summary.transport})"
+    return Played(result, title=title, rows=table_rows(summary, wall_s, str(folder), stats), complete=True)

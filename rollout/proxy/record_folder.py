@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+import anyio
+import anyio.to_thread
 import msgspec
 
 from rollout.errors import UsageError
@@ -42,8 +46,8 @@ class RecordFolder:
         """Sessions that have ended -> where their line begins, -1 where they have none."""
         self.ended_keys: set[str] = set()
         """The hashes of their keys."""
-        self.written: Counter[str] = Counter()
-        """What this process has written: rollouts, turns, and turns that went token-in."""
+        self.on_rollout: Callable[[Rollout], None] = lambda rollout: None
+        """Told, in a thread, of each line that was written."""
         self._run = run
         self._tasks: dict[str, int] = {}
         """Name -> the index of its task."""
@@ -107,10 +111,13 @@ class RecordFolder:
 
     async def write(self, opened: Opened, rollout: Rollout, fsync: bool = False) -> int:
         """Writes a session's line as it stands; gives where it begins. Raises OSError, FolderGone."""
-        self.written["rollouts"] += 1
-        self.written["turns"] += len(rollout.turns)
-        self.written["token_in"] += sum(turn.route == "token_in" for turn in rollout.turns)
-        return await self._run.write(rollout, fsync=fsync)
+        begins = await self._run.write(rollout, fsync=fsync)
+        await anyio.to_thread.run_sync(self.on_rollout, rollout)
+        return begins
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Writes summary.json. Raises OSError."""
+        self._run.write_summary(summary)
 
     def read(self, session: str) -> Rollout | None:
         """The record of a session that has ended; None where it left none."""

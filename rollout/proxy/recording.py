@@ -15,6 +15,7 @@ from rollout.errors import ConfigError, RolloutError
 from rollout.log import get_logger
 from rollout.play.logprobs import warn_of_logprobs
 from rollout.play.player import Player
+from rollout.play.served import ServedModel
 from rollout.process import open_files
 from rollout.proxy.app import create_app
 from rollout.proxy.guard import Guard, host_of
@@ -34,8 +35,8 @@ class Recording(msgspec.Struct, frozen=True, kw_only=True):
     recorder: Recorder
     url: str
     """Where agents find it."""
-    model: str
-    """What the served model is called."""
+    model: ServedModel
+    """The model that it stands in front of."""
 
 
 @asynccontextmanager
@@ -78,7 +79,7 @@ async def recording_on(
                     guard = Guard({host_of(url.partition("://")[2])})
                     app = create_app(recorder, guard, config.proxy_body_bytes, api.routes())
                     tasks.start_soon(serve, app, listener)
-                    yield Recording(recorder=recorder, url=url, model=player.model.info.model)
+                    yield Recording(recorder=recorder, url=url, model=player.model)
                     tasks.cancel_scope.cancel()
             finally:
                 folder.close()

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
+import json
 import os
 import re
 import resource
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
+import openai
 import pytest
 from typer.testing import CliRunner
 
@@ -36,6 +38,14 @@ class Process:
         assert found, self.said + self.process.stderr.read()
         self.url = found[0]
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.communicate()
+
     def end(self, number: signal.Signals) -> tuple[int, str]:
         """Sends a signal; the status, and what was said."""
         self.process.send_signal(number)
@@ -44,17 +54,6 @@ class Process:
     def wait(self) -> tuple[int, str]:
         said = self.process.communicate(timeout=120)[1]
         return self.process.returncode, said
-
-
-@contextlib.contextmanager
-def proxy(folder: Path, *options: str, **settings: Any) -> Iterator[Process]:
-    started = Process(folder, *options, **settings)
-    try:
-        yield started
-    finally:
-        if started.process.poll() is None:
-            started.process.kill()
-            started.process.communicate()
 
 
 def chat(url: str, key: str, messages: list[dict[str, Any]]) -> httpx.Response:
@@ -79,11 +78,11 @@ def test_killed_in_the_middle_it_goes_on_where_it_was(tmp_path: Path) -> None:
         key: [{"role": "user", "content": f"hello {key}"}] for key in ("k1", "k2")
     }
     for _ in range(2):
-        with proxy(tmp_path / "run") as one:
+        with Process(tmp_path / "run") as one:
             for key, messages in conversations.items():
                 talk(one.url, key, messages, 2)
             one.end(signal.SIGKILL)
-    with proxy(tmp_path / "run") as one:
+    with Process(tmp_path / "run") as one:
         assert "2 sessions go on" in one.said
         for key, messages in conversations.items():
             talk(one.url, key, messages, 1)
@@ -93,7 +92,8 @@ def test_killed_in_the_middle_it_goes_on_where_it_was(tmp_path: Path) -> None:
             assert httpx.post(f"{one.url}/sessions/{each['id']}/end", json={"reward": 1}).status_code == 200
         status, said = one.end(signal.SIGTERM)
     assert status == 0, said
-    assert "2 rollouts, 10 turns, 8 token-in" in said
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert [summary[name] for name in ("rollouts", "turns", "token_in_turns", "reward_mean")] == [2, 10, 8, 1.0]
     rollouts = list(read_rollouts(tmp_path / "run"))
     assert [(rollout.reward, len(rollout.turns)) for rollout in rollouts] == [(1.0, 5)] * 2
     for sample, rollout in zip(samples_of_run(tmp_path / "run"), rollouts, strict=True):
@@ -102,9 +102,41 @@ def test_killed_in_the_middle_it_goes_on_where_it_was(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+async def test_clients_that_retry_do_not_notice_that_it_was_killed(tmp_path: Path) -> None:
+    """The official SDK asks again by itself, and each of its answers is a turn: none is lost, none played twice."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    answered: list[str] = []
+    some = asyncio.Event()
+
+    async def agent(number: int, url: str) -> None:
+        client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=f"agent-{number}", max_retries=100)
+        messages: list[Any] = [{"role": "user", "content": f"hello {number}"}]
+        async with client:
+            for _ in range(6):
+                answer = await client.chat.completions.create(model="m", messages=messages, max_tokens=8)
+                answered.append(answer.id)
+                some.set()
+                said = answer.choices[0].message
+                messages += [{"role": "assistant", "content": said.content}, {"role": "user", "content": "go on"}]
+
+    with Process(tmp_path / "run", "--port", port) as one:
+        agents = asyncio.gather(*(agent(number, one.url) for number in range(6)))
+        await asyncio.wait_for(some.wait(), 60)
+        one.end(signal.SIGKILL)
+    with await asyncio.to_thread(Process, tmp_path / "run", "--port", port) as one:
+        await agents
+        status, said = await asyncio.to_thread(one.end, signal.SIGTERM)
+    assert status == 0, said
+    rollouts = list(read_rollouts(tmp_path / "run"))
+    assert [(len(rollout.turns), rollout.fallbacks) for rollout in rollouts] == [(6, {"first_turn": 1})] * 6
+    assert len(set(answered)) == 36
+
+
+@pytest.mark.slow
 def test_a_signal_ends_it_well_and_sessions_have_their_lines(tmp_path: Path) -> None:
     """SIGINT: status 0, and what was recorded can be shown and exported at once."""
-    with proxy(tmp_path / "run", "--fsync") as one:
+    with Process(tmp_path / "run", "--fsync") as one:
         talk(one.url, "k1", [{"role": "user", "content": "hello"}], 2)
         status, said = one.end(signal.SIGINT)
     assert (status, "Traceback" in said) == (0, False), said
@@ -123,7 +155,7 @@ def test_a_full_disk_ends_it_and_loses_nothing(tmp_path: Path) -> None:
 
     messages: list[dict[str, Any]] = [{"role": "user", "content": "hello"}]
     answered = 0
-    with proxy(tmp_path / "run", preexec_fn=little_room) as one:
+    with Process(tmp_path / "run", preexec_fn=little_room) as one:
         for _ in range(50):
             answer = chat(one.url, "k1", messages)
             if answer.status_code != 200:
@@ -136,7 +168,7 @@ def test_a_full_disk_ends_it_and_loses_nothing(tmp_path: Path) -> None:
     assert status == 2, words
     assert "cannot write the journal" in words
     assert answered > 1
-    with proxy(tmp_path / "run") as one:
+    with Process(tmp_path / "run") as one:
         (session,) = httpx.get(f"{one.url}/sessions").json()["sessions"]
         assert session["turns"] == answered
         talk(one.url, "k1", messages, 1)
