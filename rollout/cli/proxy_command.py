@@ -80,6 +80,12 @@ def proxy(
         bool,
         typer.Option("--fsync", help="Have each turn on the disk before it is answered.", show_default="flushed only"),
     ] = False,
+    server_wait_s: Annotated[
+        float | None,
+        typer.Option(
+            "--server-wait", help="Seconds to wait where no server is there.", show_default="at the start 0, later 300"
+        ),
+    ] = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Check every trajectory's invariants.", show_default="off")
     ] = False,
@@ -116,6 +122,7 @@ def proxy(
             "sampling": key_values(sampling, "-s", as_json=True) or None,
             "max_tokens": max_tokens,
             "max_turns": max_turns,
+            "server_wait_s": server_wait_s,
             "verify": verify,
         }
         _check(idle, max_sessions)

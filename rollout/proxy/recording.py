@@ -75,7 +75,7 @@ async def recording_on(
                     anyio.create_task_group() as tasks,
                 ):
                     url = base_url(listener, config.proxy_host, config.proxy_address)
-                    api = Api(recorder, url, token)
+                    api = Api(recorder, url, token, config.proxy_body_bytes)
                     guard = Guard({host_of(url.partition("://")[2])})
                     app = create_app(recorder, guard, config.proxy_body_bytes, api.routes())
                     tasks.start_soon(serve, app, listener)

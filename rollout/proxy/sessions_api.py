@@ -18,6 +18,7 @@ from starlette.routing import BaseRoute, Route
 
 from rollout.dialects.headers import Caller, read_headers
 from rollout.dialects.types import DialectError
+from rollout.errors import UsageError
 from rollout.proxy import faults
 from rollout.proxy.app import models_routes, read_body
 from rollout.proxy.openapi import Fault, Operation, document
@@ -26,9 +27,6 @@ from rollout.proxy.recorder import Given, Recorder
 from rollout.proxy.sessions import Served
 from rollout.store.folder import encode_array
 from rollout.tokens.samples import TrainingSample
-
-#: A body of the API's own at most: a task.
-_MOST_BYTES = 2**20
 
 _SAMPLES = msgspec.json.Encoder(enc_hook=encode_array)
 
@@ -103,9 +101,9 @@ class Samples(msgspec.Struct, kw_only=True):
 class Api:
     """Answers the recorder's own requests."""
 
-    def __init__(self, recorder: Recorder, base_url: str, token: str | None) -> None:
-        """Where there is a `token`, whoever asks must have it."""
-        self.recorder, self.base_url = recorder, base_url
+    def __init__(self, recorder: Recorder, base_url: str, token: str | None, most_bytes: int) -> None:
+        """Where there is a `token`, whoever asks must have it. A body has `most_bytes` at most."""
+        self.recorder, self.base_url, self._most_bytes = recorder, base_url, most_bytes
         self._token = token
 
     def __repr__(self) -> str:
@@ -129,6 +127,8 @@ class Api:
                 self._check(request)
                 body = await self._body(request, operation)
                 found = await operation.do(self, request, body)
+            except UsageError as error:  # the folder takes no more
+                return _refused(DialectError(503, str(error), code="not_kept"))
             except Exception as error:
                 return _refused(faults.refusal_of(error))
             content = found if isinstance(found, bytes) else msgspec.json.encode(found)
@@ -147,7 +147,7 @@ class Api:
     async def _body(self, request: Request, operation: Operation) -> Any:
         if operation.body is None:
             return None
-        content = await read_body(request.scope, request.receive, _MOST_BYTES)
+        content = await read_body(request.scope, request.receive, self._most_bytes)
         if not content.strip() and not operation.body_required:
             return None
         try:

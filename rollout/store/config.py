@@ -8,7 +8,7 @@ more; a setting that is not known is refused where the run goes on, since it wou
     2   format, tasks.jsonl, absolute paths, settings that TOML cannot hold as JSON
     3   a turn's reward, metrics, sampling settings and what its logprobs are of; a rollout's step_reward, score and
         group_reward apart; samples have temperatures and turns
-    4   agents: who asked for a turn and whether it is trained on, a rollout's rewards by agent
+    4   agents: who asked for a turn and whether it is trained on, a rollout's rewards by agent; a recorder's journal
 """
 
 from __future__ import annotations

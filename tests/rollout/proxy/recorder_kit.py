@@ -67,7 +67,10 @@ async def recorded(
             settings["open_unknown"] = False
         async with recording(model, engine, RecorderSettings(**settings), opened, **more) as recorder:
             app = create_app(
-                recorder, Guard(), engine.proxy_body_bytes, Api(recorder, "http://localhost", token).routes()
+                recorder,
+                Guard(),
+                engine.proxy_body_bytes,
+                Api(recorder, "http://localhost", token, engine.proxy_body_bytes).routes(),
             )
             over = httpx.ASGITransport(app=app)
             async with httpx.AsyncClient(transport=over, base_url="http://localhost", timeout=30) as client:

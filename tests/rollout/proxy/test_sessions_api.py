@@ -61,7 +61,8 @@ async def test_answers_are_as_the_document_says(tmp_path: Path) -> None:
         ("POST", "/sessions", b'{"nam": "x"}', 400, "nam"),
         ("POST", "/sessions", b'{"key": " "}', 400, "leave it out"),
         ("POST", "/sessions", b'{"task": []}', 400, "task"),
-        ("POST", "/sessions", b" " * 2**21, 413, "larger"),
+        ("POST", "/sessions", b" " * 4_096, 413, "larger"),
+        ("POST", "/sessions/none/reward", b'{"reward": 1e999}', 400, "the body"),
         ("POST", "/sessions/none/reward", b'{"reward": 1}', 404, "there is no session 'none'"),
         ("POST", "/sessions/none/reward", b'{"reward": "much"}', 400, "reward"),
         ("POST", "/sessions/none/reward", b"", 400, "the body"),
@@ -75,7 +76,7 @@ async def test_a_bad_request_is_told_what_is_wrong(
     tmp_path: Path, method: str, path: str, body: bytes, status: int, said: str
 ) -> None:
     """One line that names it; nothing is opened or changed."""
-    async with recorded(tmp_path / "run") as one:
+    async with recorded(tmp_path / "run", config={"proxy_body_bytes": 2_048}) as one:
         answer = await one.client.request(method, path, content=body)
         assert answer.status_code == status
         assert said in answer.json()["error"]["message"]
