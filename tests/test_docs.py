@@ -153,6 +153,8 @@ def test_options_in_texts_exist() -> None:
     """Every option that a page names is one of the command line, or is known to be another program's."""
     ours = {option for command in _cli().commands.values() for each in command.params for option in each.opts}
     ours |= {"--version", "--help"}
+    for program in (PROJECT / "benchmarks").rglob("*.py"):
+        ours |= set(re.findall(r"\"(--[a-z][a-z-]+)\"", program.read_text("utf-8")))
     named = {option for text in TEXTS.values() for option in re.findall(r"(?<![\w-])(--[a-z][a-z-]+[a-z])", text)}
     assert named - ours - OTHERS_OPTIONS == set()
 
