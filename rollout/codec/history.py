@@ -20,22 +20,18 @@ from collections.abc import Callable, Collection, Sequence
 import msgspec
 
 from rollout.chat.canonical import digest
-from rollout.chat.messages import Function, Message, ToolCall
+from rollout.chat.messages import Function, Message
 from rollout.codec import stand_in
+from rollout.codec.heads import SHORT, behind, rough, short_head, shortened
 from rollout.codec.stand_in import HEAD, Conversation, Head, NotExtendable, NotRendered, Shape, Steps
 from rollout.codec.types import Previous
 from rollout.memo import Memo
 
-_CALL_ID = "call00000"
-
-#: Histories of so many messages are rendered whole once for each length.
-_FEW = 16
+#: Kinds of messages that are remembered for each length of a history.
+_KINDS_KEPT = 256
 
 #: How often a proof is tried: a clock in the prompt may tick between two of its renderings.
 _TRIES = 2
-
-#: Texts that are kept as they are in what is remembered of messages; longer ones by their digest.
-_SHORT = 64
 
 
 class Unprovable(msgspec.Struct, frozen=True):
@@ -82,7 +78,9 @@ class ShapeCache:
         """Whether a short head stands for a history."""
         self._walked = Memo[object, Walked](2 * size)
         self._wholes = Memo[object, bool](4 * size)
-        """Whether the same follows behind a whole history as behind a word."""
+        """That another follows behind a whole history than behind a word."""
+        self._proved_kinds = Memo[object, frozenset[object]](4 * size)
+        """The kinds of messages that were in histories behind which the same follows as behind a word, by length."""
         self._before = Memo[object, list[int]](size)
         """What stood before the close last time."""
 
@@ -190,7 +188,7 @@ class ShapeCache:
             return  # calls that only the environment could read: what was read says nothing of what follows
         name = (key, self._kind(said), bool(said.text))
         if name not in self._said:
-            real = said if self._finds and self._finds(said.text) else _shortened(said)
+            real = said if self._finds and self._finds(said.text) else shortened(said)
             try:
                 ids = yield Conversation([*HEAD, real, *stand_in.with_words(tail)])
                 self._said[name] = ids[-len(shape.rest) :] == shape.rest
@@ -209,7 +207,7 @@ class ShapeCache:
         walked = yield from self._walk(key, shape, previous, tail)
         if not walked.seen:
             return HEAD if (yield from self._is_as_behind_a_word(key, walked.kinds, shape, previous, tail)) else history
-        head = _short_head(history, walked.seen) or self._last_rounds(history, walked)
+        head = short_head(history, walked.seen) or self._last_rounds(history, walked)
         name = (key, walked.kinds, walked.pairs)
         if head is not None and (yield from self._stands_for(name, head, shape, previous, tail)):
             return head
@@ -222,7 +220,7 @@ class ShapeCache:
         has, and what came last, says as much as the whole history.
         """
         others = [message for message in walked.seen if message.role != "tool"]
-        before = _short_head(history, others) if others else HEAD
+        before = short_head(history, others) if others else HEAD
         if walked.by_text or before is None or len(others) == len(walked.seen):
             return None
         turns = [at for at, message in enumerate(history) if message.role == "assistant"]
@@ -230,8 +228,8 @@ class ShapeCache:
         called = next((at for at in reversed(turns) if at < last_answer), None)
         if called is None:
             return None
-        behind = next((at for at in turns if at > called), len(history))
-        recent = [*history[called:behind], *history[max(turns[-1], behind) :]]
+        after = next((at for at in turns if at > called), len(history))
+        recent = [*history[called:after], *history[max(turns[-1], after) :]]
         return [*before, *stand_in.renamed_ids([self._word(message) for message in recent])]
 
     def _word(self, message: Message) -> Message:
@@ -281,18 +279,25 @@ class ShapeCache:
 
         No message of it is seen, but a template may count them, or look at the model's own. So a history is rendered
         whole, its long texts shortened, once for each length (each double of a long one) and for what kinds of messages
-        are in it.
+        are in it that were in none before.
         """
-        name = (key, _rough(previous.history), kinds)
-        if name not in self._wholes:
+        name = (key, rough(previous.history))
+        proved = self._proved_kinds.get(name, frozenset())
+        if kinds <= proved:
+            return True
+        if (name, kinds) not in self._wholes:
             turn = stand_in.stand_in_turn(previous.message, tail, shape.form)
             try:
-                whole = [m if self._finds and self._finds(m.text) else _shortened(m) for m in previous.history]
+                whole = [m if self._finds and self._finds(m.text) else shortened(m) for m in previous.history]
                 ids = yield Conversation([*whole, turn, *stand_in.with_words(tail)])
-                self._wholes[name] = ids[-len(shape.following) :] == shape.following
+                same = ids[-len(shape.following) :] == shape.following
             except NotRendered:  # a message that the template takes no more: what is there was sampled, and stands
-                self._wholes[name] = True
-        return self._wholes[name]
+                same = True
+            if same:
+                self._proved_kinds[name] = kinds | proved if len(proved) < _KINDS_KEPT else kinds
+                return True
+            self._wholes[name, kinds] = False
+        return False
 
     def _is_seen(
         self, key: object, shape: Shape, message: Message, first: bool, previous: Previous, tail: Sequence[Message]
@@ -311,11 +316,11 @@ class ShapeCache:
         self, key: object, shape: Shape, message: Message, first: bool, previous: Previous, tail: Sequence[Message]
     ) -> Steps[bool]:
         """Whether what the template writes behind the turn is another behind a message. Asked once for each text."""
-        name = (key, first, message.role, message.text if len(message.text) < _SHORT else digest(message))
+        name = (key, first, message.role, message.text if len(message.text) < SHORT else digest(message))
         if name not in self._seen:
             turn = stand_in.stand_in_turn(previous.message, tail, shape.form)
             try:
-                ids = yield Conversation([*_behind(message, first), turn, *stand_in.with_words(tail)])
+                ids = yield Conversation([*behind(message, first), turn, *stand_in.with_words(tail)])
                 self._seen[name] = ids[-len(shape.following) :] != shape.following
             except NotRendered:  # the whole history may be taken, where the message stands in its own place
                 self._seen[name] = True
@@ -335,11 +340,11 @@ class ShapeCache:
             real = msgspec.structs.replace(message, tool_call_id=None)
             try:
                 if (following := self._before.get((key, "a word"))) is None:
-                    word_only = _behind(msgspec.structs.replace(real, content="."), first=False)
+                    word_only = behind(msgspec.structs.replace(real, content="."), first=False)
                     one = yield Conversation([*word_only, *turns[0]])
                     other = yield Conversation([*word_only, *turns[1]])
                     self._before[key, "a word"] = following = one[stand_in.common_prefix(one, other) :]
-                ids = yield Conversation([*_behind(real, first=False), *turns[0]])
+                ids = yield Conversation([*behind(real, first=False), *turns[0]])
                 self._seen[name] = not following or ids[-len(following) :] != following
             except NotRendered:
                 self._seen[name] = True
@@ -349,7 +354,7 @@ class ShapeCache:
         self, key: object, head: Head, shape: Shape, previous: Previous, tail: Sequence[Message]
     ) -> Steps[bool]:
         """Whether the same follows behind a short head and behind the whole history."""
-        name = (key, _rough(previous.history), *map(digest, head))
+        name = (key, rough(previous.history), *map(digest, head))
         if name not in self._heads:
             self._heads[name] = False
             one, other = (stand_in.stand_in_turn(previous.message, tail, shape.form, word) for word in stand_in.WORDS)
@@ -363,41 +368,3 @@ class ShapeCache:
             following = first[stand_in.common_prefix(first, second) :]
             self._heads[name] = bool(following) and whole[-len(following) :] == following
         return self._heads[name]
-
-
-def _rough(history: Sequence[Message]) -> int:
-    """How long a history is; roughly, where it is long."""
-    return len(history) if len(history) <= _FEW else -len(history).bit_length()
-
-
-def _shortened(message: Message) -> Message:
-    """The message without a long text, which is not seen."""
-    if len(message.text) + len(message.reasoning_content or "") <= _SHORT:
-        return message
-    reasoning = "." if message.reasoning_content else None
-    return msgspec.structs.replace(message, content="." if message.text else None, reasoning_content=reasoning)
-
-
-def _behind(message: Message, first: bool) -> Sequence[Message]:
-    """A short conversation with a message of the history in it, up to a stand-in."""
-    if message.role == "user":  # as the first one, and as one of many
-        return (message, Message("assistant", "."), message)
-    if message.role == "tool":
-        call = ToolCall(id=message.tool_call_id or _CALL_ID, function=Function(message.name or "tool", "{}"))
-        answer = msgspec.structs.replace(message, tool_call_id=call.id, name=call.name)
-        return (*HEAD, Message("assistant", tool_calls=(call,)), answer)
-    return (message, *HEAD) if first else (*HEAD, Message("assistant", "."), message, *HEAD)
-
-
-def _short_head(history: Sequence[Message], seen: Sequence[Message]) -> Head | None:
-    """The messages that are seen, as a conversation of their own; None where they cannot stand without the others."""
-    if any(message.role == "tool" for message in seen):
-        return None
-    head: list[Message] = []
-    for message in seen:
-        if message.role == "user":
-            head += [Message("assistant", ".")] if head and head[-1].role == "user" else []
-        elif message is not history[0]:
-            return None
-        head.append(message)
-    return head if head[-1].role == "user" else [*head, *HEAD]
