@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,7 +18,7 @@ def test_a_message_stands_in_a_conversation_that_goes_on_with_the_assistant(role
     """The last message is a user's or a tool's, and a tool's has a call before it."""
     made = behind(Message(role, "x"), first)
     assert made[-1].role in ("user", "tool")
-    for before, message in zip(made, made[1:], strict=False):
+    for before, message in itertools.pairwise(made):
         if message.role == "tool":
             assert [call.id for call in before.tool_calls] == [message.tool_call_id]
 
