@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SEEDS := 3
+AGENT :=
 
 .PHONY: rollout test slow check format lint types docs test-oldest test-newest wheel fidelity models real servers live live-full soak soak-full bench results bench-smoke install clean
 
@@ -61,9 +62,16 @@ servers: $(INSTALLED)  ## install real vLLM (CPU) and Dynamo, each in an environ
 	$(BIN)/python -m tests.live.install vllm dynamo train
 
 live: servers  ## start real servers, and test against them
-	$(BIN)/python -m pytest -q -rP -m 'live and not full' tests/live
+	$(BIN)/python -m pytest -q -rP -m 'live and not full and not agents' tests/live
 
-live-full: servers  ## the same with the whole matrix of servers and models
+programs: $(INSTALLED)  ## install real agents (mini-swe-agent, LangGraph, Claude Code, Codex and others) under .servers; needs npm
+	$(BIN)/python -m tests.live.install agents programs
+
+agents: $(INSTALLED)  ## play real agents on a real vLLM, and print the table of each: docs/agents.md; AGENT=claude for one
+	$(BIN)/python -m tests.live.install vllm agents programs
+	$(BIN)/python -m pytest -q -rP -m agents -k '$(AGENT)' tests/live
+
+live-full: servers programs  ## the same with the whole matrix of servers and models
 	$(BIN)/python -m pytest -q -rP -m live tests/live
 
 soak: servers  ## a real job under a storm, in the form of CI; needs root, for a disk that can be filled

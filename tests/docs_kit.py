@@ -17,6 +17,7 @@ A comment before a block says where it is treated in another way, and is not sho
     <!-- test: serves -->             the block's command serves, as long as the section's other blocks take, which may
                                       name it by localhost and its port
     <!-- test: elsewhere FILE -->     another test runs it: FILE has the command's name in it
+    <!-- test: live FILE -->          a live test plays its section: FILE has the section's name in it
     <!-- test: skip REASON -->        it cannot be run here
 """
 
@@ -69,7 +70,7 @@ class Block(msgspec.Struct, frozen=True, kw_only=True):
     language: str
     text: str
     mark: str = ""
-    """add, serves, elsewhere, skip, or nothing."""
+    """add, serves, elsewhere, live, skip, or nothing."""
     said: str = ""
     """What the mark says beside its name."""
 
@@ -113,7 +114,7 @@ def sections(page: Path) -> Mapping[str, list[Block]]:
     """A page's sections that have something to run."""
     found: dict[str, list[Block]] = {}
     for block in blocks(page):
-        if not block.shown and block.mark not in ("skip", "elsewhere"):
+        if not block.shown and block.mark not in ("skip", "elsewhere", "live"):
             found.setdefault(block.section, []).append(block)
     return found
 

@@ -29,7 +29,7 @@ TEXTS = {page: page.read_text("utf-8") for page in PAGES}
 #: Sections that `make test` plays; `make slow` plays the others.
 QUICK = {("README.md", "An environment in ten lines")}
 
-MARKS = {"", "add", "serves", "elsewhere", "skip"}
+MARKS = {"", "add", "serves", "elsewhere", "live", "skip"}
 
 #: Groups of entry points, which are named like modules.
 ENTRY_POINTS = set(tomllib.loads((PROJECT / "pyproject.toml").read_text("utf-8"))["project"]["entry-points"])
@@ -45,6 +45,8 @@ OTHERS_OPTIONS = frozenset(
             "--logprobs-mode",
             "--generation-config",
         ),
+        *("--agents", "--tools", "--system-prompt", "--output-format", "--dangerously-skip-permissions"),
+        *("--exit-immediately", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox"),
         *("--server", "--write-model", "--picture-of", "--shape", "--write", "--full"),
     }
 )
@@ -98,6 +100,8 @@ def test_a_mark_says_what_it_must(block: docs_kit.Block) -> None:
     """What is skipped has a reason, and what is run elsewhere is named in the file that runs it."""
     assert block.mark in MARKS
     assert block.said or block.mark == "serves"
+    if block.mark == "live":
+        assert f'"{block.section}"' in (PROJECT / block.said).read_text("utf-8")
     if block.mark == "elsewhere":
         runner = (PROJECT / block.said).read_text("utf-8")
         for command in commands(block.text):

@@ -95,9 +95,15 @@ class Server:
 
 @contextlib.contextmanager
 def vllm_server(
-    model_dir: Path, log_dir: Path, *, name: str = "tiny", extra_args: Sequence[str] = (), server: str = "vllm"
+    model_dir: Path,
+    log_dir: Path,
+    *,
+    name: str = "tiny",
+    extra_args: Sequence[str] = (),
+    server: str = "vllm",
+    env: Mapping[str, str] = {},
 ) -> Iterator[Server]:
-    """vLLM on CPU. `server` names the environment that it is installed in."""
+    """vLLM on CPU. `server` names the environment that it is installed in, `env` adds to its variables."""
     port = free_port()
     flags = [
         "--enforce-eager",
@@ -111,7 +117,7 @@ def vllm_server(
     command = [str(python_of(server)), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model_dir)]
     command += ["--served-model-name", name, "--host", "127.0.0.1", "--port", str(port), "--max-model-len", "4096"]
     with _running(Server(f"http://127.0.0.1:{port}", log_dir / f"vllm-{port}.log")) as running:
-        running.spawn([*command, *flags, *extra_args], {"VLLM_SERVER_DEV_MODE": "1", **_ON_CPU})
+        running.spawn([*command, *flags, *extra_args], {"VLLM_SERVER_DEV_MODE": "1", **_ON_CPU, **env})
         running.wait(lambda url: _answers(url, name), 400)
         yield running
 
