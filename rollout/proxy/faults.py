@@ -39,9 +39,10 @@ def unknown_key() -> DialectError:
     return DialectError(401, why, code="invalid_api_key")
 
 
-def ended() -> DialectError:
+def ended(why: str = "") -> DialectError:
     """The key's rollout has ended."""
-    return DialectError(409, "this key's rollout has ended: nothing is asked of its model any more", code="ended")
+    so = f" ({why})" if why else ""
+    return DialectError(409, f"this key's rollout has ended{so}: nothing is asked of its model any more", code="ended")
 
 
 def no_room(why: str) -> DialectError:

@@ -186,7 +186,14 @@ class Journal:
 
     def _next_file(self) -> IO[bytes]:
         self._number += 1
-        return (self._folder / TURNS.replace("*", f"{self._number:06}")).open("xb", buffering=0)
+        file = (self._folder / TURNS.replace("*", f"{self._number:06}")).open("xb", buffering=0)
+        if self._fsync:  # its name, too, is to be there after a power failure
+            folder = os.open(self._folder, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        return file
 
     def _drop(self, session: str) -> None:
         """Removes the files that no session needs any more; never the one that is being written."""

@@ -47,6 +47,8 @@ class Closed(msgspec.Struct, kw_only=True, tag_field="kind", tag="closed"):
     """A session has ended, and its line is in rollouts.jsonl. Its key is refused."""
 
     session: str
+    why: str = ""
+    """"" where its caller ended it."""
 
 
 class Answered(msgspec.Struct, kw_only=True, omit_defaults=True):

@@ -44,8 +44,8 @@ class RecordFolder:
         """Files of turns -> those of these sessions that have any in it."""
         self.ended: dict[str, int] = {}
         """Sessions that have ended -> where their line begins, -1 where they have none."""
-        self.ended_keys: set[str] = set()
-        """The hashes of their keys."""
+        self.ended_keys: dict[str, str] = {}
+        """The hashes of their keys -> why they ended, "" where that was asked for."""
         self.on_rollout: Callable[[Rollout], None] = lambda rollout: None
         """Told, in a thread, of each line that was written."""
         self._run = run
@@ -89,7 +89,7 @@ class RecordFolder:
                 self._members[line.task_index] += 1
             elif (found := live.pop(line.session, None)) is not None:
                 self.ended[line.session] = lines.get(line.session, -1)
-                self.ended_keys.add(found.opened.key)
+                self.ended_keys[found.opened.key] = line.why
         for name, turn in read_turns(self.path):
             if (found := live.get(turn.session)) is not None:
                 found.restored.add(turn)
@@ -104,10 +104,10 @@ class RecordFolder:
         opened.member = self._members[opened.task_index]
         self._members[opened.task_index] += 1
 
-    async def end(self, opened: Opened, rollout: Rollout | None, fsync: bool) -> None:
+    async def end(self, opened: Opened, rollout: Rollout | None, why: str, fsync: bool) -> None:
         """A session has ended; without a rollout it leaves nothing. Raises OSError, FolderGone."""
         self.ended[opened.session] = -1 if rollout is None else await self.write(opened, rollout, fsync)
-        self.ended_keys.add(opened.key)
+        self.ended_keys[opened.key] = why
 
     async def write(self, opened: Opened, rollout: Rollout, fsync: bool = False) -> int:
         """Writes a session's line as it stands; gives where it begins. Raises OSError, FolderGone."""

@@ -141,8 +141,9 @@ class Recorder:
                     raise faults.ended()
                 recorded.use()
                 return recorded.served
-        if any(each in self.folder.ended_keys for each in hashes):
-            raise faults.ended()
+        why = next((self.folder.ended_keys[each] for each in hashes if each in self.folder.ended_keys), None)
+        if why is not None:
+            raise faults.ended(why)
         return None
 
     async def open(self, name: str, task: Mapping[str, Any], key: str) -> Recorded:
@@ -221,8 +222,8 @@ class Recorder:
             # A key that was seen and never asked for a turn is no rollout.
             kept = rollout if rollout.turns or opened.registered else None
             with self._failing():
-                await self.folder.end(opened, kept, self.settings.fsync)
-            await self._journal.write(Closed(session=opened.session))
+                await self.folder.end(opened, kept, why, self.settings.fsync)
+            await self._journal.write(Closed(session=opened.session, why=why))
         self._journal.forget(opened.session)
         self._live.pop(opened.session, None)
         self._by_key.pop(opened.key, None)

@@ -241,7 +241,10 @@ async def test_a_session_that_nobody_uses_ends(tmp_path: Path) -> None:
         assert len(one.recorder) == 1
         held.release()
         text_of(await waiting)
-        assert (await one.chat("k1", "hello")).status_code == 409
+    async with recorded(tmp_path / "run") as one:
+        expired = await one.chat("k1", "hello")
+        assert expired.status_code == 409
+        assert "nobody asked it for 60 s" in expired.json()["error"]["message"]
     (rollout,) = read_rollouts(tmp_path / "run")
     assert (rollout.stop, rollout.score) == (StopReason.DONE, None)
     assert "60 s" in rollout.notes["ended"]
