@@ -26,6 +26,7 @@ from rollout.errors import UsageError
 if TYPE_CHECKING:
     from rollout.cli.summary import Summary
     from rollout.errors import RolloutError
+    from rollout.observe.stats import Stats
     from rollout.proxy.recorder import RecorderSettings
     from rollout.proxy.recording import Recording
     from rollout.store.settings import RunSettings
@@ -156,6 +157,7 @@ async def _record(
 
     from rollout.cli.logs import EventLog
     from rollout.loop.collector import infrequent_full_gc
+    from rollout.observe.stats import Stats
     from rollout.proxy.recording import recording_on
     from rollout.store.folder import EVENTS
 
@@ -180,7 +182,9 @@ async def _record(
                 the.say(f"stopping: turns under way have {_GRACE_S:g} s to end; control-C again stops at once")
                 with contextlib.suppress(UsageError):  # it is among the errors
                     await recorder.stop(0.0 if errors else _GRACE_S)
-            played = _played(summary, folder.path, time.perf_counter() - started)
+            stats = Stats()
+            stats.add(served.played())
+            played = _played(summary, folder.path, time.perf_counter() - started, stats)
             with contextlib.suppress(OSError):  # a full disk is said by what it stopped
                 folder.write_summary(played.result)
     played.error = errors[0] if errors else None
@@ -199,11 +203,11 @@ def _summary(served: Recording, settings: RunSettings) -> Summary:
     return summary
 
 
-def _played(summary: Summary, folder: Path, wall_s: float) -> Played:
+def _played(summary: Summary, folder: Path, wall_s: float, stats: Stats) -> Played:
     from rollout.cli.summary import table_rows
-    from rollout.observe.stats import Stats
 
-    stats = Stats()
     result = summary.as_json(wall_s=wall_s, client_cpu_s=time.process_time(), run_dir=str(folder), stats=stats)
     title = f"recorded on {summary.model} ({summary.transport})"
-    return Played(result, title=title, rows=table_rows(summary, wall_s, str(folder), stats), complete=True)
+    # How many are played at once is the agents' to say: there is no cap to tell of.
+    rows = [row for row in table_rows(summary, wall_s, str(folder), stats) if row[0] != "client"]
+    return Played(result, title=title, rows=rows, complete=True)

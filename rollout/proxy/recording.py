@@ -13,6 +13,7 @@ import msgspec
 from rollout.config import check_config
 from rollout.errors import ConfigError, RolloutError
 from rollout.log import get_logger
+from rollout.observe.stats import Played
 from rollout.play.logprobs import warn_of_logprobs
 from rollout.play.player import Player
 from rollout.play.served import ServedModel
@@ -37,6 +38,8 @@ class Recording(msgspec.Struct, frozen=True, kw_only=True):
     """Where agents find it."""
     model: ServedModel
     """The model that it stands in front of."""
+    played: Callable[[], Played]
+    """What it took so far."""
 
 
 @asynccontextmanager
@@ -79,7 +82,7 @@ async def recording_on(
                     guard = Guard({host_of(url.partition("://")[2])})
                     app = create_app(recorder, guard, config.proxy_body_bytes, api.routes())
                     tasks.start_soon(serve, app, listener)
-                    yield Recording(recorder=recorder, url=url, model=player.model)
+                    yield Recording(recorder=recorder, url=url, model=player.model, played=player.played)
                     tasks.cancel_scope.cancel()
             finally:
                 folder.close()
