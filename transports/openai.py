@@ -134,9 +134,9 @@ class ServedTransport(Transport):
             if error.status not in RETRY_STATUSES:
                 raise
         else:
-            self._must_be_the_same(cards)
+            await self._must_be_the_same(cards)
 
-    def _must_be_the_same(self, cards: Sequence[ModelCard]) -> None:
+    async def _must_be_the_same(self, cards: Sequence[ModelCard]) -> None:
         url, info = self.client.base_url, self.info
         card = next((card for card in cards if card.id == info.model), None)
         if card is None:

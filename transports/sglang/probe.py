@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import anyio
@@ -17,17 +18,21 @@ from rollout.transport import ServerInfo, TransportConfig
 from transports.http.answers import UNREADABLE
 from transports.http.client import HttpClient
 from transports.logprobs import find_mode
-from transports.openai import PROBE_RETRIES, choose_model, list_models, probe_call, probe_request
+from transports.openai import PROBE_RETRIES, ModelCard, choose_model, list_models, probe_call, probe_request
 from transports.sglang.wire import CHAT, GENERATE, Ways, chat_body, generate_body, read_chat, read_generate
 
 TOKENIZE = "/tokenize"
 DETOKENIZE = "/detokenize"
+SERVER_INFO = "/server_info"
 
 #: What a pause that keeps what runs does with what was computed of it: keeps it, or computes it again.
 Keep = Literal["in_place", "retract"]
 
 HELLO = MessagePrompt(messages=[user("Hi.")])
 IDS = TokenPrompt([1, 2, 1])
+
+#: Who owns its models.
+OWNER = "sglang"
 
 #: What a request is told that biases an id which no model has: "logit_bias must has keys in [0, 2047], got -1."
 _RANGE = re.compile(r"\[0, (\d+)\]")
@@ -47,6 +52,14 @@ def tokenize_body(prompt: MessagePrompt, model: str, *, add_generation_prompt: b
     return body
 
 
+def named_as_started(cards: Sequence[ModelCard], server: Mapping[str, Any]) -> list[ModelCard]:
+    """The models by the names that they were started with: new weights give SGLang's model the name of their folder."""
+    started, base = server.get("served_model_name"), next((card for card in cards if card.owned_by == OWNER), None)
+    if not isinstance(started, str) or base is None:
+        return list(cards)
+    return [msgspec.structs.replace(card, id=started) if card is base else card for card in cards]
+
+
 class Probe:
     """Sees what a server does."""
 
@@ -59,9 +72,10 @@ class Probe:
 
     async def run(self) -> tuple[ServerInfo, Ways]:
         """What the server is, and what requests depend on. Raises ServerError, ConfigError."""
-        card = choose_model(await list_models(self.client), self._config.model, self.client.base_url)
+        cards = await list_models(self.client)
         await self._must_be_ready()
-        model, server = await self._said("/model_info"), await self._said("/server_info")
+        model, server = await self._said("/model_info"), await self._said(SERVER_INFO)
+        card = choose_model(named_as_started(cards, server), self._config.model, self.client.base_url)
         info = ServerInfo(dialect="sglang", model=card.id, models=[card.id], owned_by=card.owned_by)
         info.max_model_len = self._ways.context = card.context
         info.version = _text(server.get("version"))

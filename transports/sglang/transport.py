@@ -25,8 +25,8 @@ from rollout.log import get_logger
 from rollout.request import MessagePrompt, Reply, Request, TokenPrompt
 from rollout.transport import InFlight, ServerInfo, ServerLoad, TransportConfig
 from transports.http.client import HttpClient, decode
-from transports.openai import ServedTransport, opening
-from transports.sglang.probe import DETOKENIZE, TOKENIZE, Keep, Probe, tokenize_body
+from transports.openai import ModelCard, ServedTransport, opening
+from transports.sglang.probe import DETOKENIZE, SERVER_INFO, TOKENIZE, Keep, Probe, named_as_started, tokenize_body
 from transports.sglang.wire import (
     CHAT,
     GENERATE,
@@ -115,6 +115,8 @@ class SglangTransport(ServedTransport):
         self._at_once = asyncio.Semaphore(ABORTS_AT_ONCE)
         self._drained: anyio.Event | None = None
         """There while new prompts are held back."""
+        self._names = set[str]()
+        """What the model is called there since its weights were changed."""
         self._frozen = False
         """Whether what runs there was kept by a pause: then its cache cannot be emptied."""
 
@@ -137,7 +139,7 @@ class SglangTransport(ServedTransport):
                 self._end(rid)  # it may still run there
                 raise
             finally:
-                del self._running[rid]
+                self._running.pop(rid, None)
         raise AssertionError("the last try raises or returns")
 
     async def _complete(self, request: Request, rid: str) -> Reply:
@@ -189,6 +191,18 @@ class SglangTransport(ServedTransport):
             waiting=sum(rank.num_waiting_reqs for rank in found.loads),
             cache_usage=max((rank.token_usage for rank in found.loads), default=None),
         )
+
+    async def _must_be_the_same(self, cards: Sequence[ModelCard]) -> None:
+        """New weights give the model their folder's name; a restart may have given it another model."""
+        names = {card.id for card in cards}
+        if self.info.model not in names and not names & self._names:
+            answer = await self.client.get(SERVER_INFO)
+            cards = named_as_started(cards, msgspec.json.decode(answer.body, type=dict[str, Any]))
+            if self.info.model in {card.id for card in cards}:
+                self._names |= names
+        elif names & self._names:
+            cards = [msgspec.structs.replace(card, id=self.info.model) for card in cards if card.id in self._names]
+        await super()._must_be_the_same(cards)
 
     async def first_tokens(self) -> Histogram | None:
         """See `rollout.transport.Transport`. None without --enable-metrics."""

@@ -14,7 +14,7 @@ import httpx
 import pytest
 from starlette.applications import Starlette
 
-from rollout.errors import ConfigError, ConnectionFailed, RequestRefused, RequestTimeout, ServerError
+from rollout.errors import ConfigError, ConnectionFailed, ModelNotFound, RequestRefused, RequestTimeout, ServerError
 from rollout.request import MessagePrompt, Request, Sampling, TokenPrompt
 from rollout.transport import TransportConfig
 from tests.transports.contract import HELLO, long_request, request_of, until
@@ -240,6 +240,30 @@ async def test_each_pause_is_its_own(wire: Wire) -> None:
     assert [body["flush_cache"] for body in wire.to("/update_weights_from_disk")] == [False, True, False]
     assert wire.to("/update_weight_version") == [{"new_version": "8", "abort_all_requests": False}]
     assert [span.version for span in reply.weight_versions] == ["8"]
+
+
+async def test_new_weights_do_not_make_it_another_model(wire: Wire) -> None:
+    """SGLang's model then has their folder's name: it is the one that it was, also to whoever opens it anew.
+
+    A model that was started under another name is another.
+    """
+    async with opened(wire) as transport:
+        await transport.update_weights("7", str(MODEL_DIR))
+        assert (await transport.client.get("/v1/models")).body.count(str(MODEL_DIR).encode())
+        for _ in range(2):
+            await transport.check()
+        assert (await transport.generate(request_of(HELLO))).completion_ids
+        async with opened(wire, model="rollout-tiny") as again:
+            assert again.info.model == "rollout-tiny"
+            await again.check()
+        asked = len(wire.to("/server_info"))
+        await transport.check()
+        assert len(wire.to("/server_info")) == asked
+        card = {"id": "other", "owned_by": "sglang", "max_model_len": 8192}
+        wire.instead["/v1/models"] = (200, {"data": [card]})
+        wire.instead["/server_info"] = (200, {"served_model_name": "other"})
+        with pytest.raises(ModelNotFound, match="serves 'rollout-tiny' no more; it serves other"):
+            await transport.check()
 
 
 async def test_what_is_kept_can_be_computed_again(wire: Wire) -> None:
