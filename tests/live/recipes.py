@@ -77,13 +77,15 @@ def program_of_recipe(section: str, folder: Path, which: int = 0) -> list[str]:
     return shlex.split(done.stdout.removeprefix("command="))
 
 
-def play(section: str, url: str, scripts: Sequence[Script], folder: Path, *, members: int, which: int = 0) -> Path:
+def play(
+    section: str, url: str, scripts: Sequence[Script], folder: Path, *, members: int, which: int = 0, more: str = ""
+) -> Path:
     """Plays a section's command against a server: its run folder. What it printed is shown with the test."""
     write_scripts(folder)
     tasks = "".join(json.dumps(script.task) + "\n" for script in scripts)
     (folder / "tasks.jsonl").write_text(tasks)
-    more = f"-n {len(scripts)} -r {members} --max-tokens 200 --verify -o run -a timeout_s=300"
-    line = f"{command_of(section, which).replace('http://gpu-7:8000', url).rstrip()} {more}"
+    small = f"-n {len(scripts)} -r {members} --max-tokens 200 --verify -o run -a timeout_s=300"
+    line = f"{command_of(section, which).replace('http://gpu-7:8000', url).rstrip()} {small} {more}"
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", line],
         cwd=folder,
@@ -98,17 +100,17 @@ def play(section: str, url: str, scripts: Sequence[Script], folder: Path, *, mem
     return folder / "run"
 
 
-def assert_token_exact(run: Path, scripts: Sequence[Script], members: int) -> None:
+def assert_token_exact(run: Path, scripts: Sequence[Script], members: int, worth: Mapping[str, float]) -> None:
     """Of a run: as `assert_each_is_exact` says, and all were played."""
     ids = {rollout.id: scripts[rollout.task_index] for rollout in read_rollouts(run)}
     assert len(ids) == len(scripts) * members
-    assert_each_is_exact(run, ids)
+    assert_each_is_exact(run, ids, worth)
 
 
-def assert_each_is_exact(run: Path, scripts: Mapping[str, Script]) -> None:
+def assert_each_is_exact(run: Path, scripts: Mapping[str, Script], worth: Mapping[str, float] = {}) -> None:
     """Each turn but a conversation's first went out token-in, none is lost or twice; each token is trained once.
 
-    `scripts` are by the rollouts' ids.
+    `scripts` are by the rollouts' ids, `worth` by who asked: 1 where it does not say.
     """
     rollouts = {rollout.id: rollout for rollout in read_rollouts(run)}
     assert rollouts.keys() == scripts.keys()
@@ -121,4 +123,4 @@ def assert_each_is_exact(run: Path, scripts: Mapping[str, Script]) -> None:
     sampled = sum(turn.completion_tokens for rollout in rollouts.values() for turn in rollout.turns)
     assert sum(sum(sample.loss_mask) for sample in samples) == sampled
     assert len(samples) == sum(1 + script.helpers for script in scripts.values())
-    assert all(sample.reward == 1.0 for sample in samples)
+    assert [sample.reward for sample in samples] == [worth.get(sample.agent, 1.0) for sample in samples]

@@ -82,9 +82,14 @@ class Program:
         self.script = script
         opened = recorder.post("/sessions", task=script.task)
         self.session: str = opened["id"]
-        fields = {"{task[question]}": script.task["question"], "{folder}": str(folder), "{model}": "tiny"}
+        fields = {
+            "{task[question]}": script.task["question"],
+            "{folder}": str(folder),
+            "{model}": "tiny",
+            "{openai_base_url}": opened["openai_base_url"],
+        }
         variables = {
-            "OPENAI_BASE_URL": f"{opened['base_url']}/v1",
+            "OPENAI_BASE_URL": opened["openai_base_url"],
             "ANTHROPIC_BASE_URL": opened["base_url"],
             **dict.fromkeys(("OPENAI_API_KEY", "ANTHROPIC_API_KEY"), opened["key"]),
             **dict.fromkeys(("OPENAI_MODEL", "ANTHROPIC_MODEL"), "tiny"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -40,11 +40,20 @@ def server(tmp_path_factory: pytest.TempPathFactory, logs: Path) -> Iterator[str
         yield url
 
 
-def played(section: str, server: str, folder: Path, *steps: str, members: int = 8, which: int = 0) -> None:
+def played(
+    section: str,
+    server: str,
+    folder: Path,
+    *steps: str,
+    members: int = 8,
+    which: int = 0,
+    more: str = "",
+    worth: Mapping[str, float] | None = None,
+) -> None:
     """Plays a recipe and checks its run: `members` agents for each script, all at once."""
     scripts = [Script(each) for each in steps]
-    run = play(section, server, scripts, folder, members=members, which=which)
-    assert_token_exact(run, scripts, members)
+    run = play(section, server, scripts, folder, members=members, which=which, more=more)
+    assert_token_exact(run, scripts, members, worth or {})
 
 
 ALONE = ("bash,bash,bash+bash,bash,bash,bash,bash,say", "think:bash,bash,bash+bash,bash,think:bash,bash,bash,say")
@@ -52,6 +61,7 @@ HELPED = (
     "bash,helper,bash+bash,helper+helper,bash,bash,bash,say",
     "think:bash,bash,helper,bash,think:bash,bash,helper+bash,say",
 )
+CODEX = "exec,spawn,exec,exec,think:exec,exec,exec,exec,exec,exec,say"
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["openai", "anthropic"])
@@ -66,14 +76,23 @@ def test_mini_swe_agent(server: str, tmp_path: Path) -> None:
     played("mini-swe-agent", server, tmp_path, steps, f"think:{steps}")
 
 
+#: What a run's rollouts and its helpers are worth, where somebody judges.
+JUDGE = """
+def judge(task, ran):
+    return {"reward": 1.0, "rewards": {"helper": 0.5}}
+"""
+
+
 def test_openai_agents(server: str, tmp_path: Path) -> None:
     """The OpenAI Agents SDK, over Responses, with agents that are tools of others."""
-    played("OpenAI Agents SDK", server, tmp_path, *HELPED)
+    (tmp_path / "judge.py").write_text(JUDGE)
+    played("OpenAI Agents SDK", server, tmp_path, *HELPED, more="-a reward=judge.py:judge", worth={"helper": 0.5})
 
 
 def test_langgraph(server: str, tmp_path: Path) -> None:
     """A LangGraph whose tool is another graph: it leaves out what the model thought, and goes on token-in."""
-    played("LangGraph", server, tmp_path, *HELPED)
+    (tmp_path / "judge.py").write_text(JUDGE)
+    played("LangGraph", server, tmp_path, *HELPED, more="-a reward=judge.py:judge", worth={"helper": 0.5})
 
 
 def test_claude_code(server: str, tmp_path: Path) -> None:
@@ -87,22 +106,28 @@ def test_claude_code(server: str, tmp_path: Path) -> None:
 
 def test_codex(server: str, tmp_path: Path) -> None:
     """Codex as it is, with its whole prompt, and agents that it starts and does not wait for."""
-    steps = "exec,spawn,exec,exec,think:exec,exec,exec,exec,exec,exec,say"
-    played("Codex", server, tmp_path, steps, members=4)
+    played("Codex", server, tmp_path, CODEX, members=4)
+
+
+#: By section: which of its commands, and the scripts of agents that are recorded at once.
+RECORDED = [
+    *(("A loop of your own, with the SDKs", which, steps) for which in (0, 1) for steps in ALONE),
+    ("mini-swe-agent", 0, "bash,bash,bash+bash,bash,bash,bash,bash,submit"),
+    ("OpenAI Agents SDK", 0, HELPED[0]),
+    ("LangGraph", 0, HELPED[1]),
+    *[("Claude Code", 0, "Bash,Agent,Bash,Bash,think:Bash,Bash,Bash,say")] * 2,
+    ("Codex", 0, CODEX),
+]
 
 
 def test_a_recorder_that_is_killed_loses_no_turn(server: str, tmp_path: Path) -> None:
     """Agents outlast `kill -9` of `rollout proxy`: what they were answered is recorded, and goes on token-in."""
     write_scripts(tmp_path)
-    loops = [Script(each) for each in ALONE] * 2
-    claude = Script("Bash,Agent,Bash,Bash,think:Bash,Bash,Bash,say")
-    loop = "A loop of your own, with the SDKs"
-    wanted = [*((loop, which, script) for which in (0, 1) for script in loops), *[("Claude Code", 0, claude)] * 2]
     with recorder(server, tmp_path) as recording, contextlib.ExitStack() as ended:
         programs = list[Program]()
-        for section, which, script in wanted:
+        for section, which, steps in RECORDED:
             command = program_of_recipe(section, tmp_path, which)
-            programs.append(Program(recording, command, script, tmp_path / f"agent-{len(programs)}"))
+            programs.append(Program(recording, command, Script(steps), tmp_path / f"agent-{len(programs)}"))
             ended.callback(programs[-1].kill)
         turns = recording.wait_until(lambda turns: sum(turns) >= 2 * len(programs))
         assert sum(turns) < sum(program.script.turns for program in programs) / 2
