@@ -47,7 +47,7 @@ OTHERS_OPTIONS = frozenset(
         ),
         *("--agents", "--tools", "--system-prompt", "--output-format", "--dangerously-skip-permissions"),
         *("--exit-immediately", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox"),
-        *("--server", "--write-model", "--picture-of", "--shape", "--write", "--full"),
+        *("--server", "--write-model", "--picture-of", "--shape", "--write", "--full", "--at-once", "--contexts"),
     }
 )
 

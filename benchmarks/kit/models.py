@@ -186,8 +186,12 @@ MODELS: Sequence[Model] = (
     _qwen("Qwen/Qwen3.5-9B, no thinking", "qwen3_5_think", "qwen-xml", args={"enable_thinking": False}),
     _qwen("Qwen/Qwen3.6-35B-A3B", "qwen3_6", "qwen-xml", thinks=THINK),
     _qwen("Qwen/Qwen3.8-27B", "qwen3_8", "qwen-xml", thinks=THINK),
+    _qwen(
+        "Qwen/Qwen3.8-27B, thinking preserved", "qwen3_8", "qwen-xml", thinks=THINK, args={"preserve_thinking": True}
+    ),
     _llama("meta-llama/Meta-Llama-3-8B-Instruct", "trl:llama3", writes=("llama", "")),
     _llama("meta-llama/Llama-3.1-8B-Instruct", "trl:llama3_1"),
+    _llama("meta-llama/Llama-3.1-8B-Instruct, own tools", "trl:llama3_1", args={"builtin_tools": ["brave_search"]}),
     _llama("meta-llama/Llama-3.2-3B-Instruct", "trl:llama3_2"),
     _llama("meta-llama/Llama-3.2-3B-Instruct, tools first", "trl:llama3_2", args={"tools_in_user_message": False}),
     _llama("Salesforce/Llama-xLAM-2-8b-fc-r", "ours:xlam-2", reader="xlam"),
@@ -269,6 +273,15 @@ MODELS: Sequence[Model] = (
         stops=("<|return|>", "<|call|>", "<|endoftext|>"),
         thinks=("<|channel|>analysis<|message|>", "<|end|><|start|>assistant"),
     ),
+    Model(
+        name="openai/gpt-oss-20b, high effort",
+        template="trl:gptoss",
+        vocabulary="gpt_oss",
+        reader="harmony",
+        stops=("<|return|>", "<|call|>", "<|endoftext|>"),
+        args={"reasoning_effort": "high"},
+        thinks=("<|channel|>analysis<|message|>", "<|end|><|start|>assistant"),
+    ),
     _gemma("google/gemma-2-9b-it", "gemma", reader="gemma", writes=("gemma", "fence"), system=False),
     _gemma("google/gemma-3-4b-it", "gemma3", reader="gemma", writes=("gemma", "fence")),
     *(
@@ -304,6 +317,15 @@ MODELS: Sequence[Model] = (
         vocabulary="small",
         reader="granite",
         stops=("<|end_of_text|>",),
+        markers=("<|start_of_role|>", "<|end_of_role|>", "<|tool_call|>"),
+    ),
+    Model(
+        name="ibm-granite/granite-3.3-8b-instruct, thinking",
+        template="ours:granite-3.3",
+        vocabulary="small",
+        reader="granite",
+        stops=("<|end_of_text|>",),
+        args={"thinking": True},
         markers=("<|start_of_role|>", "<|end_of_role|>", "<|tool_call|>"),
     ),
     Model(
@@ -355,6 +377,7 @@ MODELS: Sequence[Model] = (
     _nemotron_3("3-Nano-30B-A3B-BF16", "nemotron_3_nano"),
     _nemotron_3("3-Nano-30B-A3B-BF16, no thinking", "nemotron_3_nano", args={"enable_thinking": False}, thinks=None),
     _nemotron_3("3-Super-120B-A12B-BF16", "nemotron_3_super"),
+    _nemotron_3("3-Super-120B-A12B-BF16, low effort", "nemotron_3_super", args={"low_effort": True}),
     _nemotron_3("3-Ultra-550B-A55B-BF16", "nemotron_3_ultra"),
     _nemotron_3("3.5-Lightning-30B-A3B-BF16", "nemotron_3_5_lightning"),
     Model(
