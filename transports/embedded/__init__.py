@@ -1,12 +1,13 @@
-"""The embedded model: a small Qwen3 transformer run by numpy, served as vLLM or Dynamo would serve it.
+"""The embedded model: a small Qwen3 transformer run by numpy, served as vLLM, Dynamo or SGLang would serve it.
 
-    app            the ASGI app: one engine behind vLLM's wire or Dynamo's
+    app            the ASGI app: one engine behind one of their wires
     vllm_routes    vLLM's routes
     vllm_bodies    what they take
     programs       OpenAI Responses, Anthropic Messages, and streams
     reply          a completion's text as a message with calls
     dynamo_routes  Dynamo's
-    wire           what both share: bodies, refusals, answers
+    sglang_routes  SGLang's
+    wire           what all share: bodies, refusals, answers
     chat           text and ids, without transformers
     engine         continuous batching in one thread
     jobs           what the engine is asked for, and what it keeps of it
