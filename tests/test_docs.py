@@ -45,6 +45,7 @@ OTHERS_OPTIONS = frozenset(
             "--logprobs-mode",
             "--generation-config",
         ),
+        *("--enable-priority-scheduling", "--schedule-low-priority-values-first", "--enable-metrics"),
         *("--agents", "--tools", "--system-prompt", "--output-format", "--dangerously-skip-permissions"),
         *("--exit-immediately", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox"),
         *("--enable-metrics", "--enable-priority-scheduling", "--schedule-low-priority-values-first"),
