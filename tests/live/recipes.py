@@ -22,6 +22,9 @@ from tests.live.steered import STEPS
 
 PAGE = PROJECT / "docs" / "agents.md"
 
+#: More than the longest form has characters: no turn is cut off.
+MAX_TOKENS = 600
+
 #: Seconds for one run.
 _LIMIT_S = 400
 
@@ -84,7 +87,7 @@ def play(
     write_scripts(folder)
     tasks = "".join(json.dumps(script.task) + "\n" for script in scripts)
     (folder / "tasks.jsonl").write_text(tasks)
-    small = f"-n {len(scripts)} -r {members} --max-tokens 200 --verify -o run -a timeout_s=300"
+    small = f"-n {len(scripts)} -r {members} --max-tokens {MAX_TOKENS} --verify -o run -a timeout_s=300"
     line = f"{command_of(section, which).replace('http://gpu-7:8000', url).rstrip()} {small} {more}"
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", line],
@@ -117,8 +120,9 @@ def assert_each_is_exact(run: Path, scripts: Mapping[str, Script], worth: Mappin
     for name, rollout in rollouts.items():
         script = scripts[name]
         fallbacks = [turn.fallback for turn in rollout.turns if turn.fallback is not None]
-        assert (rollout.failure, rollout.reward, len(rollout.turns)) == (None, 1.0, script.turns)
-        assert fallbacks == [FallbackReason.FIRST_TURN] * (1 + script.helpers)
+        played = rollout.failure, rollout.reward, len(rollout.turns)
+        assert played == (None, 1.0, script.turns), f"{name}, {script.steps}: {played}"
+        assert fallbacks == [FallbackReason.FIRST_TURN] * (1 + script.helpers), f"{name}: {fallbacks}"
     samples = list(samples_of_run(run))
     sampled = sum(turn.completion_tokens for rollout in rollouts.values() for turn in rollout.turns)
     assert sum(sum(sample.loss_mask) for sample in samples) == sampled

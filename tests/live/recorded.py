@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from tests.live.recipes import Script, environment
+from tests.live.recipes import MAX_TOKENS, Script, environment
 from tests.live.servers import Server, free_port
 
 #: Seconds for a recorder to start, and for an agent to end.
@@ -28,7 +28,7 @@ class Recorder:
         self._server = Server(f"http://127.0.0.1:{port}", folder / "proxy.log")
         self._command = [
             *(str(Path(sys.executable).with_name("rollout")), "proxy", "--base-url", upstream, "--port", str(port)),
-            *("-o", str(self.folder), "--max-tokens", "200", "--verify"),
+            *("-o", str(self.folder), "--max-tokens", str(MAX_TOKENS), "--verify"),
         ]
 
     def start(self) -> None:
