@@ -260,12 +260,12 @@ class Engine:
     def endpoint(
         self, task: Task | None = None, *, task_index: int | None = None, member: int = 0, evaluation: bool = False
     ) -> Held:
-        """One rollout whose agent the caller runs itself: the model over HTTP while a block lasts.
+        """One rollout whose agent the caller runs itself: the model over HTTP while a block lasts::
 
-        async with engine.endpoint(task) as held:
-            await my_agent(held.endpoint.base_url, held.endpoint.api_key)
-            held.finish(reward=1.0)
-        held.rollout.samples()
+            async with engine.endpoint(task) as held:
+                await my_agent(held.endpoint.base_url, held.endpoint.api_key)
+                held.finish(reward=1.0)
+            held.rollout.samples()
 
         It is played in this process, beside the engine's slots: how many run at once is the caller's to say.
         `task_index` and `member` name it, as a stream would; without an index each is a task of its own.
