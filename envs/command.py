@@ -15,6 +15,7 @@ import re
 import shlex
 import shutil
 import signal
+import stat
 import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
@@ -36,6 +37,9 @@ LEAVE_S = 3.0
 
 #: Longer values are in the task's file only: the kernel takes 128 KiB for one variable.
 _LONGEST_VARIABLE = 32_000
+
+#: Bytes of a file that holds a reward.
+_LARGEST_REWARD = 1_000_000
 
 #: `{name}`, and `{task[key]}` with as many keys as it takes.
 _FIELD = re.compile(r"\{(base_url|openai_base_url|api_key|model|folder|task)((?:\[[^\]\[{}]+\])*)\}")
@@ -117,19 +121,17 @@ class Command(Agent):
     async def _judged(self, ran: Ran, task: Task, endpoint: Endpoint) -> Outcome:
         if self._judge is not None:
             judge = self._judge
-            given = await anyio.to_thread.run_sync(lambda: judge(task, ran))
-            return _outcome("the reward function", await given if hasattr(given, "__await__") else given)
+            with anyio.move_on_after(self.timeout_s):
+                given = await anyio.to_thread.run_sync(lambda: judge(task, ran), abandon_on_cancel=True)
+                return _outcome("the reward function", await given if hasattr(given, "__await__") else given)
+            raise ProgramFailed(f"the reward function took longer than {self.timeout_s:g} s (timeout_s)")
         if self.reward_command:
             judged = await self._ran("reward ", self.reward_command, task, endpoint, ran.folder)
             if judged.status:
                 raise ProgramFailed(f"reward_command {_how_it_ended(judged)}")
             return _parsed("the last line of reward_command", (judged.output.strip().splitlines() or [""])[-1])
         if self.reward_file:
-            try:
-                text = (ran.folder / self.reward_file).read_text("utf-8")
-            except (OSError, ValueError) as error:
-                raise ProgramFailed(f"the program left no {self.reward_file!r} that can be read: {error}") from error
-            return _parsed(self.reward_file, text)
+            return _parsed(self.reward_file, await anyio.to_thread.run_sync(_read, ran.folder, self.reward_file))
         return Outcome(reward=float(ran.status == 0))
 
     @contextlib.asynccontextmanager
@@ -153,22 +155,20 @@ class Command(Agent):
     async def _ran(self, what: str, command: list[str], task: Task, endpoint: Endpoint, folder: Path) -> Ran:
         """Runs a program to its end; its whole process group ends with it. Raises ProgramFailed."""
         arguments = [_filled(argument, task, endpoint, folder) for argument in command]
+        output, errors = await _Kept.open(self.output_bytes), await _Kept.open(self.output_bytes)
         try:
             process = await asyncio.create_subprocess_exec(
                 *arguments,
                 cwd=folder,
                 env=self._variables(task, endpoint, folder),
                 stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
+                stdout=output.end,
+                stderr=errors.end,
                 start_new_session=True,
             )
         except (OSError, ValueError) as error:  # ValueError: a NUL in an argument
+            await _close(output, errors)
             raise ProgramFailed(f"{what or 'command '}cannot start {command[0]!r}: {error}") from error
-        output, errors = _Kept(self.output_bytes), _Kept(self.output_bytes)
-        assert process.stdout is not None
-        assert process.stderr is not None
-        reading = asyncio.gather(output.read(process.stdout), errors.read(process.stderr))
         try:
             with anyio.move_on_after(self.timeout_s) as limit:
                 status = await process.wait()
@@ -177,9 +177,7 @@ class Command(Agent):
         finally:
             with anyio.CancelScope(shield=True):
                 await _end(process)
-                with anyio.move_on_after(LEAVE_S):  # one that left the group may hold its end of a pipe
-                    await asyncio.wait([reading])
-                reading.cancel()
+                await _close(output, errors)
                 self.notes |= {f"{what}output": output.text, f"{what}error": errors.text}
         return Ran(status=status, output=output.text, error=errors.text, folder=folder)
 
@@ -203,21 +201,68 @@ class Command(Agent):
 
 
 class _Kept:
-    """The beginning of what a program writes. The rest is read, too, so that it does not wait, and counted."""
+    """The beginning of what a program writes. The rest is read, too, so that it does not wait, and counted.
 
-    def __init__(self, most: int) -> None:
+    The pipe is ours: asyncio's own are waited for as long as anybody holds them, such as a server that the program has
+    left in the background.
+    """
+
+    def __init__(self, most: int, end: int, pipe: asyncio.ReadTransport, stream: asyncio.StreamReader) -> None:
+        self.end = end
+        """The program's end of the pipe."""
         self._most, self._kept, self._count = most, bytearray(), 0
+        self._pipe = pipe
+        self._reading = asyncio.ensure_future(self._read(stream))
 
-    async def read(self, stream: asyncio.StreamReader) -> None:
+    @classmethod
+    async def open(cls, most: int) -> _Kept:
+        read, write = os.pipe()
+        stream = asyncio.StreamReader()
+        pipe, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(stream), os.fdopen(read, "rb", 0)
+        )
+        return cls(most, write, pipe, stream)
+
+    async def _read(self, stream: asyncio.StreamReader) -> None:
         while chunk := await stream.read(65_536):
             self._count += len(chunk)
             self._kept += chunk[: max(0, self._most - len(self._kept))]
+
+    async def close(self) -> None:
+        """Once the program has ended. What left its process group may hold the pipe still: that is not waited for."""
+        os.close(self.end)
+        await asyncio.wait([self._reading], timeout=LEAVE_S)
+        self._reading.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._reading
+        self._pipe.close()
 
     @property
     def text(self) -> str:
         text = self._kept.decode("utf-8", "replace")
         left_out = self._count - len(self._kept)
         return f"{text}\n[{left_out} bytes left out]" if left_out else text
+
+
+async def _close(*outputs: _Kept) -> None:
+    await asyncio.gather(*(output.close() for output in outputs))
+
+
+def _read(folder: Path, name: str) -> str:
+    """A file that a program has left in its folder, which may be anything. Raises ProgramFailed."""
+    path = (folder / name).resolve()
+    try:
+        if not path.is_relative_to(folder):
+            raise OSError("it leads out of the folder")
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+        with os.fdopen(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise OSError("it is no regular file")
+            if len(found := file.read(_LARGEST_REWARD + 1)) > _LARGEST_REWARD:
+                raise OSError(f"it has more than {_LARGEST_REWARD} bytes")
+        return found.decode()
+    except (OSError, ValueError) as error:
+        raise ProgramFailed(f"the program left no {name!r} that can be read: {error}") from error
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

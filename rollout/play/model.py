@@ -34,6 +34,20 @@ from rollout.play.session import Ask, Session
 from rollout.records import StopReason, Turn
 from rollout.tokens.verify import InvariantBroken
 
+#: What a request has that is no sampling parameter of a turn's: it is ours to say, or would have more than one answer.
+_OURS = frozenset(
+    {
+        *("n", "best_of", "use_beam_search", "stream", "stream_options", "echo", "model", "prompt"),
+        *(
+            "add_generation_prompt",
+            "continue_final_message",
+            "return_token_ids",
+            "chat_template",
+            "chat_template_kwargs",
+        ),
+    }
+)
+
 
 class RolloutEnded(RolloutError):
     """The run does not want this rollout any more: it stops, or the weights have changed too often."""
@@ -176,6 +190,10 @@ class RolloutModel:
         **sampling: Any,
     ) -> Answer:
         """Has the model answer a conversation: see `rollout.agent.Model.chat`."""
+        if wrong := _OURS.intersection(sampling):
+            raise MessageError(f"chat takes no {min(wrong)!r}: one answer comes back, whole; ask again for another")
+        if not isinstance(train, bool):
+            raise MessageError(f"train must be true or false, not {train!r:.80}")
         ask = Ask(
             messages=_messages(messages),
             tools=_tools(tools),
@@ -183,7 +201,7 @@ class RolloutModel:
             max_tokens=_max_tokens(max_tokens),
             sampling=_plain("sampling", sampling) if sampling else {},
             agent=self.name,
-            train=bool(train),
+            train=train,
         )
         message, index = await self.asking.turn(ask)
         turn = self.asking.session.turns[index]

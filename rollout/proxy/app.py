@@ -111,7 +111,7 @@ class _Turn(_Endpoint):
 
     async def _serve(self, served: Served, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:
         body = await read_body(scope, receive, self._most_bytes)
-        digest = request_digest(self._dialect, body)
+        digest = request_digest(self._dialect, body, caller)
         turn = served.turns.asked_before(caller, digest)
         if turn is None:
             call = self._dialect.read(body, served.memory)
@@ -162,13 +162,14 @@ def _whose(sessions: Sessions, scope: Scope) -> tuple[Served, Caller]:
     return sessions.find(caller.keys if key is None else (key,), caller), caller
 
 
-def request_digest(dialect: Dialect, body: bytes) -> bytes:
-    """What an equal request of the same rollout has, too: its length, a checksum, and a digest of its end.
+def request_digest(dialect: Dialect, body: bytes, caller: Caller) -> bytes:
+    """What an equal request of the same agent has, too: its length, a checksum, and a digest of its end.
 
     A digest of the whole would cost as much as reading what was seen before, and only a marked retry is looked up.
     """
-    end = hashlib.sha256(memoryview(body)[-_END:]).digest()
-    return b"%s %d %d %s" % (dialect.name.encode(), len(body), zlib.crc32(body), end)
+    end = hashlib.sha256(memoryview(body)[-_END:])
+    end.update(f"\0{caller.train} {caller.agent or ''}".encode(errors="replace"))
+    return b"%s %d %d %s" % (dialect.name.encode(), len(body), zlib.crc32(body), end.digest())
 
 
 async def read_body(scope: Scope, receive: Receive, most: int) -> bytes:

@@ -115,7 +115,9 @@ class Recorder:
         """See `rollout.proxy.sessions.Sessions`."""
         if self.stopping:
             raise DialectError(503, "the recorder is stopping: ask again, where it is started anew", code="stopping")
-        if (known := self._known(keys)) is not None:
+        # A session that the client names is a rollout of its own, unless its key is registered for one.
+        named = keys is caller.keys and caller.session is not None and not self._is_settled(keys)
+        if not named and (known := self._known(keys)) is not None:
             return known
         if not self.settings.open_unknown:
             raise faults.unknown_key()
@@ -131,6 +133,15 @@ class Recorder:
         recorded = self._open(Opened(session=uuid.uuid4().hex[:16], key=hash_of(name), at=time.time()))
         self._journal.tell(recorded.opened)
         return recorded.served
+
+    def _is_settled(self, keys: Sequence[str]) -> bool:
+        """Whether the first key that is known is not to be passed over: registered, or of a session that has ended."""
+        for each in map(hash_of, keys):
+            if (recorded := self._live.get(self._by_key.get(each, ""))) is not None:
+                return recorded.opened.registered or recorded.ending
+            if each in self.folder.ended_keys:
+                return True
+        return False
 
     def _known(self, keys: Sequence[str]) -> Served | None:
         """Raises DialectError where the keys are known as ones of sessions that have ended."""

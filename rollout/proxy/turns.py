@@ -31,7 +31,7 @@ from rollout.proxy import faults
 from rollout.records import Turn
 
 #: Requests whose turns a retry may ask for, and turns of equal requests among them.
-_REQUESTS, _EQUAL = 32, 16
+_REQUESTS, _EQUAL = 512, 16
 
 Start = Callable[[Callable[[], Coroutine[Any, Any, None]]], None]
 """Starts a task."""
@@ -115,7 +115,7 @@ class Turns:
             name = digest
             if not caller.is_retry:
                 return None
-        found = self._known.get(name, ())
+        found = self._known.get(name) or tuple(turn for turn in self._under_way if turn.digest == digest)
         # Equal requests, each sent again: each has a turn that nobody else waits for, if there is one.
         return min(reversed(found), key=lambda turn: (turn.delivered, turn.waiting), default=None)
 

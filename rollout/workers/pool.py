@@ -130,7 +130,7 @@ class WorkerPool:
 
     def of(self, make_env: Callable[[], Participant]) -> RemoteEnv:
         """Rollouts of one environment, to be played by the processes. Raises ConfigError where they cannot find it."""
-        return RemoteEnv(self, None if make_env is self._make_env else _pickled(make_env))
+        return RemoteEnv(self, None if make_env is self._make_env else _pickled(make_env, read_back=True))
 
     def stop(self) -> None:
         """Running rollouts end after their current turn, as cancelled."""
@@ -364,11 +364,16 @@ async def _end_last(worker: Worker, grace_s: float) -> None:
     await _end_of(worker, 0.0)
 
 
-def _pickled(make_env: Callable[[], Participant]) -> bytes:
-    """Raises ConfigError where another process could not find it, or make it of what it is sent."""
+def _pickled(make_env: Callable[[], Participant], *, read_back: bool = False) -> bytes:
+    """Raises ConfigError where another process could not find it.
+
+    A stream's own environment is read back here, too: what fails would end processes that others play in. The engine's
+    is read by the processes as they start, which have a deadline (`worker_start_s`); here nothing would bound it.
+    """
     try:
         pickled = pickle.dumps(make_env)
-        pickle.loads(pickled)
+        if read_back:
+            pickle.loads(pickled)
         return pickled
     except Exception as error:  # pickle raises whatever an object's own methods do
         raise ConfigError(

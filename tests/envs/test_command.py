@@ -111,6 +111,9 @@ async def test_a_reward_comes_from_a_command_a_function_or_a_file(tmp_path: Path
         ("print(1)", {"reward_command": python("print('good')")}, "neither a number nor JSON: 'good'"),
         ("print(1)", {"reward_file": "none.json"}, "left no 'none.json'"),
         ("print(1)", {"reward_command": "/no/such/judge"}, "cannot start '/no/such/judge'"),
+        ("import os; os.symlink('/dev/zero', 'r')", {"reward_file": "r"}, "leads out of the folder"),
+        ("import os; os.mkfifo('r')", {"reward_file": "r"}, "no regular file"),
+        ("open('r', 'w').write('1' * 2_000_000)", {"reward_file": "r"}, "more than 1000000 bytes"),
     ],
 )
 async def test_what_broke_is_a_failure_and_no_reward(code: str, given: dict[str, Any], said: str) -> None:
@@ -156,6 +159,24 @@ async def test_a_program_is_ended_when_its_rollout_is_cancelled(tmp_path: Path) 
     with pytest.raises(asyncio.CancelledError):
         await running
     await _gone(int(beat.read_text("utf-8")))
+
+
+@pytest.mark.parametrize("session", [False, True])
+async def test_a_program_that_leaves_a_server_behind_is_judged_when_it_ends(session: bool) -> None:
+    """What holds its output still is ended with its group, or not waited for."""
+    child = "import time; time.sleep(10)"
+    code = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {child!r}], start_new_session={session})"
+    outcome, agent = await run(f"print('here', flush=True); {code}", timeout_s=20.0)
+    assert (outcome.reward, agent.notes["output"]) == (1.0, "here\n")
+
+
+async def test_a_reward_function_is_bounded_too(tmp_path: Path) -> None:
+    """As the program is."""
+    file = tmp_path / "slow_judges_of_commands.py"
+    text = "import asyncio\nasync def judge(task, ran):\n    await asyncio.sleep(60)\n"
+    file.write_text(text, "utf-8")
+    with pytest.raises(ProgramFailed, match=r"reward function took longer than 1.5 s"):
+        await run("print(1)", reward=f"{file}:judge", timeout_s=1.5)
 
 
 async def test_output_beyond_its_limit_is_read_and_left_out() -> None:

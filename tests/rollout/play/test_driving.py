@@ -272,6 +272,9 @@ async def test_what_it_left_under_way_is_not_kept() -> None:
         {"messages": [user("a")], "tools": {"a": 1}},
         {"messages": [user("a")], "max_tokens": 0},
         {"messages": [user("a")], "temperature": float("nan")},
+        {"messages": [user("a")], "n": 4},
+        {"messages": [user("a")], "stream": True},
+        {"messages": [user("a")], "train": "no"},
     ],
 )
 async def test_what_cannot_be_asked_is_refused_by_name(asked: dict[str, Any]) -> None:

@@ -31,6 +31,16 @@ async def test_a_key_that_nobody_registered_opens_a_session(tmp_path: Path) -> N
         ]
 
 
+async def test_a_loop_without_a_session_takes_nobody_elses_into_its_own(tmp_path: Path) -> None:
+    """Of one key, who names a session keeps it, whoever asks by the key alone meanwhile."""
+    async with recorded(tmp_path / "run") as one:
+        named = {"x-claude-code-session-id": "one"}
+        for headers in (named, {}, named, {}):
+            text_of(await one.chat("any", "hello", headers=headers))
+        states = (await one.client.get("/sessions")).json()["sessions"]
+        assert [state["turns"] for state in states] == [2, 2]
+
+
 async def test_sessions_of_one_key_are_told_apart_by_a_header(tmp_path: Path) -> None:
     """Claude Code's and Codex's runs under one key are rollouts of their own; a registered key beats the header."""
     async with recorded(tmp_path / "run") as one:

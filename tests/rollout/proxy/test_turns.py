@@ -69,6 +69,17 @@ async def test_equal_requests_that_were_lost_are_each_given_a_turn_of_their_own(
         assert turns(served) == 2
 
 
+async def test_a_retry_is_never_given_another_agents_turn() -> None:
+    """Nor one that is left out of training where its own is not: both may have asked the same."""
+    async with proxied(*[reply(text) for text in "abcd"]) as served:
+        for name, text in (("one", "a"), ("two", "b")):
+            assert text_of(await served.chat("hello", headers={"x-rollout-agent": name})) == text
+        again = {"x-rollout-agent": "one", **AGAIN}
+        assert text_of(await served.chat("hello", headers=again)) == "a"
+        assert text_of(await served.chat("hello", headers={"x-rollout-agent": "three", **AGAIN})) == "c"
+        assert text_of(await served.chat("hello", headers={"x-rollout-train": "false", **again})) == "d"
+
+
 async def test_a_known_idempotency_key_is_a_retry_without_a_count() -> None:
     """With another body it is another request."""
     key = {"idempotency-key": "k"}
