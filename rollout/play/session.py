@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -71,6 +71,18 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     """Who asks; "" is the rollout's own agent."""
     train: bool = True
     """Whether what is sampled is trained on."""
+
+
+class _Planned(NamedTuple):
+    """What one turn asks, as it is planned and committed."""
+
+    prompt: Prompt
+    """Its late system messages settled."""
+    context: Context
+    last: LastTurn | None
+    """The turn that it may go on from: see `LastTurns`."""
+    folded: int
+    """How many of the conversation's late system messages were folded."""
 
 
 class Session:
@@ -148,25 +160,17 @@ class Session:
         """
         await self.turnstile.enter()
         started = time.perf_counter()
-        config = self._model.config
-        args = config.template_args if ask.template_args is None else ask.template_args
-        last = self._lasts.of(ask.messages)
-        prompt = self._planner.prompt(ask.messages, ask.tools, args, last)
-        context = self._make_context(prompt)
-        settled, folded = await self._late_systems.settled(prompt.messages, context)
-        if settled is not prompt.messages:
-            last = self._lasts.of(settled)
-            prompt = self._planner.prompt(settled, ask.tools, args, last)
-        outgoing = await self._prepare(prompt, context, last)
-        request = await self._request(prompt, outgoing, context, ask, last)
+        planned = await self._planned(ask)
+        outgoing = await self._prepare(planned)
+        request = await self._request(planned, outgoing, ask)
         rendered = time.perf_counter()
         reply = await self._generate(request)
         await self.turnstile.enter()
         answered = time.perf_counter()
-        message = await self._read(reply, outgoing, request, prompt.messages, context)
+        message = await self._read(reply, outgoing, request, planned)
         if self._closed:
             raise SessionClosed("the rollout has ended: what it asked for last is not kept")
-        turn = self._commit(prompt, outgoing, request, reply, message, last, folded)
+        turn = self._commit(planned, outgoing, request, reply, message)
         turn.agent, turn.train = ask.agent, ask.train
         turn.sampling, turn.logprobs_mode = self._model.sampling_of(request.sampling), self._model.info.logprobs_mode
         turn.request_s = reply.request_s or answered - rendered
@@ -182,19 +186,28 @@ class Session:
         """
         if self._model.codec is None:
             return None
+        planned = await self._planned(ask)
+        match allowed(self._planner.plan(planned.prompt, planned.last), self._model):
+            case Extend(node=node, tail=[]):
+                return len(self.trajectory.ids(node))
+            case Extend() as plan:
+                outgoing = await self._extend(plan, planned)
+                if isinstance(outgoing, Outgoing) and outgoing.prompt is not None:
+                    return len(outgoing.prompt.ids)
+        ids, _ = await self._rendered(planned)
+        return None if ids is None else len(ids)
+
+    async def _planned(self, ask: Ask) -> _Planned:
+        """The conversation as it is to be sent. Raises MessageError."""
         args = self._model.config.template_args if ask.template_args is None else ask.template_args
         last = self._lasts.of(ask.messages)
         prompt = self._planner.prompt(ask.messages, ask.tools, args, last)
         context = self._make_context(prompt)
-        match allowed(self._planner.plan(prompt, last), self._model):
-            case Extend(node=node, tail=[]):
-                return len(self.trajectory.ids(node))
-            case Extend() as plan:
-                outgoing = await self._extend(plan, prompt, context, last)
-                if isinstance(outgoing, Outgoing) and outgoing.prompt is not None:
-                    return len(outgoing.prompt.ids)
-        ids, _ = await self._rendered(prompt, context)
-        return None if ids is None else len(ids)
+        settled, folded = await self._late_systems.settled(prompt.messages, context)
+        if settled is not prompt.messages:
+            last = self._lasts.of(settled)
+            prompt = self._planner.prompt(settled, ask.tools, args, last)
+        return _Planned(prompt, context, last, folded)
 
     async def _generate(self, request: Request) -> Reply:
         """The whole completion: one that was aborted goes on from its sampled tokens, or is asked for anew.
@@ -228,25 +241,24 @@ class Session:
             context = self._contexts[key] = make_context(prompt.root.tools, prompt.root.template_args)
         return context
 
-    async def _prepare(self, prompt: Prompt, context: Context, last: LastTurn | None) -> Outgoing:
+    async def _prepare(self, planned: _Planned) -> Outgoing:
         """Decides the route. Raises FallbackRefused."""
-        match allowed(self._planner.plan(prompt, last), self._model):
+        match allowed(self._planner.plan(planned.prompt, planned.last), self._model):
             case Extend(node=node, tail=[]) as plan:
                 return Outgoing(plan=plan, route=Route.TOKEN_IN, prompt=TokenPrompt(self.trajectory.ids(node)))
             case Extend() as plan:
-                outgoing = await self._extend(plan, prompt, context, last)
+                outgoing = await self._extend(plan, planned)
             case Fallback() as outgoing:
                 pass
         if isinstance(outgoing, Outgoing):
             return outgoing
         self._note(outgoing)
-        return await self._fall_back(outgoing, prompt, context)
+        return await self._fall_back(outgoing, planned)
 
-    async def _extend(
-        self, plan: Extend, prompt: Prompt, context: Context, last: LastTurn | None
-    ) -> Outgoing | Fallback:
+    async def _extend(self, plan: Extend, planned: _Planned) -> Outgoing | Fallback:
         """The prompt with its tail bridged, or why no bridge has it."""
-        answered, completion_ids = self._turn_of(plan.node, last)
+        prompt = planned.prompt
+        answered, completion_ids = self._turn_of(plan.node, planned.last)
         assert self._model.codec is not None, "what is `allowed` extends only where there is a codec"
         previous = Previous(
             prompt_ids=answered.ids,
@@ -254,7 +266,7 @@ class Session:
             message=self._answered(plan, prompt),
             history=prompt.messages[: max(0, plan.depth - 1)],
         )
-        match await self._model.codec.extend(previous, plan.tail, context):
+        match await self._model.codec.extend(previous, plan.tail, planned.context):
             case Declined(reason=detail):
                 reason = FallbackReason.BRIDGE_DECLINED
                 return Fallback(reason=reason, detail=detail, previous=plan.node, depth=plan.depth)
@@ -290,10 +302,10 @@ class Session:
             self._logged.add(fallback.reason)
             _log.warning("fallback", session=self._id, reason=fallback.reason.value, detail=fallback.detail)
 
-    async def _fall_back(self, plan: Fallback, prompt: Prompt, context: Context) -> Outgoing:
-        if not self._renders_here(plan, prompt):
+    async def _fall_back(self, plan: Fallback, planned: _Planned) -> Outgoing:
+        if not self._renders_here(plan, planned.prompt):
             return Outgoing(plan=plan, route=Route.MESSAGE_IN, previous=plan.previous)
-        ids, fault = await self._rendered(prompt, context)
+        ids, fault = await self._rendered(planned)
         first = plan.reason is FallbackReason.FIRST_TURN
         if ids is None and first:
             plan = msgspec.structs.replace(plan, reason=FallbackReason.NOT_RENDERED, detail=fault)
@@ -315,11 +327,11 @@ class Session:
         # Images and audio are the server's to put in, so such a prompt is always its own.
         return not any(m.is_multimodal for m in prompt.messages) and codec.has_typed_markers(prompt.messages)
 
-    async def _rendered(self, prompt: Prompt, context: Context) -> tuple[list[int] | None, str]:
+    async def _rendered(self, planned: _Planned) -> tuple[list[int] | None, str]:
         """(a prompt's ids as they are made here, or why they cannot be). The server may know better, so it is asked."""
         assert self._model.codec is not None, "only a codec renders"
         try:
-            return await self._model.codec.render(prompt.messages, context), ""
+            return await self._model.codec.render(planned.prompt.messages, planned.context), ""
         except Exception as error:  # a template's, a renderer's or a tokenizer's: Jinja's errors, RecursionError
             fault = f"{type(error).__name__}: {error_text(error)}"
             if FallbackReason.NOT_RENDERED not in self._logged:
@@ -327,19 +339,17 @@ class Session:
             self._logged.add(FallbackReason.NOT_RENDERED)
             return None, fault
 
-    async def _request(
-        self, prompt: Prompt, outgoing: Outgoing, context: Context, ask: Ask, last: LastTurn | None
-    ) -> Request:
+    async def _request(self, planned: _Planned, outgoing: Outgoing, ask: Ask) -> Request:
         """The request, with `max_tokens` cut to what fits. Raises ContextFull."""
-        config = self._model.config
+        config, context, last = self._model.config, planned.context, planned.last
         body: TokenPrompt | MessagePrompt | None = outgoing.prompt
         if body is None:
             args = context.template_args
             before = last.sent if last is not None else None
-            body = MessagePrompt(prompt.messages, context.tools, args, before=before)
+            body = MessagePrompt(planned.prompt.messages, context.tools, args, before=before)
 
         async def render() -> Sequence[int] | None:
-            return (await self._rendered(prompt, context))[0]
+            return (await self._rendered(planned))[0]
 
         most = ask.max_tokens or config.max_tokens
         sampling = {**config.sampling, **ask.sampling} if ask.sampling else config.sampling
@@ -358,10 +368,8 @@ class Session:
             echo_prompt=config.verify,
         )
 
-    async def _read(
-        self, reply: Reply, outgoing: Outgoing, request: Request, conversation: Sequence[Message], context: Context
-    ) -> Message:
-        codec = self._model.codec
+    async def _read(self, reply: Reply, outgoing: Outgoing, request: Request, planned: _Planned) -> Message:
+        codec, context = self._model.codec, planned.context
         message = None
         if codec is not None and reply.completion_ids is not None:
             if reply.finish_reason == "stop" and reply.completion_ids:
@@ -372,20 +380,12 @@ class Session:
         if message is None:
             raise MalformedReply("the server answered neither ids that can be read here nor a message")
         if message.tool_calls:
-            message = number_calls(message, sum(len(earlier.tool_calls) for earlier in conversation))
+            message = number_calls(message, sum(len(earlier.tool_calls) for earlier in planned.prompt.messages))
         return message
 
-    def _commit(
-        self,
-        prompt: Prompt,
-        outgoing: Outgoing,
-        request: Request,
-        reply: Reply,
-        message: Message,
-        last: LastTurn | None,
-        folded: int,
-    ) -> Turn:
+    def _commit(self, planned: _Planned, outgoing: Outgoing, request: Request, reply: Reply, message: Message) -> Turn:
         """Puts the turn into the tree. The first change to it: nothing before can leave it half made."""
+        prompt, _, last, folded = planned
         tree, plan, sent = self.trajectory, outgoing.plan, outgoing.prompt
         if reply.prompt_ids is None or (sent is not None and sent.ids == ids_array(reply.prompt_ids)):
             received = sent

@@ -115,9 +115,9 @@ class Recorder:
         """See `rollout.proxy.sessions.Sessions`."""
         if self.stopping:
             raise DialectError(503, "the recorder is stopping: ask again, where it is started anew", code="stopping")
-        # A session that the client names is a rollout of its own, unless its key is registered for one.
-        named = keys is caller.keys and caller.session is not None and not self._is_settled(keys)
-        if not named and (known := self._known(keys)) is not None:
+        # Of a key that is registered for none, each session that the client names is a rollout. A path is one itself.
+        named = keys is caller.keys and caller.session is not None
+        if (known := self._known(keys, registered=named)) is not None:
             return known
         if not self.settings.open_unknown:
             raise faults.unknown_key()
@@ -125,8 +125,7 @@ class Recorder:
             why = "a request names its rollout by its API key, any text, or by its path /r/KEY"
             raise DialectError(401, why, code="invalid_api_key")
         name = keys[0]
-        # A path says which rollout it is; of a key alone, a session that the client names is a rollout of its own.
-        if keys is caller.keys and caller.session is not None:
+        if named:
             name = f"{name}\n{caller.session}"
             if (known := self._known((name,))) is not None:
                 return known
@@ -134,22 +133,18 @@ class Recorder:
         self._journal.tell(recorded.opened)
         return recorded.served
 
-    def _is_settled(self, keys: Sequence[str]) -> bool:
-        """Whether the first key that is known is not to be passed over: registered, or of a session that has ended."""
-        for each in map(hash_of, keys):
-            if (recorded := self._live.get(self._by_key.get(each, ""))) is not None:
-                return recorded.opened.registered or recorded.ending
-            if each in self.folder.ended_keys:
-                return True
-        return False
+    def _known(self, keys: Sequence[str], *, registered: bool = False) -> Served | None:
+        """The session of the first key that has one, and of `registered` keys alone where those are asked for.
 
-    def _known(self, keys: Sequence[str]) -> Served | None:
-        """Raises DialectError where the keys are known as ones of sessions that have ended."""
+        Raises DialectError where the keys are known as ones of sessions that have ended.
+        """
         hashes = [hash_of(key) for key in keys]
         for each in hashes:
             if (recorded := self._live.get(self._by_key.get(each, ""))) is not None:
                 if recorded.ending:
                     raise faults.ended()
+                if registered and not recorded.opened.registered:
+                    continue
                 recorded.use()
                 return recorded.served
         why = next((self.folder.ended_keys[each] for each in hashes if each in self.folder.ended_keys), None)

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from rollout.chat.messages import Message, user
+from rollout.chat.messages import Message, system, user
 from rollout.codec.protocol import Codec
 from rollout.codec.server import ServerCodec
 from rollout.codec.types import Bridged, Context, Declined, Previous
@@ -17,7 +17,7 @@ from rollout.config import EngineConfig
 from rollout.errors import MalformedReply, ServerBusy
 from rollout.play.route import FallbackRefused
 from rollout.play.served import ContextFull, ServedModel
-from rollout.play.session import Session
+from rollout.play.session import Ask, Session
 from rollout.records import Route
 from rollout.request import MessagePrompt, TokenPrompt, WeightSpan
 from rollout.tokens.prefix import FallbackReason
@@ -343,3 +343,16 @@ async def test_ids_of_any_session_can_be_sent_in_headers(name: str) -> None:
             assert sent.isprintable()
             assert len(sent) < 200
     assert len({request.request_id for request in transport.requests}) == 2
+
+
+@pytest.mark.parametrize("late_system", ["fold", "keep"])
+async def test_what_is_counted_is_what_would_be_sent(late_system: str) -> None:
+    """Late system messages are settled as the turn itself settles them, on the first turn and behind a sampled one."""
+    talk, transport = session(reply("b"), reply("d"), late_system=late_system)
+    asked = [user("a"), system("Be brief.")]
+    for _ in range(2):
+        count = await talk.count(Ask(messages=asked))
+        asked = [*asked, await talk.turn(asked), user("c"), system("Briefer.")]
+        assert count == talk.turns[-1].prompt_tokens
+    assert sum(turn.folded for turn in talk.turns) == (2 if late_system == "fold" else 0)
+    assert len(transport.requests) == 2
