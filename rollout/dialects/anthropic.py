@@ -60,7 +60,7 @@ class Anthropic:
             memory.read([memory.item(system, _SYSTEM_KIND, lambda raw: _system(raw, memory))], call, join=False)
         read = _Reader(memory)
         before = len(call.messages)
-        last = memory.conversation(fields.required("messages"), "messages", _KIND, read.item, call, join=True)
+        last = memory.conversation(fields.required("messages"), "messages", _KIND, read.decode, call, join=True)
         if last is None and len(call.messages) == before:
             raise DialectError.of_field("messages", "at least one message is needed")
         if last is not None and last.said:
@@ -176,14 +176,8 @@ class _Reader:
 
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
-        self._at = 0
 
-    def item(self, at: int, raw: msgspec.Raw) -> Known:
-        self._at = at
-        return self._memory.item(raw, _KIND, self._decode)
-
-    def _decode(self, raw: msgspec.Raw) -> Known:
-        place = f"messages[{self._at}]"
+    def decode(self, raw: msgspec.Raw, place: str) -> Known:
         plain = decoded(raw, dict[str, Any], place)
         role, content = plain.get("role"), plain.get("content")
         if role not in ("user", "assistant", "system"):

@@ -81,7 +81,7 @@ class Chat(OpenAIErrors):
             call.tools = memory.tools(tools, _KIND, function_tools).specs
         self._options(fields, call)
         read = _Reader(memory)
-        memory.conversation(fields.required("messages"), "messages", _KIND, read.item, call, join=False)
+        memory.conversation(fields.required("messages"), "messages", _KIND, read.decode, call, join=False)
         if not call.messages:
             raise DialectError.of_field("messages", "at least one message is needed")
         fields.refuse(self._refused)
@@ -138,14 +138,8 @@ class _Reader:
 
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
-        self._at = 0
 
-    def item(self, at: int, raw: msgspec.Raw) -> Known:
-        self._at = at
-        return self._memory.item(raw, _KIND, self._decode)
-
-    def _decode(self, raw: msgspec.Raw) -> Known:
-        place = f"messages[{self._at}]"
+    def decode(self, raw: msgspec.Raw, place: str) -> Known:
         plain = decoded(raw, dict[str, Any], place)
         role = plain.get("role")
         if role not in _ROLES:

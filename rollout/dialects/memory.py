@@ -130,18 +130,22 @@ class Memory:
         raw: msgspec.Raw,
         name: str,
         kind: bytes,
-        item: Callable[[int, msgspec.Raw], Known],
+        decode: Callable[[msgspec.Raw, str], Known],
         call: Call,
         *,
         join: bool,
     ) -> Known | None:
         """Puts a request's list of items into a call, as `read` does; its last item, where that was not known before.
 
-        `item` reads one, by its place and its bytes. What the list begins with is known from the turn before.
+        `decode` reads an item that was not seen yet, by its bytes and its place, such as `messages[3]`. What the list
+        begins with is known from the turn before.
         """
         rest = self._beginnings.find(raw, kind, call)
         raws = cut(rest.json, name)
-        found = [item(at, each) for at, each in enumerate(raws, rest.count)]
+        found = [
+            self.item(each, kind, lambda raw, at=at: decode(raw, f"{name}[{at}]"))  # type: ignore[misc]  # its default
+            for at, each in enumerate(raws, rest.count)
+        ]
         settled = settled_items([each.said for each in found])
         if settled:
             self.read(found[:settled], call, join=join)

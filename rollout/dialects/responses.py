@@ -103,7 +103,7 @@ class Responses(OpenAIErrors):
         if bytes(memoryview(given)[:1]) == b'"':
             memory.read([read.text(given)], call, join=True)
             return
-        memory.conversation(given, "input", _KIND, read.item, call, join=True)
+        memory.conversation(given, "input", _KIND, read.decode, call, join=True)
 
     def _go_on(self, previous: str, call: Call, memory: Memory) -> None:
         """Begins with the conversation of an earlier response, whose instructions held for that one only."""

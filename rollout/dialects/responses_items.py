@@ -12,7 +12,6 @@ from rollout.dialects.memory import Known, Memory
 from rollout.dialects.responses_tools import custom_arguments, flat_name
 from rollout.dialects.types import DialectError
 
-_KIND = b"responses"
 _TEXT_KIND = b"responses-text"
 
 
@@ -23,10 +22,6 @@ class Items:
         self._memory = memory
         self._place = "input"
 
-    def item(self, at: int, raw: msgspec.Raw) -> Known:
-        self._place = f"input[{at}]"
-        return self._memory.item(raw, _KIND, self._decode)
-
     def text(self, raw: msgspec.Raw) -> Known:
         """Input that is a text alone: a user's message."""
         return self._memory.item(raw, _TEXT_KIND, self._decode_text)
@@ -34,7 +29,8 @@ class Items:
     def _decode_text(self, raw: msgspec.Raw) -> Known:
         return self._memory.known([Message("user", decoded(raw, str, "input") or None)])
 
-    def _decode(self, raw: msgspec.Raw) -> Known:
+    def decode(self, raw: msgspec.Raw, place: str) -> Known:
+        self._place = place
         item = decoded(raw, dict[str, Any], self._place)
         match item.get("type") or "message":
             case "message":
