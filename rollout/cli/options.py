@@ -46,6 +46,19 @@ KeyEnv = Annotated[
 Processes = Annotated[
     int | None, typer.Option("--processes", help="Processes that play, where one core is not enough.", show_default="1")
 ]
+SamplingArgs = Annotated[
+    list[str] | None,
+    typer.Option("-s", "--sampling", help="KEY=VALUE for the server.", show_default="its own defaults"),
+]
+MaxTokens = Annotated[
+    int | None, typer.Option(help="Completion length per turn at most.", show_default="what fits the context")
+]
+ServerWait = Annotated[
+    float | None,
+    typer.Option(
+        "--server-wait", help="Seconds to wait where no server is there.", show_default="at the start 0, later 300"
+    ),
+]
 Json = Annotated[
     bool,
     typer.Option("--json", help="One JSON object on standard output, and nothing else there.", show_default="a table"),

@@ -14,9 +14,12 @@ from rollout.cli.options import (
     BaseUrls,
     Json,
     KeyEnv,
+    MaxTokens,
     Model,
     Reader,
     Renderer,
+    SamplingArgs,
+    ServerWait,
     Tokenizer,
     TransportName,
     default_key_env,
@@ -67,13 +70,8 @@ def proxy(
     agent_sampling: Annotated[
         str, typer.Option(help="Whose sampling holds: the agent's (keep), or the one given here (run).")
     ] = "keep",
-    sampling: Annotated[
-        list[str] | None,
-        typer.Option("-s", "--sampling", help="KEY=VALUE for the server.", show_default="its own defaults"),
-    ] = None,
-    max_tokens: Annotated[
-        int | None, typer.Option(help="Completion length per turn at most.", show_default="what fits the context")
-    ] = None,
+    sampling: SamplingArgs = None,
+    max_tokens: MaxTokens = None,
     max_turns: Annotated[int | None, typer.Option(help="Turns of a session at most.", show_default="no limit")] = None,
     idle: Annotated[float, typer.Option(help="Seconds after which a session that nobody uses has ended.")] = 3600.0,
     max_sessions: Annotated[int, typer.Option(help="Sessions that have not ended, at most.")] = 10_000,
@@ -81,12 +79,7 @@ def proxy(
         bool,
         typer.Option("--fsync", help="Have each turn on the disk before it is answered.", show_default="flushed only"),
     ] = False,
-    server_wait_s: Annotated[
-        float | None,
-        typer.Option(
-            "--server-wait", help="Seconds to wait where no server is there.", show_default="at the start 0, later 300"
-        ),
-    ] = None,
+    server_wait_s: ServerWait = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Check every trajectory's invariants.", show_default="off")
     ] = False,

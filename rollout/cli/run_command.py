@@ -15,10 +15,13 @@ from rollout.cli.options import (
     BaseUrls,
     Json,
     KeyEnv,
+    MaxTokens,
     Model,
     Processes,
     Reader,
     Renderer,
+    SamplingArgs,
+    ServerWait,
     Tokenizer,
     TransportName,
     default_key_env,
@@ -64,10 +67,7 @@ def run(
         list[str] | None,
         typer.Option("-a", "--env-arg", help="KEY=VALUE for the environment.", show_default="its own defaults"),
     ] = None,
-    sampling: Annotated[
-        list[str] | None,
-        typer.Option("-s", "--sampling", help="KEY=VALUE for the server.", show_default="its own defaults"),
-    ] = None,
+    sampling: SamplingArgs = None,
     template_args: Annotated[
         list[str] | None, typer.Option("--template-arg", help="KEY=VALUE for the chat template.", show_default="none")
     ] = None,
@@ -75,9 +75,7 @@ def run(
         str | None,
         typer.Option(help="A JSONL file with one task per line.", show_default="the environment's own tasks"),
     ] = None,
-    max_tokens: Annotated[
-        int | None, typer.Option(help="Completion length per turn at most.", show_default="what fits the context")
-    ] = None,
+    max_tokens: MaxTokens = None,
     temperature: Annotated[
         float | None, typer.Option(help="The same as -s temperature=...", show_default="the server's own")
     ] = None,
@@ -166,12 +164,7 @@ def run(
             "--straggler-timeout", help="Seconds for the rest of a group once half have ended.", show_default="no limit"
         ),
     ] = None,
-    server_wait_s: Annotated[
-        float | None,
-        typer.Option(
-            "--server-wait", help="Seconds to wait where no server is there.", show_default="at the start 0, later 300"
-        ),
-    ] = None,
+    server_wait_s: ServerWait = None,
     worker_start_s: Annotated[
         float | None,
         typer.Option("--worker-start", help="Seconds until a process of --processes must play.", show_default="300"),

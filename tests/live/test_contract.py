@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
-from rollout.transport import Transport, TransportConfig
-from tests.live.servers import Server, free_port
+from tests.live.servers import Server
+from tests.live.subject import Live
 from tests.transports.contract import Subject, TransportContract
-from transports import auto
 
 pytestmark = pytest.mark.live
-
-
-class Live(Subject):
-    """A server that all live tests share: it is left as it was found."""
-
-    def __init__(self, server: Server) -> None:
-        self.url = server.url
-
-    async def open(self, **config: Any) -> Transport:
-        return await auto.open(TransportConfig(base_url=self.url, **config))
-
-    async def open_nowhere(self) -> Transport:
-        return await auto.open(TransportConfig(base_url=f"http://127.0.0.1:{free_port()}"))
 
 
 class TestVllm(TransportContract):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -11,21 +10,21 @@ from typing import Any
 
 import anyio
 import httpx
-import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
 
 from envs.echo import Echo
-from rollout import Engine, EngineConfig, Group
+from rollout import EngineConfig
 from rollout.chat.messages import user
 from rollout.request import MessagePrompt, TokenPrompt
 from rollout.servers.weights import InFlight
 from rollout.store.folder import read_rollouts
 from rollout.tokens.prefix import FallbackReason
 from rollout.transport import Transport, TransportConfig
-from tests.live.servers import Server, free_port, sglang_server
+from tests.live.servers import Server, sglang_server
+from tests.live.subject import Live
 from tests.live.test_faults import Client, assert_sound, respawned
 from tests.live.test_run import run
+from tests.live.updates import updated_under_way
 from tests.transports.contract import Subject, TransportContract, long_request, request_of, until
 from transports import auto
 from transports.embedded import MODEL_DIR
@@ -44,19 +43,6 @@ PROMPT = MessagePrompt([user("Guess my number from 1 to 64. 7 guesses left.")])
 def sglang(logs: Path) -> Iterator[Server]:
     with sglang_server(MODEL_DIR, logs) as server:
         yield server
-
-
-class Live(Subject):
-    """The server of this module: it is left as it was found."""
-
-    def __init__(self, server: Server) -> None:
-        self.url = server.url
-
-    async def open(self, **config: Any) -> Transport:
-        return await auto.open(TransportConfig(base_url=self.url, **config))
-
-    async def open_nowhere(self) -> Transport:
-        return await auto.open(TransportConfig(base_url=f"http://127.0.0.1:{free_port()}"))
 
 
 class TestSglang(TransportContract):
@@ -164,52 +150,15 @@ def test_every_shape_of_turn_is_token_exact(sglang: Server, tmp_path: Path) -> N
     assert result["cached_tokens"] > 0
 
 
-@pytest.fixture(scope="module")
-def other_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded model with slightly other weights."""
-    folder = tmp_path_factory.mktemp("weights") / "other"
-    shutil.copytree(MODEL_DIR, folder)
-    chance = np.random.default_rng(0)
-    weights = {
-        name: (value + chance.normal(0, 1e-3, value.shape)).astype(value.dtype)
-        for name, value in load_file(MODEL_DIR / "model.safetensors").items()
-    }
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
-
-
 @pytest.mark.parametrize("in_flight", ["keep", "wait", "abort"])
 async def test_weights_change_under_load(sglang: Server, in_flight: InFlight, other_weights: Path) -> None:
     """Two updates while rollouts run: all finish, every sampled token has a version, and versions never go back."""
     config = EngineConfig(
         base_url=sglang.url, max_tokens=24, concurrency=6, verify=True, sampling={"ignore_eos": True, "min_tokens": 20}
     )
-    groups: list[Group] = []
-    async with Engine(config, lambda: Echo(turns=3, chars=60)) as engine:
-        await engine.update_weights(0, MODEL_DIR, in_flight="wait")
-
-        async def updates() -> None:
-            for version, folder in ((1, other_weights), (2, MODEL_DIR)):
-                turns = engine.stats().turns
-                while engine.stats().turns < turns + 4:
-                    await anyio.lowlevel.checkpoint()
-                await engine.update_weights(version, folder, in_flight=in_flight)
-
-        async with anyio.create_task_group() as beside:
-            beside.start_soon(updates)
-            groups.extend([group async for group in engine.stream(Echo().tasks(6, seed=0), rollouts_per_task=2)])
-        assert engine.weight_version == "2"
-    rollouts = [rollout for group in groups for rollout in group.rollouts]
-    assert all(rollout.ok for rollout in rollouts), [rollout.failure for rollout in rollouts if rollout.failure]
-    seen: set[int] = set()
-    for rollout in rollouts:
-        versions = [int(span.version) for turn in rollout.turns for span in turn.weight_versions]
-        covered = sum(span.end - span.start for turn in rollout.turns for span in turn.weight_versions)
-        assert covered == sum(turn.completion_tokens for turn in rollout.turns)
-        assert versions == sorted(versions)
-        assert not any(turn.prefix_break for turn in rollout.turns)
-        seen.update(versions)
-    assert seen == {0, 1, 2}
+    await updated_under_way(
+        config, lambda: Echo(turns=3, chars=60), in_flight, [other_weights, MODEL_DIR], tasks=6, after_turns=4
+    )
 
 
 async def test_what_runs_is_computed_again_under_new_weights(sglang: Server, other_weights: Path) -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import anyio
-import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
 
 from envs.guess_number import GuessNumber
 from rollout import Engine, EngineConfig, Group, Message
@@ -25,20 +22,6 @@ from tests.rollout.test_engine import Short, collect
 from tests.rollout.test_engine import engine as scripted_engine
 from transports.embedded import MODEL_DIR
 from transports.scripted import Held, Stalled, reply
-
-
-@pytest.fixture(scope="module")
-def other_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded model with slightly other weights."""
-    folder = tmp_path_factory.mktemp("weights") / "other"
-    shutil.copytree(MODEL_DIR, folder)
-    chance = np.random.default_rng(0)
-    weights = {
-        name: (value + chance.normal(0, 1e-3, value.shape)).astype(value.dtype)
-        for name, value in load_file(MODEL_DIR / "model.safetensors").items()
-    }
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
 
 
 async def play_with_updates(running: Engine, updates: Any, tasks: int = 12) -> list[Group]:
