@@ -93,6 +93,15 @@ _RESULTS = (
 _PROMPT = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 _CHATML = ("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<think>", "</think>", "<tool_call>", "</tool_call>")
 _CHATML_STOPS = ("<|im_end|>", "<|endoftext|>")
+_OUTPUTS = (
+    "<｜begin｜>",
+    "<｜end｜>",
+    "<｜User｜>",
+    "<｜Assistant｜>",
+    "<｜outputs｜>",
+    "<｜/outputs｜>",
+    "<｜output｜>",
+)
 
 
 def _chatml(assistant: str, *, results: str = _RESULTS, after: str = "\n", before: str = "") -> str:
@@ -248,16 +257,7 @@ TEMPLATES = [
         "{% if loop.last or messages[loop.index0 + 1].role != 'tool' %}<｜/outputs｜>{% endif %}{% else %}"
         "<｜Assistant｜>{{ m.content.split('</think>')[-1] }}" + _CALLS + "<｜end｜>{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}<｜Assistant｜>{% endif %}",
-        markers=(
-            "<｜begin｜>",
-            "<｜end｜>",
-            "<｜User｜>",
-            "<｜Assistant｜>",
-            "<｜outputs｜>",
-            "<｜/outputs｜>",
-            "<｜output｜>",
-        )
-        + ("<｜/output｜>", "<think>", "</think>", "<tool_call>", "</tool_call>"),
+        markers=_OUTPUTS + ("<think>", "</think>", "<tool_call>", "</tool_call>"),
         stops=("<｜end｜>",),
         says=hermes,
     ),
@@ -309,16 +309,7 @@ TEMPLATES = [
         "<｜Assistant｜>{{ m.content }}" + _CALLS + "<｜end｜>{% set ns.tool = false %}"
         "{% elif m.role == 'user' %}<｜User｜>{{ m.content }}{% set ns.tool = false %}{% else %}{{ m.content }}{% endif %}"
         "{% endfor %}{{ '<｜/outputs｜>' if ns.tool }}{% if add_generation_prompt and not ns.tool %}<｜Assistant｜>{% endif %}",
-        markers=(
-            "<｜begin｜>",
-            "<｜end｜>",
-            "<｜User｜>",
-            "<｜Assistant｜>",
-            "<｜outputs｜>",
-            "<｜/outputs｜>",
-            "<｜output｜>",
-        )
-        + ("<｜/output｜>", "<tool_call>", "</tool_call>"),
+        markers=_OUTPUTS + ("<tool_call>", "</tool_call>"),
         stops=("<｜end｜>",),
         says=hermes,
     ),

@@ -12,12 +12,13 @@ from typing import Any
 import anyio
 import pytest
 
-from rollout import Agent, Engine, EngineConfig, Group, Model, Outcome, Task, user
+from rollout import Agent, Group, Model, Outcome, Task, user
 from rollout.errors import ConfigError, ServerBusy
 from rollout.records import FailureKind
 from rollout.store.folder import read_rollouts
 from tests.docs_kit import ROLLOUT
-from transports.scripted import Fault, Held, ScriptedTransport, reply
+from tests.rollout.test_engine import collect, engine
+from transports.scripted import Fault, Held, reply
 
 AGENT = '''
 import asyncio, os
@@ -51,24 +52,13 @@ class Asks(Agent):
         return Outcome(reward=0.5)
 
 
-def engine(*entries: Any, **config: Any) -> tuple[Engine, ScriptedTransport]:
-    transport = ScriptedTransport(entries or [reply("x") for _ in range(200)], weights=True)
-    settings = EngineConfig(transport="scripted", renderer="server", verify=True, **config)
-    transport._info.can_tokenize = True
-    return Engine(settings, Asks, transport=transport), transport
-
-
-async def collect(running: Engine, tasks: int, **options: Any) -> list[Group]:
-    return [group async for group in running.stream([{"n": n} for n in range(tasks)], **options)]
-
-
 async def test_groups_and_their_rewards() -> None:
     """A stream's group reward decides over the outcomes', and they are kept under their own name."""
 
     def reward(group: Group) -> Sequence[float]:
         return [float(rollout.member) for rollout in group.finished]
 
-    running, _ = engine(concurrency=3)
+    running, _ = engine(plays=Asks, concurrency=3)
     async with running:
         groups = await collect(running, 3, rollouts_per_task=2, agent=Asks, group_reward=reward)
         with pytest.raises(ConfigError, match="not both"):
@@ -80,7 +70,7 @@ async def test_groups_and_their_rewards() -> None:
 
 async def test_an_attempt_that_a_server_spoilt_is_made_again() -> None:
     """`rollout_retries`: what failed earlier is kept."""
-    running, _ = engine(Fault(ServerBusy("full")), *[reply("x")] * 9, concurrency=1, rollout_retries=1)
+    running, _ = engine(Fault(ServerBusy("full")), *[reply("x")] * 9, plays=Asks, concurrency=1, rollout_retries=1)
     async with running:
         (group,) = await collect(running, 1)
     (rollout,) = group.rollouts
@@ -91,7 +81,7 @@ async def test_an_attempt_that_a_server_spoilt_is_made_again() -> None:
 async def test_an_agent_that_lived_through_too_many_updates_is_stale() -> None:
     """It is told at its next turn, and its tokens carry the weights that sampled them."""
     held = Held(reply("x"))
-    running, transport = engine(held, *[reply("x")] * 9, concurrency=1, max_staleness=0)
+    running, transport = engine(held, *[reply("x")] * 9, plays=Asks, weights=True, concurrency=1, max_staleness=0)
     groups: list[Group] = []
     async with running, anyio.create_task_group() as playing:
 

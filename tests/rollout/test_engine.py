@@ -10,6 +10,7 @@ import pytest
 
 from rollout import Engine, EngineConfig, Env, Group, Message, Rollout, Step, user
 from rollout.errors import ConfigError, RolloutError, ServerBusy, ServerError
+from rollout.participant import Participant
 from rollout.records import FailureKind
 from transports.scripted import Fault, Held, ScriptedTransport, Stalled, reply
 
@@ -26,11 +27,13 @@ class Short(Env):
         return Step(messages=[user("more")], done=self.turns == 2, reward=0.5)
 
 
-def engine(*entries: Any, **config: Any) -> tuple[Engine, ScriptedTransport]:
-    transport = ScriptedTransport(entries or [reply("x") for _ in range(200)])
+def engine(
+    *entries: Any, plays: type[Participant] = Short, weights: bool = False, **config: Any
+) -> tuple[Engine, ScriptedTransport]:
+    transport = ScriptedTransport(entries or [reply("x") for _ in range(200)], weights=weights)
     settings = EngineConfig(transport="scripted", renderer="server", verify=True, **config)
     transport._info.can_tokenize = True
-    return Engine(settings, Short, transport=transport), transport
+    return Engine(settings, plays, transport=transport), transport
 
 
 async def collect(running: Engine, tasks: int, **options: Any) -> list[Group]:
