@@ -21,6 +21,7 @@ import enum
 import hashlib
 import math
 import numbers
+import operator
 import re
 import sys
 import uuid
@@ -154,6 +155,17 @@ def number(value: object, source: str) -> float:
         raise Refused(f"gave {type_name(value)} where a number belongs", source) from None
     if not math.isfinite(found):
         raise Refused(f"gave {found} where a finite number belongs", source)
+    return found
+
+
+def positive(value: object, what: str) -> int:
+    """A whole number from 1 on, where there is one. Raises Refused."""
+    try:
+        found = operator.index(value)  # type: ignore[arg-type]  # whatever the caller gave
+    except TypeError:
+        found = 0
+    if found < 1 or isinstance(value, bool):
+        raise Refused(f"must be a number from 1 on, or None, not {value!r:.80}", what)
     return found
 
 

@@ -6,7 +6,6 @@ Everything here is the environment's: an attribute may be a property that raises
 from __future__ import annotations
 
 import contextlib
-import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ import msgspec
 
 from rollout.agent import Agent, Outcome
 from rollout.chat.messages import Message
-from rollout.door import Refused, error_text, named_numbers, number, plain, type_name, well_formed
+from rollout.door import Refused, error_text, named_numbers, number, plain, positive, type_name, well_formed
 from rollout.env import Env, Step
 from rollout.errors import MessageError
 from rollout.participant import Participant
@@ -139,15 +138,7 @@ def read_max_tokens(env: Env) -> int | None:
     """The length that the environment gives the next completion, where it gives one."""
     with reading("env.max_tokens"):
         wanted = env.max_tokens
-        if wanted is None:
-            return None
-        try:
-            found = operator.index(wanted)
-        except TypeError:
-            found = 0
-        if found < 1 or isinstance(wanted, bool):
-            raise EnvironmentFault(f"env.max_tokens must be a number from 1 on, or None, not {wanted!r:.80}")
-        return found
+        return None if wanted is None else positive(wanted, "env.max_tokens")
 
 
 def read_blocks(env: Env) -> bool:

@@ -29,10 +29,8 @@ class Driving:
 
     @property
     def messages(self) -> list[Message]:
-        """The conversation of the agent's own last turn; of a named one's, where it asked for none itself."""
-        session = self._asking.session
-        turns = [turn for turn in session.turns if not turn.agent] or session.turns
-        return session.trajectory.messages(turns[-1].node) if turns else []
+        """See `Session.conversation`."""
+        return self._asking.session.conversation
 
     async def play(self) -> StopReason:
         """Plays to the end."""

@@ -10,7 +10,6 @@ failed is remembered until the same agent has asked again with success.
 
 from __future__ import annotations
 
-import operator
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -18,7 +17,7 @@ from typing import Any, Protocol
 from rollout.agent import Answer, Endpoint, Usage
 from rollout.chat.messages import Message
 from rollout.config import EngineConfig
-from rollout.door import Refused, plain
+from rollout.door import Refused, plain, positive
 from rollout.errors import (
     ConfigError,
     LimitReached,
@@ -57,7 +56,7 @@ class Endpoints(Protocol):
     """Serves rollouts' models over HTTP."""
 
     def open(self, model: RolloutModel) -> Endpoint:
-        """Serves a rollout's model, under a key of its own. Raises ConfigError."""
+        """Serves a rollout's model, under a key of its own: the same for each call. Raises ConfigError."""
         ...
 
     def close(self, model: RolloutModel) -> None:
@@ -92,7 +91,8 @@ class Asking:
         self._refuse_ended = refuse_ended
         self._on_turn = on_turn
         self._endpoints = endpoints
-        self._served: tuple[RolloutModel, Endpoint] | None = None
+        self._served: RolloutModel | None = None
+        """The model that was served over HTTP, where one was."""
         self._under_way, self._since = 0, 0.0
 
     def __repr__(self) -> str:
@@ -139,16 +139,16 @@ class Asking:
 
     def endpoint(self, model: RolloutModel) -> Endpoint:
         """Where the rollout's model is served over HTTP, from the first call on. Raises ConfigError."""
-        if self._served is None:
-            if self._endpoints is None:
-                raise ConfigError("nothing here serves a rollout's model over HTTP: play it by an engine")
-            self._served = model, self._endpoints.open(model)
-        return self._served[1]
+        if self._endpoints is None:
+            raise ConfigError("nothing here serves a rollout's model over HTTP: play it by an engine")
+        endpoint = self._endpoints.open(model)
+        self._served = model
+        return endpoint
 
     def close(self) -> None:
         """The rollout has ended."""
         if self._served is not None and self._endpoints is not None:
-            self._endpoints.close(self._served[0])
+            self._endpoints.close(self._served)
         self.session.close()
 
 
@@ -243,9 +243,6 @@ def _max_tokens(wanted: object) -> int | None:
     if wanted is None:
         return None
     try:
-        found = operator.index(wanted)  # type: ignore[arg-type]  # whatever the caller gave
-    except TypeError:
-        found = 0
-    if found < 1 or isinstance(wanted, bool):
-        raise MessageError(f"max_tokens must be a number from 1 on, or None, not {wanted!r:.80}")
-    return found
+        return positive(wanted, "max_tokens")
+    except Refused as refused:
+        raise MessageError(str(refused)) from None

@@ -135,6 +135,12 @@ class Session:
         """Stands still while nothing may be sent."""
         return self._model.weights.clock
 
+    @property
+    def conversation(self) -> list[Message]:
+        """That of its agent's own last turn; of a named one's, where the agent asked for none itself."""
+        turns = [turn for turn in self.turns if not turn.agent] or self.turns
+        return self.trajectory.messages(turns[-1].node) if turns else []
+
     def close(self) -> None:
         """The trajectory has ended, however it did: its server has room for another. What is under way is not kept."""
         self._closed = True

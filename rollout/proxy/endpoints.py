@@ -132,12 +132,12 @@ class HttpEndpoints:
         """Starts a task, from any thread. Raises ConfigError."""
         if self._loop is None:
             raise ConfigError("this engine is closed: nothing is served any more")
-        self._loop.call_soon_threadsafe(self._start_here, function, context=self._context)
+        self._loop.call_soon_threadsafe(self._start_here, function)
 
     def _start_here(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Starts a task, from the loop's own thread."""
         if self._loop is not None:  # else what asked for it has ended meanwhile
-            # Created in our context, not only run in it: what a rollout's own context creates ends with that rollout.
-            task = self._context.copy().run(self._loop.create_task, function(), context=self._context)
+            # Created in a context of ours: what is created in a rollout's own ends with that rollout.
+            task = self._context.copy().run(self._loop.create_task, function())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)

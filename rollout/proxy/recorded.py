@@ -92,7 +92,6 @@ class Recorded:
     def rollout(self, why: str = "") -> Rollout:
         """Its record, as it stands."""
         opened, session, tree = self.opened, self.session, self.session.trajectory
-        named = [turn for turn in session.turns if not turn.agent] or session.turns
         rollout = Rollout(
             id=opened.session,
             task_id=opened.task_id,
@@ -105,7 +104,7 @@ class Recorded:
             notes={"ended": why} if why else {},
             stop=self.asking.limit or StopReason.DONE,
             turns=session.turns,
-            messages=tree.messages(named[-1].node) if named else [],
+            messages=session.conversation,
             roots=tree.roots,
             nodes=tree.nodes,
             leaves=tree.leaves,
