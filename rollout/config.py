@@ -199,6 +199,11 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         return list(dict.fromkeys(urls))
 
     @property
+    def pooled(self) -> bool:
+        """Whether other processes play: several, or one that is started elsewhere."""
+        return self.processes > 1 or self.launch != "local"
+
+    @property
     def most_at_once(self) -> int:
         """Rollouts that can ever be in flight."""
         return MOST_AUTO if self.concurrency == "auto" else self.concurrency

@@ -106,10 +106,10 @@ class Engine:
             raise EngineClosed("the engine is closed: make another")
         check_config(self.config)
         self._streams.slots.cap = self._allowed()
-        if self.config.processes > 1 and self._given is not None:
+        if self.config.pooled and self._given is not None:
             raise ConfigError("processes open transports of their own: name one by the configuration")
         async with AsyncExitStack() as stack:
-            endpoints = HttpEndpoints(self.config, plays=self.config.processes == 1)
+            endpoints = HttpEndpoints(self.config, plays=not self.config.pooled)
             await stack.enter_async_context(endpoints)
             player = await Player.open(
                 self.config,
@@ -124,7 +124,7 @@ class Engine:
             if self.config.concurrency == "auto":
                 await _must_say_its_load(player.fleet)
             pool: WorkerPool | None = None
-            if self.config.processes > 1:
+            if self.config.pooled:
                 pool = WorkerPool(
                     self.config,
                     self._make_env,
@@ -406,7 +406,7 @@ class Engine:
             stats.servers = self._opened.player.fleet.states
             stats.add(self._opened.player.played())
         if self._pool is not None:
-            stats.processes, stats.process_deaths = self.config.processes, self._pool.deaths
+            stats.processes, stats.process_deaths = self._pool.count, self._pool.deaths
             for played in self._pool.played():
                 stats.add(played)
         return stats

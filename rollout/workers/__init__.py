@@ -2,6 +2,7 @@
 
     pool      the processes together
     handle    one process, as the engine sees it
+    ending    how one is ended
     remote    one rollout that a process plays
     wire      what is said, both ways
     channel   what carries it: a protocol

@@ -1,7 +1,8 @@
-"""Starts worker processes on this machine.
+"""Starts worker processes: the contract, and the launcher for this machine.
 
-A cluster's way of starting them takes this one's place: whatever gives a `Worker` is a `Launch`. The setting `launch`
-is one, or names one: an entry point of group `rollout.launchers` is called as `LocalLaunch` is, and gives it.
+A cluster's launcher takes this one's place: `rollout.workers.ray` is one. The setting `launch` names it: an entry point
+of group `rollout.launchers` is called with the engine's configuration, and gives a `Launcher`. Where starting is all
+that there is to it the setting may also be a `Launch`, a function that gives a `Worker`.
 
 A worker leads a session of its own, so that what environments start in it ends with it: its process group is killed
 when it has ended, however it did. What a terminal or a shell sends to the engine's group does not reach it; the engine
@@ -14,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pickle
 import signal
 import socket
 import subprocess
@@ -25,13 +27,14 @@ from typing import IO, Any, Protocol
 
 import anyio
 
+from rollout.config import EngineConfig
 from rollout.errors import RolloutError
 from rollout.log import takes_structlog
 from rollout.registry import load_entry
 from rollout.workers.channel import Channel
 from rollout.workers.socket_channel import SocketChannel
 
-__all__ = ["Channel", "Launch", "LocalLaunch", "LocalWorker", "Worker"]
+__all__ = ["Channel", "Launch", "Launcher", "LocalLaunch", "LocalWorker", "Worker"]
 
 #: What a service manager may send to every process of a job. Held back until a worker handles them: see
 #: `rollout.workers.process`.
@@ -76,12 +79,68 @@ class Worker(Protocol):
 Launch = Callable[[], Awaitable[Worker]]
 
 
-def launcher(launch: str | Launch, *, main_script: bool) -> Launch:
+class Launcher(Protocol):
+    """What starts the processes of one engine: opened before the first, closed when the last has ended."""
+
+    @property
+    def elastic(self) -> bool:
+        """Whether processes come and go as there is room for them. Then `start` waits for room, the engine begins with
+        the first process, and the others join."""
+        ...
+
+    def pickled(self, make_env: Callable[[], Any]) -> bytes:
+        """What makes environments, as a process reads it. Raises whatever an object raises that cannot be written."""
+        ...
+
+    async def open(self, *, main_script: bool, on_lost: Callable[[RolloutError], None]) -> None:
+        """Before the first process. Raises RolloutError, ConfigError.
+
+        `main_script` says whether the engine's own environment is part of the script that this process was started by.
+        `on_lost` is called where no process can be started any more, nor comes back.
+        """
+        ...
+
+    async def start(self) -> Worker:
+        """Starts a process, and gives it once its channel is there. Raises RolloutError."""
+        ...
+
+    async def aclose(self) -> None:
+        """After the last process. It was perhaps never opened."""
+        ...
+
+
+def launcher(config: EngineConfig) -> Launcher:
     """What starts the processes. Raises ConfigError for a name that is none."""
-    if not isinstance(launch, str):
-        return launch
-    made: Launch = load_entry("rollout.launchers", launch)(main_script=main_script)
+    if not isinstance(config.launch, str):
+        return _Launched(config.launch)
+    made: Launcher = load_entry("rollout.launchers", config.launch)(config)
     return made
+
+
+class _Launched:
+    """A `Launch`, as a launcher."""
+
+    elastic = False
+
+    def __init__(self, launch: Launch) -> None:
+        self._launch = launch
+
+    def __repr__(self) -> str:
+        return f"<_Launched by {self._launch!r}>"
+
+    def pickled(self, make_env: Callable[[], Any]) -> bytes:
+        """See `Launcher`."""
+        return pickle.dumps(make_env)
+
+    async def open(self, *, main_script: bool, on_lost: Callable[[RolloutError], None]) -> None:
+        """See `Launcher`."""
+
+    async def start(self) -> Worker:
+        """See `Launcher`."""
+        return await self._launch()
+
+    async def aclose(self) -> None:
+        """See `Launcher`."""
 
 
 class LocalWorker:
@@ -174,13 +233,28 @@ class LocalWorker:
 class LocalLaunch:
     """Starts processes that have none of this one's state, each as this one stands now."""
 
-    def __init__(self, main_script: bool = True) -> None:
-        """`main_script` says whether they import the script that this one was started by as they begin.
+    elastic = False
+
+    def __init__(self, config: EngineConfig) -> None:
+        """Nothing of the configuration is about this machine's processes."""
+        self._start: dict[str, Any] = {}
+        self._folder = ""
+        self._variables: dict[str, str] = {}
+
+    def __repr__(self) -> str:
+        return f"<LocalLaunch in {self._folder}>"
+
+    def pickled(self, make_env: Callable[[], Any]) -> bytes:
+        """See `Launcher`."""
+        return pickle.dumps(make_env)
+
+    async def open(self, *, main_script: bool, on_lost: Callable[[RolloutError], None]) -> None:
+        """See `Launcher`. Processes import the script that this one was started by only if `main_script` says so.
 
         Raises RolloutError in a worker that does so, where the script has no guard.
         """
         try:
-            self._start: dict[str, Any] = spawn.get_preparation_data("rollout-worker")
+            self._start = spawn.get_preparation_data("rollout-worker")
         except RuntimeError as error:
             raise RolloutError(
                 'a script that starts worker processes must do so under `if __name__ == "__main__":`, since each of '
@@ -198,11 +272,11 @@ class LocalLaunch:
         self._start["structlog"] = takes_structlog()
         self._variables = dict(os.environ)
 
-    def __repr__(self) -> str:
-        return f"<LocalLaunch in {self._folder}>"
+    async def aclose(self) -> None:
+        """See `Launcher`."""
 
-    async def __call__(self) -> Worker:
-        """Starts one. Raises RolloutError."""
+    async def start(self) -> Worker:
+        """See `Launcher`."""
         ours, theirs = socket.socketpair()
         with theirs:
             channel = await SocketChannel.over(ours)

@@ -34,8 +34,9 @@ from rollout.servers.fleet import FleetState
 from rollout.servers.placement import Placement
 from rollout.servers.weights import WeightsState
 from rollout.workers import wire
+from rollout.workers.ending import end_last, end_of, end_silent
 from rollout.workers.handle import GRACE_S, Handle
-from rollout.workers.launch import Launch, Worker, launcher
+from rollout.workers.launch import Worker, launcher
 from rollout.workers.remote import RemoteEnv
 from rollout.workers.silence import LOOK_S
 from rollout.workers.where import place_of
@@ -64,6 +65,31 @@ EngineState = tuple[WeightsState, FleetState]
 _log = get_logger(__name__)
 
 
+class Beginning:
+    """The first start of the processes, which the engine waits for."""
+
+    def __init__(self, wanted: int) -> None:
+        self.over = anyio.Event()
+        """Set when as many have begun as are wanted, or one could not."""
+        self.failed: RolloutError | None = None
+        self._wanted = wanted
+
+    def begun(self) -> None:
+        """One has."""
+        self._wanted -= 1
+        if self._wanted == 0:
+            self.over.set()
+
+    def fail(self, error: RolloutError) -> bool:
+        """One could not. Whether that ends the engine's start: not where it has begun."""
+        if self._wanted <= 0:
+            return False
+        if self.failed is None:
+            self.failed = error
+        self.over.set()
+        return True
+
+
 class WorkerPool:
     """The processes, together."""
 
@@ -80,9 +106,10 @@ class WorkerPool:
         self._make_env = make_env
         self._state = state
         self._on_gone = on_gone
-        self._launch: Launch
+        self._launcher = launcher(config)
         self._handles = [Handle() for _ in range(config.processes)]
         self._placement = Placement(config.processes)
+        self._placement.up = [False] * config.processes
         self._returned = anyio.Event()
         self._numbers = itertools.count(1)
         self._stack = AsyncExitStack()
@@ -95,42 +122,41 @@ class WorkerPool:
         playing = sum(len(handle.playing) for handle in self._handles)
         return f"<WorkerPool of {len(self._handles)}, {sum(self._placement.up)} up, {playing} rollouts>"
 
+    @property
+    def count(self) -> int:
+        """How many processes there are to be; where they come as there is room for them, how many there are."""
+        return sum(self._placement.up) if self._launcher.elastic else len(self._handles)
+
     async def __aenter__(self) -> Self:
-        """Starts the processes, and waits until they have connected. Raises ServerError, ConfigError, RolloutError."""
-        make_env = _pickled(self._make_env)
+        """Starts the processes, and waits until they have connected; where they come as there is room, until one has.
+
+        Raises ServerError, ConfigError, RolloutError.
+        """
+        make_env = self._pickled(self._make_env)
         self._setup = wire.encode(wire.Setup(msgspec.structs.replace(self._config, launch="local"), make_env))
-        self._launch = launcher(self._config.launch, main_script=b"__main__" in make_env)
-        failed: list[RolloutError] = []
-
-        async def start(handle: Handle) -> None:
-            try:
-                await self._start(handle)
-            except RolloutError as error:
-                failed.append(error)
-                starting.cancel_scope.cancel()
-
         async with AsyncExitStack() as stack:
+            stack.push_async_callback(self._launcher.aclose)
+            await self._launcher.open(main_script=b"__main__" in make_env, on_lost=self._on_gone)
             stack.push_async_callback(self._end)
-            async with anyio.create_task_group() as starting:
-                for handle in self._handles:
-                    starting.start_soon(start, handle)
-            if failed:
-                raise failed[0]
             self._attending = await stack.enter_async_context(anyio.create_task_group())
+            stack.callback(self._attending.cancel_scope.cancel)
+            beginning = Beginning(1 if self._launcher.elastic else len(self._handles))
             for at in range(len(self._handles)):
-                self._attending.start_soon(self._attend, at)
+                self._attending.start_soon(self._attend, at, beginning)
+            await beginning.over.wait()
+            if beginning.failed is not None:
+                await stack.aclose()  # before it is raised: a task group would wrap it
+                raise beginning.failed
             self._attending.start_soon(self._watch)
             self._stack = stack.pop_all()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        if self._attending is not None:
-            self._attending.cancel_scope.cancel()
         await self._stack.aclose()
 
     def of(self, make_env: Callable[[], Participant]) -> RemoteEnv:
         """Rollouts of one environment, to be played by the processes. Raises ConfigError where they cannot find it."""
-        return RemoteEnv(self, None if make_env is self._make_env else _pickled(make_env, read_back=True))
+        return RemoteEnv(self, None if make_env is self._make_env else self._pickled(make_env, read_back=True))
 
     def stop(self) -> None:
         """Running rollouts end after their current turn, as cancelled."""
@@ -168,10 +194,28 @@ class WorkerPool:
         """See `rollout.workers.remote.Handles`."""
         return next(self._numbers)
 
+    def _pickled(self, make_env: Callable[[], Participant], *, read_back: bool = False) -> bytes:
+        """Raises ConfigError where another process could not find it.
+
+        A stream's own environment is read back here, too: what fails would end processes that others play in. The
+        engine's is read by the processes as they start, which have a deadline (`worker_start_s`); here nothing would
+        bound it.
+        """
+        try:
+            pickled = self._launcher.pickled(make_env)
+            if read_back:
+                pickle.loads(pickled)
+            return pickled
+        except Exception as error:  # pickle raises whatever an object's own methods do
+            raise ConfigError(
+                f"processes need an environment that they can import, a class or a function of a module, not "
+                f"{make_env!r}: {error}"
+            ) from error
+
     async def _start(self, handle: Handle) -> None:
         """Raises RolloutError where the process cannot begin."""
         limit_s = self._config.worker_start_s
-        worker = await self._launch()
+        worker = await self._launcher.start()
         try:
             with anyio.fail_after(limit_s):
                 await self._ready(handle, worker)
@@ -207,14 +251,26 @@ class WorkerPool:
             'so under `if __name__ == "__main__":`, since each of them imports it'
         )
 
-    async def _attend(self, at: int) -> None:
-        """Listens to a process; starts it again when it has ended."""
+    async def _attend(self, at: int, beginning: Beginning) -> None:
+        """Starts a process and listens to it; starts it again when it has ended."""
         handle, how = self._handles[at], ""
+        try:
+            await self._start(handle)
+            beginning.begun()
+        except RolloutError as error:
+            if beginning.fail(error):
+                return
+            # Processes come as there is room, and the engine has begun with another.
+            handle.strikes += 1
+            how = str(error)
+            _log.warning("process_not_started", error=how)
+            await self._restart(handle)
+        self._up(at)
         while handle.worker is not None:
             worker = handle.worker
             await self._listen(handle, worker)
             self._placement.up[at] = False
-            how = handle.why or await _end_of(worker, handle.grace_s)
+            how = handle.why or await end_of(worker, handle.grace_s)
             if handle.why is None:
                 stack = await worker.trace()
                 how += place_of(stack)
@@ -226,20 +282,28 @@ class WorkerPool:
             with anyio.CancelScope(shield=True):
                 if not handle.replacing:
                     worker.kill()
-                await _end_of(worker, handle.grace_s)
+                await end_of(worker, handle.grace_s)
             if handle.replacing:
                 _log.info("process_replaced", why=handle.worn)
             await self._restart(handle)
-            if handle.worker is not None:
-                self._placement.up[at] = True
-                returned, self._returned = self._returned, anyio.Event()
-                returned.set()
+            self._up(at)
         handle.left_out = True
         _log.warning("process_left_out", deaths_in_a_row=handle.strikes)
         if all(handle.left_out for handle in self._handles):
             self._on_gone(
                 RolloutError(f"every process ended, again and again, before it had played a rollout, the last: {how}")
             )
+
+    def _up(self, at: int) -> None:
+        """A process that was started takes rollouts from here on."""
+        handle = self._handles[at]
+        if handle.worker is None:
+            return
+        if self._stopping:
+            handle.send(wire.Stop())
+        self._placement.up[at] = True
+        returned, self._returned = self._returned, anyio.Event()
+        returned.set()
 
     async def _listen(self, handle: Handle, worker: Worker) -> None:
         """Takes what a process says, until it has ended."""
@@ -291,7 +355,7 @@ class WorkerPool:
             assert self._attending is not None
             self._placement.up[at] = False
             handle.why = f"it was silent for {silent_s:.0f} s, so its event loop hangs"
-            self._attending.start_soon(_end_silent, handle, worker)
+            self._attending.start_soon(end_silent, handle, worker)
         elif handle.draining_s is not None:
             handle.draining_s += elapsed_s
             if not handle.playing or handle.draining_s > DRAIN_S:
@@ -312,8 +376,6 @@ class WorkerPool:
             except RolloutError as error:
                 handle.strikes += 1
                 _log.warning("process_not_started", error=str(error))
-        if self._stopping:
-            handle.send(wire.Stop())
 
     async def _servers_there(self) -> None:
         """A process that finds no server, or none that samples, could not begin: that is no fault of its own."""
@@ -330,56 +392,7 @@ class WorkerPool:
                     if handle.why is not None or handle.silence.seconds > AWAITED_S:
                         handle.worker.kill()
                     handle.worker.channel.close()
-                    ending.start_soon(_end_last, handle.worker, handle.grace_s)
-
-
-async def _end_silent(handle: Handle, worker: Worker) -> None:
-    """Ends a process that does not answer any more; whoever listens to it sees that."""
-    stack = await worker.trace()
-    handle.why = f"{handle.why}{place_of(stack)}"
-    _log.warning("process_silent", how=handle.why, rollouts=len(handle.playing), stack=stack)
-    worker.kill()
-
-
-async def _end_of(worker: Worker, grace_s: float) -> str:
-    """Waits until a process whose channel is closed has ended, or ends it; says how it ended."""
-    try:
-        with anyio.move_on_after(grace_s):
-            return await worker.ended()
-        worker.kill()
-        return await worker.ended()
-    finally:
-        worker.channel.abort()
-
-
-async def _end_last(worker: Worker, grace_s: float) -> None:
-    """Ends a process at the engine's end; one that does not end by itself is said, with what it was doing."""
-    with anyio.move_on_after(grace_s):
-        await worker.ended()
-        grace_s = 0.0
-    if grace_s:
-        stack = await worker.trace()
-        _log.warning("process_killed", why=f"it did not end within {grace_s:g} s{place_of(stack)}", stack=stack)
-        worker.kill()
-    await _end_of(worker, 0.0)
-
-
-def _pickled(make_env: Callable[[], Participant], *, read_back: bool = False) -> bytes:
-    """Raises ConfigError where another process could not find it.
-
-    A stream's own environment is read back here, too: what fails would end processes that others play in. The engine's
-    is read by the processes as they start, which have a deadline (`worker_start_s`); here nothing would bound it.
-    """
-    try:
-        pickled = pickle.dumps(make_env)
-        if read_back:
-            pickle.loads(pickled)
-        return pickled
-    except Exception as error:  # pickle raises whatever an object's own methods do
-        raise ConfigError(
-            f"processes need an environment that they can import, a class or a function of a module, not {make_env!r}: "
-            f"{error}"
-        ) from error
+                    ending.start_soon(end_last, handle.worker, handle.grace_s)
 
 
 forward_names("rollout.workers.pool")
