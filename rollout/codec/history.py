@@ -15,6 +15,7 @@ in their role is tried for all of them. A server's template cannot be read, so t
 from __future__ import annotations
 
 import datetime
+import itertools
 from collections.abc import Callable, Collection, Sequence
 
 import msgspec
@@ -39,6 +40,14 @@ class Unprovable(msgspec.Struct, frozen=True):
 
     reason: str
     day: datetime.date
+
+
+class Proved(msgspec.Struct, frozen=True):
+    """A shape that was proved."""
+
+    shape: Shape
+    number: int
+    """Its name in what is remembered of it: the key by which it was found is long to hash."""
 
 
 class Walked(msgspec.Struct, frozen=True):
@@ -66,7 +75,8 @@ class ShapeCache:
 
     def __init__(self, size: int = 256, finds: Callable[[str], object] | None = None) -> None:
         self._finds = finds
-        self._shapes = Memo[object, Shape | Unprovable](size)
+        self._shapes = Memo[object, Proved | Unprovable](size)
+        self._numbers = itertools.count()
         self._ids_matter = Memo[object, bool](size)
         self._first_ids = Memo[object, tuple[str, ...]](size)
         """The call ids with which a shape was proved, by their form."""
@@ -158,19 +168,20 @@ class ShapeCache:
     ) -> Steps[tuple[object, Shape]]:
         """The proof of a tail's shape; `ids` are those of its calls, where they matter."""
         key = (context_key, stand_in.shape_key(previous.message, tail), ids, tuple(stop_ids))
-        shape, today = self._shapes.get(key), datetime.date.today()
-        if shape is None or (isinstance(shape, Unprovable) and shape.day != today):
+        found = self._shapes.get(key)
+        if found is None or (isinstance(found, Unprovable) and found.day != datetime.date.today()):
             for _ in range(_TRIES):
                 try:
                     shape = yield from stand_in.prove_shape(previous.message, tail, stop_ids)
+                    found = Proved(shape, next(self._numbers))
                     break
                 except NotExtendable as error:
-                    shape = Unprovable(str(error), today)
-            assert shape is not None, "it was tried"
-            self._shapes[key] = shape
-        if isinstance(shape, Unprovable):
-            raise NotExtendable(shape.reason)
-        return key, shape
+                    found = Unprovable(str(error), datetime.date.today())
+            assert found is not None, "it was tried"
+            self._shapes[key] = found
+        if isinstance(found, Unprovable):
+            raise NotExtendable(found.reason)
+        return found.number, found.shape
 
     def _check_said(self, key: object, shape: Shape, previous: Previous, tail: Sequence[Message]) -> Steps[None]:
         """Proves that what follows is the same behind what the model really said. Raises NotExtendable.

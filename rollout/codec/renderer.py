@@ -115,7 +115,8 @@ class RendererBridge:
         return literally(self._tokenizer, messages, make)
 
     def extend(self, previous: Previous, tail: Sequence[Message], context: Context) -> Bridged | Declined:
-        if self._unlike.get(self._measured_as(previous, tail, context)):
+        alike, exactly = self._shapes(previous, tail, context)
+        if self._unlike.get(self._measured_as(previous, alike, context)):
             return Declined(self._said_unlike)
         texts = texts_of(tail) if previous.completion_ids else None
         plain = texts is not None and all(map(self._tokenizer.is_plain, texts))
@@ -125,7 +126,7 @@ class RendererBridge:
             return Declined(fault)
         if texts is None or not plain:
             return self._by_family(previous, tail, context)
-        key = self._pattern_key(previous, tail, context)
+        key = self._pattern_key(previous, exactly, context)
         if key not in self._patterns:
             found = self._by_family(previous, tail, context)
             self._learn(key, found, previous, tail, context)
@@ -153,7 +154,7 @@ class RendererBridge:
             return str(error)
         return "the template looks back at earlier messages" if looks_back else ""
 
-    def _pattern_key(self, previous: Previous, tail: Sequence[Message], context: Context) -> object:
+    def _pattern_key(self, previous: Previous, shape: object, context: Context) -> object:
         """Equal where the family writes the same around a tail's texts: texts do not count, markers do.
 
         So does how the turn ended, by which stop token or cut off, and whether it began with a marker: an opener of
@@ -168,23 +169,24 @@ class RendererBridge:
         markers = self._tokenizer.markers_in
         around = markers(previous.prompt_ids[-_OPENING:]), markers(sampled[:1]), markers(sampled)
         end = sampled[-1] if sampled[-1] in self._stops else None
-        return context.key, self._shape(previous, tail, context, by_form=False), form, around, end
+        return context.key, shape, form, around, end
 
-    def _shape(self, previous: Previous, tail: Sequence[Message], context: Context, *, by_form: bool = True) -> object:
-        """Equal for tails that the family writes alike but for their texts. Call ids count where it prints them.
+    def _shapes(self, previous: Previous, tail: Sequence[Message], context: Context) -> tuple[object, object]:
+        """What is equal for tails that the family writes alike but for their texts: by the forms of their call ids, and
+        by these themselves, which count where it prints them.
 
-        `by_form` has ids that differ in letters and digits only be equal: a family writes around one what it writes
-        around another.
+        Ids that differ in letters and digits only are of one form: around one a family writes what it writes around
+        another.
         """
         shape, ids = stand_in.shape_key(previous.message, tail), stand_in.call_ids(previous.message, tail)
         if not ids:
-            return shape
+            return shape, shape
         key = context.key, shape
         if key not in self._ids_matter:
             self._ids_matter[key] = self._do_ids_matter(previous, tail, context)
         if not self._ids_matter[key]:
-            return shape
-        return shape, tuple(map(stand_in.id_form, ids)) if by_form else ids
+            return shape, shape
+        return (shape, tuple(map(stand_in.id_form, ids))), (shape, ids)
 
     def _do_ids_matter(self, previous: Previous, tail: Sequence[Message], context: Context) -> bool:
         """Whether the family writes something else for other call ids, in its bridge or in a whole conversation."""
@@ -226,10 +228,10 @@ class RendererBridge:
         measure = "it renders" if self.template is None else "the template writes"
         return f"the {self._family} renderer's bridge is not what {measure}"
 
-    def _measured_as(self, previous: Previous, tail: Sequence[Message], context: Context) -> object:
+    def _measured_as(self, previous: Previous, shape: object, context: Context) -> object:
         """Equal for what one comparison with the measure speaks for: a shape of tail, behind an end of the turn."""
         end = previous.completion_ids[-1] if previous.completion_ids else None
-        return context.key, self._shape(previous, tail, context), end if end in self._stops else None
+        return context.key, shape, end if end in self._stops else None
 
     def _is_unlike(self, found: Bridged, previous: Previous, tail: Sequence[Message], context: Context) -> bool:
         """Whether the family bridges this shape of tail in another way than the template, or than it renders itself.
@@ -240,7 +242,7 @@ class RendererBridge:
         cut = not previous.completion_ids or previous.completion_ids[-1] not in self._stops
         if cut and self.template is None:
             return False
-        key = self._measured_as(previous, tail, context)
+        key = self._measured_as(previous, self._shapes(previous, tail, context)[0], context)
         if key not in self._unlike:
             self._unlike[key] = self._is_refuted(found, previous, tail, context, cut=cut)
         return self._unlike[key]
@@ -271,7 +273,7 @@ class RendererBridge:
         if len(prompt_ids) <= PROMPT_END:
             return self._bridge(prompt_ids, previous.completion_ids, tail, context)
         end = previous.completion_ids[-1] if previous.completion_ids else None
-        key = (context.key, self._shape(previous, tail, context), end in self.stop_token_ids)
+        key = (context.key, self._shapes(previous, tail, context)[0], end in self.stop_token_ids)
         if self._needs_all.get(key) is False:
             return self._bridge(prompt_ids[-PROMPT_END:], previous.completion_ids, tail, context)
         whole = self._tried(prompt_ids, previous.completion_ids, tail, context)

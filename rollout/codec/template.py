@@ -65,19 +65,14 @@ class TemplateBridge(StandInBridge):
     def __init__(self, tokenizer: Any, stop_token_ids: Collection[int], *, literal: bool = True) -> None:
         """`literal` keeps markers that are typed in texts as text."""
         self._tokenizer = LiteralTokenizer(tokenizer, literal=literal)
-        super().__init__("template", self.render, stop_token_ids, self.finds)
+        source = template_source(self._tokenizer, tools=True)
+        self.may_find = source.may_find
+        """Whether the template may find something in a text that it looks for."""
+        super().__init__("template", self.render, stop_token_ids, source.finds)
 
     def has_typed_markers(self, messages: Sequence[Message]) -> bool:
         """Whether a text holds a marker that is to stay text."""
         return self._tokenizer.has_typed_markers(messages)
-
-    def may_find(self, text: str) -> bool:
-        """Whether the template may find something in a text that it looks for."""
-        return template_source(self._tokenizer, tools=True).may_find(text)
-
-    def finds(self, text: str) -> object:
-        """What the template may find in a text: see `Source.finds`."""
-        return template_source(self._tokenizer, tools=True).finds(text)
 
     def render(self, messages: Sequence[Message], context: Context, *, add_generation_prompt: bool = True) -> list[int]:
         def make(messages: Sequence[Message]) -> list[int]:

@@ -108,6 +108,8 @@ class AiohttpPool:
         )
         self._connect_s, self._most_bytes = connect_timeout_s, most_bytes
         self._make_timeout = aiohttp.ClientTimeout
+        self._unlimited = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s)
+        """Where the caller has a deadline of its own, as prompts have."""
         self._client_error = aiohttp.ClientError
         self._parse_url = URL
         self._urls: dict[str, URL] = {}
@@ -122,7 +124,9 @@ class AiohttpPool:
         if (target := self._urls.get(url)) is None:
             target = self._urls[url] = self._parse_url(url)
         data = io.BytesIO(content) if content is not None and len(content) >= _LARGE_BYTES else content
-        timeout = self._make_timeout(total=timeout_s, sock_connect=self._connect_s)
+        timeout = self._unlimited
+        if timeout_s is not None:
+            timeout = self._make_timeout(total=timeout_s, sock_connect=self._connect_s)
         try:
             async with self._session.request(
                 method, target, data=data, headers=headers, allow_redirects=False, timeout=timeout

@@ -271,14 +271,14 @@ def test_a_family_that_prints_call_ids_has_a_pattern_for_none_but_its_own(tokeni
     """The family's bridge is asked with other ids before a shape is taken for all of them."""
     bridge = RendererBridge(tokenizer, "qwen3", "all")
     turn, tail = answered(tokenizer, "call_0")
-    assert bridge._shape(turn, tail, PLAIN) == bridge._shape(*answered(tokenizer, "other"), PLAIN)
+    assert bridge._shapes(turn, tail, PLAIN) == bridge._shapes(*answered(tokenizer, "other"), PLAIN)
     printing: Any = RendererBridge(tokenizer, "qwen3", "all")
     original = printing._bridge
     printing._bridge = lambda prompt, sampled, tail, context: [
         *original(prompt, sampled, tail, context),
         *(len(message.tool_call_id or "") for message in tail),
     ]
-    assert printing._shape(turn, tail, PLAIN) != printing._shape(*answered(tokenizer, "other"), PLAIN)
+    assert printing._shapes(turn, tail, PLAIN)[0] != printing._shapes(*answered(tokenizer, "other"), PLAIN)[0]
 
 
 def test_nothing_that_a_bridge_remembers_grows_without_end(tokenizer: Any) -> None:
