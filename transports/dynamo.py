@@ -1,19 +1,31 @@
-"""Dynamo's dialect: one route for both ways in, and an `nvext` object beside OpenAI's fields.
+"""Dynamo's dialect: one route for both ways in, an `nvext` object beside OpenAI's fields, and vLLM's route of ids.
 
 Ids come back only where they are asked for: from the engine (`engine_data`, with its logprobs) behind a vLLM
 worker, else from the frontend's own fields. Ids and logprobs are never taken from two sources.
+
+vLLM's generate route is served by those of a frontend's workers that are vLLM's. It takes all that vLLM samples by, and
+says neither cached tokens nor how a prompt was read, so it is used only where it is asked for.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
 from rollout.chat.messages import user
-from rollout.errors import MalformedReply, ServerError, TransportError
+from rollout.errors import (
+    MalformedReply,
+    PromptTooLong,
+    RequestRefused,
+    ServerBusy,
+    ServerError,
+    TransportError,
+)
 from rollout.log import get_logger
 from rollout.request import MessagePrompt, Reply, Request, TokenPrompt
 from rollout.transport import ServerInfo, TransportConfig
@@ -26,6 +38,7 @@ from transports.openai import (
     TokenId,
     Usage,
     choose_model,
+    choose_route,
     content_logprobs,
     finish_reason,
     list_models,
@@ -36,8 +49,24 @@ from transports.openai import (
     probe_request,
     server_message_of,
 )
+from transports.vllm.wire import GENERATE, generate_body, read_generate
 
 CHAT = "/v1/chat/completions"
+
+#: So long prompts go by `nvext` after the generate route was found gone; then it is tried again.
+GONE_S = 30.0
+
+#: What the frontend answers on the generate route when the last worker that serves it has gone: 500 at once, 503 within
+#: a second, 404 when it is known; 404 or 405 also where the frontend was started again without the route, 501 where
+#: a worker does not know it.
+_GONE = frozenset({404, 405, 500, 501, 502, 503})
+
+#: What the generate route says of every refusal that is its worker's.
+_NO_REASON = "Invalid request"
+_WHY = (
+    "Dynamo does not say why on this route: perhaps an id that the model does not have, or a parameter that vLLM "
+    f"refuses; its worker's log says which, and so does --token-route {CHAT}"
+)
 
 _log = get_logger(__name__)
 
@@ -162,10 +191,71 @@ def _sampled(nvext: _Nvext, choice: _Choice) -> tuple[list[int] | None, list[flo
 class DynamoTransport(ServedTransport):
     """Carries prompts to a Dynamo frontend."""
 
+    def __init__(
+        self, client: HttpClient, info: ServerInfo, *, clock: Callable[[], float] = time.monotonic, **settings: Any
+    ) -> None:
+        super().__init__(client, info, **settings)
+        self.detours: Counter[str] = Counter()
+        """Prompts of ids that went by `nvext` as no worker served the generate route, by the status that said so."""
+        self._clock = clock
+        self._gone: str | None = None
+        """Why the generate route is not asked; None while it answers."""
+        self._again_at = 0.0
+
     async def generate(self, request: Request) -> Reply:
-        """See `rollout.transport.Transport`."""
+        """See `rollout.transport.Transport`.
+
+        A frontend may have workers that serve the generate route beside others that do not, and may lose the last one
+        that does. `nvext` is served by all of them, so the prompt goes there meanwhile: the same ids, and the same
+        session.
+        """
+        if self.info.token_route == GENERATE and isinstance(request.prompt, TokenPrompt):
+            if self._gone is None or self._clock() >= self._again_at:
+                self._again_at = self._clock() + GONE_S  # until this one is answered the others go by nvext
+                try:
+                    return await self._generate(request, request.prompt)
+                except (ServerBusy, RequestRefused) as error:
+                    if error.status not in _GONE:
+                        raise
+                    self._detour(error)
+            else:
+                self.detours[self._gone] += 1
         body = chat_body(request, self.info.model)
         return read_chat(await self.client.post(CHAT, body, headers=session_headers(request)))
+
+    async def _generate(self, request: Request, prompt: TokenPrompt) -> Reply:
+        """By vLLM's route. What it refuses without a reason is refused here, or the refusal says what it may be."""
+        length, longest = len(prompt.ids), self.info.max_model_len
+        if longest is not None and length >= longest:
+            raise PromptTooLong(f"the prompt's {length} tokens do not fit the context of {longest}")
+        body = generate_body(request, self.info.model)
+        try:
+            reply = read_generate(await self.client.post(GENERATE, body, headers=session_headers(request)))
+        except RequestRefused as error:
+            if error.status == 400 and str(error).endswith(_NO_REASON):
+                raise RequestRefused(f"{error}: {_WHY}", status=error.status, body=error.body) from error
+            raise
+        if self._gone is not None:
+            self._gone = None
+            _log.warning("token_route_back", path=GENERATE, detours=self.detours.total())
+        return reply
+
+    def _detour(self, error: TransportError) -> None:
+        """Counts it; and, where it says more than that something went wrong, leaves the route for a while."""
+        cause = str(error.status)
+        self.detours[cause] += 1
+        (_log.warning if self.detours[cause] == 1 else _log.debug)(
+            "token_route_gone", path=GENERATE, instead=CHAT, error=str(error)
+        )
+        if self._gone is not None or error.status != 500:
+            self._gone = cause
+
+    async def aclose(self) -> None:
+        """See `rollout.transport.Transport`."""
+        if self.detours:
+            _log.warning("token_route_detours", path=GENERATE, instead=CHAT, causes=dict(self.detours))
+            self.detours.clear()
+        await super().aclose()
 
     async def tokenize(self, prompt: MessagePrompt, *, add_generation_prompt: bool) -> list[int]:
         """Dynamo has no /tokenize: raises TransportError."""
@@ -201,15 +291,27 @@ class _Probe:
         if (tried := await self._try(TokenPrompt([1, 2, 1]), info)) is not None:
             _, reply = tried
             if reply.completion_ids is not None:
-                info.token_route, info.token_routes = CHAT, [CHAT]
+                info.token_routes.append(CHAT)
                 info.reports_cached_tokens = info.reports_cached_tokens or reply.cached_tokens is not None
                 info.keeps_stop_token = await self._keeps_stop(reply.completion_ids, info)
+        if await self._generates(info):
+            info.token_routes.append(GENERATE)
         if info.reports_completion_ids or info.token_routes:
             prompt = probe_request(MessagePrompt(messages=[user("Hi.")]))
             info.logprobs_mode = await find_mode(self.client, CHAT, chat_body(prompt, info.model))
         if not info.token_routes and not info.reports_completion_ids and self._refusal is not None:
             raise ServerError(f"{self.client.base_url} lists {card.id!r} but completes nothing: {self._refusal}")
+        info.token_route = choose_route(info, self._config.token_route, self.client.base_url)
         return info
+
+    async def _generates(self, info: ServerInfo) -> bool:
+        """Whether a worker serves vLLM's route; the frontend lists it where none does, so it is called."""
+        try:
+            body = generate_body(probe_request(TokenPrompt([1, 2, 1])), info.model)
+            return bool(read_generate(await probe_call(self.client, GENERATE, body)).completion_ids)
+        except TransportError as error:
+            _log.debug("route_absent", path=GENERATE, error=str(error))
+            return False
 
     async def _keeps_stop(self, first: list[int], info: ServerInfo) -> bool | None:
         """Whether a stop token is among the ids; None where the greedy token does not come twice (the mocker)."""

@@ -253,6 +253,14 @@ def choose_model(cards: Sequence[ModelCard], wanted: str | None, url: str) -> Mo
     return found
 
 
+def choose_route(info: ServerInfo, forced: str | None, url: str) -> str | None:
+    """The token-in route to use: the forced one, or the best of those that work. Raises ConfigError, listing those."""
+    if forced is not None and forced not in info.token_routes:
+        working = ", ".join(info.token_routes) or "none"
+        raise ConfigError(f"{url} has no token route {forced!r}; those that work: {working}")
+    return forced or next(iter(info.token_routes), None)
+
+
 def merged(first: Any, then: Iterable[Any]) -> list[Any]:
     """The caller's list, then ours, in order and without repeats."""
     own = first if isinstance(first, list | tuple) else [] if first is None else [first]

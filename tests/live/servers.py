@@ -36,6 +36,12 @@ _ENV = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELI
 
 _KV_ROUTER = ("--router-mode", "kv")
 
+#: A frontend so started serves vLLM's generate route by those of its workers that can.
+_GENERATES = {"DYN_VLLM_ENABLE_INFERENCE_V1_GENERATE": "1"}
+
+#: How the processes of one Dynamo deployment find each other.
+_PLANES = ("--discovery-backend", "file", "--request-plane", "tcp", "--event-plane", "zmq")
+
 
 class Server:
     """A running server: its address, its processes, its log."""
@@ -60,6 +66,10 @@ class Server:
         """Starts a process in a group of its own, which ends with it."""
         self._commands.append((command, env))
         self.processes.append(self._start(command, env))
+
+    def command(self, index: int) -> tuple[Sequence[str], Mapping[str, str]]:
+        """How a process was started, and with which variables of its own."""
+        return self._commands[index]
 
     def kill(self, index: int) -> None:
         """SIGKILL, to a process and all that it started."""
@@ -185,6 +195,14 @@ def dynamo_vllm(
         yield running
 
 
+def beside_a_mocker(running: Server, model_dir: Path, *, name: str = "tiny") -> None:
+    """Adds a mocker to a Dynamo deployment: workers of one component must be alike, so it is of another."""
+    _, found = running.command(1)
+    worker = ["-m", "dynamo.mocker", "--model-path", str(model_dir), "--model-name", name, "--speedup-ratio", "0"]
+    endpoint = ["--endpoint", "dyn://dynamo.mocker.generate"]
+    running.spawn([str(python_of("dynamo")), *worker, *endpoint, *_PLANES], {"DYN_FILE_KV": found["DYN_FILE_KV"]})
+
+
 @contextlib.contextmanager
 def _dynamo(
     worker: Sequence[str],
@@ -197,15 +215,14 @@ def _dynamo(
     """A frontend and a worker that find each other by a folder."""
     port = free_port()
     python = str(python_of("dynamo"))
-    planes = ["--discovery-backend", "file", "--request-plane", "tcp", "--event-plane", "zmq"]
     with (
         tempfile.TemporaryDirectory() as discovery,
         _running(Server(f"http://127.0.0.1:{port}", log_dir / f"dynamo-{port}.log")) as running,
     ):
         found = {"DYN_FILE_KV": discovery}
         listen = ["--http-host", "127.0.0.1", "--http-port", str(port)]
-        running.spawn([python, "-m", "dynamo.frontend", *listen, *frontend_args, *planes], found)
-        running.spawn([python, *worker, *planes], {**found, **env})
+        running.spawn([python, "-m", "dynamo.frontend", *listen, *frontend_args, *_PLANES], {**found, **_GENERATES})
+        running.spawn([python, *worker, *_PLANES], {**found, **env})
         running.wait(lambda url: _answers(url, name), deadline_s)
         yield running
 

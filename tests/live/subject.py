@@ -13,11 +13,12 @@ from transports import auto
 class Live(Subject):
     """A server that several tests share: it is left as it was found."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, **config: Any) -> None:
         self.url = server.url
+        self._config = config
 
     async def open(self, **config: Any) -> Transport:
-        return await auto.open(TransportConfig(base_url=self.url, **config))
+        return await auto.open(TransportConfig(base_url=self.url, **self._config, **config))
 
     async def open_nowhere(self) -> Transport:
         return await auto.open(TransportConfig(base_url=f"http://127.0.0.1:{free_port()}"))

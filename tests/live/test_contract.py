@@ -7,6 +7,7 @@ import pytest
 from tests.live.servers import Server
 from tests.live.subject import Live
 from tests.transports.contract import Subject, TransportContract
+from transports.vllm.wire import GENERATE
 
 pytestmark = pytest.mark.live
 
@@ -24,4 +25,14 @@ class TestDynamo(TransportContract):
     def subject(self, dynamo: Server) -> Subject:
         subject = Live(dynamo)
         subject.controls_weights = subject.aborts_by_name = subject.tokenizes = subject.samples = False
+        return subject
+
+
+class TestDynamoByGenerate(TransportContract):
+    """With a real vLLM worker behind it, by vLLM's route of ids."""
+
+    @pytest.fixture
+    def subject(self, dynamo_engine: Server) -> Subject:
+        subject = Live(dynamo_engine, token_route=GENERATE)
+        subject.controls_weights = subject.aborts_by_name = subject.tokenizes = False
         return subject

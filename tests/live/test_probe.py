@@ -13,6 +13,7 @@ import pytest
 from tests.live.servers import Server
 from tests.live.test_run import TOKENIZER, command
 from transports.embedded import MODEL_DIR
+from transports.vllm.wire import GENERATE
 
 pytestmark = pytest.mark.live
 
@@ -57,6 +58,7 @@ def test_dynamos_engine_is_told(dynamo_engine: Server, tmp_path: Path) -> None:
     """A frontend with a real vLLM worker reports the engine's own ids and logprobs."""
     found = probe(dynamo_engine, *TOKENIZER, cwd=tmp_path)
     assert found["server"]["ids_source"] == "engine_data"
+    assert found["server"]["token_routes"] == ["/v1/chat/completions", "/inference/v1/generate"]
     assert found["server"]["keeps_stop_token"] is True
     assert found["server"]["logprobs_mode"] == "raw_logprobs"
     assert_exact(found)
@@ -80,7 +82,11 @@ def test_vllm_is_told_as_it_is(vllm: Server, tmp_path: Path) -> None:
 
 
 def test_dynamo_is_told_as_it_is(dynamo: Server, tmp_path: Path) -> None:
-    """A frontend with mocker reports its own ids, no context length, and the template's prompt."""
+    """A frontend with mocker reports its own ids, no context length, and the template's prompt.
+
+    It lists the generate route, which no mocker serves.
+    """
+    assert GENERATE in httpx.get(f"{dynamo.url}/openapi.json").json()["paths"]
     found = probe(dynamo, *TOKENIZER, cwd=tmp_path)
     server = found["server"]
     assert server["dialect"] == "dynamo"

@@ -22,6 +22,7 @@ from transports.embedded.engine import Engine
 from transports.embedded.model import Model
 from transports.embedded.transport import open as open_embedded
 from transports.scripted import Fault, ScriptedTransport, Stalled, reply
+from transports.vllm.wire import GENERATE
 
 
 class Double(Subject):
@@ -70,12 +71,12 @@ class Double(Subject):
 class InProcess(Subject):
     """The embedded model, with no socket between."""
 
-    def __init__(self, dialect: str) -> None:
-        self.dialect = dialect
+    def __init__(self, dialect: str, **config: Any) -> None:
+        self.dialect, self._config = dialect, config
         self.controls_weights = self.aborts_by_name = self.tokenizes = dialect != "dynamo"
 
     async def open(self, **config: Any) -> Transport:
-        return await open_embedded(TransportConfig(options={"dialect": self.dialect}, **config))
+        return await open_embedded(TransportConfig(options={"dialect": self.dialect}, **self._config, **config))
 
 
 class OverHttp(Subject):
@@ -105,6 +106,14 @@ class TestInProcess(TransportContract):
     @pytest.fixture(params=["vllm", "sglang", "dynamo"])
     def subject(self, request: pytest.FixtureRequest) -> Subject:
         return InProcess(request.param)
+
+
+class TestDynamoByGenerate(TransportContract):
+    """Dynamo's other route of ids keeps the same contract."""
+
+    @pytest.fixture
+    def subject(self) -> Subject:
+        return InProcess("dynamo", token_route=GENERATE)
 
 
 @pytest.fixture(scope="module")

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
+import httpx
 import msgspec
 import pytest
 
 from rollout.chat.messages import user
-from rollout.errors import MalformedReply, TransportError
+from rollout.errors import ConfigError, MalformedReply, PromptTooLong, RequestRefused, ServerBusy, TransportError
 from rollout.request import MessagePrompt, Request, TokenPrompt
-from rollout.transport import ServerInfo
-from transports.dynamo import DynamoTransport, chat_body, read_chat, session_headers
+from rollout.transport import ServerInfo, TransportConfig
+from transports.dynamo import GONE_S, DynamoTransport, chat_body, read_chat, session_headers
+from transports.dynamo import open as open_dynamo
 from transports.http.client import Answer, HttpClient
+from transports.vllm.wire import GENERATE
 
 TOOLS = [{"type": "function", "function": {"name": "add"}}]
 
@@ -145,3 +150,155 @@ async def test_there_is_no_tokenize() -> None:
     carrier = DynamoTransport(HttpClient("http://x"), ServerInfo(dialect="dynamo", model="m"))
     with pytest.raises(TransportError, match="--tokenizer"):
         await carrier.tokenize(MessagePrompt(messages=[user("x")]), add_generation_prompt=True)
+
+
+class Frontend(httpx.AsyncBaseTransport):
+    """A frontend in process, whose generate route answers what a test says; `nvext` always serves."""
+
+    def __init__(self, status: int = 200, said: str = "") -> None:
+        self.status, self.said = status, said
+        self.seen: list[tuple[str, dict[str, Any], httpx.Headers]] = []
+        self.now = 0.0
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        path = request.url.path
+        if path == "/v1/models":
+            card = {"id": "m", "owned_by": "nvidia", "context_window": 64}
+            return httpx.Response(200, json={"data": [card]})
+        self.seen.append((path, msgspec.json.decode(request.content), request.headers))
+        if path != GENERATE:
+            engine = {"prompt_token_ids": [1], "completion_token_ids": [5], "completion_logprobs": [-1.0]}
+            return httpx.Response(200, json={"choices": [{"finish_reason": "stop"}], "nvext": {"engine_data": engine}})
+        if self.status != 200:
+            return httpx.Response(self.status, json={"error": {"message": self.said, "code": self.status}})
+        logprobs = {"content": [{"token": "token_id:6", "logprob": -2.0, "bytes": [], "top_logprobs": []}]}
+        choice = {"index": 0, "token_ids": [6], "logprobs": logprobs, "finish_reason": "stop", "sampling_mask": None}
+        return httpx.Response(200, json={"request_id": "r1", "choices": [choice], "kv_transfer_params": None})
+
+    def client(self) -> HttpClient:
+        async def at_once(_: float) -> None: ...
+
+        return HttpClient("http://x", transport=self, retries=2, sleep=at_once)
+
+    def carrier(self) -> DynamoTransport:
+        """A transport by the generate route, whose clock is this one's."""
+        info = ServerInfo(dialect="dynamo", model="m", token_route=GENERATE, max_model_len=64)
+        return DynamoTransport(self.client(), info, clock=lambda: self.now)
+
+    @property
+    def paths(self) -> list[str]:
+        return [path for path, _, _ in self.seen]
+
+
+async def test_the_generate_route_is_found_by_a_call_and_taken_when_asked_for() -> None:
+    """It says less than `nvext`, which is the best of the two."""
+    async with open_dynamo_of(Frontend()) as carrier:
+        assert carrier.info.token_routes == ["/v1/chat/completions", GENERATE]
+        assert carrier.info.token_route == "/v1/chat/completions"
+    async with open_dynamo_of(Frontend(), token_route=GENERATE) as carrier:
+        assert carrier.info.token_route == GENERATE
+
+
+async def test_a_route_that_no_worker_serves_cannot_be_forced() -> None:
+    """Mockers answer that they have no such model; the routes that work are named."""
+    with pytest.raises(ConfigError, match=r"those that work: /v1/chat/completions$"):
+        async with open_dynamo_of(Frontend(404, "Model not found: m"), token_route=GENERATE):
+            pass
+
+
+@asynccontextmanager
+async def open_dynamo_of(frontend: Frontend, **config: Any) -> AsyncIterator[DynamoTransport]:
+    carrier = await open_dynamo(TransportConfig(base_url="http://x", **config), frontend.client())
+    try:
+        yield carrier
+    finally:
+        await carrier.aclose()
+
+
+async def test_ids_go_by_the_generate_route_with_their_session() -> None:
+    """vLLM's body and answer, Dynamo's headers; messages go by chat as ever."""
+    frontend = Frontend()
+    carrier = frontend.carrier()
+    reply = await carrier.generate(request(sampling={"top_k": 5, "nvext": {"a": 1}}, priority=3, cache_salt="v1"))
+    assert (reply.completion_ids, reply.logprobs, reply.finish_reason) == ([6], [-2.0], "stop")
+    ((path, body, headers),) = frontend.seen
+    assert path == GENERATE
+    assert (headers["x-dynamo-session-id"], headers["x-request-id"]) == ("s1", "r1")
+    assert body.pop("sampling_params") == {
+        "top_k": 5,
+        "logprobs": 0,
+        "max_tokens": 9,
+        "stop_token_ids": [7, 8],
+        "detokenize": False,
+    }
+    assert body == {
+        "model": "m",
+        "token_ids": [1, 2],
+        "request_id": "r1",
+        "cache_salt": "v1",
+        "priority": 3,
+        "nvext": {"a": 1},
+    }
+    await carrier.generate(request(MessagePrompt(messages=[user("x")])))
+    assert frontend.paths[-1] == "/v1/chat/completions"
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [(404, "Model not found: m"), (503, "Model unavailable: m"), (501, "not implemented"), (405, "no")],
+)
+async def test_a_worker_that_goes_is_a_detour_and_it_comes_back(
+    status: int, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The same ids by `nvext`, counted by what was answered; the route is asked again after a while, by one prompt."""
+    frontend = Frontend()
+    carrier = frontend.carrier()
+    frontend.status, frontend.said = status, said
+    for _ in range(3):
+        assert (await carrier.generate(request())).completion_ids == [5]
+    assert carrier.detours == {str(status): 3}
+    sent = frontend.seen[-1][1]
+    assert sent["nvext"]["token_data"] == [1, 2]
+    tried = frontend.paths.count(GENERATE)
+    assert tried == (1 if status < 500 else 3)
+
+    frontend.status = 200
+    assert (await carrier.generate(request())).completion_ids == [5]
+    frontend.now += GONE_S
+    assert (await carrier.generate(request())).completion_ids == [6]
+    assert (await carrier.generate(request())).completion_ids == [6]
+    assert carrier.detours == {str(status): 4}
+    events = [record.event for record in caplog.records if hasattr(record, "event")]
+    assert [event for event in events if event.startswith("token_route")] == ["token_route_gone", "token_route_back"]
+    assert said in caplog.text
+    await carrier.aclose()
+    assert "token_route_detours" in caplog.text
+
+
+async def test_a_fault_of_one_prompt_leaves_the_route_to_the_others() -> None:
+    """What a worker's death answers first says nothing of the route: the next prompt goes by it."""
+    frontend = Frontend(500, "internal server error")
+    carrier = frontend.carrier()
+    assert (await carrier.generate(request())).completion_ids == [5]
+    frontend.status = 200
+    assert (await carrier.generate(request())).completion_ids == [6]
+    assert carrier.detours == {"500": 1}
+
+
+async def test_what_is_wrong_with_a_prompt_is_no_detour() -> None:
+    """The worker's refusal has no reason on this route, so what it may be is said; a length is refused here."""
+    frontend = Frontend(400, "Invalid request")
+    carrier = frontend.carrier()
+    with pytest.raises(RequestRefused, match=r"Invalid request: Dynamo does not say why.*--token-route"):
+        await carrier.generate(request())
+    frontend.said = "Temperature must be between 0 and 2, got -1"
+    with pytest.raises(RequestRefused, match=r"got -1$"):
+        await carrier.generate(request())
+    before = len(frontend.seen)
+    with pytest.raises(PromptTooLong, match="64 tokens do not fit the context of 64"):
+        await carrier.generate(request(TokenPrompt([1] * 64)))
+    assert len(frontend.seen) == before
+    frontend.status = 429
+    with pytest.raises(ServerBusy):
+        await carrier.generate(request())
+    assert not carrier.detours

@@ -35,7 +35,7 @@ from transports.embedded.programs import ANTHROPIC, ProgramRoutes, refusal
 from transports.embedded.sampling import LogprobsMode
 from transports.embedded.sglang_routes import SglangRoutes
 from transports.embedded.vllm_routes import VERSION, VllmRoutes
-from transports.embedded.wire import Refused, RouteSpec, Served, answer, generation_defaults
+from transports.embedded.wire import GenerateRefused, Refused, RouteSpec, Served, answer, generation_defaults
 
 Dialect = Literal["vllm", "sglang", "dynamo"]
 
@@ -160,6 +160,8 @@ def _vllm_error(error: Exception) -> Response:
 
 def _dynamo_error(error: Exception) -> Response:
     assert isinstance(error, Refused)
+    if isinstance(error, GenerateRefused):
+        return answer({"error": {"message": error.message, "type": error.kind, "code": error.status}}, error.status)
     if error.kind == "NotFoundError" and error.param == "model":
         # Dynamo's message names the model that was asked for, not those that it has.
         message = error.message.partition(". Available")[0].replace("does not exist", "not found")

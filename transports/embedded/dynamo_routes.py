@@ -1,4 +1,8 @@
-"""Dynamo's routes: one chat route for messages and for ids, with `nvext` for what OpenAI's API lacks."""
+"""Dynamo's routes: one chat route for messages and for ids, with `nvext` for what OpenAI's API lacks.
+
+vLLM's generate route is there too, as it is on a frontend with `DYN_VLLM_ENABLE_INFERENCE_V1_GENERATE=1` and a vLLM
+worker.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,9 @@ from starlette.responses import PlainTextResponse, Response
 from transports.embedded.chat import ChatError
 from transports.embedded.jobs import Completion, Job
 from transports.embedded.metrics import metrics_text
+from transports.embedded.vllm_bodies import GenerateBody
 from transports.embedded.wire import (
+    GenerateRefused,
     Refused,
     RouteSpec,
     SamplingBody,
@@ -39,6 +45,8 @@ _IDLE_FIELDS = frozenset(
     {"metadata", "user", "service_tier", "store", "tool_choice", "parallel_tool_calls"}
     | {"stream_options", "reasoning_effort"}
 )
+
+_WRONG = "invalid_request_error"
 
 
 class _Nvext(msgspec.Struct, kw_only=True):
@@ -85,6 +93,7 @@ class DynamoRoutes:
             ("GET", "/metrics", self.metrics),
             ("POST", "/v1/chat/completions", self.chat),
             ("POST", "/v1/completions", self.completions),
+            ("POST", "/inference/v1/generate", self.generate),
         ]
 
     async def health(self, request: Request) -> Response:
@@ -137,6 +146,54 @@ class DynamoRoutes:
             "logprobs": text_logprobs(self.served.chat, completion) if body.logprobs is not None else None,
         }
         return answer(self._envelope(job, "text_completion", choice, completion, body))
+
+    async def generate(self, request: Request) -> Response:
+        """Answers neither usage nor versions."""
+        body = await read_body(request, GenerateBody)
+        if body.stream:
+            text = "streaming (stream=true) is not implemented for /inference/v1/generate yet"
+            raise GenerateRefused(501, text, "not_implemented")
+        if body.model and body.model != self.served.name:
+            raise GenerateRefused(404, f"Model not found: {body.model}", "not_found")
+        job = self._generate_job(body, request)
+        completion = await run_job(self.served, job, request)
+        logprobs = None
+        if body.sampling_params.logprobs is not None:
+            logprobs = chat_logprobs(self.served.chat, completion, ids_as_tokens=True)
+        choice = {
+            "index": 0,
+            "token_ids": completion.ids,
+            "logprobs": logprobs,
+            "finish_reason": completion.finish_reason,
+            "routed_experts": None,
+            "sampling_mask": None,
+        }
+        out = {"request_id": job.request_id, "choices": [choice]}
+        return answer({**out, "prompt_logprobs": None, "kv_transfer_params": None})
+
+    def _generate_job(self, body: GenerateBody, request: Request) -> Job:
+        """Raises GenerateRefused, which says no more than the real frontend of what its worker refuses."""
+        params = body.sampling_params
+        if not body.token_ids:
+            raise GenerateRefused(400, "token_ids must contain at least one token ID.", _WRONG)
+        if params.max_tokens is not None and params.max_tokens < 1:
+            raise GenerateRefused(400, "sampling_params.max_tokens must be greater than 0.", _WRONG)
+        if not 0 <= (params.temperature or 0) <= 2:
+            raise GenerateRefused(400, f"Temperature must be between 0 and 2, got {params.temperature:g}", _WRONG)
+        try:
+            if len(body.token_ids) >= self.served.context:
+                raise Refused(400, "the prompt is too long")
+            return self.served.job(
+                self.served.check_ids(body.token_ids),
+                params,
+                request_id=body.request_id or request.headers.get("x-request-id") or new_id("generate"),
+                max_tokens=params.max_tokens,
+                top_logprobs=params.logprobs or 0,
+                cache_salt=body.cache_salt,
+                priority=body.priority,
+            )
+        except Refused as refused:
+            raise GenerateRefused(400, "Invalid request", _WRONG) from refused
 
     def _check(self, body: _Common) -> None:
         self.served.check_model(body.model)

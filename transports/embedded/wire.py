@@ -60,6 +60,10 @@ class Refused(Exception):
         self.param = param
 
 
+class GenerateRefused(Refused):
+    """The same on Dynamo's generate route, whose errors have another form."""
+
+
 class Cannot(msgspec.Struct, kw_only=True):
     """What vLLM takes and the embedded server cannot do: it is refused by name, never ignored."""
 

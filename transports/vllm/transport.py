@@ -23,6 +23,7 @@ from transports.openai import (
     PROBE_RETRIES,
     ServedTransport,
     choose_model,
+    choose_route,
     list_models,
     opening,
     probe_call,
@@ -197,7 +198,7 @@ class _Probe:
                 info.token_routes.append(route.path)
         if not self._completes and not info.token_routes:
             raise ServerError(f"{self.client.base_url} lists {card.id!r} but completes nothing: {self._refusal}")
-        info.token_route = self._choose_route(info)
+        info.token_route = choose_route(info, self._config.token_route, self.client.base_url)
         if self._completes:
             prompt = probe_request(MessagePrompt(messages=[user("Hi.")]))
             info.logprobs_mode = await find_mode(self.client, CHAT, chat_body(prompt, info.model))
@@ -215,13 +216,6 @@ class _Probe:
                 _log.debug("route_absent", path=RENDER, error=str(error))
         config = await folder.read_json(info.tokenizer, "generation_config.json")
         return None if config is None else Sampling.of(config, Sampling())
-
-    def _choose_route(self, info: ServerInfo) -> str | None:
-        forced = self._config.token_route
-        if forced is not None and forced not in info.token_routes:
-            working = ", ".join(info.token_routes) or "none"
-            raise ConfigError(f"{self.client.base_url} has no token route {forced!r}; those that work: {working}")
-        return forced or next(iter(info.token_routes), None)
 
     async def _version(self) -> str | None:
         try:

@@ -39,7 +39,7 @@ COMPLETIONS = "/v1/completions"
 CHAT_TOKENS = "/v1/chat/completions/tokens"
 
 #: Fields that the generate route takes beside `sampling_params`, not in it.
-_GENERATE_ROOT = frozenset({"cache_salt", "priority", "request_id", "model", "kv_transfer_params", "features"})
+_GENERATE_ROOT = frozenset({"cache_salt", "priority", "request_id", "model", "kv_transfer_params", "features", "nvext"})
 
 
 class _CompletionLogprobs(msgspec.Struct):

@@ -116,6 +116,47 @@ async def test_refusals(client: httpx.AsyncClient, body: Any, status: int, messa
     assert "rollout-tiny" not in response.json()["message"]
 
 
+async def generate(client: httpx.AsyncClient, **body: Any) -> httpx.Response:
+    """A request of ids by vLLM's route."""
+    sampling = {"max_tokens": 2, "temperature": 0, "ignore_eos": True, "logprobs": 0, **body.pop("sampling", {})}
+    body = {"model": MODEL, "token_ids": [1, 2, 3], "sampling_params": sampling, **body}
+    return await client.post("/inference/v1/generate", json=body)
+
+
+async def test_the_generate_route_answers_ids_named_in_their_logprobs(client: httpx.AsyncClient) -> None:
+    """And neither usage nor versions; without logprobs asked for there are none."""
+    answer = (await generate(client, request_id="mine")).json()
+    assert answer["request_id"] == "mine"
+    assert "usage" not in answer
+    (choice,) = answer["choices"]
+    assert len(choice["token_ids"]) == 2
+    assert [entry["token"] for entry in choice["logprobs"]["content"]] == [f"token_id:{i}" for i in choice["token_ids"]]
+    assert (choice["finish_reason"], choice["routed_experts"]) == ("length", None)
+    assert (await generate(client, sampling={"logprobs": None})).json()["choices"][0]["logprobs"] is None
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "message"),
+    [
+        ({"model": "x"}, 404, "Model not found: x"),
+        ({"stream": True}, 501, "streaming (stream=true) is not implemented for /inference/v1/generate yet"),
+        ({"token_ids": []}, 400, "token_ids must contain at least one token ID."),
+        ({"sampling": {"max_tokens": 0}}, 400, "sampling_params.max_tokens must be greater than 0."),
+        ({"sampling": {"temperature": -1}}, 400, "Temperature must be between 0 and 2, got -1"),
+        ({"sampling": {"top_p": 2}}, 400, "Invalid request"),
+        ({"token_ids": [4000]}, 400, "Invalid request"),
+        ({"token_ids": [1] * 512}, 400, "Invalid request"),
+    ],
+)
+async def test_the_generate_route_refuses_in_its_own_words(
+    client: httpx.AsyncClient, body: Any, status: int, message: str
+) -> None:
+    """What its worker refuses it does not explain."""
+    response = await generate(client, **body)
+    assert response.status_code == status
+    assert response.json()["error"]["message"] == message
+
+
 async def test_a_lone_stop_token_is_null_content(client: httpx.AsyncClient) -> None:
     """Where nothing but the stop token was sampled, content is null."""
     answer = (await chat(client, stop_token_ids=list(range(2022, 2026)), max_tokens=1, logit_bias={})).json()

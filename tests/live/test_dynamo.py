@@ -1,0 +1,95 @@
+"""Dynamo's generate route with a real vLLM worker: alone, beside workers that do not serve it, and when it goes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import anyio
+import pytest
+
+from rollout.request import MessagePrompt, Reply, TokenPrompt
+from rollout.transport import TransportConfig
+from tests.live.servers import Server, beside_a_mocker, dynamo_vllm
+from tests.live.test_run import ECHO, TOKENIZER, assert_token_exact, run
+from tests.transports.contract import HELLO, request_of
+from transports import dynamo
+from transports.embedded import MODEL_DIR
+from transports.vllm.wire import GENERATE
+
+pytestmark = pytest.mark.live
+
+IDS = TokenPrompt([1, 2, 1])
+
+
+@pytest.fixture(scope="module")
+def mixed(logs: Path) -> Iterator[Server]:
+    """A frontend with a vLLM worker, and with a mocker that does not serve the generate route."""
+    with dynamo_vllm(MODEL_DIR, logs) as server:
+        beside_a_mocker(server, MODEL_DIR)
+        yield server
+
+
+async def asked(transport: dynamo.DynamoTransport, prompt: MessagePrompt | TokenPrompt) -> Reply:
+    return await transport.generate(request_of(prompt))
+
+
+async def until(ask: Callable[[], Awaitable[bool]], within_s: float) -> None:
+    """Returns when a server of another process answers so."""
+    with anyio.fail_after(within_s):
+        while not await ask():  # noqa: ASYNC110  # what is asked is a server
+            await anyio.sleep(0.5)
+
+
+async def test_both_routes_sample_the_same(dynamo_engine: Server) -> None:
+    """One prompt by `nvext` and by the generate route: the same ids, and logprobs to rounding."""
+    replies = []
+    for route in (dynamo.CHAT, GENERATE):
+        transport = await dynamo.open(TransportConfig(base_url=dynamo_engine.url, token_route=route))
+        replies.append(await asked(transport, IDS))
+        await transport.aclose()
+    first, second = replies
+    assert first.completion_ids == second.completion_ids
+    assert first.logprobs == pytest.approx(second.logprobs, abs=1e-4)
+
+
+def test_a_run_by_the_generate_route_is_token_exact(dynamo_engine: Server, tmp_path: Path) -> None:
+    """Checked while it runs: every later turn extended; the route says nothing of the cache."""
+    route = ["--token-route", GENERATE]
+    result = run(*ECHO, "--base-url", dynamo_engine.url, *TOKENIZER, *route, cwd=tmp_path)
+    assert result.pop("cached_tokens") == 0
+    assert_token_exact({**result, "cached_tokens": math.inf})
+
+
+async def test_a_fleet_that_serves_it_in_part_goes_on_when_that_part_goes(mixed: Server) -> None:
+    """Ids go to the worker that takes them; when it dies by `nvext` to another, counted; and back again."""
+    transport = await dynamo.open(TransportConfig(base_url=mixed.url, token_route=GENERATE))
+
+    async def served_by_both() -> bool:
+        return (await asked(transport, HELLO)).without_logprobs
+
+    # The mocker computes no logprobs: so it is seen to be there, and never to get a prompt of ids.
+    await until(served_by_both, 60)
+    for _ in range(16):
+        assert not (await asked(transport, IDS)).without_logprobs
+    assert not transport.detours
+
+    mixed.kill(1)
+    for _ in range(4):
+        reply = await asked(transport, IDS)
+        assert reply.completion_ids
+        assert reply.without_logprobs
+    assert transport.detours.total() == 4
+    assert set(transport.detours) <= {"404", "500", "503"}
+
+    mixed.respawn(1)
+
+    async def is_back() -> bool:
+        return not (await asked(transport, IDS)).without_logprobs
+
+    await until(is_back, 240)
+    detours = transport.detours.total()
+    assert not (await asked(transport, IDS)).without_logprobs
+    assert transport.detours.total() == detours
+    await transport.aclose()
