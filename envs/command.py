@@ -342,6 +342,10 @@ def _parsed(what: str, text: str) -> Outcome:
 def _outcome(what: str, given: Any) -> Outcome:
     if isinstance(given, Outcome):
         return given
+    if isinstance(given, Mapping) and "reward" not in given:
+        raise ProgramFailed(
+            f"{what} gave no reward: its keys are {sorted(map(str, given))}, and 'reward' is none of them"
+        )
     try:
         return msgspec.convert(given if isinstance(given, Mapping) else {"reward": given}, Outcome, strict=True)
     except msgspec.ValidationError as error:

@@ -118,7 +118,9 @@ class Chat(OpenAIErrors):
         options = fields.take("stream_options", dict[str, Any]) or {}
         call.include_usage = options.get("include_usage") is True
         call.max_tokens = cap(fields, "max_completion_tokens", "max_tokens")
-        call.n = fields.take("n", int) or 1
+        if (count := fields.take("n", int)) is not None and count < 1:
+            raise DialectError.of_field("n", "must be at least 1", "integer_below_min_value")
+        call.n = count or 1
         if call.n != 1 and "n" not in self._take:
             raise unsupported("n", f"one answer to a request, not {call.n}: send the request {call.n} times")
         call.template_args = fields.take("chat_template_kwargs", dict[str, Any]) or {}

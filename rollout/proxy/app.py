@@ -51,7 +51,9 @@ def create_app(sessions: Sessions, guard: Guard, most_bytes: int, further: Seque
     routes += models_routes(sessions)
     routes.append(Route("/", _alive, methods=["GET", "HEAD"]))
     handlers: dict[Any, Any] = {404: _no_route, 405: _no_route, Exception: _failed}
-    app = Starlette(routes=[*further, *routes, Mount("/r/{key}", routes=routes)], exception_handlers=handlers)
+    # Claude Code asks for its base URL itself, which has no slash at its end.
+    root = Route("/r/{key}", _alive, methods=["GET", "HEAD"])
+    app = Starlette(routes=[*further, *routes, root, Mount("/r/{key}", routes=routes)], exception_handlers=handlers)
     return _Guarded(app, guard)
 
 

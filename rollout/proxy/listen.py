@@ -23,10 +23,10 @@ _BACKLOG = 2048
 _KEEP_ALIVE_S = 600
 
 
-def listen(host: str, port: int, further: int = 0) -> socket.socket:
+def listen(host: str, port: int, further: int = 0, *, named: str = "proxy_host or proxy_port") -> socket.socket:
     """Listens on a port, 0 for any that is free; else on the first free one of it and the `further` next ones.
 
-    Raises ConfigError.
+    Raises ConfigError, which tells to change what the two are `named`.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for each in range(port, port + further + 1 if port else 1):
@@ -36,7 +36,7 @@ def listen(host: str, port: int, further: int = 0) -> socket.socket:
             failed = error
     number = getattr(failed, "errno", None) or 0
     reason = os.strerror(number) if number > 0 else str(failed).rstrip(".")
-    raise ConfigError(f"cannot listen on {host}:{port}: {reason}; give another proxy_host or proxy_port") from failed
+    raise ConfigError(f"cannot listen on {host}:{port}: {reason}; give another {named}") from failed
 
 
 def is_loopback(host: str) -> bool:

@@ -171,6 +171,10 @@ class _Visitors:
 async def _open(api: Api, request: Request, wanted: Wanted) -> Any:
     if wanted.key is not None and not wanted.key.strip():
         raise DialectError(400, "key: it is empty; leave it out to have one made", code="invalid_body", param="key")
+    if wanted.key is not None and not (wanted.key.isascii() and wanted.key.isprintable()):
+        raise DialectError(
+            400, "key: no header can carry it: printable ASCII on one line only", code="invalid_body", param="key"
+        )
     key = wanted.key.strip() if wanted.key is not None else f"rk-{secrets.token_urlsafe(32)}"
     recorded = await api.recorder.open(wanted.name, wanted.task, key)
     return OpenedSession(

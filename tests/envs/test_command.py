@@ -113,6 +113,7 @@ async def test_a_reward_comes_from_a_command_a_function_or_a_file(tmp_path: Path
         ("print(1)", {"reward_command": "/no/such/judge"}, "cannot start '/no/such/judge'"),
         ("import os; os.symlink('/dev/zero', 'r')", {"reward_file": "r"}, "leads out of the folder"),
         ("import os; os.mkfifo('r')", {"reward_file": "r"}, "no regular file"),
+        ("open('r', 'w').write('{}')", {"reward_file": "r"}, "its keys are \\[\\], and 'reward' is none"),
         ("open('r', 'w').write('1' * 2_000_000)", {"reward_file": "r"}, "more than 1000000 bytes"),
     ],
 )

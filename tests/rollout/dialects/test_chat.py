@@ -72,6 +72,7 @@ def test_the_sdk_reads_an_answer(stream: bool) -> None:
     ("fields", "named"),
     [
         ({"n": 2}, "n"),
+        ({"n": 0}, "n"),
         ({"functions": [{"name": "f"}]}, "functions"),
         ({"logprobs": True}, "logprobs"),
         ({"modalities": ["text", "audio"]}, "modalities"),

@@ -16,6 +16,8 @@ from tests.rollout.proxy.recorder_kit import recorded
         ("POST", "/sessions", b"{", 400, "the body"),
         ("POST", "/sessions", b'{"nam": "x"}', 400, "nam"),
         ("POST", "/sessions", b'{"key": " "}', 400, "leave it out"),
+        ("POST", "/sessions", b'{"key": "two\\nlines"}', 400, "no header can carry it"),
+        ("POST", "/sessions", '{"key": "schlüssel"}'.encode(), 400, "no header can carry it"),
         ("POST", "/sessions", b'{"task": []}', 400, "task"),
         ("POST", "/sessions", b" " * 4_096, 413, "larger"),
         ("POST", "/sessions/none/reward", b'{"reward": 1e999}', 400, "the body"),
