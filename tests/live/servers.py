@@ -31,8 +31,13 @@ _SGLANG = {
     "PYTHONPATH": str(Path(__file__).with_name("sglang_stub")),
 }
 
-#: Offline, and quiet: the servers load local folders only.
-_ENV = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"}
+#: Offline, and quiet: the servers load local folders only. They keep what they compile: see `install`.
+_ENV = {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "PYTHONDONTWRITEBYTECODE": "",
+}
 
 _KV_ROUTER = ("--router-mode", "kv")
 
@@ -149,7 +154,14 @@ def sglang_server(
     command += ["--served-model-name", name, "--host", "127.0.0.1", "--port", str(port), "--context-length", "4096"]
     command += ["--device", "cpu", "--dtype", "float32", "--attention-backend", "torch_native"]
     command += ["--sampling-backend", "pytorch", "--disable-cuda-graph", "--disable-overlap-schedule"]
-    command += ["--mem-fraction-static", "0.05", "--max-total-tokens", "65536", "--skip-server-warmup"]
+    command += [
+        "--mem-fraction-static",
+        "0.05",
+        "--max-total-tokens",
+        "65536",
+        "--skip-server-warmup",
+        "--sleep-on-idle",
+    ]
     with _running(Server(f"http://127.0.0.1:{port}", log_dir / f"sglang-{port}.log")) as running:
         running.spawn([*command, "--enable-metrics", *extra_args], _SGLANG)
         running.wait(lambda url: _answers(url, name), 400)
