@@ -106,6 +106,10 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Keeps this run's entries in the servers' prefix cache apart from others'; sent with every request."""
     priority: int | None = None
     """Sent with every request, to servers that schedule by it."""
+    routed_experts: bool = False
+    """Ask for the experts that each token was routed to, and keep them: see "Experts and masks" in the manual."""
+    sampling_mask: bool = False
+    """Ask for the ids that each sampled token was drawn from, and keep them. Servers want a `top_k` with it."""
 
     # schedule: who plays, how long, and on which weights
 

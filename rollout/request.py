@@ -10,6 +10,7 @@ from typing import Any, Literal
 import msgspec
 
 from rollout.chat.messages import Message
+from rollout.token_fields import RoutedExperts, SamplingMask
 
 #: How ids are held, here and in a trajectory: 32-bit integers.
 IDS = "i"
@@ -179,6 +180,10 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     cache_salt: str | None = None
     echo_prompt: bool = False
     """Ask for the prompt's ids on token-in too, so that they can be checked (`--verify`)."""
+    routed_experts_from: int | None = None
+    """Ask for the experts of the positions from here on; those before are known. None does not ask for any."""
+    sampling_mask: bool = False
+    """Ask for the ids that each sampled token was drawn from."""
 
 
 class WeightSpan(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -209,5 +214,10 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     """Prompt tokens that the server took from its prefix cache; None where it does not say."""
     weight_versions: tuple[WeightSpan, ...] = ()
     """Empty where the server reports none."""
+    routed_experts: RoutedExperts | None = None
+    """Of the positions from `Request.routed_experts_from` to the last but one of prompt and completion; None where the
+    server reports none."""
+    sampling_mask: SamplingMask | None = None
+    """One entry a sampled token; None where the server reports none."""
     request_s: float = 0.0
     """From the first byte sent to the last received, seconds; retries and their waits included."""

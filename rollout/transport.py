@@ -76,6 +76,12 @@ class ServerInfo(msgspec.Struct, kw_only=True):
     """How it samples where a request says nothing; None where it does not say."""
     keeps_stop_token: bool | None = None
     """Whether the stop token is among the completion's ids; None where the probe could not tell."""
+    reports_routed_experts: bool = False
+    """Whether it was seen to answer routed experts; servers other than vLLM are only asked where a run wants them."""
+    reports_sampling_mask: bool = False
+    """The same of sampling masks, on its token-in route."""
+    masks_by_ids_only: bool = False
+    """Whether message-in answers no sampling mask where token-in does, as with vLLM."""
     can_tokenize: bool = False
     """Whether the server has /tokenize and /detokenize (for the server bridge)."""
 
@@ -119,6 +125,10 @@ class TransportConfig(msgspec.Struct, frozen=True, kw_only=True):
     token_route: str | None = None
     """Forces one token-in route by its path."""
     headers: Mapping[str, str] = {}
+    routed_experts: bool = False
+    """Whether requests will ask for routed experts: then opening finds out whether the server reports them."""
+    sampling_mask: bool = False
+    """The same of sampling masks."""
     options: Mapping[str, Any] = {}
     """What only one transport understands (the scripted one's replies, the embedded one's folder)."""
 

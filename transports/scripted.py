@@ -6,7 +6,8 @@ Each request takes the next entry. Ids are made by `encode`: by default one id p
 end of a turn. Message-in prompts are rendered by `render`, so that prompts of turn 2 start with those of turn 1.
 
 `well = False` takes the server away: whatever is asked then fails as it fails over a connection. With `weights=True`
-the server can be paused and updated. `tests/transports/contract.py` holds the double to what real ones do.
+the server can be paused and updated. With `fields=True` it is a mixture of experts that reports `experts_of` and
+`kept_with` where they are asked for. `tests/transports/contract.py` holds the double to what real ones do.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from rollout.chat.messages import Message
 from rollout.errors import ConnectionFailed, ServerError, TransportError
 from rollout.histogram import Histogram
 from rollout.request import FinishReason, MessagePrompt, Reply, Request, Sampling, WeightSpan
+from rollout.token_fields import Blob, RoutedExperts, SamplingMask
 from rollout.transport import InFlight, ServerInfo, ServerLoad, Transport, TransportConfig
 
 STOP = 256
@@ -42,9 +44,13 @@ class Scripted(msgspec.Struct, frozen=True, kw_only=True):
     prompt_ids: list[int] | None = None
     """None echoes what came in."""
     without: frozenset[str] = frozenset()
-    """Fields that the server does not report: completion_ids, logprobs, prompt_ids, message."""
+    """Fields that the server does not report: completion_ids, logprobs, prompt_ids, message, routed_experts,
+    sampling_mask."""
     cached_tokens: int | None = None
     weight_versions: tuple[WeightSpan, ...] = ()
+    routed_experts: RoutedExperts | None = None
+    """What it reports, asked for or not; None leaves it to the transport."""
+    sampling_mask: SamplingMask | None = None
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -88,6 +94,25 @@ def render_bytes(messages: Sequence[Message]) -> list[int]:
     return [*ids, OPEN, *encode_bytes("assistant\n")]
 
 
+#: Of the mixture that it plays.
+LAYERS, TOP_K, EXPERTS = 2, 2, 8
+
+
+def experts_of(ids: Sequence[int], start: int = 0) -> RoutedExperts:
+    """The experts of the positions from `start` on: of each, those that its id and all before it give."""
+    state, data = 7, bytearray()
+    for at, one in enumerate(ids):
+        state = (31 * state + one) % 65_521
+        if at >= start:
+            data += bytes(state // EXPERTS**turn % EXPERTS for turn in range(LAYERS * TOP_K))
+    return RoutedExperts(data=Blob(bytes(data)), layers=LAYERS, top_k=TOP_K)
+
+
+def kept_with(sampled: int) -> list[int]:
+    """The ids that one was drawn from."""
+    return [sampled, *range(1, 1 + sampled % 3)]
+
+
 class ScriptedTransport(Transport):
     """Answers from a list of entries, and keeps the requests it saw."""
 
@@ -101,8 +126,10 @@ class ScriptedTransport(Transport):
         info: ServerInfo | None = None,
         connect_error: ServerError | None = None,
         weights: bool = False,
+        fields: bool = False,
     ) -> None:
-        """`weights` says whether it can be paused, and its weights changed."""
+        """`weights` says whether it can be paused, and its weights changed; `fields` whether it reports routed experts
+        and sampling masks."""
         self.requests: list[Request] = []
         self.cancelled = 0
         """Requests that the caller gave up."""
@@ -114,7 +141,7 @@ class ScriptedTransport(Transport):
         self._pause_mode: InFlight | None = None
         self.pushed: list[tuple[str, str | None]] = []
         """Versions and folders of weights that were loaded."""
-        self._controls_weights = weights
+        self._controls_weights, self._fields = weights, fields
         self._running: dict[anyio.CancelScope, str] = {}
         """Requests in flight, and their ids: callers may use one twice."""
         self._changed = anyio.Event()
@@ -132,6 +159,8 @@ class ScriptedTransport(Transport):
             reports_completion_ids=True,
             logprobs_mode="raw_logprobs",
             sampling_defaults=Sampling(),
+            reports_routed_experts=fields,
+            reports_sampling_mask=fields,
         )
 
     def __repr__(self) -> str:
@@ -289,7 +318,14 @@ class ScriptedTransport(Transport):
             "logprobs": entry.logprobs if entry.logprobs is not None else [-0.5] * len(ids),
             "prompt_ids": entry.prompt_ids if entry.prompt_ids is not None else reported,
             "message": Message("assistant", entry.text or None),
+            "routed_experts": entry.routed_experts,
+            "sampling_mask": entry.sampling_mask,
         }
+        start = request.routed_experts_from
+        if self._fields and ids and start is not None and entry.routed_experts is None:
+            fields["routed_experts"] = experts_of([*(entry.prompt_ids or sent), *ids][:-1], start)
+        if self._fields and request.sampling_mask and entry.sampling_mask is None:
+            fields["sampling_mask"] = SamplingMask.of(map(kept_with, ids))
         fields.update(dict.fromkeys(entry.without))
         return Reply(
             **fields,

@@ -50,6 +50,14 @@ SamplingArgs = Annotated[
     list[str] | None,
     typer.Option("-s", "--sampling", help="KEY=VALUE for the server.", show_default="its own defaults"),
 ]
+RoutedExperts = Annotated[
+    bool | None,
+    typer.Option("--routed-experts", help="Keep the experts that each token was routed to.", show_default="no"),
+]
+SamplingMask = Annotated[
+    bool | None,
+    typer.Option("--sampling-mask", help="Keep the ids that each token was drawn from.", show_default="no"),
+]
 MaxTokens = Annotated[
     int | None, typer.Option(help="Completion length per turn at most.", show_default="what fits the context")
 ]

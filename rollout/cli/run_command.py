@@ -20,7 +20,9 @@ from rollout.cli.options import (
     Processes,
     Reader,
     Renderer,
+    RoutedExperts,
     SamplingArgs,
+    SamplingMask,
     ServerWait,
     Tokenizer,
     TransportName,
@@ -76,6 +78,8 @@ def run(
         typer.Option(help="A JSONL file with one task per line.", show_default="the environment's own tasks"),
     ] = None,
     max_tokens: MaxTokens = None,
+    routed_experts: RoutedExperts = None,
+    sampling_mask: SamplingMask = None,
     temperature: Annotated[
         float | None, typer.Option(help="The same as -s temperature=...", show_default="the server's own")
     ] = None,

@@ -12,6 +12,7 @@
     faults       what user code did wrong, as one exception
     logprobs     whether a trainer could take the logprobs for what they are not
     session      one turn: plan, bridge, send, check, commit
+    fields       a trajectory's routed experts and sampling masks: asked for, checked, put on its tree
     route        which way its prompt goes out
     setups       what rollouts share, entered once in each process
     late_system  system messages in the middle of a conversation

@@ -77,6 +77,8 @@ def transport_config(config: EngineConfig, url: str | None) -> TransportConfig:
         weights_timeout_s=config.weights_timeout_s,
         token_route=config.token_route,
         headers=config.headers,
+        routed_experts=config.routed_experts,
+        sampling_mask=config.sampling_mask,
     )
 
 

@@ -25,6 +25,7 @@ from rollout.errors import CompletionAborted, MalformedReply, RolloutError
 from rollout.log import get_logger
 from rollout.loop.deadlines import Clock
 from rollout.memo import Memo
+from rollout.play.fields import TokenFields
 from rollout.play.late_system import LateSystems
 from rollout.play.route import FallbackRefused, Outgoing, allowed
 from rollout.play.served import ServedModel, sampling_within
@@ -112,6 +113,7 @@ class Session:
         self._planner = Planner(self.trajectory, model.config.match)
         self._contexts = Memo[bytes, Context](_CONTEXTS)
         self._lasts = LastTurns()
+        self._fields = TokenFields(self.trajectory, model.config)
         self._late_systems = LateSystems(model.config.late_system, model.codec)
         self._logged: set[FallbackReason] = set()
         self._numbers = itertools.count(1)
@@ -224,7 +226,7 @@ class Session:
         while True:
             ours = weights.aborts
             reply = await self._model.transport.generate(asked)
-            reply = check_reply(reply)
+            reply = self._fields.checked(check_reply(reply), asked)
             parts.append(reply)
             if reply.finish_reason != "abort":
                 return joined(parts)
@@ -322,13 +324,14 @@ class Session:
     def _renders_here(self, plan: Fallback, prompt: Prompt) -> bool:
         """Whether a prompt of messages is made here and sent as ids.
 
-        Where the server would not tell the first prompt's ids, and where it would take markers that are typed in a
-        text for tokens, which on token-in are text.
+        Where the server would not tell the first prompt's ids, or the sampling masks that the run wants, and where it
+        would take markers that are typed in a text for tokens, which on token-in are text.
         """
         config, info, codec = self._model.config, self._model.info, self._model.codec
         if config.mode != "tito" or info.token_route is None or codec is None:
             return False
-        if plan.reason is FallbackReason.FIRST_TURN and not info.reports_prompt_ids:
+        untold = not info.reports_prompt_ids or (config.sampling_mask and info.masks_by_ids_only)
+        if plan.reason is FallbackReason.FIRST_TURN and untold:
             return True
         # Images and audio are the server's to put in, so such a prompt is always its own.
         return not any(m.is_multimodal for m in prompt.messages) and codec.has_typed_markers(prompt.messages)
@@ -372,6 +375,8 @@ class Session:
             priority=config.priority,
             cache_salt=config.cache_salt,
             echo_prompt=config.verify,
+            routed_experts_from=self._fields.experts_from(outgoing.plan),
+            sampling_mask=config.sampling_mask,
         )
 
     async def _read(self, reply: Reply, outgoing: Outgoing, request: Request, planned: _Planned) -> Message:
@@ -393,6 +398,7 @@ class Session:
         """Puts the turn into the tree. The first change to it: nothing before can leave it half made."""
         prompt, _, last, folded = planned
         tree, plan, sent = self.trajectory, outgoing.plan, outgoing.prompt
+        before = len(tree.nodes)
         if reply.prompt_ids is None or (sent is not None and sent.ids == ids_array(reply.prompt_ids)):
             received = sent
         else:
@@ -412,6 +418,7 @@ class Session:
                 end = laid.end
         answer = digest(message, self._model.config.match)
         node = tree.add_sampled(end, message, answer, reply.completion_ids, reply.logprobs, reply.weight_versions)
+        self._fields.commit(node, reply, request, before)
         turn = self._turn(outgoing, reply, node, received, broken)
         turn.folded = max(0, folded - (last.folded if last is not None else 0))
         as_messages = request.prompt if isinstance(request.prompt, MessagePrompt) else None

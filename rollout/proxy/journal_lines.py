@@ -87,7 +87,8 @@ class TurnLine(msgspec.Struct, kw_only=True, omit_defaults=True, tag_field="kind
     nodes: list[tuple[int, Node]] = []
     """New nodes, each with the number of its message, -1 for none; without the message itself."""
     shortened: list[tuple[int, Node]] = []
-    """Earlier nodes, by their index, that a fork has cut; they keep their messages."""
+    """Earlier nodes, by their index, that a fork has cut, or that were told their experts since; they keep their
+    messages."""
     prompt_ends: list[int] = []
     """Nodes at which a prompt ends."""
     leaves: list[int] = []
@@ -126,6 +127,7 @@ class Tape:
         self._messages = list(messages)
         self._numbers = {id(message): number for number, message in enumerate(self._messages)}
         self._ends = _ends(session) if session is not None else (0, 0, 0, 0)
+        self._filled = len(session.trajectory.filled) if session is not None else 0
 
     def __repr__(self) -> str:
         return f"<Tape of {self._id}, {self._ends[3]} turns>"
@@ -145,8 +147,12 @@ class Tape:
         )
         line.prompt_ends = [parent for leaf in line.leaves if (parent := tree.nodes[leaf].parent) >= 0]
         if any(node.message is None for node in new):  # a fork has put nodes above earlier ones
-            cut = [at for at in range(nodes) if tree.nodes[at].parent >= nodes]
-            line.shortened = [(at, msgspec.structs.replace(tree.nodes[at], message=None)) for at in cut]
+            changed = {at for at in range(nodes) if tree.nodes[at].parent >= nodes}
+        else:
+            changed = set()
+        changed |= {at for at in tree.filled[self._filled :] if at < nodes}
+        line.shortened = [(at, msgspec.structs.replace(tree.nodes[at], message=None)) for at in sorted(changed)]
+        self._filled = len(tree.filled)
         line.answer = self._answered(turned)
         line.messages = self._messages[written:]
         self._ends = _ends(session)

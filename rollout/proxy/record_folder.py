@@ -125,7 +125,7 @@ class RecordFolder:
             return None
         with (self.path / ROLLOUTS).open("rb") as file:
             file.seek(offset)
-            return decode_rollout(file.readline())
+            return decode_rollout(file.readline(), self.path)
 
     def check(self) -> None:
         """Sees that the folder is still there. Raises FolderGone."""

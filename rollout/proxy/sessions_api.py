@@ -26,7 +26,7 @@ from rollout.proxy.recorded import Recorded
 from rollout.proxy.recorder import Given, Recorder
 from rollout.proxy.sessions import Served
 from rollout.store.folder import encode_array
-from rollout.tokens.samples import TrainingSample
+from rollout.tokens.samples import as_fields
 
 _SAMPLES = msgspec.json.Encoder(enc_hook=encode_array)
 
@@ -228,7 +228,7 @@ async def _samples(api: Api, request: Request, body: None) -> Any:
     rollout = await api.recorder.rollout(session)
 
     def made() -> bytes:
-        samples: list[TrainingSample] = rollout.samples()
+        samples = [as_fields(sample) for sample in rollout.samples()]
         return _SAMPLES.encode({"session": session, "samples": samples})
 
     return await anyio.to_thread.run_sync(made)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from rollout.request import Reply, Request, TokenPrompt, WeightSpan
+from rollout.token_fields import RoutedExperts, joined_masks
 
 #: A completion that a server aborts more often by itself has failed: whoever aborts it means it.
 MAX_RESUMPTIONS = 8
@@ -46,7 +47,12 @@ def rest_of(request: Request, parts: Sequence[Reply]) -> Request | None:
     if isinstance(least := sampling.get("min_tokens"), int):
         sampling["min_tokens"] = max(0, least - sampled)  # a server refuses one above max_tokens
     prompt = prompt.extended(last.completion_ids)
-    return msgspec.structs.replace(request, prompt=prompt, max_tokens=left, sampling=sampling)
+    known = request.routed_experts_from
+    if known is not None and last.routed_experts is not None:
+        known += last.routed_experts.rows
+    return msgspec.structs.replace(
+        request, prompt=prompt, max_tokens=left, sampling=sampling, routed_experts_from=known
+    )
 
 
 def joined(parts: Sequence[Reply]) -> Reply:
@@ -54,6 +60,7 @@ def joined(parts: Sequence[Reply]) -> Reply:
     first, last = parts[0], parts[-1]
     if len(parts) == 1:
         return first
+    experts: RoutedExperts | None = None
     ids: list[int] = []
     logprobs: list[float] = []
     spans: list[WeightSpan] = []
@@ -61,6 +68,8 @@ def joined(parts: Sequence[Reply]) -> Reply:
         spans += [WeightSpan(s.version, s.start + len(ids), s.end + len(ids)) for s in part.weight_versions]
         ids += part.completion_ids or []
         logprobs += part.logprobs or []
+        if part.routed_experts is not None:  # each part was asked from where those before it end
+            experts = part.routed_experts if experts is None else experts.joined(part.routed_experts)
     covered = bool(spans) and spans[-1].end == len(ids) and sum(s.end - s.start for s in spans) == len(ids)
     return msgspec.structs.replace(
         first,
@@ -70,6 +79,8 @@ def joined(parts: Sequence[Reply]) -> Reply:
         # The server's own reading is of one part only.
         message=None,
         weight_versions=tuple(spans) if covered else (),
+        routed_experts=experts,
+        sampling_mask=joined_masks([(part.sampling_mask, len(part.completion_ids or ())) for part in parts]),
         request_s=sum(part.request_s for part in parts),
     )
 

@@ -15,9 +15,10 @@ from pathlib import Path
 import msgspec
 
 from rollout.errors import RolloutError, UsageError
+from rollout.store.apart import FIELDS
 from rollout.store.index import RunIndex
 from rollout.store.lock import writer_of
-from rollout.store.sample_files import WRITERS
+from rollout.store.sample_files import WRITERS, write
 from rollout.tokens.advantages import ADVANTAGES, Advantage
 from rollout.tokens.samples import TrainingSample
 
@@ -56,7 +57,7 @@ def export(run: Path, output: Path | None, format_name: str, advantage: str) -> 
         samples = done.counted(_samples(index, ADVANTAGES.get(advantage)))
         try:
             with _draft(path) as draft:
-                WRITERS[format_name](draft, samples)
+                write(format_name, draft, samples, with_fields=(run / FIELDS).exists())
                 if not done.samples:
                     raise RolloutError(
                         f"nothing to export: none of the rollouts of {str(run)!r} has token ids that the server "

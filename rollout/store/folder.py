@@ -4,6 +4,7 @@
         config.toml       the settings, without secrets, and the folder's format: see `rollout.store.config`
         tasks.jsonl       the run's tasks, one per line, in the order of their indices
         rollouts.jsonl    one line per rollout, appended and flushed as each ends
+        token_fields.bin  what lines name and do not hold, where a run asks for it: see `rollout.store.apart`
         summary.json      the object that `--json` prints
         events.log        what was logged, one JSON object per line
         lock              who writes here: see `rollout.store.lock`
@@ -24,7 +25,9 @@ import os
 import shutil
 import time
 from array import array
+from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -37,6 +40,7 @@ from rollout.errors import UsageError
 from rollout.log import get_logger
 from rollout.records import Failure, FailureKind, Rollout
 from rollout.request import IDS
+from rollout.store.apart import Apart, read_blob
 from rollout.store.config import (
     FORMAT,
     FolderConfig,
@@ -47,6 +51,7 @@ from rollout.store.config import (
 )
 from rollout.store.lock import FolderLock
 from rollout.store.task_list import TaskList
+from rollout.token_fields import Blob
 from rollout.tokens.trajectory import LOGPROBS, Logprobs, TokenIds
 
 ROLLOUTS, TASKS, SUMMARY, EVENTS = "rollouts.jsonl", "tasks.jsonl", "summary.json", "events.log"
@@ -63,20 +68,29 @@ def encode_array(value: Any) -> Any:
             # JSON has no NaN: a logprob that the server could not give is null.
             return [None if math.isnan(item) else item for item in value]
         return value.tolist()
+    if isinstance(value, Blob):
+        return b64encode(value.data).decode()
     raise NotImplementedError(type(value).__name__)
 
 
-def decode_array(kind: Any, value: Any) -> Any:
+def decode_array(kind: Any, value: Any, folder: Path | None = None) -> Any:
     """The same for reading."""
     if kind is Logprobs:
         return Logprobs(LOGPROBS, [math.nan if item is None else item for item in value])
     if kind is TokenIds:
         return TokenIds(IDS, value)
+    if kind is Blob:
+        return read_blob(value, folder)
     raise NotImplementedError(str(kind))
 
 
 _ENCODER = msgspec.json.Encoder(enc_hook=encode_array)
-_DECODER = msgspec.json.Decoder(Rollout, dec_hook=decode_array)
+
+
+@lru_cache(maxsize=16)
+def _decoder(folder: Path | None) -> msgspec.json.Decoder[Rollout]:
+    return msgspec.json.Decoder(Rollout, dec_hook=partial(decode_array, folder=folder))
+
 
 #: How a file system says that a file is not there any more; the last is NFS's word.
 _GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ESTALE})
@@ -85,23 +99,30 @@ _GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ESTALE})
 READ_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
-def encode_rollout(rollout: Rollout) -> bytes:
-    """One line, without its end. Raises what msgspec raises, and ValueError for a number that JSON does not have."""
+def encode_rollout(rollout: Rollout, encoder: msgspec.json.Encoder = _ENCODER) -> bytes:
+    """One line, without its end. Raises what msgspec raises, and ValueError for a number that JSON does not have.
+
+    Routed experts and sampling masks are in it as base64; a run folder's encoder puts them apart.
+    """
     for name in ("reward", "step_reward", "score", "group_reward"):
         if (reward := getattr(rollout, name)) is not None and not math.isfinite(reward):
             raise ValueError(f"{name} is {reward}, which JSON does not have")
     for name, value in rollout.metrics.items():
         if not math.isfinite(value):
             raise ValueError(f"{name} is {value}, which JSON does not have")
-    return _ENCODER.encode(rollout)
+    return encoder.encode(rollout)
 
 
-def decode_rollout(line: bytes) -> Rollout:
-    """Reads a line, also one of an older format. Raises one of READ_ERRORS."""
+def decode_rollout(line: bytes, folder: Path | None = None) -> Rollout:
+    """Reads a line of a folder, also one of an older format. Raises one of READ_ERRORS.
+
+    What lies apart is read from the folder when it is wanted.
+    """
+    decoder = _decoder(folder)
     try:
-        return _DECODER.decode(line)
+        return decoder.decode(line)
     except msgspec.ValidationError:
-        return _DECODER.decode(msgspec.json.encode(_without_nulls(msgspec.json.decode(line))))
+        return decoder.decode(msgspec.json.encode(_without_nulls(msgspec.json.decode(line))))
 
 
 def _without_nulls(record: Any) -> Any:
@@ -124,7 +145,7 @@ def read_rollouts(folder: Path | str) -> Iterator[Rollout]:
     """
     path = rollouts_of(Path(folder))
     with path.open("rb") as file:
-        for _, rollout in decoded_lines(file, path, decode_rollout):
+        for _, rollout in decoded_lines(file, path, partial(decode_rollout, folder=path.parent)):
             yield rollout
 
 
@@ -168,6 +189,8 @@ class RunFolder:
         self.path = path
         self._owner = lock
         self._file: IO[bytes] | None = None
+        self._apart = Apart(path)
+        self._encoder = msgspec.json.Encoder(enc_hook=self._encoded)
         self._plan: tuple[FolderConfig, TaskList] | None = None
         """What is played, and how; there once it was written."""
         self._lock = anyio.Lock()
@@ -206,6 +229,7 @@ class RunFolder:
         """Writes what the run plays, and how. Raises OSError."""
         write_whole(self.path / TASKS, b"".join(line + b"\n" for line in tasks.lines))
         write_folder_config(self.path, config)
+        self._apart.hold(config.settings)
         self._plan = config, tasks
 
     def append(self, config: FolderConfig, tasks: TaskList, end: int) -> None:
@@ -226,10 +250,15 @@ class RunFolder:
 
     def _write(self, rollout: Rollout, fsync: bool) -> int:
         assert self._file is not None, "the run folder is closed"
+        self._apart.begin()
         try:
-            line = encode_rollout(rollout)
+            line = encode_rollout(rollout, self._encoder)
+        except OSError:
+            raise
         except Exception as error:
+            self._apart.begin()
             line = encode_rollout(_stand_in(rollout, error))
+        self._apart.write(fsync=fsync)
         begins = self._file.tell()
         self._file.write(line + b"\n")
         self._file.flush()
@@ -237,6 +266,9 @@ class RunFolder:
             os.fsync(self._file.fileno())
         self.check()
         return begins
+
+    def _encoded(self, value: Any) -> Any:
+        return self._apart.add(value) if isinstance(value, Blob) else encode_array(value)
 
     def check(self) -> None:
         """Sees that what is written goes where it is looked for. Raises FolderGone where the file is gone.
@@ -265,6 +297,7 @@ class RunFolder:
         shutil.copyfileobj(self._file, file)
         file.flush()
         self._file.close()
+        self._apart.move(path)
         self._owner.release()  # first: the new folder may have the old one's inode
         self.path, self._file, self._owner = path, file, FolderLock(path)
         if self._plan is not None:
@@ -276,6 +309,8 @@ class RunFolder:
 
     def close(self) -> None:
         """Every write was flushed; what could not be written has been said by `write`."""
+        with contextlib.suppress(OSError):
+            self._apart.close()
         file, self._file = self._file, None
         if file is not None:
             with contextlib.suppress(OSError):

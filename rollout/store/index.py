@@ -89,7 +89,7 @@ class RunIndex:
         """One rollout. Raises UsageError."""
         self._file.seek(located.offset)
         try:
-            return decode_rollout(self._file.readline())
+            return decode_rollout(self._file.readline(), self.folder)
         except READ_ERRORS as error:
             raise UsageError(f"{self._path}: the record of {located.id} cannot be read: {error}") from error
 

@@ -19,7 +19,8 @@ import msgspec
 import numpy as np
 
 from rollout.errors import UsageError
-from rollout.tokens.samples import TrainingSample, numpy_arrays
+from rollout.store.field_spills import FieldSpills, Spilled
+from rollout.tokens.samples import TrainingSample, as_fields, numpy_arrays
 
 #: Tokens of a row group of parquet; one that is being written is in memory.
 ROW_GROUP_TOKENS = 1 << 20
@@ -51,7 +52,7 @@ def write_jsonl(path: Path, samples: Iterator[TrainingSample]) -> None:
     encoder = msgspec.json.Encoder(enc_hook=list)
     with path.open("wb") as file:
         for sample in samples:
-            file.write(encoder.encode(sample) + b"\n")
+            file.write(encoder.encode(as_fields(sample)) + b"\n")
 
 
 def write_safetensors(path: Path, samples: Iterator[TrainingSample]) -> None:
@@ -70,9 +71,11 @@ def write_safetensors(path: Path, samples: Iterator[TrainingSample]) -> None:
             return stack.enter_context(tempfile.TemporaryFile(dir=path.parent))
 
         spills = {name: spill() for name in (*_ARRAYS, "cu_seqlens")}
+        fields = FieldSpills(spill)
         for sample in samples:
             for name, part in _flat(sample, ends[-1]).items():
                 spills[name].write(np.ascontiguousarray(part, _ARRAYS[name][0]).tobytes())
+            fields.add(sample)
             ends.append(ends[-1] + len(sample.token_ids))
             task_ids.append(sample.task_id)
             rollout_ids.append(sample.rollout_id)
@@ -80,14 +83,19 @@ def write_safetensors(path: Path, samples: Iterator[TrainingSample]) -> None:
         kinds = {**_ARRAYS, "cu_seqlens": ("<i8", "I64") if ends[-1] > _INT32_MAX else ("<i4", "I32")}
         spills["cu_seqlens"].write(np.array(ends, kinds["cu_seqlens"][0]).tobytes())
         names = {"task_ids": task_ids, "rollout_ids": rollout_ids, "logprobs_modes": modes}
-        _put_together(path, spills, kinds, {key: msgspec.json.encode(ids).decode() for key, ids in names.items()})
+        arrays = {
+            name: Spilled(file, *kinds[name], [file.tell() // np.dtype(kinds[name][0]).itemsize])
+            for name, file in spills.items()
+        }
+        metadata = {key: msgspec.json.encode(ids).decode() for key, ids in names.items()}
+        _put_together(path, {**arrays, **fields.arrays()}, metadata)
 
 
 def _flat(sample: TrainingSample, at: int) -> dict[str, Any]:
     """A sample's arrays, which begin at `at` of the whole."""
     length = len(sample.token_ids)
     return {
-        **numpy_arrays(sample),
+        **numpy_arrays(sample, fields=False),
         "position_ids": np.arange(length),
         "rewards": np.array([sample.reward]),
         "turn_starts": np.array([at + turn.start for turn in sample.turns], np.int64),
@@ -97,17 +105,15 @@ def _flat(sample: TrainingSample, at: int) -> dict[str, Any]:
     }
 
 
-def _put_together(
-    path: Path, spills: Mapping[str, IO[bytes]], kinds: Mapping[str, tuple[str, str]], metadata: Mapping[str, str]
-) -> None:
+def _put_together(path: Path, arrays: Mapping[str, Spilled], metadata: Mapping[str, str]) -> None:
     """Writes the header, and the arrays behind it: the widest first, so that each lies aligned."""
     header: dict[str, Any] = {"__metadata__": metadata}
-    order = sorted(spills, key=lambda name: (-np.dtype(kinds[name][0]).itemsize, name))
+    order = sorted(arrays, key=lambda name: (-np.dtype(arrays[name].kind).itemsize, name))
     at = 0
     for name in order:
-        kind, code = kinds[name]
-        size = spills[name].seek(0, os.SEEK_END)
-        header[name] = {"dtype": code, "shape": [size // np.dtype(kind).itemsize], "data_offsets": [at, at + size]}
+        array = arrays[name]
+        size = array.file.seek(0, os.SEEK_END)
+        header[name] = {"dtype": array.code, "shape": array.shape, "data_offsets": [at, at + size]}
         at += size
     text = msgspec.json.encode(header)
     text += b" " * (-len(text) % 8)
@@ -116,28 +122,32 @@ def _put_together(
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in order:
-            spills[name].seek(0)
-            shutil.copyfileobj(spills[name], file)
+            arrays[name].file.seek(0)
+            shutil.copyfileobj(arrays[name].file, file)
 
 
-def write_parquet(path: Path, samples: Iterator[TrainingSample]) -> None:
-    """One sample a row, in row groups of about a million tokens."""
+def write_parquet(path: Path, samples: Iterator[TrainingSample], *, with_fields: bool = False) -> None:
+    """One sample a row, in row groups of about a million tokens. Its columns must be known before its samples are.
+
+    `with_fields` gives it those of routed experts and sampling masks.
+    """
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as error:
         raise UsageError("format parquet needs pyarrow: pip install 'rollout-engine[parquet]'") from error
-    schema = _parquet_schema(pa)
+    schema = _parquet_schema(pa, with_fields=with_fields)
     with pq.ParquetWriter(path, schema) as writer:
         for rows in _row_groups(samples):
+            cells = [_cells(row, with_fields=with_fields) for row in rows]
             columns = [
-                pa.array([_cell(row, name) for row in rows], kind)
+                pa.array([cell[name] for cell in cells], kind)
                 for name, kind in zip(schema.names, schema.types, strict=True)
             ]
             writer.write_table(pa.Table.from_arrays(columns, schema=schema))
 
 
-def _parquet_schema(pa: Any) -> Any:
+def _parquet_schema(pa: Any, *, with_fields: bool) -> Any:
     turn = [
         ("start", pa.int32()),
         ("end", pa.int32()),
@@ -147,6 +157,12 @@ def _parquet_schema(pa: Any) -> Any:
         ("logprobs_mode", pa.string()),
         ("reward", pa.float64()),
         ("metrics", pa.map_(pa.string(), pa.float64())),
+    ]
+    fields = [
+        ("routed_experts", pa.list_(pa.int32())),
+        ("routed_experts_shape", pa.list_(pa.int64())),
+        ("sampling_mask_ids", pa.list_(pa.int32())),
+        ("sampling_mask_offsets", pa.list_(pa.int64())),
     ]
     return pa.schema(
         [
@@ -161,18 +177,26 @@ def _parquet_schema(pa: Any) -> Any:
             ("advantage", pa.float64()),
             ("task_id", pa.string()),
             ("rollout_id", pa.string()),
+            *(fields if with_fields else ()),
         ]
     )
 
 
-def _cell(sample: TrainingSample, name: str) -> Any:
-    """A sample's field as pyarrow takes it."""
-    value = getattr(sample, name)
-    if isinstance(value, array):
-        return np.frombuffer(value, value.typecode)
-    if name == "turns":
-        return [{**msgspec.structs.asdict(turn), "metrics": list(turn.metrics.items())} for turn in value]
-    return value
+def _cells(sample: TrainingSample, *, with_fields: bool) -> dict[str, Any]:
+    """A sample's columns as pyarrow takes them."""
+    cells = {
+        name: np.frombuffer(value, value.typecode) if isinstance(value, array) else value
+        for name, value in msgspec.structs.asdict(sample).items()
+    }
+    cells["turns"] = [{**msgspec.structs.asdict(turn), "metrics": list(turn.metrics.items())} for turn in sample.turns]
+    if not with_fields:
+        return cells
+    experts = sample.routed_experts.to_numpy() if sample.routed_experts is not None else None
+    cells["routed_experts"] = None if experts is None else experts.reshape(-1)
+    cells["routed_experts_shape"] = None if experts is None else experts.shape
+    mask = sample.sampling_mask
+    cells["sampling_mask_ids"], cells["sampling_mask_offsets"] = (None, None) if mask is None else mask.to_numpy()
+    return cells
 
 
 def _row_groups(samples: Iterator[TrainingSample]) -> Iterator[list[TrainingSample]]:
@@ -180,12 +204,22 @@ def _row_groups(samples: Iterator[TrainingSample]) -> Iterator[list[TrainingSamp
     tokens = 0
     for sample in samples:
         rows.append(sample)
-        tokens += len(sample.token_ids)
+        experts = sample.routed_experts
+        # What is as large as many tokens counts as many.
+        tokens += len(sample.token_ids) * (1 if experts is None else 1 + experts.layers * experts.top_k // 8)
         if tokens >= ROW_GROUP_TOKENS:
             yield rows
             rows, tokens = [], 0
     if rows:
         yield rows
+
+
+def write(name: str, path: Path, samples: Iterator[TrainingSample], *, with_fields: bool) -> None:
+    """Writes a file of a format. `with_fields` says whether any may have routed experts or sampling masks."""
+    if name == "parquet":
+        write_parquet(path, samples, with_fields=with_fields)
+    else:
+        WRITERS[name](path, samples)
 
 
 WRITERS: dict[str, Callable[[Path, Iterator[TrainingSample]], None]] = {

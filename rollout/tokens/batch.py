@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -36,6 +36,13 @@ class Padded(msgspec.Struct, frozen=True, kw_only=True):
     """float64, (samples,)."""
     advantages: Array
     """float64, (samples,); NaN where none was computed."""
+    routed_experts: Array | None = None
+    """int16, or int32 where a number needs it, (samples, length, layers, top k); -1 where they are not known.
+    None where no sample has any."""
+    sampling_mask_ids: Array | None = None
+    """int32: the ids that the tokens were drawn from, one after the other. None where no sample has any."""
+    sampling_mask_offsets: Array | None = None
+    """int64, (samples, length + 1): token t of sample i was drawn from ids[offsets[i, t]:offsets[i, t + 1]]."""
 
 
 class Packed(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,6 +68,13 @@ class Packed(msgspec.Struct, frozen=True, kw_only=True):
     """float64, (tokens,): its sample's; NaN where none was computed."""
     rewards: Array
     """float64, (samples,)."""
+    routed_experts: Array | None = None
+    """int16, or int32 where a number needs it, (tokens, layers, top k); -1 where they are not known.
+    None where no sample has any."""
+    sampling_mask_ids: Array | None = None
+    """int32: the ids that the tokens were drawn from, one after the other. None where no sample has any."""
+    sampling_mask_offsets: Array | None = None
+    """int64, (tokens + 1,): token i was drawn from ids[offsets[i]:offsets[i + 1]]."""
 
     def __repr__(self) -> str:
         return f"<Packed {len(self.rewards)} samples, {len(self.token_ids)} tokens>"
@@ -70,7 +84,8 @@ def to_torch(batch: Padded | Packed) -> dict[str, Any]:
     """The batch's arrays as tensors that share their memory. Needs torch."""
     import torch
 
-    return {name: torch.from_numpy(getattr(batch, name)) for name in batch.__struct_fields__}
+    arrays = {name: getattr(batch, name) for name in batch.__struct_fields__}
+    return {name: torch.from_numpy(array) for name, array in arrays.items() if array is not None}
 
 
 def pad(samples: Sequence[TrainingSample], *, pad_id: int = 0, multiple_of: int = 1) -> Padded:
@@ -90,12 +105,20 @@ def pad(samples: Sequence[TrainingSample], *, pad_id: int = 0, multiple_of: int 
         rewards=_rewards(samples),
         advantages=_advantages(samples),
     )
-    for row, sample in enumerate(samples):
-        arrays, length = sample.to_numpy(), len(sample.token_ids)
-        for name, values in arrays.items():
-            getattr(batch, name)[row, :length] = values
+    found = [sample.to_numpy() for sample in samples]
+    for row, arrays in enumerate(found):
+        length = len(arrays["token_ids"])
+        for name in arrays.keys() - FIELDS:
+            getattr(batch, name)[row, :length] = arrays[name]
         batch.attention_mask[row, :length] = 1
-    return batch
+    lengths = [shape[1]] * len(samples)
+    experts, ids, offsets = experts_of(found, lengths), *mask_of(found, lengths)
+    return msgspec.structs.replace(
+        batch,
+        routed_experts=None if experts is None else experts.reshape(*shape, *experts.shape[1:]),
+        sampling_mask_ids=ids,
+        sampling_mask_offsets=None if offsets is None else _rows(offsets, shape),
+    )
 
 
 def pack(samples: Iterable[TrainingSample], *, max_tokens: int) -> Iterator[Packed]:
@@ -151,6 +174,7 @@ def joined(samples: Sequence[TrainingSample]) -> Packed:
     def join(name: str, dtype: Any) -> Array:
         return np.concatenate([part[name] for part in arrays] or [np.empty(0)]).astype(dtype, copy=False)
 
+    ids, offsets = mask_of(arrays, lengths)
     return Packed(
         token_ids=join("token_ids", np.int32),
         loss_mask=join("loss_mask", np.int8),
@@ -162,7 +186,56 @@ def joined(samples: Sequence[TrainingSample]) -> Packed:
         cu_seqlens=np.cumsum([0, *lengths], dtype=np.int32),
         advantages=np.repeat(_advantages(samples), lengths),
         rewards=_rewards(samples),
+        routed_experts=experts_of(arrays, lengths),
+        sampling_mask_ids=ids,
+        sampling_mask_offsets=offsets,
     )
+
+
+def _rows(offsets: Array, shape: tuple[int, int]) -> Array:
+    """Offsets of rows end to end, row by row: the last of each is the first of the next."""
+    rows, length = shape
+    return np.stack([offsets[row * length : (row + 1) * length + 1] for row in range(rows)])
+
+
+#: Of a sample's arrays, those that only samples of a run have which asked for them.
+FIELDS = frozenset({"routed_experts", "sampling_mask_ids", "sampling_mask_offsets"})
+
+
+def experts_of(arrays: Sequence[Mapping[str, Array]], lengths: Sequence[int]) -> Array | None:
+    """The experts of samples in so many places each, end to end; None where none has any.
+
+    Raises ValueError where they are not of one model.
+    """
+    having = [each["routed_experts"] for each in arrays if "routed_experts" in each]
+    if not having:
+        return None
+    layers, top_k = having[0].shape[1:]
+    joined = np.full((sum(lengths), layers, top_k), -1, np.result_type(*having))
+    at = 0
+    for each, length in zip(arrays, lengths, strict=True):
+        if (experts := each.get("routed_experts")) is not None:
+            if experts[0].size != layers * top_k:
+                raise ValueError(f"samples have routed experts of shape {having[0].shape} and of {experts.shape}")
+            joined[at : at + len(experts)] = experts.reshape(-1, layers, top_k)
+        at += length
+    return joined
+
+
+def mask_of(arrays: Sequence[Mapping[str, Array]], lengths: Sequence[int]) -> tuple[Array | None, Array | None]:
+    """The ids and the offsets of samples in so many places each, end to end; None where none has any."""
+    if not any("sampling_mask_ids" in each for each in arrays):
+        return None, None
+    counts = np.zeros(sum(lengths), np.int64)
+    ids = [np.empty(0, np.int32)]
+    at = 0
+    for each, length in zip(arrays, lengths, strict=True):
+        if "sampling_mask_ids" in each:
+            own = np.diff(each["sampling_mask_offsets"])
+            counts[at : at + len(own)] = own
+            ids.append(each["sampling_mask_ids"])
+        at += length
+    return np.concatenate(ids), np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
 
 
 def _rewards(samples: Sequence[TrainingSample]) -> Array:

@@ -21,6 +21,7 @@ import msgspec
 
 from rollout.moved import forward_names
 from rollout.request import LogprobsMode, Sampling
+from rollout.tokens.sample_fields import SampleExperts, SampleMask, fields_of
 from rollout.tokens.trajectory import LOGPROBS, Logprobs, Node, TokenIds, Trajectory, ids_array
 
 if TYPE_CHECKING:
@@ -93,6 +94,11 @@ class TrainingSample(msgspec.Struct, kw_only=True):
     """Who asked for its last turn."""
     left_out: int = 0
     """Sampled tokens that are trained on nowhere, since whoever asked for them left them out (`train=False`)."""
+    routed_experts: SampleExperts | None = None
+    """Where a run asks for them (`EngineConfig.routed_experts`) and its server reported any. `to_numpy` has the array:
+    (tokens, layers, top k), -1 where they are not known, as they never are of the last token."""
+    sampling_mask: SampleMask | None = None
+    """Where a run asks for them (`EngineConfig.sampling_mask`) and its server reported any."""
 
     def __post_init__(self) -> None:
         if not self.temperatures:
@@ -101,7 +107,9 @@ class TrainingSample(msgspec.Struct, kw_only=True):
     def to_numpy(self) -> Mapping[str, NDArray[Any]]:
         """`token_ids`, `loss_mask`, `logprobs`, `temperatures` as arrays over this sample's own memory,
         `weight_versions` as int64 (-1 for none), and `turn_ids` as int32: the index of the turn that sampled the token,
-        -1 for none. Raises ValueError for a weight version that is no number.
+        -1 for none. Where the sample has them: `routed_experts`; and `sampling_mask_ids` with `sampling_mask_offsets`,
+        one more than there are tokens: token i was drawn from ids[offsets[i]:offsets[i + 1]], and where that is empty
+        nobody reported it. Raises ValueError for a weight version that is no number.
         """
         return numpy_arrays(self)
 
@@ -177,6 +185,7 @@ def _sample(
         if train:
             trained.add(index)
     modes = {span.logprobs_mode for span in spans}
+    experts, mask = fields_of([tree.nodes[index] for index in path])
     return TrainingSample(
         token_ids=token_ids,
         loss_mask=loss_mask,
@@ -187,6 +196,8 @@ def _sample(
         logprobs_mode=modes.pop() if len(modes) == 1 else None,
         agent=spans[-1].agent if spans else "",
         left_out=left_out,
+        routed_experts=experts,
+        sampling_mask=mask,
     )
 
 
@@ -230,11 +241,14 @@ def turn_ids(sample: TrainingSample) -> TokenIds:
     return found
 
 
-def numpy_arrays(sample: TrainingSample) -> Mapping[str, NDArray[Any]]:
-    """A sample's arrays; ids, mask, logprobs and temperatures share the sample's memory."""
+def numpy_arrays(sample: TrainingSample, *, fields: bool = True) -> Mapping[str, NDArray[Any]]:
+    """A sample's arrays; ids, mask, logprobs and temperatures share the sample's memory.
+
+    `fields` gives routed experts and sampling masks among them, where it has any.
+    """
     import numpy as np  # here: whoever only plays does not need it
 
-    return {
+    found: dict[str, NDArray[Any]] = {
         "token_ids": np.frombuffer(sample.token_ids, np.int32),
         "loss_mask": np.frombuffer(sample.loss_mask, np.int8),
         "logprobs": np.frombuffer(sample.logprobs, np.float64),
@@ -242,6 +256,21 @@ def numpy_arrays(sample: TrainingSample) -> Mapping[str, NDArray[Any]]:
         "weight_versions": np.array([version_number(version) for version in sample.weight_versions], np.int64),
         "turn_ids": np.frombuffer(turn_ids(sample), np.int32),
     }
+    if fields and sample.routed_experts is not None:
+        found["routed_experts"] = sample.routed_experts.to_numpy()
+    if fields and sample.sampling_mask is not None:
+        found["sampling_mask_ids"], found["sampling_mask_offsets"] = sample.sampling_mask.to_numpy()
+    return found
+
+
+def as_fields(sample: TrainingSample) -> dict[str, Any]:
+    """A sample's fields by name, for what writes JSON; without those that a run must ask for, where it has none."""
+    found = msgspec.structs.asdict(sample)
+    for name in ("routed_experts", "sampling_mask"):
+        field = found.pop(name)
+        if field is not None:
+            found[name] = field.as_json()
+    return found
 
 
 def version_number(version: str | None) -> int:

@@ -36,6 +36,7 @@ import msgspec
 
 from rollout.chat.messages import Message
 from rollout.request import IDS, WeightSpan
+from rollout.token_fields import RoutedExperts, SamplingMask
 
 #: Logprobs are stored as doubles: 8 bytes a token, beside 4 for an id.
 LOGPROBS = "d"
@@ -91,6 +92,11 @@ class Node(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     """Whether a prompt that was sent ends here: the concatenation includes the generation prompt."""
     multimodal: bool = False
     """Whether this message or one above it has a part that is not text."""
+    routed_experts: RoutedExperts | None = None
+    """Of the last so many ids, each with the experts of the token before it, which its logits came from: see
+    `rollout.tokens.experts`."""
+    sampling_mask: SamplingMask | None = None
+    """On a sampled node: one entry an id."""
     digest: bytes = b""
 
 
@@ -116,6 +122,8 @@ class Trajectory:
         self.nodes: list[Node] = []
         self.leaves: list[int] = []
         """Sampled nodes, in the order in which their turns were committed."""
+        self.filled: list[int] = []
+        """Nodes that were told later what the turn that added them had not been told: see `rollout.tokens.experts`."""
         self._children: dict[int, dict[bytes, list[int]]] = {}
         # Message prefixes, by number: a sequence of messages below a root, whatever their ids; -1 - r is the empty one.
         self._prefixes: dict[tuple[int, bytes], int] = {}
@@ -323,6 +331,13 @@ class Trajectory:
         split = self._add(upper)
         lower.ids, lower.logprobs = lower.ids[at:], lower.logprobs[at:]
         lower.weight_versions = _clip(lower.weight_versions, at, at + len(lower.ids))
+        if lower.routed_experts is not None:
+            upper_rows = max(0, lower.routed_experts.rows - len(lower.ids))
+            upper.routed_experts = lower.routed_experts.part(0, upper_rows)
+            lower.routed_experts = lower.routed_experts.part(upper_rows, lower.routed_experts.rows)
+        if lower.sampling_mask is not None:
+            upper.sampling_mask = lower.sampling_mask.part(0, at)
+            lower.sampling_mask = lower.sampling_mask.part(at, at + len(lower.ids))
         lower.parent = split
         self._children.setdefault(split, {}).setdefault(lower.digest, []).append(child)
         return split

@@ -8,7 +8,8 @@ import msgspec
 
 from rollout.door import Refused, check_ids, check_logprobs
 from rollout.errors import MalformedReply, RolloutError
-from rollout.request import Reply, TokenPrompt
+from rollout.request import Reply, Request, TokenPrompt
+from rollout.token_fields import RoutedExperts, SamplingMask
 from rollout.tokens.trajectory import Trajectory, ids_array
 
 
@@ -47,6 +48,52 @@ def _with_values_checked(reply: Reply) -> Reply:
     if reply.prompt_ids is None:
         return reply
     return msgspec.structs.replace(reply, prompt_ids=check_ids(reply.prompt_ids))
+
+
+def check_fields(reply: Reply, request: Request, width: int | None) -> Reply:
+    """Routed experts and sampling masks are of the tokens that were asked for; what nobody asked for is left out.
+
+    `width` is how many experts a position had before; None where it is not known. An answer without sampled ids has
+    none that is needed, and neither has one whose prompt nobody knows. Raises MalformedReply.
+    """
+    ids, experts, mask = reply.completion_ids, reply.routed_experts, reply.sampling_mask
+    if experts is None and mask is None:
+        return reply
+    prompt_ids = reply.prompt_ids
+    if prompt_ids is None and isinstance(request.prompt, TokenPrompt):
+        prompt_ids = request.prompt.ids
+    if not ids or prompt_ids is None or request.routed_experts_from is None:
+        experts = None
+    if not ids or not request.sampling_mask:
+        mask = None
+    if experts is not None and ids and prompt_ids is not None and request.routed_experts_from is not None:
+        positions, start = len(prompt_ids) + len(ids) - 1, request.routed_experts_from
+        if start and experts.rows == positions:  # a server that does not know from where answers them all
+            experts = experts.part(start, positions)
+        _check_experts(experts, len(prompt_ids), len(ids), start, width)
+    if mask is not None and ids:
+        _check_mask(mask, ids)
+    return msgspec.structs.replace(reply, routed_experts=experts, sampling_mask=mask)
+
+
+def _check_experts(experts: RoutedExperts | None, prompt: int, sampled: int, start: int, width: int | None) -> None:
+    rows, wanted = experts.rows if experts is not None else 0, prompt + sampled - 1 - start
+    if rows != wanted:
+        raise MalformedReply(
+            f"the server answered routed experts of {rows} positions, and {wanted} were asked for: those from {start} "
+            f"on of {prompt} prompt and {sampled} sampled tokens, without the last"
+        )
+    if width is not None and experts is not None and experts.width != width:
+        raise MalformedReply(f"the server answered {experts.width} routed experts a position, and before {width}")
+
+
+def _check_mask(mask: SamplingMask, ids: list[int]) -> None:
+    if mask.tokens != len(ids):
+        raise MalformedReply(f"the server answered {len(ids)} ids but sampling masks of {mask.tokens}")
+    kept, offsets = mask.arrays()
+    for at, sampled in enumerate(ids):
+        if sampled not in kept[offsets[at] : offsets[at + 1]]:
+            raise MalformedReply(f"the server answered a sampling mask without {sampled}, which it sampled")
 
 
 def check_turn(tree: Trajectory, node: int, sent: TokenPrompt | None, reply: Reply, previous: int | None) -> None:

@@ -23,6 +23,7 @@ from rollout.records import Job, Rollout
 from rollout.request import IDS
 from rollout.servers.fleet import FleetState
 from rollout.servers.weights import WeightsState
+from rollout.token_fields import Blob
 from rollout.tokens.trajectory import LOGPROBS, Logprobs, TokenIds
 
 
@@ -151,6 +152,8 @@ def restored(message: Ended, task: Mapping[str, Any]) -> Rollout:
 def _enc_hook(value: Any) -> Any:
     if isinstance(value, array):
         return value.tobytes()
+    if isinstance(value, Blob):
+        return value.data
     raise NotImplementedError(f"a {type(value).__name__} cannot be sent to a process")
 
 
@@ -161,6 +164,8 @@ def _dec_hook(kind: Any, value: Any) -> Any:
         return TokenIds(IDS, value)
     if kind is Logprobs:
         return Logprobs(LOGPROBS, value)
+    if kind is Blob:
+        return Blob(value)
     raise NotImplementedError(str(kind))
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import anyio
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,7 +23,18 @@ from rollout.tokens.prefix import FallbackReason
 from rollout.tokens.samples import TrainingSample, samples_of_tree, turn_ids
 from rollout.tokens.verify import check_trajectory
 from tests.rollout.play.test_session import session
-from transports.scripted import STOP, Held, ScriptedTransport, encode_bytes, render_bytes, reply
+from transports.scripted import (
+    LAYERS,
+    STOP,
+    TOP_K,
+    Held,
+    ScriptedTransport,
+    encode_bytes,
+    experts_of,
+    kept_with,
+    render_bytes,
+    reply,
+)
 
 Conversation = list[Message]
 
@@ -30,7 +43,8 @@ class Talk:
     """A session whose every prompt and completion is kept as the server had it."""
 
     def __init__(self, *texts: str, **config: Any) -> None:
-        self.session, self.transport = session(*(reply(text) for text in texts), **config)
+        entries = [reply(text) for text in texts]
+        self.session, self.transport = session(*entries, routed_experts=True, sampling_mask=True, **config)
         self.texts = texts
 
     async def ask(self, conversation: Sequence[Message], **options: Any) -> Message:
@@ -98,7 +112,26 @@ def checked_samples(talk: Session, seen: Sequence[tuple[list[int], list[int]]]) 
     check_trajectory(talk.trajectory, sum(len(completion) for _, completion in seen))
     for sample in samples:
         assert len(sample.token_ids) == len(sample.loss_mask) == len(sample.logprobs) == len(sample.weight_versions)
+        check_fields(sample)
     return samples
+
+
+def check_fields(sample: TrainingSample) -> None:
+    """Of each token the experts that the server would name for it and those before it, but for the last, which nobody
+    has computed; and of each sampled token the ids that it was drawn from.
+    """
+    if sample.routed_experts is None:
+        return
+    arrays, ids = sample.to_numpy(), sample.token_ids.tolist()
+    rows = experts_of(ids[:-1])
+    found = arrays["routed_experts"]
+    assert found[:-1].tobytes() == np.frombuffer(rows.data.data, np.uint8).astype(np.int16).tobytes()
+    assert found.shape == (len(ids), LAYERS, TOP_K)
+    assert (found[-1] == -1).all()
+    kept, offsets = arrays["sampling_mask_ids"].tolist(), arrays["sampling_mask_offsets"].tolist()
+    masks = [kept[start:end] for start, end in itertools.pairwise(offsets)]
+    turns = turn_ids(sample)
+    assert masks == [kept_with(one) if turn >= 0 else [] for one, turn in zip(ids, turns, strict=True)]
 
 
 async def test_linear() -> None:

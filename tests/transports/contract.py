@@ -60,6 +60,10 @@ class Subject(ABC):
     tokenizes = True
     samples = True
     """Whether what it samples depends on the prompt, and has logprobs: a simulator's has not."""
+    reports_experts = False
+    """Whether it serves a mixture of experts, and reports which of them each token was routed to."""
+    reports_masks = False
+    """Whether it reports, token-in, the ids that each token was drawn from."""
 
     @abstractmethod
     async def open(self, **config: Any) -> Transport:
@@ -161,6 +165,50 @@ class TransportContract:
         if subject.samples:
             assert all(-math.inf < logprob <= 0 for logprob in reply.logprobs)
         assert all(type(one) is int for one in reply.completion_ids)
+
+    async def test_routed_experts_come_where_they_are_asked_for(self, subject: Subject) -> None:
+        """A row for each position but the last, on both ways in; from where they are asked for, and the same there."""
+        async with self.opened(subject, routed_experts=True) as transport:
+            assert transport.info.reports_routed_experts is subject.reports_experts
+            unasked = await self.ask(subject, transport, HELLO)
+            first = await self.ask(subject, transport, HELLO, routed_experts_from=0)
+            assert unasked.routed_experts is None
+            if not subject.reports_experts:
+                assert first.routed_experts is None
+                return
+            ids = [*(first.prompt_ids or ()), *(first.completion_ids or ())]
+            longer = TokenPrompt([*ids, *ids])
+            known = len(ids) - 1
+            rest = await self.ask(subject, transport, longer, routed_experts_from=known)
+            whole = await self.ask(subject, transport, longer, routed_experts_from=0)
+            assert first.routed_experts is not None
+            assert rest.routed_experts is not None
+            assert whole.routed_experts is not None
+            for reply, start in ((rest, known), (whole, 0)):
+                assert reply.routed_experts is not None
+                assert reply.routed_experts.rows == len(longer.ids) + len(reply.completion_ids or ()) - 1 - start
+            assert whole.routed_experts.part(0, known) == first.routed_experts
+            positions = len(longer.ids)
+            assert whole.routed_experts.part(known, positions) == rest.routed_experts.part(0, positions - known)
+
+    async def test_sampling_masks_come_where_they_are_asked_for(self, subject: Subject) -> None:
+        """The ids that each token was drawn from, which it is one of; no more of them than the filters leave."""
+        sampling = {"temperature": 1.0, "top_k": 3}
+        async with self.opened(subject, sampling_mask=True) as transport:
+            assert transport.info.reports_sampling_mask is subject.reports_masks
+            prompt = TokenPrompt([1, 2, 1])
+            reply = await self.ask(subject, transport, prompt, sampling=sampling, sampling_mask=True)
+            unasked = await self.ask(subject, transport, prompt, sampling=sampling)
+            assert unasked.sampling_mask is None
+            if not subject.reports_masks:
+                assert reply.sampling_mask is None
+                return
+            assert reply.sampling_mask is not None
+            assert reply.sampling_mask.tokens == len(reply.completion_ids or ())
+            kept, offsets = reply.sampling_mask.arrays()
+            for at, sampled in enumerate(reply.completion_ids or ()):
+                assert sampled in kept[offsets[at] : offsets[at + 1]]
+                assert offsets[at + 1] - offsets[at] <= 3
 
     async def test_length_ends_a_completion(self, subject: Subject) -> None:
         """As many tokens as were asked for, and the reason."""

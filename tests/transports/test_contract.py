@@ -10,18 +10,22 @@ import anyio
 import pytest
 
 from rollout.errors import RequestRefused
-from rollout.request import Request
+from rollout.request import Reply, Request
 from rollout.transport import ServerInfo, Transport, TransportConfig, opened
 from tests.live.servers import free_port
 from tests.local_server import serving
 from tests.transports.contract import Subject, TransportContract
+from tests.transports.mixture import Mixture
 from transports import auto
 from transports.embedded import MODEL_DIR
 from transports.embedded.app import create_app
 from transports.embedded.engine import Engine
 from transports.embedded.model import Model
 from transports.embedded.transport import open as open_embedded
+from transports.http.client import HttpClient
 from transports.scripted import Fault, ScriptedTransport, Stalled, reply
+from transports.sglang import transport as sglang
+from transports.vllm import transport as vllm
 from transports.vllm.wire import GENERATE
 
 
@@ -29,7 +33,7 @@ class Double(Subject):
     """The double, told before each request what a server would answer."""
 
     def __init__(self, *, weights: bool) -> None:
-        self.controls_weights = weights
+        self.controls_weights = self.reports_experts = self.reports_masks = weights
         self.transports: list[ScriptedTransport] = []
 
     async def open(self, **config: Any) -> Transport:
@@ -42,8 +46,11 @@ class Double(Subject):
             reports_prompt_ids=True,
             reports_completion_ids=True,
             can_tokenize=True,
+            reports_routed_experts=self.reports_experts,
+            reports_sampling_mask=self.reports_masks,
         )
-        self.transports.append(ScriptedTransport([], info=info, weights=self.controls_weights))
+        weights, fields = self.controls_weights, self.reports_experts
+        self.transports.append(ScriptedTransport([], info=info, weights=weights, fields=fields))
         return await opened(self.transports[-1])
 
     async def open_nowhere(self) -> Transport:
@@ -129,3 +136,40 @@ class TestOverHttp(TransportContract):
             stack.callback(engine.close)
             url = stack.enter_context(serving(create_app(engine=engine, dialect=request.param)))
             yield OverHttp(url, request.param, stack)
+
+
+class OverMixture(Subject):
+    """The embedded model as a mixture of experts, in a dialect's own words."""
+
+    reports_experts = reports_masks = True
+
+    def __init__(self, dialect: str) -> None:
+        self.dialect = dialect
+
+    async def open(self, **config: Any) -> Transport:
+        client = HttpClient("http://x", transport=Mixture(self.dialect), retries=0)
+        opened_by = vllm.open if self.dialect == "vllm" else sglang.open
+        return await opened_by(TransportConfig(base_url="http://x", **config), client)
+
+
+@pytest.mark.parametrize("dialect", ["vllm", "sglang"])
+class TestMixture:
+    """What the embedded model cannot show by itself."""
+
+    async def test_routed_experts_come_where_they_are_asked_for(self, dialect: str) -> None:
+        """As of any server that has them."""
+        await MixtureContract().test_routed_experts_come_where_they_are_asked_for(OverMixture(dialect))
+
+    async def test_sampling_masks_come_where_they_are_asked_for(self, dialect: str) -> None:
+        """As of any server that has them."""
+        await MixtureContract().test_sampling_masks_come_where_they_are_asked_for(OverMixture(dialect))
+
+
+class MixtureContract(TransportContract):
+    """Such a vLLM refuses a greedy request, and one without a top_k."""
+
+    __test__ = False
+
+    async def ask(self, subject: Subject, transport: Transport, prompt: Any, **fields: Any) -> Reply:
+        """Of the likeliest token, where nothing else is said."""
+        return await super().ask(subject, transport, prompt, **{"sampling": {"top_k": 1}, **fields})

@@ -15,6 +15,7 @@ from rollout.errors import ConfigError, RequestRefused, ServerBusy, ServerError,
 from rollout.log import get_logger
 from rollout.request import MessagePrompt, Reply, Sampling, TokenPrompt
 from rollout.transport import ServerInfo, TransportConfig
+from transports import folder
 from transports.http.answers import UNREADABLE
 from transports.http.client import HttpClient
 from transports.logprobs import find_mode
@@ -88,6 +89,9 @@ class Probe:
         if info.sampling_defaults is not None:
             self._ways.defaults = _whole(info.sampling_defaults)
         await self._probe_ids(info)
+        if info.token_routes and (self._config.routed_experts or self._config.sampling_mask):
+            self._ways.experts = await folder.experts(_text(model.get("model_path")))
+            await self._probe_fields(info)
         if hello is None and not info.token_routes:
             raise ServerError(f"{self.client.base_url} lists {card.id!r} but completes nothing: {self._refusal}")
         self._check_forced(info)
@@ -167,10 +171,20 @@ class Probe:
         if stopped is not None and stopped.finish_reason == "stop":
             info.keeps_stop_token = stopped.completion_ids == first.completion_ids
 
+    async def _probe_fields(self, info: ServerInfo) -> None:
+        """Only where they are wanted: an older server refuses a field that it does not know."""
+        if self._config.routed_experts:
+            reply = await self._try_ids(routed_experts_from=0)
+            info.reports_routed_experts = reply is not None and reply.routed_experts is not None
+        if self._config.sampling_mask:
+            reply = await self._try_ids(sampling_mask=True, sampling={"temperature": 1.0, "top_k": 2})
+            info.reports_sampling_mask = reply is not None and reply.sampling_mask is not None
+
     async def _try_ids(self, **changes: Any) -> Reply | None:
         try:
-            body = generate_body(probe_request(IDS, **changes), _name("ids"), self._ways)
-            return read_generate(await probe_call(self.client, GENERATE, body))
+            request = probe_request(IDS, **changes)
+            answer = await probe_call(self.client, GENERATE, generate_body(request, _name("ids"), self._ways))
+            return read_generate(answer, request, self._ways)
         except TransportError as error:
             _log.debug("probe_failed", path=GENERATE, error=str(error))
             self._refusal = self._refusal or str(error)

@@ -24,6 +24,7 @@ from rollout.histogram import Histogram
 from rollout.log import get_logger
 from rollout.request import MessagePrompt, Reply, Request, TokenPrompt
 from rollout.transport import InFlight, ServerInfo, ServerLoad, TransportConfig
+from transports.fields import tell_unreported
 from transports.http.client import HttpClient, decode
 from transports.openai import ModelCard, ServedTransport, opening
 from transports.sglang.probe import DETOKENIZE, SERVER_INFO, TOKENIZE, Keep, Probe, named_as_started, tokenize_body
@@ -144,10 +145,12 @@ class SglangTransport(ServedTransport):
 
     async def _complete(self, request: Request, rid: str) -> Reply:
         if isinstance(request.prompt, MessagePrompt):
-            return read_chat(await self.client.post(CHAT, chat_body(request, self.info.model, rid, self._ways)))
+            answer = await self.client.post(CHAT, chat_body(request, self.info.model, rid, self._ways))
+            return read_chat(answer, request, self._ways)
         if self.info.token_route is None:
             raise ConfigError(f"{self.client.base_url} has no token-in route")
-        return read_generate(await self.client.post(GENERATE, generate_body(request, rid, self._ways)))
+        answer = await self.client.post(GENERATE, generate_body(request, rid, self._ways))
+        return read_generate(answer, request, self._ways)
 
     def _new_name(self, request: Request) -> str:
         """One that no other has, and that no other begins with."""
@@ -302,4 +305,10 @@ async def open(config: TransportConfig, client: HttpClient | None = None) -> Sgl
         raise ConfigError(f"option keep is {' or '.join(get_args(Keep))}, not {keep!r}")
     async with opening(config, client) as client:
         info, ways = await Probe(config, client).run()
+        tell_unreported(
+            config,
+            info,
+            routed_experts="start SGLang with --enable-return-routed-experts, on a mixture of experts",
+            sampling_mask="this SGLang is too old for it, or samples by a backend that keeps none",
+        )
         return SglangTransport(client, info, ways, weights_timeout_s=config.weights_timeout_s, keep=keep)

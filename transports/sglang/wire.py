@@ -15,6 +15,8 @@ import numpy as np
 
 from rollout.errors import MalformedReply, PromptTooLong, RequestRefused
 from rollout.request import FinishReason, MessagePrompt, Reply, Request, TokenPrompt
+from rollout.token_fields import RoutedExperts, SamplingMask
+from transports.fields import ABSENT, experts_of_bytes, mask_of_lists
 from transports.http.client import Answer, decode
 from transports.openai import (
     Span,
@@ -67,6 +69,8 @@ class Ways(msgspec.Struct, kw_only=True):
     """Whether the model's own settings say `top_k: 0`, which the chat route refuses unless a request says -1."""
     defaults: Mapping[str, float] = {}
     """How messages are sampled where a request says nothing, whole: `/generate` does not read the model's settings."""
+    experts: tuple[int, int] | None = None
+    """Layers, and experts that each sends a token to; None where the model's configuration is not on this machine."""
 
 
 class _Finish(msgspec.Struct):
@@ -87,6 +91,8 @@ class _Meta(msgspec.Struct):
     cached_tokens: int | None = None
     weight_versions: list[Span] | None = None
     output_token_logprobs: list[_TokenLogprob] | None = None
+    routed_experts: msgspec.Raw = ABSENT
+    output_token_sampling_mask: msgspec.Raw = ABSENT
 
 
 class _Generated(msgspec.Struct):
@@ -203,11 +209,18 @@ def _with_routing(body: dict[str, Any], request: Request, rid: str, ways: Ways) 
         body["cache_salt"] = request.cache_salt
     if request.priority is not None and ways.priority_sign:
         body["priority"] = request.priority * ways.priority_sign
+    if request.routed_experts_from is not None:
+        body |= {"return_routed_experts": True, "routed_experts_start_len": request.routed_experts_from}
+    if request.sampling_mask:
+        body["return_sampling_mask"] = True
     return body
 
 
-def read_generate(answer: Answer) -> Reply:
-    """Reads an answer of `/generate`. Raises MalformedReply."""
+def read_generate(answer: Answer, request: Request | None = None, ways: Ways | None = None) -> Reply:
+    """Reads an answer of `/generate`. Raises MalformedReply.
+
+    What a server reports of each token is read where the request asks for it, here and in `read_chat`.
+    """
     value: _Generated = decode(_GENERATED, answer, GENERATE)
     meta = value.meta_info
     reason = _reason(meta, None)
@@ -224,11 +237,13 @@ def read_generate(answer: Answer) -> Reply:
         prompt_tokens=meta.prompt_tokens,
         cached_tokens=meta.cached_tokens,
         weight_versions=weight_spans(_spans(meta)),
+        routed_experts=_experts(meta, ids, request, ways, GENERATE),
+        sampling_mask=_mask(meta, request, GENERATE),
         request_s=answer.elapsed_s,
     )
 
 
-def read_chat(answer: Answer) -> Reply:
+def read_chat(answer: Answer, request: Request | None = None, ways: Ways | None = None) -> Reply:
     """Reads a message-in answer. Raises MalformedReply.
 
     Ids, logprobs, cached tokens and versions are all the engine's, from `meta_info`; a server that is too old to give
@@ -250,8 +265,26 @@ def read_chat(answer: Answer) -> Reply:
         prompt_tokens=meta.prompt_tokens if meta.prompt_tokens is not None else usage.prompt_tokens,
         cached_tokens=meta.cached_tokens if meta.cached_tokens is not None else usage.cached_tokens,
         weight_versions=weight_spans(_spans(meta)),
+        routed_experts=_experts(meta, ids, request, ways, CHAT),
+        sampling_mask=_mask(meta, request, CHAT),
         request_s=answer.elapsed_s,
     )
+
+
+def _experts(
+    meta: _Meta, ids: list[int] | None, request: Request | None, ways: Ways | None, path: str
+) -> RoutedExperts | None:
+    """They have no shape of their own: how many positions there are follows from what was asked."""
+    if request is None or request.routed_experts_from is None or not ids or meta.prompt_tokens is None:
+        return None
+    rows = meta.prompt_tokens + len(ids) - 1 - request.routed_experts_from
+    return experts_of_bytes(meta.routed_experts, ways.experts if ways else None, rows, path)
+
+
+def _mask(meta: _Meta, request: Request | None, path: str) -> SamplingMask | None:
+    if request is None or not request.sampling_mask:
+        return None
+    return mask_of_lists(meta.output_token_sampling_mask, path)
 
 
 def _reason(meta: _Meta, said: str | None) -> FinishReason:

@@ -16,9 +16,10 @@ from rollout.log import get_logger
 from rollout.request import MessagePrompt, Reply, Request, Sampling, TokenPrompt
 from rollout.transport import InFlight, ServerInfo, TransportConfig
 from transports import folder
+from transports.fields import tell_unreported
 from transports.http.answers import UNREADABLE
 from transports.http.client import Answer, HttpClient, decode
-from transports.logprobs import find_mode
+from transports.logprobs import ALTERNATIVES, find_mode
 from transports.openai import (
     PROBE_RETRIES,
     ServedTransport,
@@ -60,6 +61,13 @@ ABORT_ROUTES = ("/inference/v1/abort_requests", "/abort_requests")
 _NAMED = ("{}", "generate-tokens-{}", "cmpl-{}-0", "cmpl-{}", "chatcmpl-{}")
 
 
+#: What vLLM started with --return-sampling-mask says to a request at temperature 0, or without a top_k.
+_MASKS_ONLY = "sampling distribution replay"
+
+#: The likeliest token, as such a server has it.
+_FIRST_OF_ONE = {"temperature": 1.0, "top_k": 1}
+
+
 class _Paths(msgspec.Struct):
     """A part of /openapi.json."""
 
@@ -86,14 +94,14 @@ class VllmTransport(ServedTransport):
         info = self.info
         headers = {"x-request-id": request.request_id, "x-session-id": request.session_id}
         if isinstance(request.prompt, MessagePrompt):
-            return read_chat(await self.client.post(CHAT, chat_body(request, info.model), headers=headers))
+            return read_chat(await self.client.post(CHAT, chat_body(request, info.model), headers=headers), request)
         if self._route is None:
             raise ConfigError(f"{self.client.base_url} has no token-in route")
         if self._defaults:
             given = {name: value for name, value in request.sampling.items() if value is not None}
             request = msgspec.structs.replace(request, sampling={**self._defaults, **given})
         body = self._route.body(request, info.model)
-        return self._route.read(await self.client.post(self._route.path, body, headers=headers))
+        return self._route.read(await self.client.post(self._route.path, body, headers=headers), request)
 
     async def tokenize(self, prompt: MessagePrompt, *, add_generation_prompt: bool) -> list[int]:
         """See `rollout.transport.Transport`."""
@@ -177,6 +185,8 @@ class _Probe:
         """Whether it answers messages."""
         self._refusal: str | None = None
         """Why not."""
+        self._masks = False
+        """Whether it refuses what it could report no sampling mask of."""
 
     async def run(self) -> ServerInfo:
         """Raises ServerError, ConfigError."""
@@ -200,8 +210,11 @@ class _Probe:
             raise ServerError(f"{self.client.base_url} lists {card.id!r} but completes nothing: {self._refusal}")
         info.token_route = choose_route(info, self._config.token_route, self.client.base_url)
         if self._completes:
-            prompt = probe_request(MessagePrompt(messages=[user("Hi.")]))
-            info.logprobs_mode = await find_mode(self.client, CHAT, chat_body(prompt, info.model))
+            prompt = self._request(MessagePrompt(messages=[user("Hi.")]))
+            body = chat_body(prompt, info.model)
+            if self._masks:
+                body["top_k"] = ALTERNATIVES  # it refuses none, and says of what is filtered that it cannot be
+            info.logprobs_mode = await find_mode(self.client, CHAT, body)
         info.sampling_defaults = await self._sampling_defaults(info, paths)
         return info
 
@@ -244,9 +257,13 @@ class _Probe:
     async def _probe_messages(self, info: ServerInfo) -> None:
         prompt = MessagePrompt(messages=[user("Hi.")])
         try:
-            body = chat_body(probe_request(prompt), info.model)
-            reply = read_chat(await probe_call(self.client, CHAT, body))
+            request = self._request(prompt)
+            reply = read_chat(await probe_call(self.client, CHAT, chat_body(request, info.model)), request)
         except TransportError as error:
+            if _MASKS_ONLY in str(error) and not self._masks:
+                self._masks = True
+                await self._probe_messages(info)
+                return
             _log.warning("probe_failed", path=CHAT, error=str(error))
             self._refusal = self._refusal or str(error)
             return
@@ -255,11 +272,12 @@ class _Probe:
         info.reports_completion_ids = reply.completion_ids is not None
         info.reports_cached_tokens = reply.cached_tokens is not None
         info.ids_source = "choice" if reply.completion_ids is not None else None
+        info.reports_routed_experts = reply.routed_experts is not None
 
     async def _probe_route(self, route: TokenRoute, info: ServerInfo) -> bool:
         prompt = TokenPrompt([1, 2, 1])
         try:
-            reply = await self._call(route, probe_request(prompt), info.model)
+            reply = await self._call(route, self._request(prompt), info.model)
             if info.keeps_stop_token is None and reply.completion_ids:
                 info.keeps_stop_token = await self._keeps_stop(route, prompt, reply.completion_ids[0], info.model)
         except TransportError as error:
@@ -269,19 +287,33 @@ class _Probe:
         if reply.weight_versions:
             info.reports_weight_versions, info.weight_version = True, reply.weight_versions[-1].version
         info.reports_cached_tokens = info.reports_cached_tokens or reply.cached_tokens is not None
+        info.reports_routed_experts = info.reports_routed_experts or reply.routed_experts is not None
+        if reply.sampling_mask is not None:
+            info.reports_sampling_mask = info.masks_by_ids_only = True
         return reply.completion_ids is not None
 
     async def _keeps_stop(self, route: TokenRoute, prompt: TokenPrompt, token: int, model: str) -> bool:
         """Whether a stop token is among the ids: the greedy token is asked for again, as a stop token."""
-        reply = await self._call(route, probe_request(prompt, stop_token_ids=[token], max_tokens=2), model)
+        reply = await self._call(route, self._request(prompt, stop_token_ids=[token], max_tokens=2), model)
         return reply.completion_ids == [token]
 
     async def _call(self, route: TokenRoute, request: Request, model: str) -> Reply:
-        return route.read(await probe_call(self.client, route.path, route.body(request, model)))
+        return route.read(await probe_call(self.client, route.path, route.body(request, model)), request)
+
+    def _request(self, prompt: TokenPrompt | MessagePrompt, **changes: Any) -> Request:
+        """A tiny request of the likeliest token, which asks for all that a server may report."""
+        sampling = _FIRST_OF_ONE if self._masks else {"temperature": 0}
+        return probe_request(prompt, sampling=sampling, routed_experts_from=0, sampling_mask=True, **changes)
 
 
 async def open(config: TransportConfig, client: HttpClient | None = None) -> VllmTransport:
     """Entry point `vllm`. See `rollout.transport.Open`. `client` takes the place of one of its own."""
     async with opening(config, client) as client:
         info = await _Probe(config, client).run()
+        tell_unreported(
+            config,
+            info,
+            routed_experts="start vLLM with --enable-return-routed-experts, on a mixture of experts",
+            sampling_mask="start vLLM with --return-sampling-mask --logprobs-mode processed_logprobs",
+        )
         return VllmTransport(client, info, weights_timeout_s=config.weights_timeout_s)

@@ -15,6 +15,8 @@ import msgspec
 from rollout.chat.messages import user
 from rollout.errors import MalformedReply
 from rollout.request import MessagePrompt, Reply, Request, TokenPrompt
+from rollout.token_fields import RoutedExperts
+from transports.fields import ABSENT, experts_of_npy, mask_of_lists
 from transports.http.client import Answer, decode
 from transports.openai import (
     ChatLogprobs,
@@ -51,6 +53,8 @@ class _GenerateChoice(msgspec.Struct):
     finish_reason: str | None = None
     logprobs: ChatLogprobs | None = None
     weight_versions: list[Span] | None = None
+    routed_experts: msgspec.Raw = ABSENT
+    sampling_mask: msgspec.Raw = ABSENT
 
 
 class _GenerateAnswer(msgspec.Struct):
@@ -66,6 +70,7 @@ class _CompletionChoice(msgspec.Struct):
     logprobs: _CompletionLogprobs | None = None
     text: str | None = None
     weight_versions: list[Span] | None = None
+    routed_experts: msgspec.Raw = ABSENT
 
 
 class _CompletionAnswer(msgspec.Struct):
@@ -79,6 +84,7 @@ class _ChatChoice(msgspec.Struct):
     logprobs: ChatLogprobs | None = None
     message: dict[str, Any] | None = None
     weight_versions: list[Span] | None = None
+    routed_experts: msgspec.Raw = ABSENT
 
 
 class _ChatAnswer(msgspec.Struct):
@@ -137,6 +143,8 @@ def generate_body(request: Request, model: str) -> dict[str, Any]:
     sampling["logprobs"] = _alternatives(sampling.get("logprobs"))
     if request.max_tokens is not None:
         sampling["max_tokens"] = request.max_tokens
+    if request.routed_experts_from:
+        sampling["routed_experts_prompt_start"] = request.routed_experts_from
     if stops := merged(sampling.get("stop_token_ids"), request.stop_token_ids):
         sampling["stop_token_ids"] = stops
     if not sampling.get("stop"):  # texts are made here, of the ids; only stop strings need the server's
@@ -174,6 +182,8 @@ def _common(request: Request, model: str) -> dict[str, Any]:
         body.pop("max_completion_tokens", None)
     if stops := merged(body.get("stop_token_ids"), request.stop_token_ids):
         body["stop_token_ids"] = stops
+    if request.routed_experts_from:  # from 0 is what a server does by itself, also one that does not know the field
+        body["routed_experts_prompt_start"] = request.routed_experts_from
     return _with_routing(body, request)
 
 
@@ -185,8 +195,11 @@ def _with_routing(body: dict[str, Any], request: Request) -> dict[str, Any]:
     return body
 
 
-def read_chat(answer: Answer, path: str = CHAT) -> Reply:
-    """Reads a message-in answer (and that of the patched token route). Raises MalformedReply."""
+def read_chat(answer: Answer, request: Request | None = None, path: str = CHAT) -> Reply:
+    """Reads a message-in answer (and that of the patched token route). Raises MalformedReply.
+
+    What a server reports of each token is read where the request asks for it, here and in the other routes.
+    """
     value: _ChatAnswer = decode(_CHAT, answer, path)
     choice = _only(value.choices, path, answer)
     ids = choice.token_ids
@@ -200,11 +213,12 @@ def read_chat(answer: Answer, path: str = CHAT) -> Reply:
         prompt_tokens=usage.prompt_tokens,
         cached_tokens=usage.cached_tokens,
         weight_versions=weight_spans(choice.weight_versions),
+        routed_experts=_experts(choice, request, path),
         request_s=answer.elapsed_s,
     )
 
 
-def read_generate(answer: Answer) -> Reply:
+def read_generate(answer: Answer, request: Request | None = None) -> Reply:
     """Reads an answer of the generate route, in its older and newer forms. Raises MalformedReply."""
     value: _GenerateAnswer = decode(_GENERATE, answer, GENERATE)
     choice = _only(value.choices, GENERATE, answer)
@@ -222,6 +236,8 @@ def read_generate(answer: Answer) -> Reply:
         prompt_tokens=usage.prompt_tokens,
         cached_tokens=usage.cached_tokens,
         weight_versions=weight_spans(choice.weight_versions or value.weight_versions),
+        routed_experts=_experts(choice, request, GENERATE),
+        sampling_mask=mask_of_lists(choice.sampling_mask, GENERATE) if request and request.sampling_mask else None,
         request_s=answer.elapsed_s,
     )
 
@@ -235,7 +251,7 @@ def _check_named(ids: Sequence[int], logprobs: Sequence[TokenLogprob]) -> None:
             raise MalformedReply(f"{GENERATE}: a logprob is of token {said[:40]} where {sampled} was sampled")
 
 
-def read_completions(answer: Answer) -> Reply:
+def read_completions(answer: Answer, request: Request | None = None) -> Reply:
     """Reads an answer of the completions route. Raises MalformedReply."""
     value: _CompletionAnswer = decode(_COMPLETION, answer, COMPLETIONS)
     choice = _only(value.choices, COMPLETIONS, answer)
@@ -251,8 +267,18 @@ def read_completions(answer: Answer) -> Reply:
         prompt_tokens=usage.prompt_tokens,
         cached_tokens=usage.cached_tokens,
         weight_versions=weight_spans(choice.weight_versions),
+        routed_experts=_experts(choice, request, COMPLETIONS),
         request_s=answer.elapsed_s,
     )
+
+
+def _experts(
+    choice: _ChatChoice | _GenerateChoice | _CompletionChoice, request: Request | None, path: str
+) -> RoutedExperts | None:
+    """A server that was started so answers them with everything, wanted or not."""
+    if request is None or request.routed_experts_from is None:
+        return None
+    return experts_of_npy(choice.routed_experts, path)
 
 
 def _only(choices: list[Any], path: str, answer: Answer) -> Any:
@@ -267,12 +293,12 @@ class TokenRoute(NamedTuple):
 
     path: str
     body: Callable[[Request, str], dict[str, Any]]
-    read: Callable[[Answer], Reply]
+    read: Callable[[Answer, Request], Reply]
 
 
 #: Best first.
 TOKEN_ROUTES = (
     TokenRoute(GENERATE, generate_body, read_generate),
     TokenRoute(COMPLETIONS, completions_body, read_completions),
-    TokenRoute(CHAT_TOKENS, chat_tokens_body, lambda answer: read_chat(answer, CHAT_TOKENS)),
+    TokenRoute(CHAT_TOKENS, chat_tokens_body, lambda answer, request: read_chat(answer, request, CHAT_TOKENS)),
 )

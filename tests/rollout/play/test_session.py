@@ -52,7 +52,7 @@ class ByteCodec(Codec):
 def session(
     *entries: Any, codec: Codec | None = None, info: dict[str, Any] | None = None, **config: Any
 ) -> tuple[Session, ScriptedTransport]:
-    transport = ScriptedTransport(entries)
+    transport = ScriptedTransport(entries, fields=bool(config.get("routed_experts")))
     server = msgspec.structs.replace(transport._info, **(info or {}))
     model = ServedModel(
         transport=transport, info=server, codec=codec or ByteCodec(), config=EngineConfig(**{"verify": True, **config})

@@ -20,18 +20,21 @@ from rollout.proxy.turns import Turned
 from rollout.records import Route, Turn
 from rollout.request import WeightSpan
 from rollout.store.folder import decode_array, encode_array
+from rollout.token_fields import SamplingMask
+from rollout.tokens.experts import put_experts
 from rollout.tokens.samples import TrainingSample, samples_of_tree
 from rollout.tokens.trajectory import Root
-from transports.scripted import ScriptedTransport
+from transports.scripted import ScriptedTransport, experts_of, kept_with
 
 _WORDS = [Message(role, text) for role in ("user", "assistant", "tool") for text in ("a", "b")]
 
-#: (conversation, its ids, the completion's ids, whether a line is written now)
+#: (conversation, its ids, the completion's ids, whether a line is written now, whether the server told its experts)
 _TURNS = st.lists(
     st.tuples(
         st.lists(st.sampled_from(_WORDS), min_size=1, max_size=4),
         st.lists(st.integers(0, 1), min_size=1, max_size=8),
         st.lists(st.integers(0, 1), min_size=1, max_size=4),
+        st.booleans(),
         st.booleans(),
     ),
     min_size=1,
@@ -44,14 +47,20 @@ def _session() -> Session:
     return Session(ServedModel(transport=transport, info=transport._info, codec=None, config=EngineConfig()), "s")
 
 
-def _play(session: Session, messages: list[Message], prompt: list[int], completion: list[int]) -> Turned:
+def _play(
+    session: Session, messages: list[Message], prompt: list[int], completion: list[int], told: bool = False
+) -> Turned:
     """One turn, as a server that reports any ids at all makes it."""
     tree = session.trajectory
+    before = len(tree.nodes)
     root = 0 if tree.roots else tree.add_root(Root(tools=[{"name": "run"}], tools_key=b"t", args_key=b"a"))
     end = tree.add_prompt(root, messages, [digest(message) for message in messages], prompt).end
     message = Message("assistant", f"said {len(session.turns)}")
     versions = (WeightSpan("7", 0, len(completion)),)
     node = tree.add_sampled(end, message, digest(message), completion, [-0.5] * len(completion), versions)
+    if told:
+        tree.nodes[node].sampling_mask = SamplingMask.of(map(kept_with, completion))
+        put_experts(tree, node, experts_of([*prompt, *completion][:-1]), 0, before)
     turn = Turn(route=Route.MESSAGE_IN, node=node, prompt_tokens=len(prompt), completion_tokens=len(completion))
     session.turns.append(turn)
     index = len(session.turns) - 1
@@ -67,12 +76,12 @@ def _arrays(samples: list[TrainingSample]) -> list[Any]:
 
 @settings(max_examples=60)
 @given(_TURNS)
-def test_a_session_is_what_its_lines_say(turns: list[tuple[list[Message], list[int], list[int], bool]]) -> None:
-    """Whatever forks, and however many turns a line takes: nodes, leaves, turns and samples are the same."""
+def test_a_session_is_what_its_lines_say(turns: list[tuple[list[Message], list[int], list[int], bool, bool]]) -> None:
+    """Whatever forks or is told later, however many turns a line takes: nodes, leaves, turns, samples are the same."""
     session, restored = _session(), Restored()
     tape = Tape("s")
-    for at, (messages, prompt, completion, written) in enumerate(turns):
-        turned = _play(session, messages, prompt, completion)
+    for at, (messages, prompt, completion, written, told) in enumerate(turns):
+        turned = _play(session, messages, prompt, completion, told)
         if written or at == len(turns) - 1:
             line = msgspec.json.encode(tape.line(session, turned), enc_hook=encode_array)
             restored.add(msgspec.json.decode(line, type=Line, dec_hook=decode_array))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+
 import anyio
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,11 +14,12 @@ from rollout.chat.messages import user
 from rollout.errors import CompletionAborted
 from rollout.play.session import Session
 from rollout.records import Route
-from rollout.request import Reply, TokenPrompt, WeightSpan
-from rollout.servers.completion import LONGEST_PAUSE_S, MAX_RESUMPTIONS, joined, with_version
+from rollout.request import Reply, Request, TokenPrompt, WeightSpan
+from rollout.servers.completion import LONGEST_PAUSE_S, MAX_RESUMPTIONS, joined, rest_of, with_version
+from rollout.token_fields import SamplingMask
 from rollout.tokens.samples import samples_of_tree
 from tests.rollout.play.test_session import session
-from transports.scripted import STOP, Held, encode_bytes, render_bytes, reply
+from transports.scripted import STOP, Held, encode_bytes, experts_of, render_bytes, reply
 
 
 def part(count: int, version: str | None, finish: str = "abort") -> Reply:
@@ -43,6 +47,40 @@ def test_parts_join_to_one_completion(counts: list[int]) -> None:
 def test_a_part_without_versions_leaves_none_of_them() -> None:
     """Versions that would not cover the completion are not claimed."""
     assert joined([part(2, "1"), part(2, None)]).weight_versions == ()
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=1, max_size=5))
+def test_parts_have_one_mask(counts: list[tuple[int, bool]]) -> None:
+    """An entry for each token; those of a part that reports none are not known."""
+    masks = [SamplingMask.of([[at] for at in range(count)]) if told else None for count, told in counts]
+    parts = [
+        msgspec.structs.replace(part(count, None), sampling_mask=mask)
+        for (count, _), mask in zip(counts, masks, strict=True)
+    ]
+    whole = joined(parts)
+    if len(parts) == 1 or not any(told for _, told in counts):
+        assert whole.sampling_mask == masks[0]
+        return
+    assert whole.sampling_mask is not None
+    assert whole.sampling_mask.tokens == len(whole.completion_ids or ())
+    _, offsets = whole.sampling_mask.arrays()
+    told_of = [end > start for start, end in itertools.pairwise(offsets)]
+    assert told_of == [told for count, told in counts for _ in range(count)]
+
+
+def test_the_rest_asks_for_experts_from_where_the_parts_end() -> None:
+    """A part that reports none is asked for again; who does not ask at first does not ask then."""
+    request = Request(prompt=TokenPrompt([1, 2, 3]), request_id="r", session_id="s", routed_experts_from=1)
+    aborted = msgspec.structs.replace(part(2, None), routed_experts=experts_of([1, 2, 3, 0], 1))
+    rest = rest_of(request, [aborted])
+    assert rest is not None
+    assert rest.routed_experts_from == 4
+    silent = rest_of(rest, [aborted, part(2, None)])
+    assert silent is not None
+    assert silent.routed_experts_from == 4
+    unasked = rest_of(msgspec.structs.replace(request, routed_experts_from=None), [aborted])
+    assert unasked is not None
+    assert unasked.routed_experts_from is None
 
 
 def test_a_version_is_given_where_the_server_reports_none() -> None:

@@ -7,11 +7,14 @@ import os
 import shutil
 import tracemalloc
 from array import array
+from base64 import b64decode
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from typer.testing import CliRunner
@@ -23,8 +26,11 @@ from rollout.request import WeightSpan
 from rollout.store import sample_files
 from rollout.store.export import export, samples_of_run
 from rollout.store.folder import ROLLOUTS, RunFolder, encode_rollout
+from rollout.token_fields import SamplingMask
+from rollout.tokens.batch import FIELDS
 from rollout.tokens.samples import turn_ids
 from rollout.tokens.trajectory import Node, Root
+from transports.scripted import experts_of, kept_with
 
 FORMAT_1, FORMAT_2 = (Path(__file__).parents[2] / "fixtures" / f"run-format-{number}" for number in (1, 2))
 
@@ -256,3 +262,85 @@ def test_a_folder_of_format_1_is_exported(tmp_path: Path) -> None:
     """A folder from before there were versions, with a torn last line."""
     shutil.copytree(FORMAT_1, tmp_path / "run")
     assert export(tmp_path / "run", None, "jsonl", "grpo").samples == 2
+
+
+@pytest.mark.parametrize("format_name", ["jsonl", "safetensors", "parquet"])
+async def test_every_format_holds_what_some_samples_have(format_name: str, tmp_path: Path) -> None:
+    """Routed experts and sampling masks, of a run in which some servers reported them and some did not."""
+    folder = RunFolder.create(tmp_path / "run")
+    having = [False, True, True, False]
+    for member, has in enumerate(having):
+        rollout = rollout_of(0, member, 3)
+        if has:
+            ids = [*range(3), *range(3)]
+            rollout.nodes[0].routed_experts = experts_of(ids).part(0, 2)
+            rollout.nodes[1].routed_experts = experts_of(ids).part(2, 5)
+            rollout.nodes[1].sampling_mask = SamplingMask.of(map(kept_with, range(3)))
+        await folder.write(rollout)
+    folder.close()
+    export(tmp_path / "run", tmp_path / "out", format_name, "none")
+    samples = list(samples_of_run(tmp_path / "run"))
+    assert [sample.routed_experts is not None for sample in samples] == having
+    found = fields_of_file(tmp_path / "out", format_name)
+    for sample, (experts, ids, offsets) in zip(samples, found, strict=True):
+        arrays = sample.to_numpy()
+        if sample.routed_experts is None:
+            assert experts is None or (experts == -1).all()
+            assert ids is None or ids.size == 0
+            continue
+        assert experts is not None
+        assert experts.tolist() == arrays["routed_experts"].tolist()
+        assert (ids.tolist(), offsets.tolist()) == (
+            arrays["sampling_mask_ids"].tolist(),
+            arrays["sampling_mask_offsets"].tolist(),
+        )
+
+
+def fields_of_file(path: Path, format_name: str) -> list[tuple[Any, Any, Any]]:
+    """Of each sample: experts, the mask's ids, and their offsets."""
+    if format_name == "safetensors":
+        arrays = load_file(path)
+        experts, ids, offsets = (arrays[name] for name in sorted(FIELDS))
+        return [
+            (experts[start:end], ids[offsets[start] : offsets[end]], offsets[start : end + 1] - offsets[start])
+            for start, end in pairwise(arrays["cu_seqlens"])
+        ]
+    if format_name == "parquet":
+        import pyarrow.parquet as pq
+
+        rows = pq.read_table(path).to_pylist()
+        return [
+            (None, None, None)
+            if row["routed_experts"] is None
+            else (
+                np.array(row["routed_experts"]).reshape(row["routed_experts_shape"]),
+                np.array(row["sampling_mask_ids"]),
+                np.array(row["sampling_mask_offsets"]),
+            )
+            for row in rows
+        ]
+    found: list[tuple[Any, Any, Any]] = []
+    for line in map(json.loads, path.read_text().splitlines()):
+        if "routed_experts" not in line:
+            assert "sampling_mask" not in line
+            found.append((None, None, None))
+            continue
+        said, mask = line["routed_experts"], line["sampling_mask"]
+        experts = np.frombuffer(b64decode(said["data"]), said["dtype"]).reshape(said["shape"])
+        found.append((experts, np.array(mask["ids"]), np.array(mask["offsets"])))
+    return found
+
+
+@pytest.mark.parametrize("format_name", ["jsonl", "safetensors", "parquet"])
+def test_a_run_that_asked_for_none_has_no_such_columns(run: Path, format_name: str, tmp_path: Path) -> None:
+    """Its files are what they were before there were any."""
+    export(run, tmp_path / "out", format_name, "none")
+    if format_name == "parquet":
+        import pyarrow.parquet as pq
+
+        names = set(pq.read_schema(tmp_path / "out").names)
+    elif format_name == "safetensors":
+        names = set(load_file(tmp_path / "out"))
+    else:
+        names = set(json.loads((tmp_path / "out").read_text().splitlines()[0]))
+    assert names.isdisjoint(FIELDS | {"routed_experts_shape", "sampling_mask"})

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from array import array
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rollout.token_fields import Blob, RoutedExperts, SamplingMask
 from rollout.tokens.batch import joined, pack, pad
+from rollout.tokens.sample_fields import SampleExperts, SampleMask
 from rollout.tokens.samples import SampleTurn, TrainingSample, version_number
 from rollout.tokens.trajectory import ids_array
 
@@ -132,3 +135,62 @@ def test_a_sample_without_temperatures_has_none_that_is_known() -> None:
         weight_versions=[None] * 2,
     )
     assert np.isnan(made.to_numpy()["temperatures"]).all()
+
+
+def with_fields(length: int, *, experts: bool, mask: bool) -> TrainingSample:
+    """Each token's expert is its id, and it was drawn from that id and the one before."""
+    one = sample(length)
+    if experts and length > 1:
+        rows = np.arange(1, length, dtype=np.uint8).tobytes()
+        one.routed_experts = SampleExperts(length, [(0, RoutedExperts(data=Blob(rows), layers=1, top_k=1))])
+    if mask:
+        one.sampling_mask = SampleMask(length, [(1, SamplingMask.of([[at, at + 1] for at in range(1, length)]))])
+    return one
+
+
+FIELD_SAMPLES = st.lists(
+    st.builds(with_fields, st.integers(1, 9), experts=st.booleans(), mask=st.booleans()), min_size=1, max_size=8
+)
+
+
+@given(samples=FIELD_SAMPLES, multiple_of=st.integers(1, 8))
+def test_padded_fields_stand_at_their_tokens(samples: list[TrainingSample], multiple_of: int) -> None:
+    """-1 and no ids on padding, and on samples without any; None where no sample has them."""
+    batch = pad(samples, multiple_of=multiple_of)
+    assert (batch.routed_experts is None) == all(one.routed_experts is None for one in samples)
+    assert (batch.sampling_mask_ids is None) == all(one.sampling_mask is None for one in samples)
+    for row, one in enumerate(samples):
+        length = len(one.token_ids)
+        if batch.routed_experts is not None:
+            assert batch.routed_experts.shape == (*batch.token_ids.shape, 1, 1)
+            known = list(range(1, length)) if one.routed_experts is not None else [-1] * (length - 1)
+            assert batch.routed_experts[row, :, 0, 0].tolist() == known + [-1] * (batch.token_ids.shape[1] - length + 1)
+        if batch.sampling_mask_ids is not None and batch.sampling_mask_offsets is not None:
+            assert_masked(batch.sampling_mask_ids, batch.sampling_mask_offsets[row], one)
+
+
+def assert_masked(ids: np.ndarray, offsets: np.ndarray, one: TrainingSample) -> None:
+    found = [ids[start:end].tolist() for start, end in pairwise(offsets)]
+    length = len(one.token_ids)
+    wanted = [[], *([at, at + 1] for at in range(1, length))] if one.sampling_mask is not None else [[]] * length
+    assert found == wanted + [[]] * (len(offsets) - 1 - length)
+
+
+@given(samples=FIELD_SAMPLES)
+def test_packed_fields_stand_at_their_tokens(samples: list[TrainingSample]) -> None:
+    """As the tokens do, sample by sample."""
+    batch = joined(samples)
+    for one, start, end in zip(samples, batch.cu_seqlens, batch.cu_seqlens[1:], strict=False):
+        if batch.routed_experts is not None:
+            known = list(range(1, end - start)) if one.routed_experts is not None else [-1] * (end - start - 1)
+            assert batch.routed_experts[start:end, 0, 0].tolist() == [*known, -1]
+        if batch.sampling_mask_ids is not None and batch.sampling_mask_offsets is not None:
+            assert_masked(batch.sampling_mask_ids, batch.sampling_mask_offsets[start : end + 1], one)
+
+
+def test_samples_of_two_models_make_no_batch() -> None:
+    """The numbers of one would stand for those of the other."""
+    one, other = with_fields(3, experts=True, mask=False), with_fields(3, experts=False, mask=False)
+    other.routed_experts = SampleExperts(3, [(0, RoutedExperts(data=Blob(b"1234"), layers=2, top_k=1))])
+    with pytest.raises(ValueError, match="routed experts of shape"):
+        joined([one, other])

@@ -18,8 +18,10 @@ from rollout.observe.stats import Played
 from rollout.records import Job, Rollout, Route, StopReason, Turn
 from rollout.request import IDS, Sampling, WeightSpan
 from rollout.store.folder import encode_rollout
+from rollout.token_fields import SamplingMask
 from rollout.tokens.trajectory import LOGPROBS, Node
 from rollout.workers import wire
+from transports.scripted import experts_of, kept_with
 
 #: What JSON can hold, integers of any size included.
 _JSON = st.recursive(
@@ -59,6 +61,8 @@ def rollouts(draw: st.DrawFn) -> Rollout:
                 logprobs=array(LOGPROBS, logprobs),
                 weight_versions=spans,
                 digest=bytes(16),
+                routed_experts=draw(st.sampled_from([None, experts_of(ids)])),
+                sampling_mask=draw(st.sampled_from([None, SamplingMask.of(map(kept_with, ids))])),
             )
         )
         messages.append(nodes[-1].message or message)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from rollout.chat.messages import user
 from rollout.errors import MalformedReply, PromptTooLong, RequestRefused
 from rollout.request import MessagePrompt, Request, TokenPrompt, WeightSpan
+from rollout.token_fields import Blob, RoutedExperts, SamplingMask
 from transports.http.answers import error_of
 from transports.http.client import Answer
 from transports.sglang.wire import Ways, chat_body, check_prompt, generate_body, read_chat, read_generate
@@ -221,3 +224,39 @@ def test_no_choice_is_an_error() -> None:
     """With the beginning of what came."""
     with pytest.raises(MalformedReply, match="no choices"):
         read_chat(answered(choices=[]))
+
+
+def test_experts_and_masks_are_asked_for_beside_the_sampling() -> None:
+    """By both routes, and only where a run wants them: an older server refuses what it does not know."""
+    asked: dict[str, Any] = {"routed_experts_from": 3, "sampling_mask": True}
+    names = {"return_routed_experts": True, "routed_experts_start_len": 3, "return_sampling_mask": True}
+    for body in (generate, chat):
+        assert names.items() <= body(**asked).items()
+        assert not names.keys() & body().keys()
+
+
+@pytest.mark.parametrize("ways", [WAYS, Ways(experts=(2, 2))])
+def test_experts_have_the_positions_that_were_asked_for(ways: Ways) -> None:
+    """Raw int32, from `routed_experts_start_len` to the last token but one; masks are lists of ids."""
+    data = b64encode(np.arange(8, dtype="<i4").tobytes()).decode()
+    fields = {"routed_experts": data, "output_token_sampling_mask": [[5, 1], [6]]}
+    said = meta([-0.5, 5, None], [-1.5, 6, None], **fields)
+    asked = request(TokenPrompt([1, 2, 3]), routed_experts_from=2, sampling_mask=True)
+    shape = ways.experts or (1, 4)
+    whole = RoutedExperts(data=Blob(bytes(range(8))), layers=shape[0], top_k=shape[1])
+    choice = {"prompt_token_ids": [1, 2, 3], "response_token_ids": [5, 6], "meta_info": said}
+    for reply in (
+        read_generate(answered(output_ids=[5, 6], meta_info=said), asked, ways),
+        read_chat(answered(choices=[choice]), asked, ways),
+    ):
+        assert reply.routed_experts == whole
+        assert reply.sampling_mask == SamplingMask.of([[5, 1], [6]])
+    unasked = read_generate(answered(output_ids=[5, 6], meta_info=said))
+    assert (unasked.routed_experts, unasked.sampling_mask) == (None, None)
+
+
+def test_an_abort_without_a_token_has_no_experts() -> None:
+    """What SGLang has of a prompt that it did not compute to its end is of no use."""
+    said = {"finish_reason": {"type": "abort", "message": "paused"}, "prompt_tokens": 3, "routed_experts": "AAAA"}
+    asked = request(TokenPrompt([1, 2, 3]), routed_experts_from=0)
+    assert read_generate(answered(text="", output_ids=[], meta_info=said), asked, WAYS).routed_experts is None

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
+from base64 import b64encode
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 
 from rollout.chat.messages import user
 from rollout.errors import MalformedReply
 from rollout.request import MessagePrompt, Request, TokenPrompt, WeightSpan
+from rollout.token_fields import Blob, RoutedExperts, SamplingMask
 from transports.http.client import Answer
 from transports.vllm.wire import (
+    GENERATE,
     chat_body,
     chat_tokens_body,
     completions_body,
@@ -205,3 +210,41 @@ def test_a_server_makes_texts_only_for_stop_strings(asked: dict[str, Any], sent:
     """Token-in reads ids: a text of each token costs the server, and only a stop string needs one."""
     body = generate_body(request(TokenPrompt([1]), sampling=asked), "m")
     assert body["sampling_params"].get("detokenize") is sent
+
+
+def test_experts_are_asked_from_where_they_are_missing() -> None:
+    """On each route by the field that it has; from the beginning, and unasked, no body is another than before."""
+    tokens = request(routed_experts_from=3, sampling_mask=True)
+    assert on_wire(generate_body(tokens, "m"))["sampling_params"]["routed_experts_prompt_start"] == 3
+    assert on_wire(completions_body(tokens, "m"))["routed_experts_prompt_start"] == 3
+    messages = MessagePrompt(messages=[user("x")])
+    for body, prompt in ((generate_body, None), (completions_body, None), (chat_body, messages)):
+        asked, unasked = request(prompt, routed_experts_from=0), request(prompt)
+        assert on_wire(body(asked, "m")) == on_wire(body(unasked, "m"))
+
+
+def test_experts_and_masks_are_read_where_they_are_asked_for() -> None:
+    """vLLM answers them with everything once it is started so: what nobody asked for is not even decoded."""
+    experts = np.arange(8, dtype=np.uint8).reshape(2, 2, 2)
+    choice = {"token_ids": [5], "finish_reason": "stop", "logprobs": {"content": [{"token_id": 5, "logprob": -1}]}}
+    choice |= {"routed_experts": npy_text(experts), "sampling_mask": [[5, 6]]}
+    asked = request(routed_experts_from=0, sampling_mask=True)
+    reply = read_generate(answer({"choices": [choice]}), asked)
+    assert reply.routed_experts == RoutedExperts(data=Blob(bytes(range(8))), layers=2, top_k=2)
+    assert reply.sampling_mask == SamplingMask.of([[5, 6]])
+    for unasked in (None, request()):
+        reply = read_generate(answer({"choices": [{**choice, "routed_experts": 7}]}), unasked)
+        assert (reply.routed_experts, reply.sampling_mask) == (None, None)
+    text = {**choice, "logprobs": {"token_logprobs": [-0.5]}, "prompt_token_ids": [1, 2]}
+    assert read_completions(answer({"choices": [text]}), asked).routed_experts is not None
+    chat = {**choice, "message": {"role": "assistant", "content": "x"}}
+    assert read_chat(answer({"choices": [chat], "prompt_token_ids": [1, 2]}), asked).routed_experts is not None
+    with pytest.raises(MalformedReply, match=f"{GENERATE}: routed_experts cannot be read"):
+        read_generate(answer({"choices": [{**choice, "routed_experts": 7}]}), asked)
+
+
+def npy_text(array: Any) -> str:
+    """An array as vLLM writes it into JSON."""
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=False)
+    return b64encode(file.getvalue()).decode()
