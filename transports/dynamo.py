@@ -31,6 +31,7 @@ from rollout.request import MessagePrompt, Reply, Request, TokenPrompt
 from rollout.transport import ServerInfo, TransportConfig
 from transports import folder
 from transports.http.client import Answer, HttpClient, decode
+from transports.fields import tell_unreported
 from transports.logprobs import find_mode
 from transports.openai import (
     ChatLogprobs,
@@ -230,7 +231,7 @@ class DynamoTransport(ServedTransport):
             raise PromptTooLong(f"the prompt's {length} tokens do not fit the context of {longest}")
         body = generate_body(request, self.info.model)
         try:
-            reply = read_generate(await self.client.post(GENERATE, body, headers=session_headers(request)))
+            reply = read_generate(await self.client.post(GENERATE, body, headers=session_headers(request)), request)
         except RequestRefused as error:
             if error.status == 400 and str(error).endswith(_NO_REASON):
                 raise RequestRefused(f"{error}: {_WHY}", status=error.status, body=error.body) from error
@@ -274,6 +275,8 @@ class _Probe:
         self.client = client
         self._refusal: str | None = None
         """What it said to the first request that it did not answer."""
+        self._reports = False, False
+        """Whether the generate route was seen to answer routed experts, and sampling masks."""
 
     async def run(self) -> ServerInfo:
         """Raises ServerError, ConfigError."""
@@ -302,13 +305,19 @@ class _Probe:
         if not info.token_routes and not info.reports_completion_ids and self._refusal is not None:
             raise ServerError(f"{self.client.base_url} lists {card.id!r} but completes nothing: {self._refusal}")
         info.token_route = choose_route(info, self._config.token_route, self.client.base_url)
+        if info.token_route == GENERATE:
+            info.reports_routed_experts, info.reports_sampling_mask = self._reports
+            info.masks_by_ids_only = info.reports_sampling_mask
         return info
 
     async def _generates(self, info: ServerInfo) -> bool:
         """Whether a worker serves vLLM's route; the frontend lists it where none does, so it is called."""
         try:
-            body = generate_body(probe_request(TokenPrompt([1, 2, 1])), info.model)
-            return bool(read_generate(await probe_call(self.client, GENERATE, body)).completion_ids)
+            request = probe_request(TokenPrompt([1, 2, 1]), routed_experts_from=0, sampling_mask=True)
+            answer = await probe_call(self.client, GENERATE, generate_body(request, info.model))
+            reply = read_generate(answer, request)
+            self._reports = reply.routed_experts is not None, reply.sampling_mask is not None
+            return bool(reply.completion_ids)
         except TransportError as error:
             _log.debug("route_absent", path=GENERATE, error=str(error))
             return False
@@ -345,4 +354,7 @@ def _ids_source(answer: Answer) -> str | None:
 async def open(config: TransportConfig, client: HttpClient | None = None) -> DynamoTransport:
     """Entry point `dynamo`. See `rollout.transport.Open`. `client` takes the place of one of its own."""
     async with opening(config, client) as client:
-        return DynamoTransport(client, await _Probe(config, client).run())
+        info = await _Probe(config, client).run()
+        only = f"of Dynamo's routes only vLLM's does, where its workers are started so: --token-route {GENERATE}"
+        tell_unreported(config, info, routed_experts=only, sampling_mask=only)
+        return DynamoTransport(client, info)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ def lists(mask: SamplingMask | None) -> list[list[int]]:
     if mask is None:
         return []
     ids, offsets = mask.arrays()
-    return [ids[start:end].tolist() for start, end in zip(offsets, offsets[1:], strict=False)]
+    return [ids[start:end].tolist() for start, end in itertools.pairwise(offsets)]
 
 
 @st.composite

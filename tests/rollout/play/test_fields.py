@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -82,7 +83,7 @@ async def test_a_turn_that_reports_none_is_asked_for_again_with_the_next() -> No
     assert marks == [True] * (len(marks) - 1) + [False]
     (sample,) = samples_of_tree(talk.trajectory)
     _, offsets = sample.to_numpy()["sampling_mask_ids"], sample.to_numpy()["sampling_mask_offsets"]
-    masked = [bool(end > start) for start, end in zip(offsets, offsets[1:], strict=False)]
+    masked = [bool(end > start) for start, end in itertools.pairwise(offsets)]
     silent_turn = talk.turns[1]
     start = silent_turn.prompt_tokens
     assert not any(masked[start : start + silent_turn.completion_tokens])

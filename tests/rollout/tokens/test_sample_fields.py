@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from array import array
 from base64 import b64decode
 
@@ -52,7 +53,7 @@ def test_masks_stand_at_the_token_that_they_are_of(parts: list[list[list[int]] |
     assert found is not None
     ids, offsets = found.to_numpy()
     assert (str(ids.dtype), str(offsets.dtype), len(offsets)) == ("int32", "int64", len(wanted) + 1)
-    assert [ids[start:end].tolist() for start, end in zip(offsets, offsets[1:], strict=False)] == wanted
+    assert [ids[start:end].tolist() for start, end in itertools.pairwise(offsets)] == wanted
 
 
 @pytest.mark.parametrize(("number", "dtype"), [(255, np.int16), (2**15 - 1, np.int16), (2**15, np.int32)])
