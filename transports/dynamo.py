@@ -30,8 +30,8 @@ from rollout.log import get_logger
 from rollout.request import MessagePrompt, Reply, Request, TokenPrompt
 from rollout.transport import ServerInfo, TransportConfig
 from transports import folder
-from transports.http.client import Answer, HttpClient, decode
 from transports.fields import tell_unreported
+from transports.http.client import Answer, HttpClient, decode
 from transports.logprobs import find_mode
 from transports.openai import (
     ChatLogprobs,
