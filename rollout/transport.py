@@ -84,6 +84,9 @@ class ServerInfo(msgspec.Struct, kw_only=True):
     """Whether message-in answers no sampling mask where token-in does, as with vLLM."""
     can_tokenize: bool = False
     """Whether the server has /tokenize and /detokenize (for the server bridge)."""
+    tool_fields: Mapping[str, Any] = {}
+    """What the server adds to a tool that leaves it out before the chat template sees it, at the tool's end and, as an
+    object, at its function's."""
 
 
 class ServerLoad(msgspec.Struct, kw_only=True):

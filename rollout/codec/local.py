@@ -23,7 +23,7 @@ from rollout.codec.renderer import RendererBridge
 from rollout.codec.source import template_source
 from rollout.codec.template import TemplateBridge
 from rollout.codec.tokenizer import configured_stop_ids, copy_tokenizer, load_tokenizer
-from rollout.codec.types import Bridge, Bridged, Context, Declined, Previous
+from rollout.codec.types import Bridge, Bridged, Context, Declined, Previous, as_shown, make_context
 from rollout.door import error_text
 from rollout.errors import ConfigError
 from rollout.log import get_logger
@@ -164,6 +164,8 @@ class LocalCodec(Codec):
         return await self._run(lambda lane: lane.extend(previous, tail, context), long=long)
 
     async def render(self, messages: Sequence[Message], context: Context) -> list[int]:
+        if self.tool_fields and context.tools:
+            context = make_context([as_shown(tool, self.tool_fields) for tool in context.tools], context.template_args)
         long = sum(len(message.text) for message in messages) > LONG_CHARS
         return await self._run(lambda lane: lane.render(messages, context), long=long)
 

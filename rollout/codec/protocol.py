@@ -44,6 +44,8 @@ class Codec:
     """Whether the template names the role `developer`; where nobody can tell, it may."""
     vocab_size: int | None = None
     """How many ids the tokenizer has; None where it is the server's."""
+    tool_fields: Mapping[str, Any] = {}
+    """What the server adds to tools: a whole prompt that is made here has it, too."""
 
     async def extend(self, previous: Previous, tail: Sequence[Message], context: Context) -> Bridged | Declined:
         """The ids that follow the completion, or why there are none. Never raises for what was sampled."""

@@ -45,6 +45,17 @@ def make_context(tools: Sequence[Mapping[str, Any]], template_args: Mapping[str,
     return Context(tools=tools, template_args=template_args, key=value_digest([list(tools), dict(template_args)]))
 
 
+def as_shown(tool: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A tool with the fields that a server adds where it has none, at the end."""
+    shown = dict(tool)
+    for name, value in fields.items():
+        if name not in shown:
+            shown[name] = value
+        elif isinstance(value, Mapping) and isinstance(shown[name], Mapping):
+            shown[name] = as_shown(shown[name], value)
+    return shown
+
+
 class Bridged(msgspec.Struct, frozen=True):
     """The ids that follow the completion, the generation prompt included."""
 

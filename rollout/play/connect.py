@@ -128,6 +128,7 @@ async def _make_codec(config: EngineConfig, transport: Transport, info: ServerIn
                         reader=config.reader,
                     )
                 )
+                codec.tool_fields = info.tool_fields
                 await _check_tokenizer(name, codec, config, transport, info)
                 return codec
             except ConfigError as error:

@@ -18,6 +18,18 @@ from starlette.responses import PlainTextResponse, Response
 from transports.embedded.chat import ChatError
 from transports.embedded.jobs import Completion, Job
 from transports.embedded.metrics import metrics_text
+from transports.embedded.sglang_bodies import (
+    AbortBody,
+    ChatBody,
+    DetokenizeBody,
+    FromDiskBody,
+    GenerateBody,
+    NativeSamplingBody,
+    NewVersionBody,
+    PauseBody,
+    TokenizeBody,
+    tool_record,
+)
 from transports.embedded.wire import (
     Refused,
     RouteSpec,
@@ -36,95 +48,6 @@ VERSION = "0.5.23+embedded"
 
 #: What each pause is to the engine.
 _PAUSES: dict[str, Literal["keep", "abort"]] = {"in_place": "keep", "abort": "abort"}
-
-
-class _Sampling(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """`sampling_params`, which are refused for a name that is none."""
-
-    max_new_tokens: int | None = 128
-    min_new_tokens: int | None = 0
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    sampling_seed: int | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
-    ignore_eos: bool | None = False
-    skip_special_tokens: bool | None = True
-    no_stop_trim: bool | None = False
-    logit_bias: dict[str, float] | None = None
-    n: int | None = None
-
-
-class _Generate(msgspec.Struct, kw_only=True):
-    input_ids: list[int]
-    sampling_params: _Sampling = msgspec.field(default_factory=_Sampling)
-    return_logprob: bool = False
-    top_logprobs_num: int = 0
-    return_prompt_token_ids: bool = False
-    stream: bool = False
-    rid: str | None = None
-    session_id: str | None = None
-    cache_salt: str | None = None
-    priority: int | None = None
-
-
-class _Chat(SamplingBody, kw_only=True):
-    messages: list[dict[str, Any]]
-    model: str | None = None
-    max_completion_tokens: int | None = None
-    logprobs: bool = False
-    top_logprobs: int | None = None
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: Any = None
-    chat_template_kwargs: dict[str, Any] | None = None
-    return_token_ids: bool = False
-    return_prompt_token_ids: bool = False
-    return_meta_info: bool = False
-    stream: bool = False
-    rid: str | None = None
-    session_id: str | None = None
-    cache_salt: str | None = None
-    priority: int | None = None
-
-
-class _Tokenize(msgspec.Struct, kw_only=True):
-    messages: list[dict[str, Any]] | None = None
-    prompt: str | None = None
-    model: str | None = None
-    tools: list[dict[str, Any]] | None = None
-    add_generation_prompt: bool | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
-
-
-class _Detokenize(msgspec.Struct, kw_only=True):
-    tokens: list[int]
-    model: str | None = None
-    skip_special_tokens: bool = True
-
-
-class _Abort(msgspec.Struct, kw_only=True):
-    rid: str = ""
-    abort_all: bool = False
-
-
-class _Pause(msgspec.Struct, kw_only=True):
-    mode: Literal["abort", "in_place", "retract"] = "abort"
-
-
-class _FromDisk(msgspec.Struct, kw_only=True):
-    model_path: str
-    weight_version: str | None = None
-    flush_cache: bool = True
-
-
-class _NewVersion(msgspec.Struct, kw_only=True):
-    new_version: str
-    abort_all_requests: bool = True
 
 
 class SglangRoutes:
@@ -194,7 +117,7 @@ class SglangRoutes:
         return PlainTextResponse(metrics_text(self.served.engine.stats(), self.served.name, "sglang"))
 
     async def generate(self, request: Request) -> Response:
-        body = await read_body(request, _Generate)
+        body = await read_body(request, GenerateBody)
         _check_stream(body.stream)
         params = body.sampling_params
         self._check_bias(params)
@@ -210,7 +133,7 @@ class SglangRoutes:
         return answer({**out, "prompt_token_ids": ids} if body.return_prompt_token_ids else out)
 
     async def chat(self, request: Request) -> Response:
-        body = await read_body(request, _Chat)
+        body = await read_body(request, ChatBody)
         _check_stream(body.stream)
         asked = body.max_completion_tokens or body.max_tokens
         # With "none" the tools are left out of the prompt.
@@ -234,7 +157,7 @@ class SglangRoutes:
         return answer({**out, "model": self.served.name, "choices": [choice], "usage": counts})
 
     async def tokenize(self, request: Request) -> Response:
-        body = await read_body(request, _Tokenize)
+        body = await read_body(request, TokenizeBody)
         if body.messages is None and body.prompt is None:
             raise Refused(400, "Exactly one of prompt or messages must be provided.")
         if body.messages is None:
@@ -245,17 +168,17 @@ class SglangRoutes:
         return answer({"tokens": ids, "count": len(ids), "max_model_len": self.served.context})
 
     async def detokenize(self, request: Request) -> Response:
-        body = await read_body(request, _Detokenize)
+        body = await read_body(request, DetokenizeBody)
         ids = self.served.check_ids(body.tokens) if body.tokens else []
         return answer({"text": self.served.chat.decode(ids, skip_special=body.skip_special_tokens)})
 
     async def abort_request(self, request: Request) -> Response:
-        body = await read_body(request, _Abort)
+        body = await read_body(request, AbortBody)
         self.served.engine.abort(list(self._rids) if body.abort_all else [body.rid])
         return Response(status_code=200)
 
     async def pause_generation(self, request: Request) -> Response:
-        mode = (await read_body(request, _Pause)).mode
+        mode = (await read_body(request, PauseBody)).mode
         if mode not in _PAUSES:
             raise Refused(400, f"the embedded server does not {mode} what runs", param="mode")
         await asyncio.wrap_future(self.served.engine.pause(_PAUSES[mode]))
@@ -266,7 +189,7 @@ class SglangRoutes:
         return answer({"message": "Generation continued successfully.", "status": "ok"})
 
     async def update_weights_from_disk(self, request: Request) -> Response:
-        body = await read_body(request, _FromDisk)
+        body = await read_body(request, FromDiskBody)
         try:
             done = await asyncio.to_thread(self.served.engine.update_weights, Path(body.model_path))
         except (OSError, ValueError, KeyError) as error:
@@ -278,7 +201,7 @@ class SglangRoutes:
         return answer({"success": True, "message": "Succeeded to update model weights.", "num_paused_requests": 0})
 
     async def update_weight_version(self, request: Request) -> Response:
-        body = await read_body(request, _NewVersion)
+        body = await read_body(request, NewVersionBody)
         if body.abort_all_requests:
             self.served.engine.abort(list(self._rids))
         await asyncio.wrap_future(self.served.engine.set_weight_version(body.new_version))
@@ -297,7 +220,7 @@ class SglangRoutes:
         self,
         ids: list[int],
         sampling: SamplingBody,
-        routing: _Generate | _Chat,
+        routing: GenerateBody | ChatBody,
         asked: int | None,
         top_logprobs: int,
         defaults: Any,
@@ -320,10 +243,11 @@ class SglangRoutes:
     def _rendered(
         self, messages: list[dict[str, Any]], tools: Any, template_args: Any, *, add_generation_prompt: bool = True
     ) -> list[int]:
-        """Raises Refused."""
+        """Raises Refused. Tools are shown as SGLang's own records of them, with every field that they lack."""
+        shown = [tool_record(tool) for tool in tools or ()]
         try:
             return self.served.chat.render(
-                messages, tools, template_args or {}, add_generation_prompt=add_generation_prompt
+                messages, shown or None, template_args or {}, add_generation_prompt=add_generation_prompt
             )
         except ChatError as error:
             raise Refused(400, str(error)) from error
@@ -342,14 +266,14 @@ class SglangRoutes:
                 f"{asked} tokens for the completion.",
             )
 
-    def _check_bias(self, params: _Sampling) -> None:
+    def _check_bias(self, params: NativeSamplingBody) -> None:
         size = self.served.engine.model.config.vocab_size
         for one in params.logit_bias or ():
             if not one.isdecimal() or int(one) >= size:
                 raise Refused(400, f"logit_bias must has keys in [0, {size - 1}], got {one}.")
 
 
-def _as_vllm(params: _Sampling) -> SamplingBody:
+def _as_vllm(params: NativeSamplingBody) -> SamplingBody:
     """The same by the names that every dialect's engine takes."""
     return SamplingBody(
         temperature=params.temperature,

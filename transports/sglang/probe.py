@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
 from collections.abc import Mapping, Sequence
@@ -31,6 +32,9 @@ Keep = Literal["in_place", "retract"]
 
 HELLO = MessagePrompt(messages=[user("Hi.")])
 IDS = TokenPrompt([1, 2, 1])
+
+#: A tool that leaves out what a tool may leave out.
+TOOL: dict[str, Any] = {"type": "function", "function": {"name": "rollout_probe"}}
 
 #: Who owns its models.
 OWNER = "sglang"
@@ -96,6 +100,8 @@ class Probe:
             raise ServerError(f"{self.client.base_url} lists {card.id!r} but completes nothing: {self._refusal}")
         self._check_forced(info)
         info.can_tokenize = await self._can_tokenize(info, hello)
+        if info.can_tokenize:
+            info.tool_fields = await self._tool_fields(info)
         if hello is not None:
             body = chat_body(probe_request(HELLO), info.model, _name("mode"), self._ways)
             del body["rid"]  # it is sent twice
@@ -221,6 +227,41 @@ class Probe:
             _log.debug("route_absent", path=TOKENIZE, error=str(error))
             return False
         return True
+
+    async def _tool_fields(self, info: ServerInfo) -> Mapping[str, Any]:
+        """What it adds to a tool before the template sees it; nothing where the template does not show tools whole."""
+        prompt = MessagePrompt(HELLO.messages, [TOOL])
+        try:
+            body = tokenize_body(prompt, info.model, add_generation_prompt=True)
+            ids = msgspec.json.decode((await probe_call(self.client, TOKENIZE, body)).body, type=dict[str, Any])
+            asked = {"model": info.model, "tokens": ids["tokens"], "skip_special_tokens": False}
+            answer = await probe_call(self.client, DETOKENIZE, asked)
+            text = msgspec.json.decode(answer.body, type=dict[str, Any])["text"]
+            shown = _first_object(text, TOOL["function"]["name"])
+        except (TransportError, KeyError, ValueError, *UNREADABLE) as error:
+            _log.debug("tools_not_shown", error=str(error))
+            return {}
+        return _added(shown, TOOL)
+
+
+def _first_object(text: str, name: str) -> Mapping[str, Any]:
+    """The object that a text has of the tool of this name. Raises ValueError where there is none."""
+    at = text.find("{", max(text.rfind("\n", 0, text.index(name)), 0))
+    found = json.JSONDecoder().raw_decode(text, at)[0] if at >= 0 else None
+    if not isinstance(found, dict) or not isinstance(found.get("function"), dict):
+        raise ValueError("the template writes tools in a form of its own")  # as `index` above
+    return found
+
+
+def _added(shown: Mapping[str, Any], sent: Mapping[str, Any]) -> dict[str, Any]:
+    """What one object has and the other lacks, within objects too."""
+    added = {}
+    for name, value in shown.items():
+        if name not in sent:
+            added[name] = value
+        elif isinstance(value, Mapping) and (inner := _added(value, sent[name])):
+            added[name] = inner
+    return added
 
 
 def _name(what: str) -> str:

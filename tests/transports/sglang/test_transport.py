@@ -14,6 +14,8 @@ import httpx
 import pytest
 from starlette.applications import Starlette
 
+from rollout.codec.local import load_codec
+from rollout.codec.types import make_context
 from rollout.errors import ConfigError, ConnectionFailed, ModelNotFound, RequestRefused, RequestTimeout, ServerError
 from rollout.request import MessagePrompt, Request, Sampling, TokenPrompt
 from rollout.transport import TransportConfig
@@ -102,6 +104,7 @@ async def test_a_probe_sees_what_the_server_does(wire: Wire) -> None:
     assert info.can_tokenize
     assert info.logprobs_mode == "processed_logprobs"
     assert info.sampling_defaults == Sampling()
+    assert info.tool_fields == {"function": {"description": None, "parameters": None}, "defer_loading": None}
 
 
 async def test_it_is_told_apart(wire: Wire) -> None:
@@ -311,6 +314,26 @@ async def test_tokens_of_messages_are_those_of_the_prompt(wire: Wire) -> None:
         ids = await transport.tokenize(prompt, add_generation_prompt=True)
         assert ids == (await transport.generate(request_of(prompt))).prompt_ids
         assert "<|im_start|>" in await transport.detokenize(ids)
+
+
+async def test_a_prompt_with_tools_is_made_here_as_there(wire: Wire) -> None:
+    """SGLang adds fields to tools before the template sees them: so does a codec that is told of it."""
+    tools = [{"type": "function", "function": {"name": "add", "strict": True}}]
+    codec = load_codec(str(MODEL_DIR))
+    async with opened(wire) as transport:
+        ids = await transport.tokenize(MessagePrompt(HELLO.messages, tools), add_generation_prompt=True)
+        context = make_context(tools, {})
+        assert await codec.render(HELLO.messages, context) != ids
+        codec.tool_fields = transport.info.tool_fields
+        assert await codec.render(HELLO.messages, context) == ids
+
+
+async def test_a_template_with_tools_of_its_own_form_is_left_alone(wire: Wire) -> None:
+    """What it adds can be told only where a tool is shown as JSON."""
+    wire.instead["/detokenize"] = (200, {"text": "<tool>rollout_probe()</tool>"})
+    async with opened(wire) as transport:
+        assert transport.info.can_tokenize
+        assert transport.info.tool_fields == {}
 
 
 async def test_closing_waits_for_no_abort_for_long(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
