@@ -1,10 +1,10 @@
-"""Dynamo's dialect: one route for both ways in, an `nvext` object beside OpenAI's fields, and vLLM's route of ids.
+"""Dynamo's dialect: one route for both ways in, an `nvext` object beside OpenAI's fields, and its engines' own routes.
 
 Ids come back only where they are asked for: from the engine (`engine_data`, with its logprobs) behind a vLLM
 worker, else from the frontend's own fields. Ids and logprobs are never taken from two sources.
 
 vLLM's generate route is served by those of a frontend's workers that are vLLM's. It takes all that vLLM samples by, and
-says neither cached tokens nor how a prompt was read, so it is used only where it is asked for.
+says neither cached tokens nor how a prompt was read, so it is used only where it is asked for; and so is SGLang's.
 """
 
 from __future__ import annotations
@@ -50,9 +50,14 @@ from transports.openai import (
     probe_request,
     server_message_of,
 )
+from transports.sglang.streamed import read_stream, stream_body
+from transports.sglang.wire import GENERATE as STREAM
 from transports.vllm.wire import GENERATE, generate_body, read_generate
 
 CHAT = "/v1/chat/completions"
+
+#: Routes that only some of a frontend's workers serve: vLLM's, and SGLang's, which is streamed.
+_NATIVE = (GENERATE, STREAM)
 
 #: So long prompts go by `nvext` after the generate route was found gone; then it is tried again.
 GONE_S = 30.0
@@ -210,7 +215,7 @@ class DynamoTransport(ServedTransport):
         that does. `nvext` is served by all of them, so the prompt goes there meanwhile: the same ids, and the same
         session.
         """
-        if self.info.token_route == GENERATE and isinstance(request.prompt, TokenPrompt):
+        if self.info.token_route in _NATIVE and isinstance(request.prompt, TokenPrompt):
             if self._gone is None or self._clock() >= self._again_at:
                 self._again_at = self._clock() + GONE_S  # until this one is answered the others go by nvext
                 try:
@@ -225,28 +230,36 @@ class DynamoTransport(ServedTransport):
         return read_chat(await self.client.post(CHAT, body, headers=session_headers(request)))
 
     async def _generate(self, request: Request, prompt: TokenPrompt) -> Reply:
-        """By vLLM's route. What it refuses without a reason is refused here, or the refusal says what it may be."""
+        """By an engine's own route. What it refuses without a reason is refused here, or the refusal says what it may
+        be."""
         length, longest = len(prompt.ids), self.info.max_model_len
         if longest is not None and length >= longest:
             raise PromptTooLong(f"the prompt's {length} tokens do not fit the context of {longest}")
-        body = generate_body(request, self.info.model)
         try:
-            reply = read_generate(await self.client.post(GENERATE, body, headers=session_headers(request)), request)
+            reply = await self._by_its_route(request)
         except RequestRefused as error:
             if error.status == 400 and str(error).endswith(_NO_REASON):
                 raise RequestRefused(f"{error}: {_WHY}", status=error.status, body=error.body) from error
             raise
         if self._gone is not None:
             self._gone = None
-            _log.warning("token_route_back", path=GENERATE, detours=self.detours.total())
+            _log.warning("token_route_back", path=self.info.token_route, detours=self.detours.total())
         return reply
+
+    async def _by_its_route(self, request: Request) -> Reply:
+        headers = session_headers(request)
+        if self.info.token_route == STREAM:
+            body = stream_body(request, self.info.max_model_len)
+            return read_stream(await self.client.post(STREAM, body, headers=headers))
+        body = generate_body(request, self.info.model)
+        return read_generate(await self.client.post(GENERATE, body, headers=headers), request)
 
     def _detour(self, error: TransportError) -> None:
         """Counts it; and, where it says more than that something went wrong, leaves the route for a while."""
         cause = str(error.status)
         self.detours[cause] += 1
         (_log.warning if self.detours[cause] == 1 else _log.debug)(
-            "token_route_gone", path=GENERATE, instead=CHAT, error=str(error)
+            "token_route_gone", path=self.info.token_route, instead=CHAT, error=str(error)
         )
         if self._gone is not None or error.status != 500:
             self._gone = cause
@@ -254,7 +267,7 @@ class DynamoTransport(ServedTransport):
     async def aclose(self) -> None:
         """See `rollout.transport.Transport`."""
         if self.detours:
-            _log.warning("token_route_detours", path=GENERATE, instead=CHAT, causes=dict(self.detours))
+            _log.warning("token_route_detours", path=self.info.token_route, instead=CHAT, causes=dict(self.detours))
             self.detours.clear()
         await super().aclose()
 
@@ -299,6 +312,8 @@ class _Probe:
                 info.keeps_stop_token = await self._keeps_stop(reply.completion_ids, info)
         if await self._generates(info):
             info.token_routes.append(GENERATE)
+        if await self._streams():
+            info.token_routes.append(STREAM)
         if info.reports_completion_ids or info.token_routes:
             prompt = probe_request(MessagePrompt(messages=[user("Hi.")]))
             info.logprobs_mode = await find_mode(self.client, CHAT, chat_body(prompt, info.model))
@@ -320,6 +335,15 @@ class _Probe:
             return bool(reply.completion_ids)
         except TransportError as error:
             _log.debug("route_absent", path=GENERATE, error=str(error))
+            return False
+
+    async def _streams(self) -> bool:
+        """Whether a worker serves SGLang's route."""
+        try:
+            body = stream_body(probe_request(TokenPrompt([1, 2, 1])), None)
+            return bool(read_stream(await probe_call(self.client, STREAM, body)).completion_ids)
+        except TransportError as error:
+            _log.debug("route_absent", path=STREAM, error=str(error))
             return False
 
     async def _keeps_stop(self, first: list[int], info: ServerInfo) -> bool | None:

@@ -41,8 +41,8 @@ _ENV = {
 
 _KV_ROUTER = ("--router-mode", "kv")
 
-#: A frontend so started serves vLLM's generate route by those of its workers that can.
-_GENERATES = {"DYN_VLLM_ENABLE_INFERENCE_V1_GENERATE": "1"}
+#: A frontend so started serves vLLM's generate route, and SGLang's, by those of its workers that can.
+_GENERATES = {"DYN_VLLM_ENABLE_INFERENCE_V1_GENERATE": "1", "DYN_SGLANG_ENABLE_GENERATE": "1"}
 
 #: How the processes of one Dynamo deployment find each other.
 _PLANES = ("--discovery-backend", "file", "--request-plane", "tcp", "--event-plane", "zmq")

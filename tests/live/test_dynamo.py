@@ -9,13 +9,15 @@ from pathlib import Path
 import anyio
 import pytest
 
+from rollout.errors import ConnectionFailed, ServerBusy
 from rollout.request import MessagePrompt, Reply, TokenPrompt
 from rollout.transport import TransportConfig
-from tests.live.servers import Server, beside_a_mocker, dynamo_vllm
+from tests.live.servers import Server, beside_a_mocker, dynamo_mocker, dynamo_vllm
 from tests.live.test_run import ECHO, TOKENIZER, assert_token_exact, run
-from tests.transports.contract import HELLO, request_of
-from transports import dynamo
+from tests.transports.contract import HELLO, long_request, request_of
+from transports import auto, dynamo
 from transports.embedded import MODEL_DIR
+from transports.sglang.wire import GENERATE as STREAM
 from transports.vllm.wire import GENERATE
 
 pytestmark = pytest.mark.live
@@ -92,4 +94,68 @@ async def test_a_fleet_that_serves_it_in_part_goes_on_when_that_part_goes(mixed:
     detours = transport.detours.total()
     assert not (await asked(transport, IDS)).without_logprobs
     assert transport.detours.total() == detours
+    await transport.aclose()
+
+
+@pytest.fixture(scope="module")
+def streaming(logs: Path) -> Iterator[Server]:
+    """A frontend with a mocker of SGLang, at its own pace."""
+    worker = ["--engine-type", "sglang", "--sglang-generate"]
+    with dynamo_mocker(MODEL_DIR, logs, speedup_ratio=1.0, extra_args=worker) as server:
+        yield server
+
+
+async def test_sglangs_route_is_told_apart(streaming: Server) -> None:
+    """It is there where a worker serves it, and answers ids with logprobs, which a mocker does not do by `nvext`."""
+    transport = await auto.open(TransportConfig(base_url=streaming.url, token_route=STREAM))
+    assert transport.info.dialect == "dynamo"
+    assert transport.info.token_routes == [dynamo.CHAT, STREAM]
+    reply = await transport.generate(request_of(IDS))
+    assert len(reply.completion_ids or ()) == len(reply.logprobs or ()) == 4
+    assert not any(map(math.isnan, reply.logprobs or ()))
+    await transport.aclose()
+
+
+async def test_a_stream_that_is_left_ends(streaming: Server) -> None:
+    """The frontend ends what it hears no more of; there is nothing to end it by name."""
+    transport = await auto.open(TransportConfig(base_url=streaming.url, token_route=STREAM))
+
+    async def running(count: int) -> bool:
+        return (await transport.load()).running == count
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(transport.generate, long_request())
+        await until(lambda: running(1), 30)
+        group.cancel_scope.cancel()
+    await until(lambda: running(0), 30)
+    await transport.aclose()
+
+
+def test_a_run_by_sglangs_route_is_token_exact(streaming: Server, tmp_path: Path) -> None:
+    """Checked while it runs; a mocker says nothing of the cache on this route."""
+    route = ["--token-route", STREAM, "-s", "temperature=1"]
+    result = run(*ECHO, "--base-url", streaming.url, *TOKENIZER, *route, cwd=tmp_path)
+    assert (result["turns"], result["token_in_turns"], result["prefix_breaks"]) == (512, 448, 0)
+    assert result["fallbacks"] == {"first_turn": 64}
+
+
+async def test_a_worker_that_dies_in_a_stream_is_told(streaming: Server) -> None:
+    """The frontend ends the stream with an error: the prompt may be asked again."""
+    transport = await auto.open(TransportConfig(base_url=streaming.url, token_route=STREAM))
+    ended: list[Exception] = []
+
+    async def one() -> None:
+        try:
+            await transport.generate(long_request())
+        except (ServerBusy, ConnectionFailed) as error:
+            ended.append(error)
+
+    async def running() -> bool:
+        return (await transport.load()).running == 1
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(one)
+        await until(running, 30)
+        streaming.kill(1)
+    assert len(ended) == 1
     await transport.aclose()

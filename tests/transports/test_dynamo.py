@@ -18,6 +18,7 @@ from rollout.transport import ServerInfo, TransportConfig
 from transports.dynamo import GONE_S, DynamoTransport, chat_body, read_chat, session_headers
 from transports.dynamo import open as open_dynamo
 from transports.http.client import Answer, HttpClient
+from transports.sglang.wire import GENERATE as STREAM
 from transports.vllm.wire import GENERATE
 
 TOOLS = [{"type": "function", "function": {"name": "add"}}]
@@ -157,6 +158,8 @@ class Frontend(httpx.AsyncBaseTransport):
 
     def __init__(self, status: int = 200, said: str = "") -> None:
         self.status, self.said = status, said
+        self.streams = False
+        """Whether it serves SGLang's route, too."""
         self.seen: list[tuple[str, dict[str, Any], httpx.Headers]] = []
         self.now = 0.0
 
@@ -166,6 +169,12 @@ class Frontend(httpx.AsyncBaseTransport):
             card = {"id": "m", "owned_by": "nvidia", "context_window": 64}
             return httpx.Response(200, json={"data": [card]})
         self.seen.append((path, msgspec.json.decode(request.content), request.headers))
+        if path == STREAM and self.streams:
+            meta = {"finish_reason": {"type": "length"}, "output_token_logprobs": [[-3.0, 8, None]]}
+            said = msgspec.json.encode({"output_ids": [8], "meta_info": meta})
+            return httpx.Response(200, content=b"data: " + said + b"\n\ndata: [DONE]\n\n")
+        if path == STREAM:
+            return httpx.Response(404, json={"error": {"message": "no generate-capable model is registered"}})
         if path != GENERATE:
             engine = {"prompt_token_ids": [1], "completion_token_ids": [5], "completion_logprobs": [-1.0]}
             return httpx.Response(200, json={"choices": [{"finish_reason": "stop"}], "nvext": {"engine_data": engine}})
@@ -180,9 +189,9 @@ class Frontend(httpx.AsyncBaseTransport):
 
         return HttpClient("http://x", transport=self, retries=2, sleep=at_once)
 
-    def carrier(self) -> DynamoTransport:
-        """A transport by the generate route, whose clock is this one's."""
-        info = ServerInfo(dialect="dynamo", model="m", token_route=GENERATE, max_model_len=64)
+    def carrier(self, route: str = GENERATE) -> DynamoTransport:
+        """A transport by a native route, whose clock is this one's."""
+        info = ServerInfo(dialect="dynamo", model="m", token_route=route, max_model_len=64)
         return DynamoTransport(self.client(), info, clock=lambda: self.now)
 
     @property
@@ -197,6 +206,24 @@ async def test_the_generate_route_is_found_by_a_call_and_taken_when_asked_for() 
         assert carrier.info.token_route == "/v1/chat/completions"
     async with open_dynamo_of(Frontend(), token_route=GENERATE) as carrier:
         assert carrier.info.token_route == GENERATE
+
+
+async def test_sglangs_route_is_found_by_a_call_and_taken_when_asked_for() -> None:
+    """Ids go by it, streamed, with their session in the header, and messages by chat as ever."""
+    frontend = Frontend()
+    frontend.streams = True
+    async with open_dynamo_of(frontend, token_route=STREAM) as carrier:
+        assert carrier.info.token_routes == ["/v1/chat/completions", GENERATE, STREAM]
+        reply = await carrier.generate(request())
+        assert (reply.completion_ids, reply.logprobs, reply.finish_reason) == ([8], [-3.0], "length")
+        path, body, headers = frontend.seen[-1]
+        assert (path, body["stream"], body["input_ids"]) == (STREAM, True, [1, 2])
+        assert headers["x-dynamo-session-id"] == "s1"
+        await carrier.generate(request(MessagePrompt(messages=[user("x")])))
+        assert frontend.paths[-1] == "/v1/chat/completions"
+        frontend.streams = False
+        assert (await carrier.generate(request())).completion_ids == [5]
+        assert carrier.detours == {"404": 1}
 
 
 async def test_a_route_that_no_worker_serves_cannot_be_forced() -> None:
