@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 SEEDS := 3
 AGENT :=
 
-.PHONY: rollout test slow check format lint types docs test-oldest test-newest wheel fidelity models real servers live live-sglang live-full soak soak-full bench results bench-smoke install clean
+.PHONY: rollout test slow check format lint types docs test-oldest test-newest wheel fidelity models real servers live live-sglang live-full adapters soak soak-full bench results bench-smoke install clean
 
 rollout: $(INSTALLED)  ## play 64 rollouts of a bundled environment on the embedded model
 	$(BIN)/rollout run guess_number -n 16 -r 4
@@ -62,7 +62,7 @@ servers: $(INSTALLED)  ## install real vLLM (CPU) and Dynamo, each in an environ
 	$(BIN)/python -m tests.live.install vllm dynamo train
 
 live: servers  ## start real servers, and test against them
-	$(BIN)/python -m pytest -q -rP -m 'live and not full and not agents and not sglang' tests/live
+	$(BIN)/python -m pytest -q -rP -m 'live and not full and not agents and not adapters and not sglang' tests/live
 
 live-sglang: $(INSTALLED)  ## the same of SGLang, whose environment takes 7 GB
 	$(BIN)/python -m tests.live.install sglang
@@ -75,8 +75,12 @@ agents: $(INSTALLED)  ## play real agents on a real vLLM, and print the table of
 	$(BIN)/python -m tests.live.install vllm agents programs
 	$(BIN)/python -m pytest -q -rP -m agents -k '$(AGENT)' tests/live
 
+adapters: $(INSTALLED)  ## install other packages' environments, and play each on the embedded model
+	$(BIN)/python -m tests.live.install envs
+	.servers/envs/bin/python -m pytest -q -rP -m adapters tests/live/adapters
+
 live-full: servers programs  ## the same with the whole matrix of servers and models
-	$(BIN)/python -m pytest -q -rP -m 'live and not sglang' tests/live
+	$(BIN)/python -m pytest -q -rP -m 'live and not adapters and not sglang' tests/live
 
 soak: servers  ## a real job under a storm, in the form of CI; needs root, for a disk that can be filled
 	$(BIN)/python -m benchmarks.soak

@@ -1,7 +1,14 @@
-"""Finds environments and transports: by entry point, by module, or in a file. Checks that our packages are ours.
+"""Finds environments and transports: by entry point, by scheme, by module, or in a file. Checks that our packages are
+ours.
 
 `rollout` imports neither `transports` nor `envs`: entry points name them, so that other distributions can add
 theirs in the same way.
+
+A scheme plays what another package has: in `gymnasium:Taxi-v4` the entry point `gymnasium` of the group
+`rollout.env_schemes` names a class, and `Taxi-v4` is its constructor's first argument. Only the first colon counts, so
+what follows may be an address or a file's name. `-a KEY=VALUE` sets the other arguments, and whatever the class takes
+as `**settings`: those are read as JSON, or else as text. A class whose target may be a file has
+`absolute_target(target)`, a static method that makes it mean the same from everywhere.
 """
 
 from __future__ import annotations
@@ -51,14 +58,18 @@ def find_transport(name: str) -> Open:
 
 
 def find_env(spec: str) -> type[Participant]:
-    """An environment's or agent's class: `name`, `package.module:Name`, or `path/to/file.py:Name`.
+    """An environment's or agent's class: `name`, `scheme:target`, `package.module:Name`, or `path/to/file.py:Name`.
 
     Raises ConfigError.
     """
     if (known := _FOUND.get(spec)) is not None:
         return known
-    if ":" in spec:
+    if (named := scheme_of(spec)) is not None:
+        env = loaded(f"scheme {named[0]!r}", _entry(_SCHEMES, named[0], "scheme").load)
+    elif ":" in spec:
         module_name, _, class_name = spec.rpartition(":")
+        if not module_name.endswith(".py"):
+            _refuse_unknown_scheme(spec)
         module = import_file(module_name) if module_name.endswith(".py") else import_module(module_name)
         env = getattr(module, class_name, None)
         if env is None:
@@ -78,6 +89,41 @@ _FOUND: dict[str, type[Participant]] = {}
 
 #: Whose entry points name what can be played.
 _PLAYED_GROUPS = ("rollout.envs", "rollout.agents")
+
+#: Whose entry points name what plays other packages' environments.
+_SCHEMES = "rollout.env_schemes"
+
+#: What may stand before the first colon: no file's name, and no module's in a package.
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+
+
+def scheme_names() -> list[str]:
+    """The schemes that have an entry point."""
+    return sorted({point.name for point in entry_points(group=_SCHEMES)})
+
+
+def scheme_of(spec: str) -> tuple[str, str] | None:
+    """The scheme and what stands after its colon; None where the name is of another form. Raises ConfigError."""
+    scheme, colon, target = spec.partition(":")
+    if not colon or not _SCHEME.fullmatch(scheme) or scheme not in scheme_names():
+        return None
+    if not target.strip():
+        raise ConfigError(f"{spec!r} names nothing after the colon: see `rollout envs`")
+    return scheme, target
+
+
+def _refuse_unknown_scheme(spec: str) -> None:
+    """Raises ConfigError where a name's beginning can be no module's, and was meant as a scheme."""
+    scheme, _, rest = spec.partition(":")
+    if not _SCHEME.fullmatch(scheme):
+        return
+    with contextlib.suppress(ValueError):  # a module that has no spec is there
+        if rest.isidentifier() and importlib.util.find_spec(scheme) is not None:
+            return
+        known = scheme_names()
+        raise ConfigError(
+            f"no scheme and no module {scheme!r}{_nearest(scheme, known)}; schemes are: {', '.join(known) or 'none'}"
+        )
 
 
 def env_names() -> list[str]:
@@ -111,11 +157,14 @@ class ListedEnv(msgspec.Struct, frozen=True):
 def listed_envs() -> list[ListedEnv]:
     """Every environment that has an entry point. One that is broken is listed as such, and hides no other."""
     listed = []
-    for name in env_names():
+    for name in [*env_names(), *(f"{scheme}:..." for scheme in scheme_names())]:
         try:
             env = find_env(name)
+            arguments = arguments_of(env)
+            if scheme := name.partition(":...")[0] if ":" in name else "":
+                name, arguments = f"{scheme}:{arguments[0].name.upper()}", arguments[1:]
             summary = (env.__doc__ or "").strip().splitlines()[:1]
-            listed.append(ListedEnv(name, summary[0] if summary else "", arguments_of(env)))
+            listed.append(ListedEnv(name, summary[0] if summary else "", arguments))
         except ConfigError as error:
             listed.append(ListedEnv(name, error=f"cannot be used: {error}"))
         except (Exception, SystemExit) as error:  # importing it runs another distribution's code
@@ -135,11 +184,18 @@ class NamedEnv(msgspec.Struct, frozen=True):
 
 def env_factory(spec: str, given: Mapping[str, Any]) -> Callable[[], Participant]:
     """Makes environments with these arguments, which may be text. Raises ConfigError, naming what is wrong."""
-    env = find_env(spec)
+    env, spec = find_env(spec), absolute_spec(spec)
     arguments = {argument.name: argument for argument in arguments_of(env)}
     hints = _hints_of(env)
-    values = {}
+    values: dict[str, Any] = {}
+    open_ended = False
+    if (named := scheme_of(spec)) is not None:
+        values[arguments.pop(next(iter(arguments))).name] = named[1]
+        open_ended = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(env).parameters.values())
     for name, value in given.items():
+        if open_ended and name not in arguments and name not in values:
+            values[name] = _json_or_text(value)
+            continue
         if name not in arguments:
             known = ", ".join(arguments) or "none"
             raise ConfigError(
@@ -148,11 +204,14 @@ def env_factory(spec: str, given: Mapping[str, Any]) -> Callable[[], Participant
         values[name] = _coerce(spec, name, value, hints.get(name, str))
     if missing := [name for name, argument in arguments.items() if argument.required and name not in values]:
         raise ConfigError(f"environment {spec} needs -a {missing[0]}=VALUE")
-    return NamedEnv(absolute_spec(spec), values)
+    return NamedEnv(spec, values)
 
 
 def absolute_spec(spec: str) -> str:
     """An environment's name; that of a file with the file's absolute path, which means the same from everywhere."""
+    if (named := scheme_of(spec)) is not None:
+        absolute = getattr(find_env(spec), "absolute_target", None)
+        return spec if absolute is None else f"{named[0]}:{absolute(named[1])}"
     file, colon, name = spec.rpartition(":")
     return f"{absolute_file(file)}:{name}" if colon and file.endswith(".py") else spec
 
@@ -289,6 +348,14 @@ def _coerce(spec: str, name: str, value: Any, hint: Any) -> Any:
         raise ConfigError(f"environment {spec}: -a {name}={value} is not a {_type_name(hint)}: {error}") from error
     except TypeError:  # a type that msgspec does not know: the class will judge
         return value
+
+
+def _json_or_text(value: Any) -> Any:
+    """A setting whose type only the package knows."""
+    if isinstance(value, str):
+        with contextlib.suppress(msgspec.DecodeError):
+            return msgspec.json.decode(value.lower() if value.lower() in ("true", "false") else value)
+    return value
 
 
 def _hints_of(env: type[Participant]) -> dict[str, Any]:

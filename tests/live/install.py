@@ -1,6 +1,6 @@
 """Installs real servers without a GPU, and real agents, each in an environment of its own under `.servers`.
 
-    python -m tests.live.install vllm sglang dynamo agents programs
+    python -m tests.live.install vllm sglang dynamo agents programs envs
 
 A finished environment has a marker with the hash of what made it; without that it is made anew. Versions are
 in constraints-NAME.txt beside this file.
@@ -11,6 +11,7 @@ in constraints-NAME.txt beside this file.
     train    this project with torch, for the example that trains
     agents   agents in Python: mini-swe-agent, openai-agents, LangGraph, and the official SDKs
     programs agents that npm has: Claude Code and Codex; node 20 or newer must be there
+    envs     this project with other packages' environments: datasets
 """
 
 from __future__ import annotations
@@ -107,6 +108,11 @@ def _install_train(name: str, constraints: Path) -> None:
     _compile(name)
 
 
+def _install_envs(name: str, constraints: Path) -> None:
+    _install_pinned(name, constraints)
+    _uv(name, "--no-deps", "-e", str(PROJECT))
+
+
 def _install_programs(name: str, constraints: Path) -> None:
     """By npm, in a folder of their own. Without a lock file: it would name the registry's host."""
     if shutil.which("npm") is None:
@@ -127,6 +133,7 @@ _RECIPES = {
     "train": _install_train,
     "agents": _install_agents,
     "programs": _install_programs,
+    "envs": _install_envs,
 }
 
 
@@ -176,6 +183,8 @@ def _system_libraries() -> None:
 
 def _recipe_hash(name: str) -> str:
     parts = [Path(__file__).read_bytes(), _constraints(name).read_bytes(), sys.version.encode()]
+    if name == "envs":  # what it holds of this project is found by its entry points
+        parts.append((PROJECT / "pyproject.toml").read_bytes())
     return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
 

@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 import functools
 import importlib.util
+import json
+import os
 import pickle
+import subprocess
+import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -18,6 +22,7 @@ from rollout.chat.messages import Message, user
 from rollout.env import Env, Step
 from rollout.errors import ConfigError
 from rollout.registry import (
+    absolute_spec,
     arguments_of,
     check_packages,
     env_factory,
@@ -25,6 +30,7 @@ from rollout.registry import (
     find_env,
     find_transport,
     is_asynchronous,
+    listed_envs,
     made,
 )
 from rollout.request import Reply, Request
@@ -235,3 +241,106 @@ def test_an_entry_that_lacks_a_package_says_which(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(EntryPoint, "load", missing("theirs.deep"))
     with pytest.raises(ConfigError, match=r"needs theirs, which is not installed$"):
         registry.load_entry("rollout.servers", "embedded")
+
+
+TINY = """
+from rollout import Env, Step, user
+
+
+class Tiny(Env):
+    '''Say what stands after the colon.'''
+
+    def __init__(self, target: str, times: int = 1, **settings: object) -> None:
+        self.target, self.times, self.settings = target, times, settings
+
+    @staticmethod
+    def absolute_target(target):
+        return target.replace("./", "/here/")
+
+    def reset(self, task):
+        return [user(self.target)]
+
+    def step(self, message):
+        return Step(done=True, reward=float(self.settings.get("reward", 0)), metrics={"length": len(self.target)})
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with an installed distribution that has a scheme, and one whose package is missing."""
+    site = tmp_path / "site"
+    (site / "tiny-1.0.dist-info").mkdir(parents=True)
+    (site / "tiny-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n")
+    points = "[rollout.env_schemes]\ntiny = tiny_scheme:Tiny\nlost = tiny_lost:Lost\n"
+    (site / "tiny-1.0.dist-info" / "entry_points.txt").write_text(points)
+    (site / "tiny_scheme.py").write_text(TINY)
+    (site / "tiny_lost.py").write_text("import no_such_package\n")
+    monkeypatch.syspath_prepend(site)
+    return site
+
+
+@pytest.mark.parametrize(
+    "target", ["x", "file.py:Class", "http://localhost:8000/mcp", "python -m server --at :1", "a:b"]
+)
+def test_a_scheme_takes_what_follows_the_first_colon(tiny: Path, target: str) -> None:
+    """Also where that has colons, or looks like a file's class."""
+    env: Any = env_factory(f"tiny:{target}", {"times": "3", "deep.level": "4", "text": "plain", "on": "True"})()
+    assert (env.target, env.times) == (target, 3)
+    assert env.settings == {"deep.level": 4, "text": "plain", "on": True}
+
+
+def test_a_scheme_travels_by_name(tiny: Path) -> None:
+    """Pickled for another process, with its target as it is from everywhere."""
+    env: Any = pickle.loads(pickle.dumps(env_factory("tiny:./rows:train", {})))()
+    assert env.target == "/here/rows:train"
+    assert absolute_spec("tiny:./rows:train") == "tiny:/here/rows:train"
+
+
+def test_schemes_are_listed_with_their_settings(tiny: Path) -> None:
+    """Without what stands after the colon, which is no setting; one that cannot be loaded hides no other."""
+    listed = {entry.name: entry for entry in listed_envs()}
+    assert listed["tiny:TARGET"].summary == "Say what stands after the colon."
+    assert [argument.name for argument in listed["tiny:TARGET"].arguments] == ["times"]
+    assert "no_such_package" in (listed["lost:..."].error or "")
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("tinny:x", r"no scheme and no module 'tinny', did you mean 'tiny'\?; schemes are: .*tiny"),
+        ("http://localhost:8000", "no scheme and no module 'http'"),
+        ("tiny:", "names nothing after the colon"),
+        ("lost:x", "scheme 'lost' cannot be imported: ModuleNotFoundError: No module named 'no_such_package'"),
+        ("envs.ekko:Echo", "module 'envs.ekko' cannot be imported"),
+    ],
+)
+def test_a_wrong_scheme_is_one_line(tiny: Path, spec: str, said: str) -> None:
+    """It lists what there is; a module's name is judged as before."""
+    with pytest.raises(ConfigError, match=said) as raised:
+        env_factory(spec, {})
+    assert "\n" not in str(raised.value)
+
+
+def test_a_schemes_target_is_no_setting(tiny: Path) -> None:
+    """Nor is its own argument's type open."""
+    with pytest.raises(ConfigError, match="has no argument 'target'"):
+        env_factory("tiny:x", {"target": "y"})
+    with pytest.raises(ConfigError, match="times=many is not a int"):
+        env_factory("tiny:x", {"times": "many"})
+
+
+@pytest.mark.slow
+def test_a_scheme_is_played_by_worker_processes(tiny: Path, tmp_path: Path) -> None:
+    """`rollout run tiny:x --processes 2`: each looks the scheme up by itself."""
+    command = [str(Path(sys.executable).with_name("rollout")), "run", "tiny:abc", "-n", "4", "-a", "reward=2", "--json"]
+    done = subprocess.run(
+        [*command, "--processes", "2", "--max-tokens", "4"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tiny)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert (result["reward_mean"], result["metrics"]["length"], result["processes"]) == (2.0, 3.0, 2), done.stderr

@@ -1,0 +1,8 @@
+"""Other packages' environments, each by one argument: `rollout run gymnasium:Taxi-v4`.
+
+A file an adapter, found by the entry-point group `rollout.env_schemes`. Each takes from `rollout` only the contracts of
+environments and agents, and imports its package when an object is made: none of them is needed to install or to list.
+
+    hf               prompts of a data set, with a reward function
+    common           what they share: the package's import, a user's function by its name
+"""

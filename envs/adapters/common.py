@@ -1,0 +1,51 @@
+"""What adapters share: the package that is imported when it is needed, and a user's function by its name."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import random
+from collections.abc import Callable, Iterable, Iterator
+from types import ModuleType
+from typing import Any
+
+from rollout.errors import ConfigError
+from rollout.process.imports import import_file, import_module
+
+
+def package(scheme: str, module: str, install: str) -> ModuleType:
+    """A package of others. Raises ConfigError that says what to install."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        missing = (error.name or module).partition(".")[0]
+        raise ConfigError(f"{scheme}: needs {missing}, which is not installed: pip install '{install}'") from error
+    except Exception as error:  # a broken install may raise anything
+        said = " ".join(str(error).split())[:300]
+        raise ConfigError(f"{scheme}: {module} cannot be imported: {type(error).__name__}: {said}") from error
+
+
+def function(setting: str, spec: str) -> Callable[..., Any]:
+    """A user's function, by `file.py:name` or `module:name`. Raises ConfigError."""
+    place, _, name = spec.rpartition(":")
+    if not place or not name:
+        raise ConfigError(f"{setting}={spec!r} must be file.py:function or module:function")
+    module = import_file(place) if place.endswith(".py") else import_module(place)
+    found = getattr(module, name, None)
+    if not callable(found):
+        names = [known for known, value in vars(module).items() if callable(value) and not known.startswith("_")]
+        raise ConfigError(f"{setting}: {place} has no function {name!r}{nearest(name, names)}")
+    called: Callable[..., Any] = found
+    return called
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """The known name that was meant, if one is close."""
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
+def seeds(n: int, seed: int) -> Iterator[int]:
+    """`n` seeds that packages can take; the same ones for the same seed."""
+    draw = random.Random(seed)
+    return (draw.randrange(2**31) for _ in range(n))

@@ -1,0 +1,179 @@
+"""Prompts of a data set, by the package `datasets`: a hub's, a folder's or a file's.
+
+    rollout run hf:openai/gsm8k:train -a config=main -a prompt=question -a reward=judges.py:judge
+    rollout run hf:problems.jsonl -a reward=judges.py:judge
+
+A task is a row: its index, and its columns as they are in the data. The reward is a function of the user's, of the row
+and the answer's text; it may be asynchronous:
+
+    def judge(row, text):
+        return float(row["answer"] in text)
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import random
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from envs.adapters.common import function, package
+from rollout.chat.messages import Message, system, user
+from rollout.env import Env, MessageLike, Step, Task
+from rollout.errors import ConfigError
+
+#: What reads a file, by how its name ends.
+_READERS = {
+    ".jsonl": "json",
+    ".json": "json",
+    ".csv": "csv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".txt": "text",
+}
+
+#: Data sets that are kept open in a process. Their rows stay on disk.
+_MOST = 4
+_loaded: OrderedDict[tuple[str, str, str], Any] = OrderedDict()
+_loading = threading.Lock()
+
+
+class HuggingFace(Env):
+    """Ask the prompts of a data set, one turn each; the reward is a function of the row and of the answer."""
+
+    def __init__(
+        self,
+        dataset: str,
+        reward: str,
+        prompt: str = "prompt",
+        template: str = "",
+        system: str = "",
+        config: str = "",
+        columns: str = "",
+        shuffle: bool = True,
+    ) -> None:
+        """The arguments of `-a`.
+
+        `dataset` is DATASET[:SPLIT], where DATASET is a hub's name, a folder, or a file (.jsonl, .json, .csv, .parquet,
+        .arrow, .txt), and SPLIT is train unless it says otherwise; `train[:100]` is a part of it. `config` names a
+        configuration of the data set. `reward` is `file.py:function` or `module:function`. The user message is the
+        column `prompt`, text or a list of messages; or `template`, in which `{column}` stands for a column's text.
+        `system` is a system message before it. `columns` names, with commas, those that a task keeps. Tasks come
+        shuffled by the run's seed, or in the data's order. Raises ConfigError.
+        """
+        self.dataset, self.config = dataset, config
+        self.prompt, self.template, self.system = prompt, template, system
+        self.columns = [name.strip() for name in columns.split(",") if name.strip()]
+        self.shuffle = shuffle
+        self._judge = function("reward", reward)
+        self._row: Mapping[str, Any] = {}
+        package("hf", "datasets", "datasets")
+
+    @staticmethod
+    def absolute_target(target: str) -> str:
+        """That of a file or a folder, from everywhere."""
+        path, colon, split = target.partition(":")
+        found = os.path.abspath(os.path.expanduser(path))
+        return f"{found}{colon}{split}" if os.path.exists(found) else target
+
+    def tasks(self, n: int, seed: int) -> Iterable[Task]:
+        """`n` rows, or as many as there are."""
+        rows = loaded(self.dataset, self.config)
+        self._check(list(rows.column_names))
+        if not len(rows):
+            raise ConfigError(f"hf:{self.dataset} has no rows")
+        count = min(n, len(rows))
+        at = random.Random(seed).sample(range(len(rows)), count) if self.shuffle else range(count)
+        return self._drawn(rows, at)
+
+    def _drawn(self, rows: Any, indices: Iterable[int]) -> Iterator[Task]:
+        for index in indices:
+            row = rows[index]
+            kept = {name: row[name] for name in self.columns} if self.columns else row
+            yield {"index": index, **kept}
+
+    def _check(self, there: list[str]) -> None:
+        """Raises ConfigError for a column that the data has not, before anything is played."""
+        wanted = [*self.columns, *([] if self.template else [self.prompt])]
+        if missing := [name for name in wanted if name not in there]:
+            raise ConfigError(
+                f"hf:{self.dataset} has no column {missing[0]!r}; it has: {', '.join(there)}: name one by -a prompt="
+            )
+
+    def reset(self, task: Task) -> Sequence[MessageLike]:
+        """The row's prompt."""
+        self._row = task
+        opening: list[MessageLike] = [system(self.system)] if self.system else []
+        if self.template:
+            return [*opening, user(self._filled(task))]
+        value = task.get(self.prompt)
+        if isinstance(value, str):
+            return [*opening, user(value)]
+        if not isinstance(value, list) or not value:
+            raise ConfigError(f"column {self.prompt!r} must be text or a list of messages, not {type(value).__name__}")
+        return [*opening, *(_without_nulls(message) for message in value)]
+
+    def _filled(self, task: Task) -> str:
+        try:
+            return self.template.format_map(task)
+        except (KeyError, IndexError, ValueError, AttributeError) as error:
+            raise ConfigError(f"template={self.template!r:.100}: the row has no such column: {error}") from error
+
+    def step(self, message: Message) -> Any:
+        """Has the answer judged."""
+        given = self._judge(self._row, message.text)
+        return self._awaited(given) if inspect.isawaitable(given) else Step(done=True, reward=_reward(given))
+
+    async def _awaited(self, given: Any) -> Step:
+        return Step(done=True, reward=_reward(await given))
+
+
+def loaded(dataset: str, config: str = "") -> Any:
+    """The rows of DATASET[:SPLIT], read once. Raises ConfigError."""
+    path, _, split = dataset.partition(":")
+    key = (path, split or "train", config)
+    with _loading:
+        if key not in _loaded:
+            _loaded[key] = _load(*key)
+            while len(_loaded) > _MOST:
+                _loaded.popitem(last=False)
+        _loaded.move_to_end(key)
+        return _loaded[key]
+
+
+def _load(path: str, split: str, config: str) -> Any:
+    datasets = package("hf", "datasets", "datasets")
+    datasets.disable_progress_bars()
+    try:
+        if os.path.isfile(path):
+            ending = os.path.splitext(path.removesuffix(".gz"))[1]
+            if ending not in _READERS:
+                raise ConfigError(f"hf:{path} is a file of no known kind: it may be {', '.join(_READERS)}")
+            return datasets.load_dataset(_READERS[ending], data_files=path, split=split)
+        if os.path.isfile(os.path.join(path, "state.json")):
+            return datasets.load_from_disk(path)
+        if os.path.isfile(os.path.join(path, "dataset_dict.json")):
+            return datasets.load_from_disk(path)[split]
+        return datasets.load_dataset(path, config or None, split=split)
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever the package and the network say
+        said = " ".join(str(error).split())[:300]
+        raise ConfigError(
+            f"hf:{path}: its split {split!r} cannot be loaded: {type(error).__name__}: {said}: is the name right (a "
+            "file, a folder, or a hub's data set), and can this machine reach the hub?"
+        ) from error
+
+
+def _without_nulls(message: Any) -> Any:
+    """Arrow gives every message of a column all keys that any has."""
+    return {key: value for key, value in message.items() if value is not None} if isinstance(message, dict) else message
+
+
+def _reward(given: Any) -> float:
+    if isinstance(given, bool | int | float):
+        return float(given)
+    raise TypeError(f"the reward function gave {type(given).__name__}, not a number")

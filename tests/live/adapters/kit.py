@@ -1,0 +1,66 @@
+"""How a real package's environment is played: by the command of this environment, on the embedded model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rollout.chat.messages import Message
+from rollout.errors import ConfigError
+from rollout.registry import env_factory
+from rollout.store.settings import RunSettings
+from rollout.store.task_list import load_tasks
+
+#: What importing other packages warns of is theirs to mend.
+MARKS = [
+    pytest.mark.live,
+    pytest.mark.adapters,
+    pytest.mark.filterwarnings("ignore::SyntaxWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+
+def command(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    script = Path(sys.executable).with_name("rollout")
+    return subprocess.run(
+        [str(script), "run", *args], cwd=cwd, capture_output=True, text=True, timeout=240, check=False
+    )
+
+
+def play(*args: str, cwd: Path, n: int = 16, r: int = 4, max_tokens: int = 12) -> dict[str, Any]:
+    """Plays, in the folder `run`, all rollouts at once; nothing may fail. Gives the run's result."""
+    size = ["-n", str(n), "-r", str(r), "-c", "256", "--max-tokens", str(max_tokens)]
+    done = command(*args, *size, "-o", "run", "--verify", "--json", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    assert result["rollouts"] == n * r
+    assert result["failures"] == 0
+    assert result["prefix_breaks"] == 0
+    return result
+
+
+def refused(spec: str, **given: str) -> str:
+    """What a run's user is told of a mistake, before anything is played: one line."""
+    with pytest.raises(ConfigError) as raised:
+        load_tasks(RunSettings(env=spec, env_args=given), env_factory(spec, given))
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+def said(text: str) -> Message:
+    return Message(role="assistant", content=text)
+
+
+def same_tasks(make: Any, n: int = 8) -> Sequence[Any]:
+    """The tasks of a seed, which are the same from two objects, and others than another seed's."""
+    first, again, other = list(make().tasks(n, 7)), list(make().tasks(n, 7)), list(make().tasks(n, 8))
+    assert first == again
+    assert first != other
+    assert first == json.loads(json.dumps(first))
+    return first
