@@ -67,6 +67,19 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc
         return [name for name in self.__struct_fields__ if getattr(self, name) is None]
 
 
+class Expansion(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What the model reads where ids have one placeholder for an image."""
+
+    at: int
+    """Where the placeholder stands."""
+    runs: tuple[tuple[int, int], ...]
+    """The ids that the server puts there, each with how often it stands in a row: one run for most models."""
+
+    @property
+    def length(self) -> int:
+        return sum(count for _, count in self.runs)
+
+
 class TokenPrompt:
     """Token-in: the prompt's ids, whole. Never changed once made.
 
@@ -74,11 +87,15 @@ class TokenPrompt:
     encoded once: a turn costs what is new in it, and a copy.
     """
 
-    __slots__ = ("_before", "_json", "ids")
+    __slots__ = ("_before", "_json", "ids", "images", "images_add")
 
-    def __init__(self, ids: Sequence[int]) -> None:
+    def __init__(self, ids: Sequence[int], images: tuple[str, ...] = (), images_add: int = 0) -> None:
         self.ids = ids if isinstance(ids, array) else array(IDS, ids)
-        """int32."""
+        """int32. An image is one placeholder, which the server puts as many in place of as the model reads."""
+        self.images = images
+        """Addresses, one for each placeholder, in their order."""
+        self.images_add = images_add
+        """How many tokens the model reads beyond these ids, for images of which the server said so."""
         self._json: bytes | None = None
         self._before: tuple[bytes | None, int] = None, 0
         """The JSON of the first so many ids, where a prompt before this one was encoded."""
@@ -86,10 +103,23 @@ class TokenPrompt:
     def __repr__(self) -> str:
         return f"<TokenPrompt of {len(self.ids)} ids>"
 
-    def extended(self, new: Sequence[int]) -> TokenPrompt:
+    @property
+    def length(self) -> int:
+        """Tokens that the model reads, as far as they are known."""
+        return len(self.ids) + self.images_add
+
+    def extended(self, new: Sequence[int], images: tuple[str, ...] = ()) -> TokenPrompt:
         """These ids and then the new ones."""
-        prompt = TokenPrompt(self.ids + array(IDS, new))
+        prompt = TokenPrompt(self.ids + array(IDS, new), self.images + images, self.images_add)
         prompt._before = (self._json, len(self.ids)) if self._json is not None else self._before
+        return prompt
+
+    def read_as(self, images_add: int) -> TokenPrompt:
+        """The same, once the server has said how many tokens its images add."""
+        if images_add == self.images_add:
+            return self
+        prompt = TokenPrompt(self.ids, self.images, images_add)
+        prompt._json, prompt._before = self._json, self._before
         return prompt
 
     def json(self) -> msgspec.Raw:
@@ -127,6 +157,11 @@ class MessagePrompt:
 
     def __repr__(self) -> str:
         return f"<MessagePrompt of {len(self.messages)} messages>"
+
+    @property
+    def has_media(self) -> bool:
+        """Whether a message has a part that is not text."""
+        return any(message.is_multimodal for message in self.messages)
 
     @property
     def size(self) -> int:
@@ -206,6 +241,10 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     """Whether nothing computes logprobs there (Dynamo's mocker): each is NaN, which no loss can use unseen."""
     prompt_ids: Sequence[int] | None = None
     """The prompt as the server had it; None where it does not say."""
+    image_spans: tuple[tuple[int, int], ...] | None = None
+    """Where images stand in `prompt_ids`: the start and the length of each. None where the server does not say."""
+    expansions: tuple[Expansion, ...] | None = None
+    """The same, once `prompt_ids` has one placeholder for each: see `rollout.tokens.images`."""
     finish_reason: FinishReason = "stop"
     message: Message | None = None
     """The server's own reading of the answer; used only where there is no local tokenizer."""
@@ -221,3 +260,8 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     """One entry a sampled token; None where the server reports none."""
     request_s: float = 0.0
     """From the first byte sent to the last received, seconds; retries and their waits included."""
+
+    @property
+    def images_add(self) -> int:
+        """Tokens that the model read beyond `prompt_ids`, where those have placeholders."""
+        return sum(one.length - 1 for one in self.expansions or ())

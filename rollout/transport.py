@@ -82,6 +82,8 @@ class ServerInfo(msgspec.Struct, kw_only=True):
     """The same of sampling masks, on its token-in route."""
     masks_by_ids_only: bool = False
     """Whether message-in answers no sampling mask where token-in does, as with vLLM."""
+    image_token: int | None = None
+    """The id that stands for an image in prompts of ids; None where the token-in route takes none with images."""
     can_tokenize: bool = False
     """Whether the server has /tokenize and /detokenize (for the server bridge)."""
     tool_fields: Mapping[str, Any] = {}

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import zlib
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from functools import cache
 from typing import Annotated, Any
 
 import anyio
@@ -198,6 +201,19 @@ def probe_request(prompt: TokenPrompt | MessagePrompt, **changes: Any) -> Reques
     """A tiny greedy request, to see what comes back."""
     fields: Mapping[str, Any] = {"max_tokens": 1, "sampling": {"temperature": 0}, **changes}
     return Request(prompt=prompt, request_id="probe", session_id="probe", **fields)
+
+
+@cache
+def probe_image() -> str:
+    """A grey square, as large as any model takes, as a `data:` address."""
+    side = 64
+    header = side.to_bytes(4, "big") * 2 + bytes([8, 0, 0, 0, 0])
+    pixels = zlib.compress((b"\0" + b"\x80" * side) * side)
+    chunks = [(b"IHDR", header), (b"IDAT", pixels), (b"IEND", b"")]
+    png = b"\x89PNG\r\n\x1a\n" + b"".join(
+        len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big") for kind, data in chunks
+    )
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def client_of(config: TransportConfig, **changes: Any) -> HttpClient:

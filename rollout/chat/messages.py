@@ -114,6 +114,13 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
         """Whether a part is something other than text (an image, audio, a file)."""
         return isinstance(self.content, tuple) and any(part.get("type", "text") != "text" for part in self.content)
 
+    @property
+    def images(self) -> tuple[str, ...] | None:
+        """The addresses of its images, in their order; None where it has parts that are neither images nor text."""
+        parts = self.content if isinstance(self.content, tuple) else ()
+        found = [_image_url(part) for part in parts if part.get("type", "text") != "text"]
+        return None if None in found else tuple(filter(None, found))
+
     def as_openai(self) -> dict[str, Any]:
         """The message as a dict in OpenAI's form, without empty keys; `content` is always there."""
         content: Any = list(self.content) if isinstance(self.content, tuple) else self.content
@@ -126,6 +133,25 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
             if value := getattr(self, key):
                 out[key] = value
         return {**out, **self.extra}
+
+
+def _image_url(part: dict[str, Any]) -> str | None:
+    """The address of an image, `data:` mostly; None for a part that is none in OpenAI's form."""
+    image = part.get("image_url") if part.get("type") == "image_url" else None
+    url = image.get("url") if isinstance(image, dict) else image
+    return url if isinstance(url, str) and url else None
+
+
+def images_of(messages: Sequence[Message]) -> tuple[str, ...] | None:
+    """The addresses of a conversation's images; None where it has audio, a file, or what nobody knows."""
+    found: list[str] = []
+    for message in messages:
+        if not message.is_multimodal:
+            continue
+        if (images := message.images) is None:
+            return None
+        found += images
+    return tuple(found)
 
 
 def system(text: str) -> Message:

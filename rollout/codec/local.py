@@ -94,7 +94,7 @@ class Lane:
         reasons = []
         # Renderers such as gpt-oss's write the function's name, which the caller's tool message may lack.
         tail = with_tool_names([previous.message, *tail])[1:] if previous.message is not None else tail
-        for bridge in self._bridges:
+        for bridge in self._bridges_for(tail):
             try:
                 found = bridge.extend(previous, tail, context)
             except Exception as error:  # a renderer's or a template's bug must cost a fallback, not the rollout
@@ -105,6 +105,12 @@ class Lane:
                 return found
             reasons.append(f"{bridge.name}: {found.reason}")
         return Declined("; ".join(reasons) or "no bridge for this model")
+
+    def _bridges_for(self, tail: Sequence[Message]) -> list[Bridge]:
+        """With images only the template: it writes one placeholder for each, where families may write what is read."""
+        if self.template is None or not any(message.is_multimodal for message in tail):
+            return self._bridges
+        return [self.template]
 
     def render(self, messages: Sequence[Message], context: Context) -> list[int]:
         """A whole prompt's ids: by the model's own template where there is one."""

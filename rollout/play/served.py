@@ -67,7 +67,7 @@ class ServedModel(msgspec.Struct, kw_only=True):
         if limit is None:
             return wanted
         if isinstance(prompt, TokenPrompt):
-            length = len(prompt.ids)
+            length = prompt.length
         else:
             # A token is at least a byte, so a short prompt need not be rendered to know that it fits.
             length = _most_tokens(prompt, last)

@@ -26,6 +26,7 @@ from rollout.log import get_logger
 from rollout.loop.deadlines import Clock
 from rollout.memo import Memo
 from rollout.play.fields import TokenFields
+from rollout.play.images import Images
 from rollout.play.late_system import LateSystems
 from rollout.play.route import FallbackRefused, Outgoing, allowed
 from rollout.play.served import ServedModel, sampling_within
@@ -110,7 +111,9 @@ class Session:
         self._id = header(session_id)
         """As it is sent in headers: task ids may be any text."""
         self._group_id, self._group_size = group_id, group_size
+        self._images = Images(self.trajectory, model)
         self._planner = Planner(self.trajectory, model.config.match)
+        self._planner.sends_images = self._images.are_sent
         self._contexts = Memo[bytes, Context](_CONTEXTS)
         self._lasts = LastTurns()
         self._fields = TokenFields(self.trajectory, model.config)
@@ -197,11 +200,11 @@ class Session:
         planned = await self._planned(ask)
         match allowed(self._planner.plan(planned.prompt, planned.last), self._model):
             case Extend(node=node, tail=[]):
-                return len(self.trajectory.ids(node))
+                return self._images.prompt(self.trajectory.ids(node), node).length
             case Extend() as plan:
                 outgoing = await self._extend(plan, planned)
                 if isinstance(outgoing, Outgoing) and outgoing.prompt is not None:
-                    return len(outgoing.prompt.ids)
+                    return outgoing.prompt.length
         ids, _ = await self._rendered(planned)
         return None if ids is None else len(ids)
 
@@ -226,7 +229,7 @@ class Session:
         while True:
             ours = weights.aborts
             reply = await self._model.transport.generate(asked)
-            reply = self._fields.checked(check_reply(reply), asked)
+            reply = self._images.settled(self._fields.checked(check_reply(reply), asked), asked.prompt)
             parts.append(reply)
             if reply.finish_reason != "abort":
                 return joined(parts)
@@ -253,7 +256,8 @@ class Session:
         """Decides the route. Raises FallbackRefused."""
         match allowed(self._planner.plan(planned.prompt, planned.last), self._model):
             case Extend(node=node, tail=[]) as plan:
-                return Outgoing(plan=plan, route=Route.TOKEN_IN, prompt=TokenPrompt(self.trajectory.ids(node)))
+                prompt = self._images.prompt(self.trajectory.ids(node), node)
+                return Outgoing(plan=plan, route=Route.TOKEN_IN, prompt=prompt)
             case Extend() as plan:
                 outgoing = await self._extend(plan, planned)
             case Fallback() as outgoing:
@@ -279,10 +283,12 @@ class Session:
                 reason = FallbackReason.BRIDGE_DECLINED
                 return Fallback(reason=reason, detail=detail, previous=plan.node, depth=plan.depth)
             case bridged:
-                return Outgoing(
+                images = self._images.of(plan.tail) if self._planner.sends_images else ()
+                ids = answered.extended([*completion_ids, *bridged.ids], images)
+                return self._images.fault(ids, plan) or Outgoing(
                     plan=plan,
                     route=Route.TOKEN_IN,
-                    prompt=answered.extended([*completion_ids, *bridged.ids]),
+                    prompt=ids,
                     bridge_ids=bridged.ids,
                     bridge=bridged.bridge,
                     previous=plan.node,
@@ -293,7 +299,7 @@ class Session:
         if last is not None and last.node == node and last.received is not None and not self.trajectory.is_split(node):
             return last.received, self.trajectory.nodes[node].ids.tolist()
         prompt_ids, completion_ids = self.trajectory.turn_ids(node)
-        return TokenPrompt(prompt_ids), completion_ids
+        return self._images.prompt(prompt_ids, node), completion_ids
 
     def _answered(self, plan: Extend, prompt: Prompt) -> Message | None:
         """The assistant's message before the tail. The caller's, where its calls are those that the tail answers."""
@@ -403,6 +409,8 @@ class Session:
             received = sent
         else:
             received = TokenPrompt(reply.prompt_ids)
+        if reply.expansions is not None and received is not None and not received.images:
+            received = TokenPrompt(received.ids, self._images.of(prompt.messages))
         broken = self._is_broken(outgoing, received, last)
         root = tree.find_root(prompt.root.tools_key, prompt.root.args_key)
         root = tree.add_root(prompt.root) if root is None else root
@@ -411,10 +419,12 @@ class Session:
             case Extend(node=end, tail=[]) if received is sent:
                 pass
             case Extend(node=above, tail=tail, depth=depth) if received is sent:
-                end = tree.add_tail(above, tail, prompt.digests[depth:], ids_array(outgoing.bridge_ids))
+                tail_images = self._images.of_tail(above, reply)
+                ids = ids_array(outgoing.bridge_ids)
+                end = tree.add_tail(above, tail, prompt.digests[depth:], ids, tail_images)
             case _:
-                ids = received.ids if received is not None else None
-                laid = tree.add_prompt(root, prompt.messages, prompt.digests, ids, laid)
+                whole = received.ids if received is not None else None
+                laid = tree.add_prompt(root, prompt.messages, prompt.digests, whole, laid, reply.expansions)
                 end = laid.end
         answer = digest(message, self._model.config.match)
         node = tree.add_sampled(end, message, answer, reply.completion_ids, reply.logprobs, reply.weight_versions)
@@ -429,7 +439,7 @@ class Session:
             digests=digests,
             prefixes=self._planner.prefixes(root, digests, last),
             node=node,
-            received=received,
+            received=received.read_as(reply.images_add) if received is not None else None,
             laid=laid,
             sent=as_messages or (last.sent if last is not None else None),
             sent_tokens=turn.prompt_tokens if as_messages else last.sent_tokens if last is not None else 0,
@@ -463,7 +473,7 @@ class Session:
             fallback_detail=fallback.detail if fallback else "",
             bridge=outgoing.bridge,
             node=node,
-            prompt_tokens=len(received.ids) if received is not None else reply.prompt_tokens or 0,
+            prompt_tokens=len(received.ids) + reply.images_add if received is not None else reply.prompt_tokens or 0,
             completion_tokens=len(reply.completion_ids or ()),
             cached_tokens=reply.cached_tokens,
             finish_reason=reply.finish_reason,

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from rollout.request import Reply, Request, TokenPrompt, WeightSpan
+from rollout.chat.messages import images_of
+from rollout.request import MessagePrompt, Reply, Request, TokenPrompt, WeightSpan
 from rollout.token_fields import RoutedExperts, joined_masks
 
 #: A completion that a server aborts more often by itself has failed: whoever aborts it means it.
@@ -35,8 +36,8 @@ def rest_of(request: Request, parts: Sequence[Reply]) -> Request | None:
     last = parts[-1]
     if isinstance(request.prompt, TokenPrompt):
         prompt = request.prompt
-    elif last.prompt_ids is not None:
-        prompt = TokenPrompt(last.prompt_ids)
+    elif last.prompt_ids is not None and (images := _images_of(request.prompt, last)) is not None:
+        prompt = TokenPrompt(last.prompt_ids, images, last.images_add)
     else:
         return None
     if last.completion_ids is None:
@@ -53,6 +54,12 @@ def rest_of(request: Request, parts: Sequence[Reply]) -> Request | None:
     return msgspec.structs.replace(
         request, prompt=prompt, max_tokens=left, sampling=sampling, routed_experts_from=known
     )
+
+
+def _images_of(prompt: MessagePrompt, reply: Reply) -> tuple[str, ...] | None:
+    """The images of messages that can go on as ids; None where they cannot."""
+    images = images_of(prompt.messages)
+    return None if images is None or (images and reply.expansions is None) else images
 
 
 def joined(parts: Sequence[Reply]) -> Reply:

@@ -25,7 +25,7 @@ def known_until(tree: Trajectory, node: int) -> int:
     """The position from which the experts of what goes on behind `node` are to be asked for."""
     offset = 0
     for index in tree.path(node):
-        count = len(tree.nodes[index].ids)
+        count = tree.nodes[index].length
         if count and _lacking(tree, index, offset):
             break
         offset += count
@@ -39,12 +39,12 @@ def put_experts(tree: Trajectory, node: int, experts: RoutedExperts, start: int,
     end at the last position but one.
     """
     path = tree.path(node)
-    if start + experts.rows != sum(len(tree.nodes[index].ids) for index in path) - 1:
+    if start + experts.rows != sum(tree.nodes[index].length for index in path) - 1:
         return False
     offset = 0
     for index in path:
         each = tree.nodes[index]
-        count, lacking = len(each.ids), _lacking(tree, index, offset)
+        count, lacking = each.length, _lacking(tree, index, offset)
         first = max(offset, 1) - 1  # the position of its first row
         new = experts.part(max(0, first - start), first + lacking - start) if lacking else None
         known = each.routed_experts
@@ -60,4 +60,4 @@ def _lacking(tree: Trajectory, index: int, offset: int) -> int:
     """How many of a node's ids have no row and should; `offset` ids are above it."""
     node = tree.nodes[index]
     known = node.routed_experts.rows if node.routed_experts is not None else 0
-    return len(node.ids) - known - (offset == 0 and len(node.ids) > 0)
+    return node.length - known - (offset == 0 and node.length > 0)

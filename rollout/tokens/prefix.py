@@ -144,6 +144,8 @@ class Planner:
         self.several = False
         """Whether one trajectory has several conversations, as an agent's has: sub-agents, side calls. One in which no
         assistant has spoken is then a new one. An environment has one, and such a one has lost its history."""
+        self.sends_images = False
+        """Whether the server takes ids with images, and bridges are made here."""
         self.canonicalized = 0
         """Messages whose canonical form was computed: grows with the new messages only."""
 
@@ -177,8 +179,8 @@ class Planner:
         if node is None:
             return self._no_node(prompt, root, matched)
         tail = prompt.messages[depth:]
-        if tree.nodes[node].multimodal or any(message.is_multimodal for message in tail):
-            return Fallback(reason=FallbackReason.MULTIMODAL, previous=node, depth=depth)
+        if (fault := self._media_fault(node, tail)) is not None:
+            return Fallback(reason=FallbackReason.MULTIMODAL, detail=fault, previous=node, depth=depth)
         if not tree.nodes[node].ids_known:
             return Fallback(reason=FallbackReason.IDS_MISSING, previous=node, depth=depth)
         if prompt_node is None and (fault := tail_fault(tail)):
@@ -186,6 +188,18 @@ class Planner:
             reason = FallbackReason.HISTORY_REWRITTEN if rewritten else FallbackReason.TAIL_NOT_EXTENDABLE
             return Fallback(reason=reason, detail=fault, previous=node, depth=depth)
         return Extend(node=node, tail=tail, depth=depth)
+
+    def _media_fault(self, node: int, tail: Sequence[Message]) -> str | None:
+        """Why a branch with images or audio goes out as messages; None where it need not."""
+        above = self._tree.nodes[node]
+        media = [message for message in tail if message.is_multimodal]
+        if not above.multimodal and not media:
+            return None
+        if not self.sends_images:
+            return "this server's route of ids takes no images, or no tokenizer is here"
+        if not above.placed:
+            return "the server does not say where the images stand in the prompt, or they are no images"
+        return "only images go with ids" if any(message.images is None for message in media) else None
 
     def prefixes(self, root: int, digests: Sequence[bytes], last: LastTurn | None) -> list[int]:
         """The prefixes of a conversation that are in the tree: one per message that was sent or said before."""
@@ -214,7 +228,7 @@ class Planner:
 
     def _no_node(self, prompt: Prompt, root: int | None, matched: int) -> Fallback:
         """Why no turn is a prefix of this prompt."""
-        if any(message.is_multimodal for message in prompt.messages):
+        if any(m.is_multimodal and not (self.sends_images and m.images) for m in prompt.messages):
             return Fallback(reason=FallbackReason.MULTIMODAL)
         if not self._tree.leaves:
             return Fallback(reason=FallbackReason.FIRST_TURN)

@@ -94,7 +94,7 @@ def fields_of(path: Sequence[Node]) -> tuple[SampleExperts | None, SampleMask | 
     """What the nodes of a branch, from its root on, have of either; None where none has any."""
     experts, masks, at = list[tuple[int, RoutedExperts]](), list[tuple[int, SamplingMask]](), 0
     for node in path:
-        end = at + len(node.ids)
+        end = at + node.length
         if (rows := node.routed_experts) is not None and rows.rows:
             # A node has the rows of the positions before its ids: the last is that of the last id but one.
             experts.append((end - 1 - rows.rows, rows))

@@ -21,6 +21,7 @@ import msgspec
 
 from rollout.moved import forward_names
 from rollout.request import LogprobsMode, Sampling
+from rollout.tokens.images import SampleImage, expanded, images_of_sample
 from rollout.tokens.sample_fields import SampleExperts, SampleMask, fields_of
 from rollout.tokens.trajectory import LOGPROBS, Logprobs, Node, TokenIds, Trajectory, ids_array
 
@@ -99,6 +100,8 @@ class TrainingSample(msgspec.Struct, kw_only=True):
     (tokens, layers, top k), -1 where they are not known, as they never are of the last token."""
     sampling_mask: SampleMask | None = None
     """Where a run asks for them (`EngineConfig.sampling_mask`) and its server reported any."""
+    images: list[SampleImage] = []
+    """What stands for images among `token_ids`, in order."""
 
     def __post_init__(self) -> None:
         if not self.temperatures:
@@ -168,15 +171,16 @@ def _sample(
     left_out = 0
     for index in path:
         node = tree.nodes[index]
-        count, start = len(node.ids), len(token_ids)
-        token_ids.extend(node.ids)
+        ids = expanded(node.ids, node.expansions)
+        count, start = len(ids), len(token_ids)
+        token_ids.extend(ids)
         owner = owners.get(index)
         wanted = owner is None or turns[owner].train
         train = node.sampled and wanted and index not in trained
         left_out += count if node.sampled and not wanted else 0
         loss_mask.extend([1 if train else 0] * count)
         logprobs.extend(node.logprobs if node.sampled else array(LOGPROBS, [0.0]) * count)
-        versions.extend(_versions(node))
+        versions.extend(_versions(node, count))
         temperature: float | None = None if node.sampled else 1.0
         if owner is not None and count:
             temperature = _temperature(turns[owner])
@@ -198,11 +202,12 @@ def _sample(
         left_out=left_out,
         routed_experts=experts,
         sampling_mask=mask,
+        images=images_of_sample(tree, path) if tree.nodes[path[-1]].multimodal else [],
     )
 
 
-def _versions(node: Node) -> list[str | None]:
-    versions: list[str | None] = [None] * len(node.ids)
+def _versions(node: Node, count: int) -> list[str | None]:
+    versions: list[str | None] = [None] * count
     for span in node.weight_versions:
         versions[span.start : span.end] = [span.version] * (span.end - span.start)
     return versions
@@ -270,6 +275,8 @@ def as_fields(sample: TrainingSample) -> dict[str, Any]:
         field = found.pop(name)
         if field is not None:
             found[name] = field.as_json()
+    if not sample.images:
+        del found["images"]
     return found
 
 

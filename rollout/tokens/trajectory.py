@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from rollout.chat.messages import Message
-from rollout.request import IDS, WeightSpan
+from rollout.request import IDS, Expansion, WeightSpan
 from rollout.token_fields import RoutedExperts, SamplingMask
 
 #: Logprobs are stored as doubles: 8 bytes a token, beside 4 for an id.
@@ -97,7 +97,16 @@ class Node(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     `rollout.tokens.experts`."""
     sampling_mask: SamplingMask | None = None
     """On a sampled node: one entry an id."""
+    expansions: tuple[Expansion, ...] = ()
+    """What the model reads for the images of this delta, each of which is one placeholder in it."""
+    placed: bool = True
+    """False where the ids, or those above, are not known to have one placeholder an image: they cannot be extended."""
     digest: bytes = b""
+
+    @property
+    def length(self) -> int:
+        """Tokens that the model reads of it: more than `ids` where those have placeholders."""
+        return len(self.ids) + sum(one.length - 1 for one in self.expansions)
 
 
 class LaidPrompt(NamedTuple):
@@ -214,13 +223,20 @@ class Trajectory:
         self.roots.append(root)
         return len(self.roots) - 1
 
-    def add_tail(self, parent: int, messages: Sequence[Message], digests: Sequence[bytes], ids: TokenIds) -> int:
+    def add_tail(
+        self,
+        parent: int,
+        messages: Sequence[Message],
+        digests: Sequence[bytes],
+        ids: TokenIds,
+        expansions: tuple[Expansion, ...] = (),
+    ) -> int:
         """Lays messages below `parent`, their ids on the last; returns the node that ends the prompt.
 
         Where the same messages with the same ids are there already (the prompt was sent before), they
         are used, so that no prompt is stored twice.
         """
-        return self._lay(parent, messages, digests, ids, known=True)
+        return self._lay(parent, messages, digests, ids, known=True, expansions=expansions)
 
     def add_sampled(
         self,
@@ -255,8 +271,9 @@ class Trajectory:
         digests: Sequence[bytes],
         prompt_ids: Sequence[int] | None,
         last: LaidPrompt | None = None,
+        expansions: tuple[Expansion, ...] | None = None,
     ) -> LaidPrompt:
-        """Lays a whole prompt, as the server reported it, over the tree.
+        """Lays a whole prompt, as the server reported it, over the tree. `expansions` say that it has placeholders.
 
         Where the ids differ from what is there, a new branch forks, in the middle of a delta if need be. `last` is
         what this gave for the last turn's prompt: where this one goes on from it, the search begins at its end.
@@ -266,11 +283,12 @@ class Trajectory:
             return LaidPrompt(root, end, digests, ids_array(), alone=False, nodes=len(self.nodes))
         ids = ids_array(prompt_ids)
         start = self._start(root, digests, ids, last)
-        node, depth, matched, partial = self._deepest_overlap(start, digests, ids)
+        node, depth, matched, partial = self._deepest_overlap(start, digests, ids, expansions)
         if partial is not None:
             child, shared = partial
             node, matched = self._split(child, shared), matched + shared
-        end = self._lay(node, messages[depth:], digests[depth:], ids[matched:], known=True)
+        new = expansions and tuple(Expansion(one.at - matched, one.runs) for one in expansions if one.at >= matched)
+        end = self._lay(node, messages[depth:], digests[depth:], ids[matched:], known=True, expansions=new)
         alone = matched < len(ids) and len(self._nodes_at[self._prefix_of[end]]) == 1
         return LaidPrompt(root, end, digests, ids, alone, len(self.nodes))
 
@@ -290,7 +308,11 @@ class Trajectory:
         return -1 - root, 0, 0
 
     def _deepest_overlap(
-        self, start: tuple[int, int, int], digests: Sequence[bytes], ids: TokenIds
+        self,
+        start: tuple[int, int, int],
+        digests: Sequence[bytes],
+        ids: TokenIds,
+        expansions: tuple[Expansion, ...] | None,
     ) -> tuple[int, int, int, tuple[int, int] | None]:
         """Where a prompt departs from the tree: (node, messages above, ids above, (child, ids shared with it))."""
         best: tuple[int, int, int, tuple[int, int] | None] = (*start, None)
@@ -301,7 +323,9 @@ class Trajectory:
                 delta, known = self.nodes[child].ids, self.nodes[child].ids_known
                 below = depth + (self.nodes[child].message is not None)
                 shared = _common_length(delta, ids, offset) if known else 0
-                if known and shared == len(delta):
+                if shared and not _same_images(self.nodes[child], offset, shared, expansions):
+                    shared = 0
+                if known and shared == len(delta) and (shared or self.nodes[child].placed or expansions is None):
                     # A branch that leaves ids over but no message to hold them is no place to go on from.
                     if below < len(digests) or offset + shared == len(ids):
                         best = max(best, (child, below, offset + shared, None), key=_overlap)
@@ -326,13 +350,16 @@ class Trajectory:
             logprobs=lower.logprobs[:at],
             weight_versions=_clip(lower.weight_versions, 0, at),
             multimodal=lower.multimodal,
+            expansions=tuple(one for one in lower.expansions if one.at < at),
+            placed=lower.placed,
         )
         self._children[lower.parent][lower.digest].remove(child)
         split = self._add(upper)
         lower.ids, lower.logprobs = lower.ids[at:], lower.logprobs[at:]
+        lower.expansions = tuple(Expansion(one.at - at, one.runs) for one in lower.expansions if one.at >= at)
         lower.weight_versions = _clip(lower.weight_versions, at, at + len(lower.ids))
         if lower.routed_experts is not None:
-            upper_rows = max(0, lower.routed_experts.rows - len(lower.ids))
+            upper_rows = max(0, lower.routed_experts.rows - lower.length)
             upper.routed_experts = lower.routed_experts.part(0, upper_rows)
             lower.routed_experts = lower.routed_experts.part(upper_rows, lower.routed_experts.rows)
         if lower.sampling_mask is not None:
@@ -343,26 +370,38 @@ class Trajectory:
         return split
 
     def _lay(
-        self, parent: int, messages: Sequence[Message], digests: Sequence[bytes], ids: TokenIds, *, known: bool
+        self,
+        parent: int,
+        messages: Sequence[Message],
+        digests: Sequence[bytes],
+        ids: TokenIds,
+        *,
+        known: bool,
+        expansions: tuple[Expansion, ...] | None = None,
     ) -> int:
         node, last = parent, len(messages) - 1
         empty = ids_array()
         for position, (message, digest) in enumerate(zip(messages, digests, strict=True)):
             delta = ids if position == last else empty
-            found = self._same_child(node, digest, delta, known)
-            node = (
-                found
-                if found is not None
-                else self._add(Node(parent=node, message=message, ids=delta, ids_known=known, digest=digest))
-            )
+            own = expansions or () if position == last else ()
+            placed = expansions is not None or not message.is_multimodal
+            found = self._same_child(node, digest, delta, known, own)
+            if found is None:
+                new = Node(parent=node, message=message, ids=delta, ids_known=known, digest=digest)
+                new.expansions, new.placed = own, placed
+                found = self._add(new)
+            node = found
         if node >= 0:
             self.nodes[node].prompt_end = True
         return node
 
-    def _same_child(self, parent: int, digest: bytes, delta: TokenIds, known: bool) -> int | None:
+    def _same_child(
+        self, parent: int, digest: bytes, delta: TokenIds, known: bool, expansions: tuple[Expansion, ...]
+    ) -> int | None:
         for child in reversed(self._children.get(parent, {}).get(digest, ())):
             node = self.nodes[child]
-            if not node.sampled and node.ids_known == known and node.ids == delta:
+            same = node.ids == delta and node.expansions == expansions
+            if same and not node.sampled and node.ids_known == known:
                 return child
         return None
 
@@ -372,6 +411,7 @@ class Trajectory:
         own_media = node.message is not None and node.message.is_multimodal
         node.multimodal = own_media or (parent is not None and parent.multimodal)
         node.ids_known = node.ids_known and (parent is None or parent.ids_known)
+        node.placed = node.placed and (parent is None or parent.placed)
         self.nodes.append(node)
         self._children.setdefault(node.parent, {}).setdefault(node.digest, []).append(index)
         self._add_to_prefix(index)
@@ -399,6 +439,14 @@ def _common_length(delta: TokenIds, ids: TokenIds, offset: int) -> int:
     if window == delta:
         return len(delta)
     return next((i for i, (a, b) in enumerate(zip(delta, window, strict=False)) if a != b), len(window))
+
+
+def _same_images(node: Node, offset: int, shared: int, expansions: tuple[Expansion, ...] | None) -> bool:
+    """Whether the first ids of a node are a prompt's from `offset` on also for what the model reads of them."""
+    if expansions is None:
+        return not node.expansions
+    here = tuple(Expansion(one.at - offset, one.runs) for one in expansions if offset <= one.at < offset + shared)
+    return node.placed and here == tuple(one for one in node.expansions if one.at < shared)
 
 
 def _clip(spans: Sequence[WeightSpan], start: int, end: int) -> tuple[WeightSpan, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from rollout.chat.messages import user
+from rollout.chat.messages import Message, user
 from rollout.errors import ConfigError, RequestRefused, ServerError, TransportError
 from rollout.log import get_logger
 from rollout.request import MessagePrompt, Reply, Request, Sampling, TokenPrompt
@@ -28,6 +28,7 @@ from transports.openai import (
     list_models,
     opening,
     probe_call,
+    probe_image,
     probe_request,
 )
 from transports.vllm.wire import (
@@ -40,7 +41,11 @@ from transports.vllm.wire import (
     Tokenized,
     TokenRoute,
     chat_body,
+    generate_body,
+    image_spans,
     read_chat,
+    read_generate,
+    render_body,
 )
 
 _RENDERED = msgspec.json.Decoder(Rendered)
@@ -94,7 +99,11 @@ class VllmTransport(ServedTransport):
         info = self.info
         headers = {"x-request-id": request.request_id, "x-session-id": request.session_id}
         if isinstance(request.prompt, MessagePrompt):
-            return read_chat(await self.client.post(CHAT, chat_body(request, info.model), headers=headers), request)
+            body = chat_body(request, info.model)
+            reply = read_chat(await self.client.post(CHAT, body, headers=headers), request)
+            if info.image_token is not None and request.prompt.has_media:
+                reply = await self._with_image_spans(reply, body)
+            return reply
         if self._route is None:
             raise ConfigError(f"{self.client.base_url} has no token-in route")
         if self._defaults:
@@ -102,6 +111,17 @@ class VllmTransport(ServedTransport):
             request = msgspec.structs.replace(request, sampling={**self._defaults, **given})
         body = self._route.body(request, info.model)
         return self._route.read(await self.client.post(self._route.path, body, headers=headers), request)
+
+    async def _with_image_spans(self, reply: Reply, body: dict[str, Any]) -> Reply:
+        """Chat completions do not say where the images stand; how messages are rendered says it, of the same ids."""
+        try:
+            rendered: Rendered = decode(_RENDERED, await self._asked(RENDER, render_body(body)), RENDER)
+        except TransportError as error:
+            _log.warning("images_not_placed", path=RENDER, error=str(error))
+            return reply
+        if rendered.features is None or rendered.token_ids != reply.prompt_ids:
+            return reply
+        return msgspec.structs.replace(reply, image_spans=image_spans(rendered.features.mm_placeholders))
 
     async def tokenize(self, prompt: MessagePrompt, *, add_generation_prompt: bool) -> list[int]:
         """See `rollout.transport.Transport`."""
@@ -216,7 +236,32 @@ class _Probe:
                 body["top_k"] = ALTERNATIVES  # it refuses none, and says of what is filtered that it cannot be
             info.logprobs_mode = await find_mode(self.client, CHAT, body)
         info.sampling_defaults = await self._sampling_defaults(info, paths)
+        if info.token_route == GENERATE and RENDER in paths and self._completes:
+            info.image_token = await self._image_token(info)
         return info
+
+    async def _image_token(self, info: ServerInfo) -> int | None:
+        """What stands for an image in ids: the first id of what the server makes of one, if it makes the same of that.
+
+        An older server passes over what it does not know, and reads a prompt without its images: so it is asked what
+        it read.
+        """
+        shown = Message("user", ({"type": "image_url", "image_url": {"url": probe_image()}},))
+        try:
+            body = render_body(chat_body(probe_request(MessagePrompt(messages=[shown])), info.model))
+            rendered: Rendered = decode(_RENDERED, await probe_call(self.client, RENDER, body), RENDER)
+            spans = image_spans(rendered.features.mm_placeholders) if rendered.features is not None else None
+            if not spans or len(spans) != 1:
+                return None
+            ((start, length),) = spans
+            ids = rendered.token_ids
+            prompt = TokenPrompt([*ids[: start + 1], *ids[start + length :]], (probe_image(),))
+            answer = await probe_call(self.client, GENERATE, generate_body(probe_request(prompt), info.model))
+            reply = read_generate(answer)
+        except TransportError as error:
+            _log.debug("no_images", path=GENERATE, error=str(error))
+            return None
+        return ids[start] if (reply.prompt_ids, reply.image_spans) == (ids, spans) else None
 
     async def _sampling_defaults(self, info: ServerInfo, paths: frozenset[str]) -> Sampling | None:
         """How it samples by itself: by its own word, else by the model's folder, which it reads by default."""

@@ -57,8 +57,17 @@ class _GenerateChoice(msgspec.Struct):
     sampling_mask: msgspec.Raw = ABSENT
 
 
+class Place(msgspec.Struct, gc=False):
+    """Where an image stands in a prompt."""
+
+    offset: int
+    length: int
+
+
 class _GenerateAnswer(msgspec.Struct):
     choices: list[_GenerateChoice] = []
+    prompt_token_ids: list[TokenId] | None = None
+    mm_placeholders: dict[str, list[Place]] | None = None
     usage: Usage | None = None
     weight_versions: list[Span] | None = None
 
@@ -93,10 +102,18 @@ class _ChatAnswer(msgspec.Struct):
     usage: Usage | None = None
 
 
+class Features(msgspec.Struct):
+    """What a rendered prompt has beside text."""
+
+    mm_placeholders: dict[str, list[Place]] = {}
+
+
 class Rendered(msgspec.Struct):
     """The answer of the route that makes a request of ids: what it leaves out changes nothing."""
 
     sampling_params: dict[str, Any]
+    token_ids: list[TokenId] = []
+    features: Features | None = None
 
 
 class Tokenized(msgspec.Struct):
@@ -151,6 +168,10 @@ def generate_body(request: Request, model: str) -> dict[str, Any]:
         sampling.setdefault("detokenize", False)
     body = {key: value for key, value in request.sampling.items() if key in _GENERATE_ROOT}
     body |= {"model": model, "token_ids": prompt.json(), "sampling_params": sampling, "request_id": request.request_id}
+    if prompt.images:
+        body["content_parts"] = [{"type": "image_url", "url": url} for url in prompt.images]
+    if prompt.images or request.echo_prompt:
+        body["return_token_ids"] = True
     return _with_routing(body, request)
 
 
@@ -232,6 +253,8 @@ def read_generate(answer: Answer, request: Request | None = None) -> Reply:
     return Reply(
         completion_ids=ids,
         logprobs=paired(ids, content_logprobs(choice.logprobs)),
+        prompt_ids=value.prompt_token_ids,
+        image_spans=image_spans(value.mm_placeholders),
         finish_reason=finish_reason(choice.finish_reason),
         prompt_tokens=usage.prompt_tokens,
         cached_tokens=usage.cached_tokens,
@@ -240,6 +263,19 @@ def read_generate(answer: Answer, request: Request | None = None) -> Reply:
         sampling_mask=mask_of_lists(choice.sampling_mask, GENERATE) if request and request.sampling_mask else None,
         request_s=answer.elapsed_s,
     )
+
+
+def image_spans(places: dict[str, list[Place]] | None) -> tuple[tuple[int, int], ...] | None:
+    """Where a prompt's images stand, in order; None where it is not said, or what stands there is no image."""
+    if places is None or places.keys() - {"image"}:
+        return None
+    return tuple(sorted((place.offset, place.length) for place in places.get("image", ())))
+
+
+def render_body(body: dict[str, Any]) -> dict[str, Any]:
+    """What asks how a message-in body is read, without the images' own data in the answer."""
+    asked = {key: value for key, value in body.items() if key not in ("logprobs", "top_logprobs", "return_token_ids")}
+    return {**asked, "mm_payload": "none"}
 
 
 def _check_named(ids: Sequence[int], logprobs: Sequence[TokenLogprob]) -> None:

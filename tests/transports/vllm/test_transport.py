@@ -10,13 +10,14 @@ from typing import Any
 import httpx
 import pytest
 
-from rollout.chat.messages import user
+from rollout.chat.messages import Message, user
 from rollout.errors import ConfigError, ServerError
 from rollout.request import MessagePrompt, Request, Sampling, TokenPrompt
 from rollout.transport import TransportConfig
 from transports.embedded import MODEL_DIR
 from transports.embedded.app import create_app
 from transports.http.client import HttpClient
+from transports.openai import probe_image
 from transports.vllm import transport as vllm
 from transports.vllm.transport import VllmTransport
 from transports.vllm.wire import GENERATE, RENDER
@@ -142,3 +143,110 @@ async def test_ids_are_sampled_as_messages_are(tmp_path: Path) -> None:
     assert len(await sampled(temperature=5.0)) > 1
     await transport.aclose()
     app.state.engine.close()
+
+
+class SeeingVllm(httpx.AsyncBaseTransport):
+    """vLLM with a model that reads an image as four tokens, as 0.32 was seen to answer."""
+
+    IMAGE = 300
+
+    def __init__(self, *, takes_parts: bool = True, rerenders: bool = False) -> None:
+        self.takes_parts = takes_parts
+        """Older servers pass over what they do not know."""
+        self.rerenders = rerenders
+        """Whether a prompt is rendered otherwise the second time."""
+        self.seen: list[tuple[str, dict[str, Any]]] = []
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        path, body = request.url.path, json.loads(request.content or b"{}")
+        self.seen.append((path, body))
+        paths: dict[str, Any] = {known: {} for known in ("/v1/chat/completions", RENDER, GENERATE)}
+        known: dict[str, Any] = {
+            "/v1/models": {"data": [{"id": "m", "owned_by": "vllm", "max_model_len": 4096}]},
+            "/version": {"version": "0.32"},
+            "/openapi.json": {"paths": paths},
+        }
+        if path in known:
+            return httpx.Response(200, json=known[path])
+        if path == GENERATE:
+            return httpx.Response(200, json=self._generated(body))
+        if path not in paths:
+            return httpx.Response(404, json={})
+        images = json.dumps(body["messages"]).count("image_url") // 2
+        ids, places = self._read([1, *[self.IMAGE] * images, 2], images)
+        if path == RENDER:
+            assert not images or body["mm_payload"] == "none"
+            rendered = [*ids, 3] if self.rerenders else ids
+            features = {"mm_hashes": {}, "mm_placeholders": {"image": places}} if images else None
+            return httpx.Response(200, json={"token_ids": rendered, "features": features, "sampling_params": {}})
+        return httpx.Response(200, json={"choices": [self._choice()], "prompt_token_ids": ids})
+
+    def _generated(self, body: dict[str, Any]) -> dict[str, Any]:
+        out: dict[str, Any] = {"choices": [self._choice()]}
+        if body.get("return_token_ids") and self.takes_parts:
+            parts = body.get("content_parts", [])
+            assert all(part["type"] == "image_url" and part["url"].startswith("data:") for part in parts)
+            ids, places = self._read(body["token_ids"], len(parts))
+            out |= {"prompt_token_ids": ids, "mm_placeholders": {"image": places} if parts else None}
+        return out
+
+    def _read(self, ids: list[int], images: int) -> tuple[list[int], list[dict[str, int]]]:
+        out: list[int] = []
+        places: list[dict[str, int]] = []
+        for one in ids:
+            if one == self.IMAGE and len(places) < images:
+                places.append({"offset": len(out), "length": 4})
+                out += [self.IMAGE] * 4
+            else:
+                out.append(one)
+        return out, places
+
+    def _choice(self) -> dict[str, Any]:
+        logprobs = {"content": [{"token_id": 5, "logprob": -1.0, "token": "x"}]}
+        message = {"role": "assistant", "content": "x"}
+        return {"token_ids": [5], "logprobs": logprobs, "finish_reason": "stop", "message": message}
+
+    async def open(self) -> VllmTransport:
+        return await vllm.open(TransportConfig(base_url="http://x"), HttpClient("http://x", transport=self, retries=0))
+
+
+SEEN = Message("user", ({"type": "image_url", "image_url": {"url": probe_image()}}, {"type": "text", "text": "?"}))
+
+
+async def test_a_server_that_takes_images_with_ids_is_found_by_a_call() -> None:
+    """What stands for an image is the first id of what the server makes of one; images go beside the ids."""
+    server = SeeingVllm()
+    transport = await server.open()
+    assert transport.info.image_token == SeeingVllm.IMAGE
+    prompt = TokenPrompt([1, 300, 2, 300], (probe_image(), probe_image()))
+    reply = await transport.generate(Request(prompt=prompt, request_id="r", session_id="s"))
+    assert reply.prompt_ids == [1, *[300] * 4, 2, *[300] * 4]
+    assert reply.image_spans == ((1, 4), (6, 4))
+    assert server.seen[-1][1]["token_ids"] == [1, 300, 2, 300]
+
+
+async def test_an_older_server_takes_none() -> None:
+    """It answers a prompt without its images, and does not say what it read: so none are sent."""
+    assert (await SeeingVllm(takes_parts=False).open()).info.image_token is None
+
+
+async def test_where_the_images_of_messages_stand_is_asked() -> None:
+    """Chat completions do not say it; messages without images are not asked about."""
+    server = SeeingVllm()
+    transport = await server.open()
+    reply = await transport.generate(Request(prompt=MessagePrompt([SEEN]), request_id="r", session_id="s"))
+    assert reply.prompt_ids == [1, *[300] * 4, 2]
+    assert reply.image_spans == ((1, 4),)
+    assert [path for path, _ in server.seen[-2:]] == ["/v1/chat/completions", RENDER]
+    reply = await transport.generate(Request(prompt=MessagePrompt([user("x")]), request_id="r", session_id="s"))
+    assert reply.image_spans is None
+    assert server.seen[-1][0] == "/v1/chat/completions"
+
+
+async def test_a_prompt_that_is_rendered_otherwise_the_second_time_has_no_places() -> None:
+    """A clock in a template, say: what is said of other ids is not believed."""
+    server = SeeingVllm()
+    transport = await server.open()
+    server.rerenders = True
+    reply = await transport.generate(Request(prompt=MessagePrompt([SEEN]), request_id="r", session_id="s"))
+    assert reply.image_spans is None

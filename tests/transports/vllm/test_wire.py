@@ -248,3 +248,28 @@ def npy_text(array: Any) -> str:
     file = io.BytesIO()
     np.save(file, array, allow_pickle=False)
     return b64encode(file.getvalue()).decode()
+
+
+def test_images_go_beside_the_ids_and_are_told_of() -> None:
+    """One part an image, and the question what was read; under `--verify` that is asked of every prompt of ids."""
+    body = on_wire(generate_body(request(TokenPrompt([1, 300], ("data:a", "data:b"))), "m"))
+    assert body["content_parts"] == [{"type": "image_url", "url": "data:a"}, {"type": "image_url", "url": "data:b"}]
+    assert body["return_token_ids"] is True
+    assert on_wire(generate_body(request(echo_prompt=True), "m"))["return_token_ids"] is True
+    assert "content_parts" not in on_wire(generate_body(request(), "m"))
+
+
+@pytest.mark.parametrize(
+    ("places", "spans"),
+    [
+        (None, None),
+        ({"image": [{"offset": 9, "length": 4}, {"offset": 1, "length": 2}]}, ((1, 2), (9, 4))),
+        ({}, ()),
+        ({"image": [], "audio": [{"offset": 1, "length": 2}]}, None),
+    ],
+)
+def test_where_images_stand_is_read(places: Any, spans: Any) -> None:
+    """In order; what is no image has no place that is understood."""
+    choice = {"token_ids": [5], "logprobs": {"content": [{"token_id": 5, "logprob": -1.0}]}}
+    reply = read_generate(answer({"choices": [choice], "prompt_token_ids": [1, 2], "mm_placeholders": places}))
+    assert (reply.prompt_ids, reply.image_spans) == ([1, 2], spans)
