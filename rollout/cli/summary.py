@@ -22,7 +22,7 @@ REMEDIES = {
     "template_args_changed": "chat-template arguments changed between turns",
     "tail_not_extendable": "the environment added assistant messages, or tools behind others",
     "bridge_declined": "see events.log; try another --renderer",
-    "multimodal": "images and audio go message-in",
+    "multimodal": "see events.log; images go with ids to vLLM's generate route only, audio never",
     "ids_missing": "the server reports no ids; see rollout probe",
     "not_rendered": "the local chat template refuses the first prompt; see events.log",
     "no_token_route": "the server has no token-in route; see rollout probe",

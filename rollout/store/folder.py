@@ -4,6 +4,7 @@
         config.toml       the settings, without secrets, and the folder's format: see `rollout.store.config`
         tasks.jsonl       the run's tasks, one per line, in the order of their indices
         rollouts.jsonl    one line per rollout, appended and flushed as each ends
+        images/           the images of its conversations, each once: see `rollout.store.pictures`
         token_fields.bin  what lines name and do not hold, where a run asks for it: see `rollout.store.apart`
         summary.json      the object that `--json` prints
         events.log        what was logged, one JSON object per line
@@ -50,6 +51,7 @@ from rollout.store.config import (
     write_whole,
 )
 from rollout.store.lock import FolderLock
+from rollout.store.pictures import Pictures, with_images
 from rollout.store.task_list import TaskList
 from rollout.token_fields import Blob
 from rollout.tokens.trajectory import LOGPROBS, Logprobs, TokenIds
@@ -116,13 +118,15 @@ def encode_rollout(rollout: Rollout, encoder: msgspec.json.Encoder = _ENCODER) -
 def decode_rollout(line: bytes, folder: Path | None = None) -> Rollout:
     """Reads a line of a folder, also one of an older format. Raises one of READ_ERRORS.
 
-    What lies apart is read from the folder when it is wanted.
+    What lies apart is read from the folder when it is wanted; images at once.
     """
     decoder = _decoder(folder)
     try:
-        return decoder.decode(line)
+        rollout = decoder.decode(line)
     except msgspec.ValidationError:
-        return decoder.decode(msgspec.json.encode(_without_nulls(msgspec.json.decode(line))))
+        rollout = decoder.decode(msgspec.json.encode(_without_nulls(msgspec.json.decode(line))))
+    rollout.nodes = with_images(rollout.nodes, folder)
+    return rollout
 
 
 def _without_nulls(record: Any) -> Any:
@@ -190,6 +194,7 @@ class RunFolder:
         self._owner = lock
         self._file: IO[bytes] | None = None
         self._apart = Apart(path)
+        self._pictures = Pictures(path)
         self._encoder = msgspec.json.Encoder(enc_hook=self._encoded)
         self._plan: tuple[FolderConfig, TaskList] | None = None
         """What is played, and how; there once it was written."""
@@ -252,7 +257,8 @@ class RunFolder:
         assert self._file is not None, "the run folder is closed"
         self._apart.begin()
         try:
-            line = encode_rollout(rollout, self._encoder)
+            named = msgspec.structs.replace(rollout, nodes=self._pictures.named(rollout.nodes))
+            line = encode_rollout(named, self._encoder)
         except OSError:
             raise
         except Exception as error:
@@ -298,6 +304,7 @@ class RunFolder:
         file.flush()
         self._file.close()
         self._apart.move(path)
+        self._pictures.move(path)
         self._owner.release()  # first: the new folder may have the old one's inode
         self.path, self._file, self._owner = path, file, FolderLock(path)
         if self._plan is not None:

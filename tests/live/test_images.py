@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from rollout.request import TokenPrompt
 from rollout.store.folder import read_rollouts
 from rollout.tokens.images import expanded, expansions_of
-from rollout.transport import TransportConfig
+from rollout.transport import Transport, TransportConfig
 from tests.live.picture_env import picture
 from tests.live.servers import Server, vllm_server
 from tests.live.test_run import run
@@ -25,6 +26,9 @@ pytestmark = pytest.mark.live
 
 PICTURES = str(Path(__file__).with_name("picture_env.py")) + ":Pictures"
 TURNS, TOKENS = 8, (SIDE // PATCH) ** 2
+
+#: Behind a prompt that failed vLLM may not have an image where it thinks that it has: that is a 500, once.
+TRIES = 3
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +45,11 @@ def seeing(model: Path, logs: Path) -> Iterator[Server]:
 async def test_ids_with_an_image_are_read_as_messages_are(seeing: Server) -> None:
     """One placeholder becomes what chat completions make of the image, and what is sampled is the same."""
     transport = await vllm.open(TransportConfig(base_url=seeing.url))
+    async with contextlib.aclosing(transport):
+        await read_as_messages_are(seeing, transport)
+
+
+async def read_as_messages_are(seeing: Server, transport: Transport) -> None:
     assert transport.info.image_token == IMAGE
     parts = [{"type": "text", "text": "look: "}, {"type": "image_url", "image_url": {"url": picture((250, 20, 20))}}]
     body = {"model": "tiny", "messages": [{"role": "user", "content": parts}], "max_tokens": 8, "temperature": 0}
@@ -61,14 +70,16 @@ async def test_ids_with_an_image_are_read_as_messages_are(seeing: Server) -> Non
     logprobs = [entry["logprob"] for entry in said["choices"][0]["logprobs"]["content"]]
     assert replies["same"].logprobs == pytest.approx(logprobs, abs=1e-4)
     assert replies["other"].logprobs != pytest.approx(logprobs, abs=1e-4)
-    await transport.aclose()
 
 
 def generated(server: Server, ids: list[int], images: list[str]) -> dict[str, Any]:
     """What the server makes of ids and images that nobody checked."""
     parts = [{"type": "image_url", "url": url} for url in images]
     body = {"model": "tiny", "token_ids": ids, "sampling_params": {"max_tokens": 1}, "return_token_ids": True}
-    answer = httpx.post(f"{server.url}{GENERATE}", json={**body, "content_parts": parts}, timeout=60)
+    for _ in range(TRIES):
+        answer = httpx.post(f"{server.url}{GENERATE}", json={**body, "content_parts": parts}, timeout=60)
+        if answer.status_code < 500:
+            break
     return {"status": answer.status_code, **answer.json()}
 
 
