@@ -44,6 +44,7 @@ OTHERS_OPTIONS = frozenset(
             "--dtype",
             "--logprobs-mode",
             "--generation-config",
+            "--limit-mm-per-prompt",
         ),
         *("--enable-priority-scheduling", "--schedule-low-priority-values-first", "--enable-metrics"),
         *("--agents", "--tools", "--system-prompt", "--output-format", "--dangerously-skip-permissions"),
