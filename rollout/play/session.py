@@ -113,7 +113,6 @@ class Session:
         self._group_id, self._group_size = group_id, group_size
         self._images = Images(self.trajectory, model)
         self._planner = Planner(self.trajectory, model.config.match)
-        self._planner.sends_images = self._images.are_sent
         self._contexts = Memo[bytes, Context](_CONTEXTS)
         self._lasts = LastTurns()
         self._fields = TokenFields(self.trajectory, model.config)
@@ -212,6 +211,7 @@ class Session:
         """The conversation as it is to be sent. Raises MessageError."""
         args = self._model.config.template_args if ask.template_args is None else ask.template_args
         last = self._lasts.of(ask.messages)
+        self._planner.sends_images = self._images.are_sent  # a server that takes none may have come to the others
         prompt = self._planner.prompt(ask.messages, ask.tools, args, last)
         context = self._make_context(prompt)
         settled, folded = await self._late_systems.settled(prompt.messages, context)
@@ -336,11 +336,10 @@ class Session:
         config, info, codec = self._model.config, self._model.info, self._model.codec
         if config.mode != "tito" or info.token_route is None or codec is None:
             return False
+        if any(message.is_multimodal for message in prompt.messages):
+            return False  # images and audio are the server's to put in, so such a prompt is always its own
         untold = not info.reports_prompt_ids or (config.sampling_mask and info.masks_by_ids_only)
-        if plan.reason is FallbackReason.FIRST_TURN and untold:
-            return True
-        # Images and audio are the server's to put in, so such a prompt is always its own.
-        return not any(m.is_multimodal for m in prompt.messages) and codec.has_typed_markers(prompt.messages)
+        return (plan.reason is FallbackReason.FIRST_TURN and untold) or codec.has_typed_markers(prompt.messages)
 
     async def _rendered(self, planned: _Planned) -> tuple[list[int] | None, str]:
         """(a prompt's ids as they are made here, or why they cannot be). The server may know better, so it is asked."""

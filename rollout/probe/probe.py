@@ -137,6 +137,7 @@ def rows(found: Probe) -> list[tuple[str, str]]:
         ("models", ", ".join(info.models)),
         ("context", f"{info.max_model_len} tokens" if info.max_model_len else "not said: give --max-model-len"),
         ("token-in", routes),
+        *([("images", f"go with ids, each as token {info.image_token}")] if info.image_token is not None else []),
         ("ids", f"from {info.ids_source}" if info.ids_source else "not reported on message-in"),
         ("prompt ids", _yes(info.reports_prompt_ids)),
         (

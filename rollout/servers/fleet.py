@@ -49,8 +49,8 @@ UPDATE = "update"
 #: What servers of one fleet must have in common: a trajectory may go on at any of them.
 _ALIKE = ("model", "dialect", "token_route", "keeps_stop_token")
 
-#: What is recorded of each turn, and is not known of any where the servers differ in it.
-_TOLD = ("logprobs_mode", "sampling_defaults")
+#: What is recorded of each turn, or sent to all servers or none: not known of any where they differ in it.
+_TOLD = ("logprobs_mode", "sampling_defaults", "image_token")
 
 Answer = TypeVar("Answer")
 

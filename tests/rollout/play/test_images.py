@@ -167,6 +167,24 @@ async def test_a_server_that_cannot_gets_messages(fault: dict[str, Any], said: s
     assert said in talk.turns[1].fallback_detail
 
 
+async def test_a_first_prompt_with_images_is_never_made_here() -> None:
+    """Ids of it would go out without its images."""
+    talk, transport = session(reply("b"))
+    talk._model.info = msgspec.structs.replace(talk._model.info, reports_prompt_ids=False)
+    await talk.turn([seen(URL)])
+    assert isinstance(transport.requests[0].prompt, MessagePrompt)
+
+
+async def test_a_server_that_takes_none_may_come_later() -> None:
+    """From then on nothing is sent with ids that not all servers take."""
+    talk, transport = session(reply("b"), reply("d"))
+    history: list[Message] = [seen(URL)]
+    history += [await talk.turn(history), user("and?")]
+    talk._model.info = msgspec.structs.replace(talk._model.info, image_token=None)
+    await talk.turn(history)
+    assert isinstance(transport.requests[1].prompt, MessagePrompt)
+
+
 async def test_audio_goes_as_messages() -> None:
     """Only images go with ids."""
     talk, _ = session(reply("b"), reply("d"))
