@@ -146,9 +146,9 @@ def vllm_server(
 
 @contextlib.contextmanager
 def sglang_server(
-    model_dir: Path, log_dir: Path, *, name: str = "tiny", extra_args: Sequence[str] = ()
+    model_dir: Path, log_dir: Path, *, name: str = "tiny", extra_args: Sequence[str] = (), experts: bool = False
 ) -> Iterator[Server]:
-    """SGLang on CPU, in torch's own attention; a stand-in takes its kernels' place."""
+    """SGLang on CPU, in torch's own attention; a stand-in takes its kernels' place. `experts` has it report those."""
     port = free_port()
     command = [str(python_of("sglang")), "-m", "sglang.launch_server", "--model-path", str(model_dir)]
     command += ["--served-model-name", name, "--host", "127.0.0.1", "--port", str(port), "--context-length", "4096"]
@@ -163,7 +163,11 @@ def sglang_server(
         "--sleep-on-idle",
     ]
     with _running(Server(f"http://127.0.0.1:{port}", log_dir / f"sglang-{port}.log")) as running:
-        running.spawn([*command, "--enable-metrics", *extra_args], _SGLANG)
+        env = dict(_SGLANG)
+        if experts:
+            command.append("--enable-return-routed-experts")
+            env["PYTHONPATH"] += os.pathsep + str(Path(__file__).with_name("sglang_unpinned"))
+        running.spawn([*command, "--enable-metrics", *extra_args], env)
         running.wait(lambda url: _answers(url, name), 400)
         yield running
 
