@@ -55,8 +55,10 @@ _EVENT = msgspec.json.Decoder(_Event)
 def stream_body(request: Request, context: int | None) -> dict[str, Any]:
     """The body of a token-in request. Raises RequestRefused where nothing says how long a completion may be.
 
-    It has no name: a frontend ends what it hears no more of by itself.
+    It has no name: a frontend ends what it hears no more of by itself. No routed experts and masks are asked for: how
+    they would come in events has not been seen.
     """
+    request = msgspec.structs.replace(request, routed_experts_from=None, sampling_mask=False)
     body = {**generate_body(request, "", Ways(context=context)), "stream": True}
     del body["rid"]
     if body["sampling_params"]["max_new_tokens"] is None:

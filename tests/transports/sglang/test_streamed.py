@@ -75,3 +75,9 @@ def test_what_is_not_whole_is_an_error(answer: Answer, error: type[Exception], s
     """A worker that went in the middle may be asked again; what does not fit together may not."""
     with pytest.raises(error, match=said):
         read_stream(answer)
+
+
+def test_no_experts_and_masks_are_asked_for() -> None:
+    """The samples of a run that wants them say that they are not known."""
+    asked = request(max_tokens=9, routed_experts_from=0, sampling_mask=True)
+    assert stream_body(asked, 8).keys() == stream_body(request(max_tokens=9), 8).keys()
