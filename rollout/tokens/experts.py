@@ -11,6 +11,7 @@ user's and samples 1, and asks from position 4:
     id             s   u   g  |  a   b  |  c   d  |  e         s: its row would be of position -1
     row of the id  -   0   1  |  2   3  |  4   5  |  6
 
+Positions are of what the model reads: an image has as many as it is read as, though one id stands for it in the tree.
 Where a server reported nothing for a turn, its ids have no rows. The next turn on that branch asks from the first that
 is missing, and what comes is filled in. What is known stays as it was: it is what the token was sampled with.
 """

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from rollout.chat.canonical import digest
 from rollout.chat.messages import Message, user
+from rollout.request import Expansion
 from rollout.token_fields import RoutedExperts
 from rollout.tokens.experts import known_until, put_experts
 from rollout.tokens.samples import samples_of_tree
@@ -156,3 +157,32 @@ def test_a_fork_that_is_filled_later_is_found_whole() -> None:
     assert tree.filled == []
     for leaf in (first, second):
         assert known_until(tree, leaf) == len(tree.ids(leaf)) - 1
+
+
+@given(st.integers(0, 3), st.integers(1, 5), st.integers(2, 7))
+def test_an_image_has_the_positions_that_it_is_read_as(before: int, size: int, cut: int) -> None:
+    """Rows are of the expanded ids, also where a fork cuts before or behind the image; turns ask from there on."""
+    tree = Trajectory()
+    root = tree.add_root(Root())
+    ids = [*range(1, before + 1), 50, 7, 8]
+    messages = [user("a")]
+    image = (Expansion(before, ((60, size),)),)
+    end = tree.add_prompt(root, messages, [digest(messages[0])], ids, None, image).end
+    first = answer(tree, end, "b", [4, 5])
+    read = [*ids[:before], *[60] * size, 7, 8, 4, 5]
+    assert put_experts(tree, first, experts_of(read[:-1]), 0, 0)
+    assert known_until(tree, first) == len(read) - 1
+    again = [*[*ids, 4, 5][: min(cut, len(ids) + 1)], 9]
+    placeholder = image if 50 in again else ()
+    other = [user("a"), Message("assistant", "b"), user("c")]
+    end = tree.add_prompt(root, other, [digest(message) for message in other], again, None, placeholder).end
+    answer(tree, end, "d", [3])
+    for sample in samples_of_tree(tree):
+        if sample.token_ids.tolist() != read:
+            continue
+        assert sample.routed_experts is not None
+        found = sample.routed_experts.to_numpy()[:-1].astype(np.int8)
+        assert [row.tobytes() for row in found] == positions(experts_of(read[:-1]))
+        break
+    else:
+        raise AssertionError("the first turn has a sample")
