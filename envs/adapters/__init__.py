@@ -4,5 +4,7 @@ A file an adapter, found by the entry-point group `rollout.env_schemes`. Each ta
 environments and agents, and imports its package when an object is made: none of them is needed to install or to list.
 
     hf               prompts of a data set, with a reward function
+    reasoning        reasoning-gym's data sets and scorers
+    gym              Gymnasium's toy_text environments; others through two functions
     common           what they share: the package's import, a user's function by its name
 """

@@ -11,7 +11,7 @@ in constraints-NAME.txt beside this file.
     train    this project with torch, for the example that trains
     agents   agents in Python: mini-swe-agent, openai-agents, LangGraph, and the official SDKs
     programs agents that npm has: Claude Code and Codex; node 20 or newer must be there
-    envs     this project with other packages' environments: datasets
+    envs     this project with other packages' environments: reasoning-gym, gymnasium, datasets
 """
 
 from __future__ import annotations
