@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from base64 import b64encode
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -12,10 +13,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from envs.guess_number import GuessNumber
+from rollout import Engine, EngineConfig
 from rollout.errors import MalformedReply
+from rollout.store.folder import RunFolder, read_rollouts
+from rollout.tokens.batch import joined
 from rollout.transport import ServerInfo, TransportConfig
 from tests.log_kit import capture_logs
+from tests.rollout.test_histories import check_fields
+from tests.transports.mixture import Mixture
 from transports.fields import ABSENT, experts_of_bytes, experts_of_npy, mask_of_lists, tell_unreported
+from transports.http.client import HttpClient
+from transports.scripted import LAYERS, TOP_K
+from transports.sglang import transport as sglang
+from transports.vllm import transport as vllm
 
 
 def npy(array: Any) -> msgspec.Raw:
@@ -125,3 +136,36 @@ def test_a_server_that_reports_none_is_told_of(wanted: set[str]) -> None:
         info = ServerInfo(dialect="vllm", model="m", reports_routed_experts=True, reports_sampling_mask=True)
         tell_unreported(config, info)
         assert len(events) == len(wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dialect", ["vllm", "sglang"])
+@pytest.mark.parametrize("mode", ["tito", "mito"])
+async def test_a_whole_run_keeps_them_of_every_token(dialect: str, mode: Any, tmp_path: Path) -> None:
+    """In a dialect's own words, by ids and by messages; its run folder has them, and every kind of batch."""
+    speaks: dict[str, Any] = {"vllm": vllm.open, "sglang": sglang.open}
+    asked: dict[str, Any] = {"routed_experts": True, "sampling_mask": True}
+    client = HttpClient("http://x", transport=Mixture(dialect), retries=0)
+    transport = await speaks[dialect](TransportConfig(base_url="http://x", **asked), client)
+    config = EngineConfig(mode=mode, max_tokens=8, sampling={"temperature": 1.0, "top_k": 3}, max_turns=4, **asked)
+    folder = RunFolder.create(tmp_path / "run")
+    async with Engine(config, GuessNumber, transport=transport) as engine:
+        async for group in engine.stream(GuessNumber().tasks(2, seed=0), rollouts_per_task=2):
+            for rollout in group.rollouts:
+                assert rollout.failure is None
+                await folder.write(rollout)
+    folder.close()
+    samples = [sample for rollout in read_rollouts(tmp_path / "run") for sample in rollout.samples()]
+    assert len(samples) >= 4
+    for sample in samples:
+        experts = sample.routed_experts
+        assert experts is not None
+        if dialect == "sglang":  # the folder that it names is of a dense model, and its bytes have no shape
+            assert (experts.layers, experts.top_k) == (1, LAYERS * TOP_K)
+            experts.layers, experts.top_k = LAYERS, TOP_K
+        if mode == "tito" or dialect == "sglang":
+            check_fields(sample)
+    batch = joined(samples)
+    assert batch.routed_experts is not None
+    assert (batch.routed_experts < 0).all((1, 2)).sum() == len(samples)
+    assert batch.sampling_mask_ids is not None or (mode, dialect) == ("mito", "vllm")

@@ -15,6 +15,7 @@ from transports import dynamo
 from transports.dynamo import DynamoTransport
 from transports.embedded import MODEL_DIR, NOT_A_MODEL
 from transports.embedded.app import create_app
+from transports.fields import tell_unreported
 from transports.http.client import HttpClient
 from transports.sglang import transport as sglang
 from transports.sglang.transport import SglangTransport
@@ -50,10 +51,16 @@ async def open(config: TransportConfig) -> VllmTransport | DynamoTransport | Sgl
         transport=_AppTransport(app),
     )
     speaks: dict[str, Any] = {"vllm": vllm.open, "sglang": sglang.open, "dynamo": dynamo.open}
-    plain = msgspec.structs.replace(config, options={})
+    plain = msgspec.structs.replace(config, options={}, routed_experts=False, sampling_mask=False)
     transport: VllmTransport | DynamoTransport | SglangTransport = await speaks[dialect](plain, client)
     transport.info.dialect = "embedded"
     transport.info.vocab_size = app.state.engine.model.config.vocab_size
+    tell_unreported(
+        config,
+        transport.info,
+        routed_experts="the embedded model is no mixture of experts: play on vLLM or SGLang",
+        sampling_mask="the embedded model reports none: play on vLLM or SGLang",
+    )
     return transport
 
 

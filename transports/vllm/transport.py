@@ -229,6 +229,8 @@ class _Probe:
         if not self._completes and not info.token_routes:
             raise ServerError(f"{self.client.base_url} lists {card.id!r} but completes nothing: {self._refusal}")
         info.token_route = choose_route(info, self._config.token_route, self.client.base_url)
+        if info.token_route != GENERATE:
+            info.reports_sampling_mask = info.masks_by_ids_only = False
         if self._completes:
             prompt = self._request(MessagePrompt(messages=[user("Hi.")]))
             body = chat_body(prompt, info.model)

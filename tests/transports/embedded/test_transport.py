@@ -11,6 +11,7 @@ from rollout.chat.messages import user
 from rollout.errors import ConfigError
 from rollout.request import MessagePrompt, Request, TokenPrompt
 from rollout.transport import TransportConfig
+from tests.log_kit import capture_logs
 from transports.embedded.transport import open as open_embedded
 
 PROMPT = MessagePrompt(messages=[user("Guess my number from 1 to 64. 7 guesses left.")])
@@ -66,3 +67,13 @@ async def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     """A wrong folder is one clear sentence."""
     with pytest.raises(ConfigError, match="no embedded model in"):
         await open_embedded(TransportConfig(options={"model_dir": str(tmp_path)}))
+
+
+async def test_it_is_no_mixture_of_experts() -> None:
+    """A run that wants what it has not is told so, in its own name."""
+    with capture_logs() as events:
+        transport = await open_embedded(TransportConfig(routed_experts=True, sampling_mask=True))
+    await transport.aclose()
+    told = [event for event in events if event["event"].endswith("_not_reported")]
+    assert [event["event"] for event in told] == ["routed_experts_not_reported", "sampling_mask_not_reported"]
+    assert {event["server"] for event in told} == {"embedded"}

@@ -14,6 +14,7 @@ from rollout.chat.messages import Message, user
 from rollout.errors import ConfigError, ServerError
 from rollout.request import MessagePrompt, Request, Sampling, TokenPrompt
 from rollout.transport import TransportConfig
+from tests.transports.mixture import Mixture
 from transports.embedded import MODEL_DIR
 from transports.embedded.app import create_app
 from transports.http.client import HttpClient
@@ -250,3 +251,18 @@ async def test_a_prompt_that_is_rendered_otherwise_the_second_time_has_no_places
     server.rerenders = True
     reply = await transport.generate(Request(prompt=MessagePrompt([SEEN]), request_id="r", session_id="s"))
     assert reply.image_spans is None
+
+
+@pytest.mark.parametrize("route", [GENERATE, "/v1/completions"])
+async def test_masks_come_by_the_generate_route_alone(route: str) -> None:
+    """A server that refuses what it could report none of is opened all the same; by another route there are none."""
+    mixture = Mixture("vllm")
+    client = HttpClient("http://x", transport=mixture, retries=0)
+    config = TransportConfig(base_url="http://x", token_route=route, sampling_mask=True)
+    transport = await vllm.open(config, client)
+    assert mixture.refused
+    assert transport.info.token_routes == [GENERATE, "/v1/completions"]
+    assert transport.info.reports_routed_experts
+    assert transport.info.reports_sampling_mask is transport.info.masks_by_ids_only is (route == GENERATE)
+    assert transport.info.keeps_stop_token
+    await transport.aclose()
