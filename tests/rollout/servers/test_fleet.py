@@ -351,6 +351,15 @@ async def test_what_servers_differ_in_is_not_said_of_any() -> None:
     assert [(event["event"], event["field"]) for event in events] == [("servers_differ", "logprobs_mode")]
 
 
+async def test_images_go_with_ids_where_every_server_takes_them() -> None:
+    """A trajectory may go on at any of them."""
+    one = msgspec.structs.replace(ScriptedTransport([]).info, image_token=7)
+    with capture_logs() as events:
+        info = await fleet(Server(info=one), Server(info=ScriptedTransport([]).info)).connect()
+    assert info.image_token is None
+    assert [event["field"] for event in events] == ["image_token"]
+
+
 async def test_servers_must_be_alike() -> None:
     """Another model among them is named before anything is played."""
     other = Server(info=ServerInfo(dialect="scripted", model="other"))

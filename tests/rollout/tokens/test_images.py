@@ -15,10 +15,12 @@ from rollout.chat.canonical import digest
 from rollout.chat.messages import Message, user
 from rollout.errors import MalformedReply
 from rollout.request import Expansion, MessagePrompt, Reply, TokenPrompt
+from rollout.tokens.experts import known_until, put_experts
 from rollout.tokens.images import as_logical, collapsed, expanded, expansions_of, image_name, images_of_sample
 from rollout.tokens.samples import samples_of_tree
 from rollout.tokens.trajectory import Root, Trajectory, ids_array
 from rollout.tokens.verify import check_trajectory
+from transports.scripted import experts_of
 
 IMAGE = 300
 URL = "data:image/png;base64," + base64.b64encode(b"pixels").decode()
@@ -135,6 +137,25 @@ def test_a_fork_keeps_each_image_with_its_ids() -> None:
     for leaf in tree.leaves:
         assert expansions_of(tree, leaf) == at
         assert expanded(tree.ids(leaf), expansions_of(tree, leaf)) in (first.token_ids, second.token_ids)
+
+
+def test_experts_are_of_what_the_model_read() -> None:
+    """A row for each position of the expanded ids, which a fork cuts where it cuts the logical ones."""
+    message = seen(URL, URL)
+    at = (Expansion(1, ((IMAGE, 2),)), Expansion(3, ((IMAGE, 5),)))
+    tree = laid((message, [1, IMAGE, 2, IMAGE, 3], at))
+    read = [1, IMAGE, IMAGE, 2, *[IMAGE] * 5, 3, 9]
+    assert put_experts(tree, tree.leaves[0], experts_of(read[:-1]), 0, 0)
+    laid_again = tree.add_prompt(0, [message], [digest(message)], [1, IMAGE, 4, IMAGE, 3], expansions=at)
+    tree.add_sampled(laid_again.end, Message("assistant", "x"), digest(user("y")), [9], [-1.0])
+    first, second = samples_of_tree(tree)
+    assert first.routed_experts is not None
+    assert second.routed_experts is not None
+    assert (first.routed_experts.known, first.routed_experts.tokens) == (len(read) - 1, len(read))
+    assert (second.routed_experts.known, second.routed_experts.tokens) == (2, len(read))
+    assert (first.routed_experts.to_numpy()[:2] == second.routed_experts.to_numpy()[:2]).all()
+    assert known_until(tree, tree.leaves[0]) == len(read) - 1
+    assert known_until(tree, tree.leaves[1]) == 2
 
 
 def test_a_prompt_whose_images_have_no_known_place_cannot_be_extended() -> None:
