@@ -13,6 +13,7 @@
     logprobs     whether a trainer could take the logprobs for what they are not
     session      one turn: plan, bridge, send, check, commit
     fields       a trajectory's routed experts and sampling masks: asked for, checked, put on its tree
+    images       its images: sent with ids, and what the server made of them
     route        which way its prompt goes out
     setups       what rollouts share, entered once in each process
     late_system  system messages in the middle of a conversation

@@ -2,6 +2,7 @@
 
     folder         the run folder: written as rollouts end, read back without loss
     apart          what its lines name and do not hold: routed experts, sampling masks
+    pictures       images of its conversations, each once, beside its lines
     config         its config.toml, and the format's version
     settings       what a run plays: read from flags, TOML and folders alike
     task_list      which tasks, kept with the run

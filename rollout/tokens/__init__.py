@@ -3,6 +3,7 @@
     trajectory     a tree of messages, each with its own token delta, and what of it was sampled
     prefix         the longest known branch that a conversation goes on from, or why there is none
     experts        routed experts on the tree: from where a turn asks, which node has which
+    images         placeholders in the tree, and what the model reads in their places
     samples        a branch as arrays: ids, loss mask, logprobs, versions
     sample_fields  a branch's routed experts and sampling masks as arrays
     batch          samples padded to rows, or packed

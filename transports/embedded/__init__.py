@@ -7,6 +7,7 @@
     reply          a completion's text as a message with calls
     dynamo_routes  Dynamo's
     sglang_routes  SGLang's
+    sglang_bodies  what they take
     wire           what all share: bodies, refusals, answers
     chat           text and ids, without transformers
     engine         continuous batching in one thread
