@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 SEEDS := 3
 AGENT :=
 
-.PHONY: rollout test slow check format lint types docs test-oldest test-newest wheel fidelity models real servers live live-sglang live-full adapters soak soak-full bench results bench-smoke install clean
+.PHONY: rollout test slow check format lint types docs test-oldest test-newest wheel fidelity models real servers live live-sglang live-ray live-full adapters soak soak-full bench results bench-smoke install clean
 
 rollout: $(INSTALLED)  ## play 64 rollouts of a bundled environment on the embedded model
 	$(BIN)/rollout run guess_number -n 16 -r 4
@@ -62,11 +62,15 @@ servers: $(INSTALLED)  ## install real vLLM (CPU) and Dynamo, each in an environ
 	$(BIN)/python -m tests.live.install vllm dynamo train
 
 live: servers  ## start real servers, and test against them
-	$(BIN)/python -m pytest -q -rP -m 'live and not full and not agents and not adapters and not sglang' tests/live
+	$(BIN)/python -m pytest -q -rP -m 'live and not full and not agents and not adapters and not sglang and not ray' tests/live
 
 live-sglang: $(INSTALLED)  ## the same of SGLang, whose environment takes 7 GB
 	$(BIN)/python -m tests.live.install sglang
 	$(BIN)/python -m pytest -q -rP -m sglang tests/live
+
+live-ray: $(INSTALLED)  ## Ray's cluster on this machine, with real servers; the tests run where Ray is; needs root, for two hosts
+	$(BIN)/python -m tests.live.install vllm dynamo ray
+	.servers/ray/bin/python -m pytest -q -rP -n 2 --dist loadfile -m ray tests/live/ray
 
 programs: $(INSTALLED)  ## install real agents (mini-swe-agent, LangGraph, Claude Code, Codex and others) under .servers; needs npm
 	$(BIN)/python -m tests.live.install agents programs
@@ -80,7 +84,7 @@ adapters: $(INSTALLED)  ## install other packages' environments, and play each o
 	.servers/envs/bin/python -m pytest -q -rP -m adapters tests/live/adapters
 
 live-full: servers programs  ## the same with the whole matrix of servers and models
-	$(BIN)/python -m pytest -q -rP -m 'live and not adapters and not sglang' tests/live
+	$(BIN)/python -m pytest -q -rP -m 'live and not adapters and not sglang and not ray' tests/live
 
 soak: servers  ## a real job under a storm, in the form of CI; needs root, for a disk that can be filled
 	$(BIN)/python -m benchmarks.soak

@@ -66,13 +66,13 @@ class Replies(Env):
         return Step(messages=[user(REPLY)], done=self.turn == self._turns)
 
 
-def make_script(context: int = 0) -> Script:
-    """What the server answers: an ordinary sentence of 32 tokens, its stop token included.
+def make_script(context: int = 0, tokens: int = COMPLETION_TOKENS) -> Script:
+    """What the server answers: an ordinary sentence of so many tokens, its stop token included.
 
     `context` is how many tokens the server says that the first prompt has, where that is more than it has.
     """
     tokenizer = AutoTokenizer.from_pretrained(str(MODEL_DIR))
-    ids = tokenizer.encode(filler(400))[: COMPLETION_TOKENS - 1]
+    ids = tokenizer.encode(filler(12 * tokens))[: tokens - 1]
     opening = [{"role": "user", "content": OPENING}]
     prompt = tokenizer.apply_chat_template(opening, add_generation_prompt=True, return_dict=False)
     stop = tokenizer.convert_tokens_to_ids("<|im_end|>")

@@ -53,6 +53,12 @@ def basic_auth(url: str) -> str | None:
     return f"Basic {base64.b64encode(pair).decode()}"
 
 
+def is_loopback(url: str) -> bool:
+    """Whether an address names the machine that it is used on, whichever that is. Raises ConfigError."""
+    host = _split(url).hostname or ""
+    return host in ("localhost", "::1", "0.0.0.0", "::") or host.startswith("127.")
+
+
 def _split(url: str) -> SplitResult:
     text, shown = url.strip(), shown_url(url)
     if "://" not in text and not re.match(r"https?:/?(?![0-9])", text):

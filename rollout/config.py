@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
     Launch = str | Callable[[], Awaitable[Any]]
 else:
     Launch = Any  # a struct's union has no room for a function: see `check_config`
+
+#: HOST or HOST:PORT.
+_LISTEN = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[\w.-]+)(:\d{1,5})?")
 
 #: What `concurrency="auto"` never goes above.
 MOST_AUTO = 4096
@@ -134,13 +139,28 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """How many processes play, each with an event loop of its own, where one core is not enough. Above 1 the engine
     starts them: see `rollout.workers.pool`."""
     launch: Launch = "local"
-    """How such a process is started: a name of the entry points `rollout.launchers`, `local` for this machine, or what
-    starts one, an asynchronous function that gives a `rollout.workers.launch.Worker`. A file or a flag has a name."""
+    """How such a process is started: a name of the entry points `rollout.launchers`, `local` for this machine or `ray`
+    for a cluster, where one process is started, too; or what starts one, an asynchronous function that gives a
+    `rollout.workers.launch.Worker`. A file or a flag has a name."""
     worker_start_s: float = 300.0
     """How long such a process may take until it can play: importing the environment, connecting."""
     worker_silence_s: float = 20.0
     """A process whose event loop has said nothing for so long hangs. It is ended and replaced, and the rollouts that it
     played fail as `process`. While an update of the weights waits for it, 5 s are enough."""
+
+    ray_address: str | None = None
+    """The Ray cluster of `launch="ray"`, as `ray.init` takes it. None is the one that this process is part of, else
+    that of `RAY_ADDRESS`, else the one that runs on this machine; no cluster is ever started."""
+    ray_num_cpus: float = 1.0
+    """CPUs that a node must have free for a worker. It is placed by them, not held to them."""
+    ray_resources: Mapping[str, float] = {}
+    """Custom resources that a worker's node must have, too, such as `{"rollout": 1}`."""
+    ray_runtime_env: Mapping[str, Any] = {}
+    """Ray's runtime environment of the workers, with the user's modules: `{"working_dir": "."}`. A run folder does not
+    keep its `env_vars`."""
+    ray_listen: str | None = None
+    """HOST or HOST:PORT of this machine that workers connect back to; None is this node's address, as Ray has it, and a
+    free port."""
 
     # proxy: rollouts' models over HTTP, for agents that bring a client of their own
 
@@ -257,6 +277,25 @@ def _check_workers(config: EngineConfig) -> None:
     _at_least(config, 1, "processes")
     if not isinstance(config.launch, str) and not callable(config.launch):
         raise ConfigError(f"launch must be a name or a function that starts a process, not {config.launch!r:.200}")
+    _check_ray(config)
+
+
+def _check_ray(config: EngineConfig) -> None:
+    if config.ray_address is not None and config.ray_address.startswith("ray://"):
+        raise ConfigError(
+            "ray_address is a cluster's own (HOST:6379, or auto), not Ray Client's (ray://): workers connect back to "
+            "this process, so run it on a node of the cluster, or by `ray job submit`"
+        )
+    if not 0 <= config.ray_num_cpus < math.inf:
+        raise ConfigError(f"ray_num_cpus is a number of CPUs, 0 or more, not {config.ray_num_cpus}")
+    for name, amount in config.ray_resources.items():
+        if not 0 < amount < math.inf or name in ("CPU", "GPU", "memory"):
+            raise ConfigError(
+                f"ray_resources has custom resources and how much of each, not {name}={amount}"
+                + (": give ray_num_cpus" if name == "CPU" else "")
+            )
+    if config.ray_listen is not None and not _LISTEN.fullmatch(config.ray_listen):
+        raise ConfigError(f"ray_listen is HOST or HOST:PORT, not {config.ray_listen!r}")
 
 
 def _check_proxy(config: EngineConfig) -> None:

@@ -53,6 +53,7 @@ OTHERS_OPTIONS = frozenset(
         *("--agents", "--tools", "--system-prompt", "--output-format", "--dangerously-skip-permissions"),
         *("--exit-immediately", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox"),
         *("--enable-metrics", "--enable-priority-scheduling", "--schedule-low-priority-values-first"),
+        *("--head", "--address"),
         *("--server", "--write-model", "--picture-of", "--shape", "--write", "--full", "--at-once", "--contexts"),
     }
 )

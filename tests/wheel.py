@@ -34,6 +34,7 @@ USES = {
     "cli": [["rollout", "--version"], ["rollout", "envs"]],
     "serve": [["python", "-c", "import transports.embedded.transport, transports.embedded.serve"]],
     "proxy": [["python", "-c", "import rollout.proxy.app, uvicorn"]],
+    "ray": [["python", "-c", "import ray; from rollout.workers.ray import RayLaunch"]],
     "all": [["rollout", "run", "guess_number", "-n", "1", "-o", "run"], ["rollout", "export", "run"]],
     "parquet": [
         ["rollout", "run", "guess_number", "-n", "1", "-o", "run"],
@@ -47,6 +48,7 @@ USES = {
 LACKS = {
     ALONE: [["rollout", "--version"], ["python", "-m", "rollout"]],
     "cli": [["rollout", "run", "guess_number", "-n", "1"]],
+    "all": [["rollout", "run", "guess_number", "-n", "1", "--launch", "ray"]],
 }
 
 

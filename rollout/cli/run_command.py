@@ -63,7 +63,29 @@ def run(
     processes: Processes = None,
     launch: Annotated[
         str | None,
-        typer.Option(help="How processes are started: a name of `rollout.launchers`.", show_default="local"),
+        typer.Option(
+            help="How processes are started: local, ray, or a name of `rollout.launchers`.", show_default="local"
+        ),
+    ] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help="The Ray cluster.", show_default="RAY_ADDRESS, else the one on this machine")
+    ] = None,
+    ray_num_cpus: Annotated[
+        float | None, typer.Option(help="CPUs that Ray places a process by.", show_default="1")
+    ] = None,
+    ray_resources: Annotated[
+        list[str] | None,
+        typer.Option("--ray-resource", help="NAME=AMOUNT that a process's node must have.", show_default="none"),
+    ] = None,
+    ray_runtime_env: Annotated[
+        str | None,
+        typer.Option(
+            help="Ray's runtime environment of the processes, as JSON or a file of it.", show_default="the cluster's"
+        ),
+    ] = None,
+    ray_listen: Annotated[
+        str | None,
+        typer.Option(help="HOST:PORT of this machine for the processes.", show_default="its node's address"),
     ] = None,
     env_args: Annotated[
         list[str] | None,
@@ -224,12 +246,14 @@ def run(
         from rollout.cli.logs import EventLog
         from rollout.cli.resume import resumed_settings
         from rollout.cli.run import Run
-        from rollout.store.settings import concurrency_of, key_values, read_settings
+        from rollout.store.settings import concurrency_of, json_object, key_values, read_settings
 
         flags["env_args"] = key_values(env_args, "-a", as_json=False) or None
         flags["base_url"] = base_url or None
         flags["concurrency"] = concurrency_of(concurrency)
         flags["sampling"] = key_values(sampling, "-s", as_json=True)
+        flags["ray_resources"] = key_values(ray_resources, "--ray-resource", as_json=True) or None
+        flags["ray_runtime_env"] = json_object(ray_runtime_env, "--ray-runtime-env")
         if temperature is not None:
             flags["sampling"]["temperature"] = temperature
         flags["template_args"] = key_values(template_args, "--template-arg", as_json=True) or None

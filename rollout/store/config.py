@@ -102,6 +102,8 @@ def config_of(settings: RunSettings) -> FolderConfig:
     """The settings as a folder keeps them: without secrets, and with the size that was meant."""
     kept: dict[str, Any] = msgspec.to_builtins(settings)
     not_kept = [f"headers.{name}" for name in kept.pop("headers", {})]
+    runtime_env = kept["ray_runtime_env"] = dict(kept.get("ray_runtime_env") or {})
+    not_kept += [f"ray_runtime_env.env_vars.{name}" for name in runtime_env.pop("env_vars", {})]
     urls = kept.get("base_url")
     bare = [shown_url(url) for url in ([urls] if isinstance(urls, str) else urls or [])]
     if bare and bare != ([urls] if isinstance(urls, str) else list(urls or ())):
@@ -115,6 +117,7 @@ def config_of(settings: RunSettings) -> FolderConfig:
 def missing_secrets(config: FolderConfig, settings: RunSettings) -> list[str]:
     """What the run had, a folder does not keep, and was not given again."""
     given = {f"headers.{name}" for name in settings.headers}
+    given |= {f"ray_runtime_env.env_vars.{name}" for name in settings.ray_runtime_env.get("env_vars", {})}
     if any("@" in url for url in settings.base_urls):
         given.add("base_url's password")
     return [name for name in config.not_kept if name not in given]

@@ -46,6 +46,11 @@ RESUMABLE = frozenset(
         "concurrency",
         "processes",
         "launch",
+        "ray_address",
+        "ray_num_cpus",
+        "ray_resources",
+        "ray_runtime_env",
+        "ray_listen",
         "worker_start_s",
         "worker_silence_s",
         "server_wait_s",
@@ -180,6 +185,21 @@ def key_values(pairs: Sequence[str] | None, flag: str, *, as_json: bool) -> dict
             raise ConfigError(f"{flag} {pair!r} is not KEY=VALUE")
         values[key] = _json_or_text(text) if as_json else text
     return values
+
+
+def json_object(text: str | None, flag: str) -> dict[str, Any] | None:
+    """A JSON object, or that of a file. Raises ConfigError."""
+    if text is None:
+        return None
+    try:
+        found = msgspec.json.decode(text if text.lstrip().startswith("{") else Path(text).read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{flag} {text!r} is neither a JSON object nor a file: {error.strerror or error}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{flag}: {text!r:.200} is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{flag} is a JSON object, not {text!r:.200}")
+    return found
 
 
 def concurrency_of(text: str | None) -> int | str | None:

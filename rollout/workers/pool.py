@@ -133,7 +133,9 @@ class WorkerPool:
         Raises ServerError, ConfigError, RolloutError.
         """
         make_env = self._pickled(self._make_env)
-        self._setup = wire.encode(wire.Setup(msgspec.structs.replace(self._config, launch="local"), make_env))
+        self._setup = wire.encode(
+            wire.Setup(msgspec.structs.replace(self._config, launch="local", ray_runtime_env={}), make_env)
+        )
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self._launcher.aclose)
             await self._launcher.open(main_script=b"__main__" in make_env, on_lost=self._on_gone)

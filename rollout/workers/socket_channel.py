@@ -12,7 +12,7 @@ from rollout.workers.channel import MOST_FRAME, FrameTooLong
 _LENGTH = struct.Struct("<Q")
 
 #: Bytes that are taken from a socket before whoever reads them has asked.
-_READ_AHEAD = 2**22
+READ_AHEAD = 2**22
 
 #: A longer frame arrives in parts, so that the other side is heard while it comes.
 _PART = 2**20
@@ -33,7 +33,7 @@ class SocketChannel:
     async def over(cls, end: socket.socket) -> SocketChannel:
         """The channel of one end of a connection."""
         end.setblocking(False)
-        return cls(*await asyncio.open_connection(sock=end, limit=_READ_AHEAD))
+        return cls(*await asyncio.open_connection(sock=end, limit=READ_AHEAD))
 
     @property
     def unsent(self) -> int:

@@ -1,6 +1,6 @@
 """Installs real servers without a GPU, and real agents, each in an environment of its own under `.servers`.
 
-    python -m tests.live.install vllm sglang dynamo agents programs envs
+    python -m tests.live.install vllm sglang dynamo ray agents programs envs
 
 A finished environment has a marker with the hash of what made it; without that it is made anew. Versions are
 in constraints-NAME.txt beside this file.
@@ -9,6 +9,7 @@ in constraints-NAME.txt beside this file.
     sglang   SGLang 0.5.23, beside the torch of GPUs (7 GB in all), which it does not import without
     dynamo   Dynamo's frontend and mocker, and vLLM 0.31: by itself, and as Dynamo's worker
     train    this project with torch, for the example that trains
+    ray      this project with Ray, and what its tests need: they run there
     agents   agents in Python: mini-swe-agent, openai-agents, LangGraph, and the official SDKs
     programs agents that npm has: Claude Code and Codex; node 20 or newer must be there
     envs     this project with other packages' environments: reasoning-gym, gymnasium, datasets
@@ -126,10 +127,19 @@ def _install_programs(name: str, constraints: Path) -> None:
         _run([str(program_of(program)), "--version"])
 
 
+def _install_ray(name: str, constraints: Path) -> None:
+    """With `ip`, by which a test gives two hosts addresses of their own."""
+    if shutil.which("ip") is None:
+        _system_packages(["iproute2"])
+    _install_pinned(name, constraints)
+    _uv(name, "--no-deps", "-e", str(PROJECT))
+
+
 _RECIPES = {
     "vllm": _install_server,
     "sglang": _install_server,
     "dynamo": _install_server,
+    "ray": _install_ray,
     "train": _install_train,
     "agents": _install_agents,
     "programs": _install_programs,
@@ -172,8 +182,11 @@ def _system_libraries() -> None:
     """Installs shared libraries that are missing, where we may."""
     cache = subprocess.run(["ldconfig", "-p"], capture_output=True, text=True, check=False).stdout
     missing = [package for library, package in _SYSTEM.items() if library not in cache]
-    if not missing:
-        return
+    if missing:
+        _system_packages(missing)
+
+
+def _system_packages(missing: list[str]) -> None:
     if os.geteuid() != 0:
         raise InstallError(f"system packages are missing: {' '.join(missing)}; install them first")
     print(f"system packages: installing {' '.join(missing)} ...", flush=True)

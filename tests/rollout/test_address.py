@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rollout.address import basic_auth, server_url, shown_url
+from rollout.address import basic_auth, is_loopback, server_url, shown_url
 from rollout.errors import ConfigError
 
 
@@ -96,3 +96,19 @@ def test_a_password_is_never_shown(rest: str) -> None:
     with pytest.raises(ConfigError) as caught:
         server_url(f"http://me:SECRET{rest}@h:99999")
     assert "SECRET" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "is_it"),
+    [
+        ("http://127.0.0.1:8000", True),
+        ("localhost:8000/v1", True),
+        ("http://[::1]:8000", True),
+        ("http://0.0.0.0:8000", True),
+        ("http://10.0.0.7:8000", False),
+        ("http://gpu-127.0.0.1.example:8000", False),
+    ],
+)
+def test_this_machine_alone_is_told_from_others(url: str, is_it: bool) -> None:
+    """What a worker of another host could not reach by the same address."""
+    assert is_loopback(url) is is_it

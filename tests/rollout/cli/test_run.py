@@ -66,7 +66,7 @@ def test_a_launcher_that_is_not_there_is_named(tmp_path: Path) -> None:
     """One line with those that there are, status 2."""
     done = ran("run", "echo", "--processes", 2, "--launch", "lokal", "-o", tmp_path / "r")
     assert done.returncode == 2
-    assert done.stderr.splitlines() == ["rollout: no launcher 'lokal', did you mean 'local'?; there are: local"]
+    assert done.stderr.splitlines() == ["rollout: no launcher 'lokal', did you mean 'local'?; there are: local, ray"]
 
 
 LOGS = """

@@ -53,6 +53,18 @@ def test_secrets_are_not_kept_and_that_is_known() -> None:
     assert missing_secrets(config, settings) == []
 
 
+def test_what_workers_are_given_as_variables_is_not_kept() -> None:
+    """A runtime environment's `env_vars` may hold a key; the rest of it is the run's."""
+    runtime_env = {"working_dir": ".", "env_vars": {"HF_TOKEN": "hunter2"}}
+    settings = RunSettings(env="echo", ray_runtime_env=runtime_env)
+    config = config_of(settings)
+    assert "hunter2" not in str(config)
+    assert config.settings["ray_runtime_env"] == {"working_dir": "."}
+    assert missing_secrets(config, RunSettings(env="echo")) == ["ray_runtime_env.env_vars.HF_TOKEN"]
+    assert missing_secrets(config, settings) == []
+    assert settings.ray_runtime_env == runtime_env
+
+
 def test_the_size_that_was_meant_is_kept() -> None:
     """Eight tasks by default are eight tasks later; all of a file's are all."""
     assert config_of(RunSettings(env="echo")).settings["num_tasks"] == 8

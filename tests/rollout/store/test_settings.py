@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rollout.errors import ConfigError
-from rollout.store.settings import concurrency_of, given_settings, overlaid, read_settings
+from rollout.store.settings import concurrency_of, given_settings, json_object, overlaid, read_settings
 
 
 def test_concurrency_is_a_number_or_auto() -> None:
@@ -54,3 +54,30 @@ def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
     file.write_bytes(b'env = "caf\xe9"\n')
     with pytest.raises(ConfigError, match=r"c.toml is not UTF-8 text .byte 11.: save it as UTF-8"):
         given_settings(str(file), {})
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("nowhere.json", "--x 'nowhere.json' is neither a JSON object nor a file: No such file"),
+        ("{", "--x: '{' is no JSON: "),
+        ("list.json", "--x is a JSON object, not 'list.json'"),
+    ],
+)
+def test_what_is_no_json_object_is_refused(
+    text: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one line that names the flag."""
+    monkeypatch.chdir(tmp_path)
+    Path("list.json").write_text("[1]")
+    with pytest.raises(ConfigError) as raised:
+        json_object(text, "--x")
+    assert str(raised.value).startswith(said)
+
+
+def test_a_json_object_is_given_as_text_or_as_a_file(tmp_path: Path) -> None:
+    """As a runtime environment of Ray's is."""
+    file = tmp_path / "env.json"
+    file.write_text('{"working_dir": "."}')
+    assert json_object('{"working_dir": "."}', "--x") == json_object(str(file), "--x") == {"working_dir": "."}
+    assert json_object(None, "--x") is None

@@ -62,6 +62,12 @@ class Endless(Asking):
         return super().step(message)
 
 
+class Forever(Asking):
+    """Never ends by itself."""
+
+    turns = 10**9
+
+
 class Dying(Asking):
     """Kills its process at task 1: `task["once"]` names a file that says that it has."""
 
