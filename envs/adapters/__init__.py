@@ -6,5 +6,6 @@ environments and agents, and imports its package when an object is made: none of
     hf               prompts of a data set, with a reward function
     reasoning        reasoning-gym's data sets and scorers
     gym              Gymnasium's toy_text environments; others through two functions
+    games            TextArena's games: alone, against itself, against a fixed opponent
     common           what they share: the package's import, a user's function by its name
 """

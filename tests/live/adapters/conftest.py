@@ -12,3 +12,4 @@ if importlib.util.find_spec("reasoning_gym") is not None:
     with warnings.catch_warnings():  # what compiling other packages' files warns of is theirs to mend
         warnings.simplefilter("ignore")
         import reasoning_gym  # noqa: F401
+        import textarena  # noqa: F401
