@@ -1,6 +1,7 @@
 """The ids that were sampled: how they are kept, cut into training samples, and proved.
 
     trajectory     a tree of messages, each with its own token delta, and what of it was sampled
+    node           one of them, and how it is cut where branches fork
     prefix         the longest known branch that a conversation goes on from, or why there is none
     experts        routed experts on the tree: from where a turn asks, which node has which
     images         placeholders in the tree, and what the model reads in their places

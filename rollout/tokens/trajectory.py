@@ -29,84 +29,14 @@ message prefix: a sequence of messages below a root, whatever their ids. Several
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-import msgspec
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from rollout.chat.messages import Message
-from rollout.request import IDS, Expansion, WeightSpan
-from rollout.token_fields import RoutedExperts, SamplingMask
+from rollout.request import Expansion, WeightSpan
+from rollout.tokens.node import LOGPROBS, Logprobs, Node, Root, TokenIds, ids_array
 
-#: Logprobs are stored as doubles: 8 bytes a token, beside 4 for an id.
-LOGPROBS = "d"
-
-
-if TYPE_CHECKING:
-    TokenIds = array[int]
-    Logprobs = array[float]
-else:
-    # Python 3.11's arrays take no parameters, and a reader of stored records must tell the two apart.
-    class TokenIds(array):
-        """int32 ids."""
-
-        __slots__ = ()
-
-    class Logprobs(array):
-        """float64 natural logs."""
-
-        __slots__ = ()
-
-
-def ids_array(ids: Sequence[int] = ()) -> TokenIds:
-    """Token ids in their stored form."""
-    return ids if isinstance(ids, array) else array(IDS, ids)
-
-
-class Root(msgspec.Struct, kw_only=True):
-    """What changes every token of a prompt."""
-
-    tools: Sequence[Mapping[str, Any]] = ()
-    template_args: Mapping[str, Any] = {}
-    tools_key: bytes = b""
-    args_key: bytes = b""
-
-
-class Node(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
-    """One message with its own ids; or, without a message, ids that two forks share."""
-
-    parent: int
-    """Index of the parent node; -1 - r for the first node below root r."""
-    message: Message | None = None
-    ids: TokenIds = msgspec.field(default_factory=ids_array)
-    """This node's own delta, int32."""
-    sampled: bool = False
-    """Whether every id of the delta was sampled by the model; none was where this is False."""
-    logprobs: Logprobs = msgspec.field(default_factory=lambda: array(LOGPROBS))
-    """Natural-log probabilities, float64, one per id on a sampled node, none elsewhere."""
-    weight_versions: tuple[WeightSpan, ...] = ()
-    """Spans over this node's ids."""
-    ids_known: bool = True
-    """False where the server did not report the ids: the branch can then not be extended."""
-    prompt_end: bool = False
-    """Whether a prompt that was sent ends here: the concatenation includes the generation prompt."""
-    multimodal: bool = False
-    """Whether this message or one above it has a part that is not text."""
-    routed_experts: RoutedExperts | None = None
-    """Of the last so many ids, each with the experts of the token before it, which its logits came from: see
-    `rollout.tokens.experts`."""
-    sampling_mask: SamplingMask | None = None
-    """On a sampled node: one entry an id."""
-    expansions: tuple[Expansion, ...] = ()
-    """What the model reads for the images of this delta, each of which is one placeholder in it."""
-    placed: bool = True
-    """False where the ids, or those above, are not known to have one placeholder an image: they cannot be extended."""
-    digest: bytes = b""
-
-    @property
-    def length(self) -> int:
-        """Tokens that the model reads of it: more than `ids` where those have placeholders."""
-        return len(self.ids) + sum(one.length - 1 for one in self.expansions)
+__all__ = ["LOGPROBS", "LaidPrompt", "Logprobs", "Node", "Root", "TokenIds", "Trajectory", "ids_array"]
 
 
 class LaidPrompt(NamedTuple):
@@ -343,28 +273,8 @@ class Trajectory:
     def _split(self, child: int, at: int) -> int:
         """Puts the first `at` ids of a node into a split node above it; returns the split node."""
         lower = self.nodes[child]
-        upper = Node(
-            parent=lower.parent,
-            ids=lower.ids[:at],
-            sampled=lower.sampled,
-            logprobs=lower.logprobs[:at],
-            weight_versions=_clip(lower.weight_versions, 0, at),
-            multimodal=lower.multimodal,
-            expansions=tuple(one for one in lower.expansions if one.at < at),
-            placed=lower.placed,
-        )
         self._children[lower.parent][lower.digest].remove(child)
-        split = self._add(upper)
-        lower.ids, lower.logprobs = lower.ids[at:], lower.logprobs[at:]
-        lower.expansions = tuple(Expansion(one.at - at, one.runs) for one in lower.expansions if one.at >= at)
-        lower.weight_versions = _clip(lower.weight_versions, at, at + len(lower.ids))
-        if lower.routed_experts is not None:
-            upper_rows = max(0, lower.routed_experts.rows - lower.length)
-            upper.routed_experts = lower.routed_experts.part(0, upper_rows)
-            lower.routed_experts = lower.routed_experts.part(upper_rows, lower.routed_experts.rows)
-        if lower.sampling_mask is not None:
-            upper.sampling_mask = lower.sampling_mask.part(0, at)
-            lower.sampling_mask = lower.sampling_mask.part(at, at + len(lower.ids))
+        split = self._add(lower.cut(at))
         lower.parent = split
         self._children.setdefault(split, {}).setdefault(lower.digest, []).append(child)
         return split
@@ -447,9 +357,3 @@ def _same_images(node: Node, offset: int, shared: int, expansions: tuple[Expansi
         return not node.expansions
     here = tuple(Expansion(one.at - offset, one.runs) for one in expansions if offset <= one.at < offset + shared)
     return node.placed and here == tuple(one for one in node.expansions if one.at < shared)
-
-
-def _clip(spans: Sequence[WeightSpan], start: int, end: int) -> tuple[WeightSpan, ...]:
-    """The spans that lie in [start, end), counted from `start`."""
-    clipped = (WeightSpan(s.version, max(s.start, start) - start, min(s.end, end) - start) for s in spans)
-    return tuple(span for span in clipped if span.start < span.end)
