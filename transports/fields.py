@@ -80,11 +80,16 @@ def _read(decoder: msgspec.json.Decoder[Any], field: msgspec.Raw, name: str, pat
 
 
 def _experts(found: NDArray[Any], path: str) -> RoutedExperts:
-    """In the smallest type that holds them."""
-    most, least = (int(found.max()), int(found.min())) if found.size else (0, 0)
-    if not 0 <= least <= most < 2**31:
-        raise MalformedReply(f"{path}: routed_experts has {least if least < 0 else most}, which is no expert's number")
-    kind: ExpertType = "uint8" if most < 2**8 else "uint16" if most < 2**16 else "int32"
+    """In a type that holds them: the server's own where it is small, else the smallest."""
+    kind: ExpertType
+    if found.dtype in (np.uint8, np.uint16):
+        kind = "uint8" if found.dtype == np.uint8 else "uint16"
+    else:
+        most, least = (int(found.max()), int(found.min())) if found.size else (0, 0)
+        if not 0 <= least <= most < 2**31:
+            wrong = least if least < 0 else most
+            raise MalformedReply(f"{path}: routed_experts has {wrong}, which is no expert's number")
+        kind = "uint8" if most < 2**8 else "uint16" if most < 2**16 else "int32"
     _, layers, top_k = found.shape
     if not layers * top_k:
         raise MalformedReply(f"{path}: routed_experts has no experts: its shape is {found.shape}")

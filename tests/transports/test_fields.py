@@ -45,7 +45,7 @@ _SHAPES = st.tuples(st.integers(0, 4), st.integers(1, 3), st.integers(1, 3))
 
 @given(_SHAPES, st.sampled_from(["uint8", "uint16", "int32", ">i4"]), st.randoms(use_true_random=False))
 def test_vllms_file_is_read_in_any_type(shape: tuple[int, int, int], dtype: str, chance: Any) -> None:
-    """The numbers stay as they are, in the smallest type that holds them."""
+    """The numbers stay as they are."""
     most = min(np.iinfo(dtype).max, 2**31 - 1)
     array = np.array([chance.randint(0, most) for _ in range(np.prod(shape))], dtype).reshape(shape)
     found = experts_of_npy(npy(array), "/x")

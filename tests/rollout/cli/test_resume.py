@@ -160,6 +160,7 @@ async def test_more_rollouts_per_task_play_the_further_members(tmp_path: Path) -
         ({"num_tasks": 0}, "-n must be 1 or more"),
         ({"seed": 3}, "seed: 0 before, 3 now"),
         ({"env": "y"}, "env: 'x' before, 'y' now"),
+        ({"routed_experts": True}, "routed_experts: False before, True now"),
         ({"env_args": {"a": "1"}}, r"env_args: \{\} before, \{'a': '1'\} now"),
     ],
 )

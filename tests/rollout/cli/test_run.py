@@ -9,6 +9,7 @@ import pytest
 
 from rollout.cli.logs import EventLog
 from rollout.log import takes_structlog
+from rollout.store.folder import read_config
 from tests.cases.commands import env_file, kinds, lines, ran
 
 SHARES = """
@@ -213,3 +214,14 @@ def test_processes_that_always_end_are_said_with_how(tmp_path: Path) -> None:
     )
     assert said in done.stderr
     assert set(kinds(out)) == {"process"}
+
+
+@pytest.mark.slow
+def test_experts_and_masks_are_asked_for_by_a_flag(tmp_path: Path) -> None:
+    """The folder keeps that, and a server that reports none is told of once, with what to do; the run plays on."""
+    asked = ["--routed-experts", "--sampling-mask", "-s", "top_k=5"]
+    done = ran("run", "guess_number", "-n", 1, "--max-turns", 1, "--max-tokens", 2, *asked, "-o", "r", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for name in ("routed_experts", "sampling_mask"):
+        assert done.stderr.count(f"{name}_not_reported") == 1
+        assert read_config(tmp_path / "r")[name] is True
