@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 SEEDS := 3
 AGENT :=
 
-.PHONY: rollout test slow check format lint types docs test-oldest test-newest wheel fidelity models real servers live live-sglang live-ray live-full adapters soak soak-full bench results bench-smoke install clean
+.PHONY: rollout test slow check format lint types docs test-oldest test-newest wheel fidelity models real servers sglang live live-sglang live-sglang-full live-ray live-full adapters soak soak-full bench results bench-smoke install clean
 
 rollout: $(INSTALLED)  ## play 64 rollouts of a bundled environment on the embedded model
 	$(BIN)/rollout run guess_number -n 16 -r 4
@@ -61,12 +61,17 @@ wheel:  ## a clean wheel by itself and with each extra, installed and used; EXTR
 servers: $(INSTALLED)  ## install real vLLM (CPU) and Dynamo, each in an environment of its own under .servers
 	$(BIN)/python -m tests.live.install vllm dynamo train
 
+sglang: $(INSTALLED)  ## and SGLang, which takes 7 GB
+	$(BIN)/python -m tests.live.install sglang train
+
 live: servers  ## start real servers, and test against them
 	$(BIN)/python -m pytest -q -rP -m 'live and not full and not agents and not adapters and not sglang and not ray' tests/live
 
-live-sglang: $(INSTALLED)  ## the same of SGLang, whose environment takes 7 GB
-	$(BIN)/python -m tests.live.install sglang
-	$(BIN)/python -m pytest -q -rP -m sglang tests/live
+live-sglang: sglang  ## the same of SGLang
+	$(BIN)/python -m pytest -q -rP -m 'sglang and not full' tests/live
+
+live-sglang-full: sglang  ## and a thousand turns on it, with each model: benchmarks/SGLANG.md
+	$(BIN)/python -m pytest -q -rP -m 'sglang and full' tests/live
 
 live-ray: $(INSTALLED)  ## Ray's cluster on this machine, with real servers; the tests run where Ray is; needs root, for two hosts
 	$(BIN)/python -m tests.live.install vllm dynamo ray

@@ -39,6 +39,8 @@ OTHERS_OPTIONS = frozenset(
     {
         *(
             "--enable-scale-out",
+            "--engine-type",
+            "--sglang-generate",
             "--enable-prompt-tokens-details",
             "--served-model-name",
             "--dtype",

@@ -1,6 +1,6 @@
 """GRPO on the embedded model, on a CPU: a policy that learns `guess_number` from exactly the tokens it sampled.
 
-    python -m benchmarks.grpo.example [--steps 60] [--mode mito] [--server vllm] [-o DIR]
+    python -m benchmarks.grpo.example [--steps 60] [--mode mito] [--server vllm|sglang] [-o DIR]
 
 Rollouts stream from the engine while the trainer computes, so the policy is one step off at most by default. Each
 step: groups -> samples -> clipped policy gradient on the sampled tokens with the sampler's own logprobs -> weights
@@ -9,6 +9,7 @@ written as safetensors and pushed with `update_weights`.
 With `--server vllm` a real vLLM serves the policy. It must run with VLLM_SERVER_DEV_MODE=1 on this machine, on the
 folder that `--write-model DIR` writes: there the output layer has weights of its own. Reloading leaves the output
 layer of tied embeddings as it was, on a CPU (vLLM 0.32, vllm/model_executor/model_loader/reload, limitation 2).
+With `--server sglang` a real SGLang does, on the embedded model's own folder (`rollout model` prints it).
 
 Needs the extra `train` (torch).
 """
@@ -40,8 +41,8 @@ from rollout.servers.weights import InFlight
 from rollout.tokens.batch import Padded, pad
 from transports.embedded import MODEL_DIR
 
-#: Where `--server vllm` looks for one.
-VLLM_URL = "http://127.0.0.1:8000"
+#: Where real servers are looked for, by their defaults.
+URLS = {"vllm": "http://127.0.0.1:8000", "sglang": "http://127.0.0.1:30000"}
 
 #: Rows of one forward pass.
 MICRO_BATCH = 32
@@ -67,6 +68,7 @@ class Settings(msgspec.Struct, kw_only=True):
     kept ones would go on over keys and values of the old, so that no single policy has their logprobs."""
     seed: int = 0
     mode: str = "tito"
+    server: str = "embedded"
     base_url: str | None = None
     output: str = "runs/grpo"
 
@@ -161,7 +163,7 @@ class Trainer:
 
     def write(self, folder: Path) -> None:
         """The policy as a folder that its server loads, in float32."""
-        write_model(folder, self.weights, tied=self.settings.base_url is None)
+        write_model(folder, self.weights, tied=self.settings.server != "vllm")
 
     def _remember(self) -> None:
         self._past.append((self.version, {name: value.detach().clone() for name, value in self.weights.items()}))
@@ -312,14 +314,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.add_argument(f"--{name.replace('_', '-')}", type=float, default=getattr(defaults, name))
     parser.add_argument("--mode", choices=["tito", "mito"], default="tito")
     parser.add_argument("--in-flight", choices=["keep", "wait", "abort"], default=defaults.in_flight)
-    parser.add_argument("--server", choices=["embedded", "vllm"], help="embedded, or vllm where --base-url is given")
-    parser.add_argument("--base-url", help=f"the vLLM's address [{VLLM_URL}]")
+    parser.add_argument("--server", choices=["embedded", *URLS], help="embedded, or vllm where --base-url is given")
+    addresses = ", ".join(f"{server}: {url}" for server, url in URLS.items())
+    parser.add_argument("--base-url", help=f"the server's address [{addresses}]")
     parser.add_argument("-o", "--output", default=defaults.output, help="where weights, steps and the picture go")
     parser.add_argument("--write-model", metavar="DIR", type=Path, help="write the folder for a vLLM, and end")
     parser.add_argument("--picture-of", metavar="DIR", nargs="+", type=Path, help="draw finished runs into -o, and end")
     given = vars(parser.parse_args(argv))
-    if given.pop("server") == "vllm":
-        given["base_url"] = given["base_url"] or VLLM_URL
+    given["server"] = given["server"] or ("vllm" if given["base_url"] else "embedded")
+    given["base_url"] = given["base_url"] or URLS.get(given["server"])
     if (runs := given.pop("picture_of")) is not None:
         picture(runs, Path(given["output"]))
         print(given["output"])

@@ -26,7 +26,7 @@ BaseUrls = Annotated[
 ]
 TransportName = Annotated[
     str | None,
-    typer.Option("--transport", help="auto, vllm, dynamo, or another that is installed.", show_default="auto"),
+    typer.Option("--transport", help="auto, vllm, sglang, dynamo, or another that is installed.", show_default="auto"),
 ]
 Tokenizer = Annotated[
     str | None,

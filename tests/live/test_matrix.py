@@ -18,7 +18,7 @@ from rollout.records import Rollout, Route
 from rollout.store.folder import read_rollouts
 from rollout.tokens.prefix import FallbackReason
 from tests.live.random_model import write_random_model
-from tests.live.servers import Server, dynamo_mocker, dynamo_vllm, vllm_server
+from tests.live.servers import Server, dynamo_mocker, dynamo_vllm, sglang_server, vllm_server
 from tests.live.test_run import TOKENIZER, run
 from transports.embedded import MODEL_DIR
 from transports.vllm.wire import GENERATE
@@ -39,6 +39,8 @@ SERVERS: dict[str, Start] = {
     "dynamo-mocker": lambda model, logs: dynamo_mocker(model, logs, extra_args=BLOCKS),
     "dynamo-vllm": lambda model, logs: dynamo_vllm(model, logs, extra_args=BLOCKS),
     "dynamo-generate": lambda model, logs: dynamo_vllm(model, logs, extra_args=BLOCKS),
+    # Its cache has room for all that is played; it takes single tokens from it.
+    "sglang": lambda model, logs: sglang_server(model, logs, extra_args=["--max-total-tokens", "262144"]),
 }
 
 #: Routes that are not taken unless they are asked for; they say nothing of cached tokens.
@@ -51,11 +53,17 @@ def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 #: What every landing plays: each server with the model that knows its format, and the newest with one that knows
-#: nothing. The rest of the matrix is `make live-full`.
-OFTEN = {*((name, "embedded") for name in SERVERS), ("vllm-0.32", "random")}
+#: nothing. The rest of the matrix is `make live-full`, and SGLang's `make live-sglang-full`.
+OFTEN = {*((name, "embedded") for name in SERVERS if name != "sglang"), ("vllm-0.32", "random")}
+
+
+def marks_of(name: str, model: str) -> list[pytest.MarkDecorator]:
+    rare = [] if (name, model) in OFTEN else [pytest.mark.full]
+    return [*rare, pytest.mark.sglang] if name == "sglang" else rare
+
 
 MATRIX = [
-    pytest.param((name, model), id=f"{name}-{model}", marks=[] if (name, model) in OFTEN else [pytest.mark.full])
+    pytest.param((name, model), id=f"{name}-{model}", marks=marks_of(name, model))
     for name in SERVERS
     for model in ("embedded", "random")
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -15,7 +16,9 @@ import pytest
 from envs.echo import Echo
 from rollout import EngineConfig
 from rollout.chat.messages import user
+from rollout.errors import RequestRefused
 from rollout.request import MessagePrompt, TokenPrompt
+from rollout.schedule.concurrency import START
 from rollout.servers.weights import InFlight
 from rollout.store.folder import read_rollouts
 from rollout.tokens.prefix import FallbackReason
@@ -23,7 +26,9 @@ from rollout.transport import Transport, TransportConfig
 from tests.live.servers import Server, sglang_server
 from tests.live.subject import Live
 from tests.live.test_faults import Client, assert_sound, respawned
-from tests.live.test_run import run
+from tests.live.test_grpo import trained
+from tests.live.test_probe import assert_exact, probe
+from tests.live.test_run import command, run
 from tests.live.updates import updated_under_way
 from tests.transports.contract import Subject, TransportContract, long_request, request_of, until
 from transports import auto
@@ -35,20 +40,25 @@ pytestmark = [pytest.mark.live, pytest.mark.sglang]
 
 AGENT = str(Path(__file__).with_name("agent.py")) + ":MixedAgent"
 
+#: What it runs at once; more wait in its queue.
+AT_ONCE = 48
+
 #: Guesses follow: the model is unsure.
 PROMPT = MessagePrompt([user("Guess my number from 1 to 64. 7 guesses left.")])
 
 
 @pytest.fixture(scope="module")
 def sglang(logs: Path) -> Iterator[Server]:
-    with sglang_server(MODEL_DIR, logs) as server:
+    with sglang_server(MODEL_DIR, logs, extra_args=["--max-running-requests", str(AT_ONCE)]) as server:
         yield server
 
 
 class TestSglang(TransportContract):
     @pytest.fixture
     def subject(self, sglang: Server) -> Subject:
-        return Live(sglang)
+        subject = Live(sglang)
+        subject.reports_masks = True
+        return subject
 
 
 @pytest.fixture
@@ -137,6 +147,68 @@ async def test_the_context_is_filled_to_its_end(transport: SglangTransport) -> N
     assert reply.finish_reason == "length"
 
 
+async def test_an_id_that_is_none_is_kept_from_it(transport: SglangTransport) -> None:
+    """Its scheduler would die of it: it is refused here, and the server goes on."""
+    for one in (2048, -1):
+        with pytest.raises(RequestRefused, match="none of them"):
+            await transport.generate(request_of(TokenPrompt([1, one])))
+    assert (await transport.generate(request_of(TokenPrompt([1, 2047])))).completion_ids
+
+
+@pytest.mark.parametrize("prompt", [PROMPT, TokenPrompt([1, 2, 1])])
+async def test_sampling_that_it_refuses_is_told_as_it_says(transport: SglangTransport, prompt: Any) -> None:
+    """A value that cannot be, by both ways in; and a name that it does not know, where it looks at names."""
+    with pytest.raises(RequestRefused, match="temperature"):
+        await transport.generate(request_of(prompt, sampling={"temperature": -1}))
+    if isinstance(prompt, TokenPrompt):
+        with pytest.raises(RequestRefused, match="no_such_key"):
+            await transport.generate(request_of(prompt, sampling={"no_such_key": 1}))
+
+
+@pytest.mark.parametrize("top_k", [None, 0, -1, 5])
+async def test_no_limit_by_any_name(sglang: Server, transport: SglangTransport, top_k: int | None) -> None:
+    """The model's own `top_k: 0` is refused by its chat route, left out or said: from here it is played, both ways."""
+    body: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "Hi."}], "max_tokens": 1}
+    sampling: dict[str, Any] = {"temperature": 1.0} | ({} if top_k is None else {"top_k": top_k})
+    async with httpx.AsyncClient() as client:
+        raw = await client.post(f"{sglang.url}/v1/chat/completions", json=body | sampling, timeout=60)
+    assert raw.status_code == (400 if top_k in (None, 0) else 200)
+    for prompt in (PROMPT, TokenPrompt([1, 2, 1])):
+        assert (await transport.generate(request_of(prompt, sampling=sampling))).completion_ids
+
+
+async def test_a_connection_that_drops_is_ended_by_name(sglang: Server, transport: SglangTransport) -> None:
+    """By the raw wire what was left still runs; what is left from here is told to end."""
+    params = {"max_new_tokens": 3000, "ignore_eos": True}
+    body = {"input_ids": [1, 2, 1], "sampling_params": params, "rid": "left-behind"}
+    async with httpx.AsyncClient() as client:
+        with pytest.raises(httpx.ReadTimeout):
+            await client.post(f"{sglang.url}/generate", json=body, timeout=httpx.Timeout(30, read=2))
+        load = await transport.load()
+        await client.post(f"{sglang.url}/abort_request", json={"rid": "left-behind"}, timeout=60)
+    assert load.running == 1
+    await has_running(transport, 0)
+    async with anyio.create_task_group() as group:
+        group.start_soon(transport.generate, long_request())
+        await has_running(transport, 1)
+        group.cancel_scope.cancel()
+    await has_running(transport, 0)
+
+
+def test_a_probe_tells_it_in_depth(sglang: Server, tmp_path: Path) -> None:
+    """`rollout probe`: dialect, routes, ids, logprobs, versions, and every shape token-exact, those with tools too."""
+    found = probe(sglang, cwd=tmp_path)
+    server = found["server"]
+    assert (server["dialect"], server["token_routes"], server["ids_source"]) == ("sglang", ["/generate"], "choice")
+    assert server["reports_prompt_ids"]
+    assert server["reports_cached_tokens"]
+    assert server["reports_weight_versions"]
+    assert server["keeps_stop_token"] is True
+    assert server["logprobs_mode"] == "processed_logprobs"
+    assert server["tool_fields"] == {"function": {"description": None, "parameters": None}, "defer_loading": None}
+    assert_exact(found)
+
+
 def test_every_shape_of_turn_is_token_exact(sglang: Server, tmp_path: Path) -> None:
     """Tools, reasoning, unicode, rewritten histories: no prefix breaks, and no fallback that was not provoked."""
     args = [AGENT, "-n", "12", "--max-tokens", "16", "-s", "temperature=1", "-s", "top_k=-1", "--base-url", sglang.url]
@@ -191,26 +263,48 @@ async def has_tokens(server: Server, count: int) -> bool:
     return bool(load["num_running_reqs"]) and load["num_used_tokens"] >= count
 
 
-@pytest.fixture(scope="module")
-def doomed(logs: Path) -> Iterator[Server]:
-    """One to be killed."""
-    with sglang_server(MODEL_DIR, logs) as server:
-        yield server
+def test_concurrency_follows_its_load(sglang: Server, tmp_path: Path) -> None:
+    """`-c auto` goes above where it began, and stops near what the server runs at once: it has a queue from there."""
+    size = ["-n", "60", "-r", "4", "-a", "turns=2", "--max-tokens", "8", "-c", "auto"]
+    result = run("echo", *size, "--base-url", sglang.url, "--verify", cwd=tmp_path)
+    assert (result["rollouts"], result["failures"], result["prefix_breaks"]) == (240, 0, 0)
+    assert START < result["most_running"] <= 3 * AT_ONCE
 
 
-def test_one_that_is_killed_and_restarted(doomed: Server, tmp_path: Path) -> None:
-    """kill -9 with requests in flight: they wait, and go on where they were when the server is back."""
-    args = ["guess_number", "-n", "6", "-r", "2", "--max-tokens", "16", "--verify", "-c", "6", "--base-url", doomed.url]
+def test_a_trainer_learns_from_it(sglang: Server, tmp_path: Path) -> None:
+    """GRPO, a few steps: weights are pushed, new tokens carry their version, and both agree on every logprob."""
+    steps = trained("sglang", sglang.url, tmp_path / "out", "--tasks-per-step", "4")
+    assert max(step["disagreement"] for step in steps) < 1e-3
+    assert all(step["samples_per_rollout"] == 1 for step in steps)
+    assert not any(step["prefix_breaks"] for step in steps)
+    model = httpx.get(f"{sglang.url}/model_info", timeout=30).json()
+    assert model["weight_version"] == "3"
+
+
+def test_a_bench_of_it(sglang: Server, tmp_path: Path) -> None:
+    """`rollout bench` on it: token-in breaks nothing and samples each token once, message-in does not."""
+    size = ["--turns", "4", "-c", "4", "--repeats", "1", "-o", str(tmp_path / "bench")]
+    done = command("bench", "--base-url", sglang.url, *size, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    tito, mito = json.loads((tmp_path / "bench" / "results.json").read_bytes())["runs"]
+    assert (tito["mode"], tito["failed"], tito["prefix_breaks"], tito["never_sampled"]) == ("tito", 0, 0, 0)
+    assert (mito["mode"], mito["failed"]) == ("mito", 0)
+    assert mito["prefix_breaks"] > 0
+
+
+def test_one_that_is_killed_and_restarted(sglang: Server, tmp_path: Path) -> None:
+    """kill -9 with requests in flight: they wait, and go on where they were when the server is back. The last test."""
+    args = ["guess_number", "-n", "6", "-r", "2", "--max-tokens", "16", "--verify", "-c", "6", "--base-url", sglang.url]
     client = Client(*args, folder=tmp_path / "run")
     client.wait_for(2)
-    doomed.kill(0)
-    thread = respawned(doomed, 0, _well, 400)
+    sglang.kill(0)
+    thread = respawned(sglang, 0, _well, 400)
     result, _ = client.end()
     thread.join()
     rollouts = assert_sound(tmp_path / "run", members=12)
     assert all(rollout.ok for rollout in rollouts)
     assert result["servers"][0]["deaths"] == 1
-    until_idle(doomed)
+    until_idle(sglang)
 
 
 def _well(url: str) -> bool:
