@@ -273,7 +273,7 @@ def test_concurrency_follows_its_load(sglang: Server, tmp_path: Path) -> None:
 
 def test_a_trainer_learns_from_it(sglang: Server, tmp_path: Path) -> None:
     """GRPO, a few steps: weights are pushed, new tokens carry their version, and both agree on every logprob."""
-    steps = trained("sglang", sglang.url, tmp_path / "out", "--tasks-per-step", "4")
+    steps = trained("sglang", sglang.url, tmp_path / "out", "--tasks-per-step", "9")
     assert max(step["disagreement"] for step in steps) < 1e-3
     assert all(step["samples_per_rollout"] == 1 for step in steps)
     assert not any(step["prefix_breaks"] for step in steps)
