@@ -7,5 +7,6 @@ environments and agents, and imports its package when an object is made: none of
     reasoning        reasoning-gym's data sets and scorers
     gym              Gymnasium's toy_text environments; others through two functions
     games            TextArena's games: alone, against itself, against a fixed opponent
+    tools            tools of MCP servers, for a file's tasks
     common           what they share: the package's import, a user's function by its name
 """

@@ -12,7 +12,7 @@ in constraints-NAME.txt beside this file.
     ray      this project with Ray, and what its tests need: they run there
     agents   agents in Python: mini-swe-agent, openai-agents, LangGraph, and the official SDKs
     programs agents that npm has: Claude Code and Codex; node 20 or newer must be there
-    envs     this project with other packages' environments: reasoning-gym, textarena, gymnasium, datasets
+    envs     this project with other packages' environments: reasoning-gym, textarena, gymnasium, mcp, datasets
 """
 
 from __future__ import annotations
