@@ -1,6 +1,6 @@
 """Routed experts and sampling masks of a real server: SGLang, on a mixture of experts with random weights.
 
-vLLM cannot show them without a GPU: docs/servers.md says what it answers.
+vLLM cannot show them without a GPU, but it knows the fields: docs/servers.md says what it answers.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import anyio
+import httpx
+import msgspec
 import numpy as np
 import pytest
 
@@ -23,8 +25,9 @@ from tests.live.servers import Server, sglang_server
 from tests.live.subject import Live
 from tests.live.test_run import run
 from tests.transports.contract import TransportContract, request_of, until
+from transports.vllm.wire import COMPLETIONS, GENERATE, completions_body, generate_body
 
-pytestmark = [pytest.mark.live, pytest.mark.sglang]
+pytestmark = pytest.mark.live
 
 #: How many ids a token is drawn from at most.
 KEPT = 20
@@ -47,12 +50,14 @@ class Contract(TransportContract):
     __test__ = False
 
 
+@pytest.mark.sglang
 async def test_it_keeps_the_contract_of_both(mixture: Server) -> None:
     """Experts of the same ids are the same, whether they were sampled, sent again, or are in its cache."""
     await Contract().test_routed_experts_come_where_they_are_asked_for(Mixture(mixture))
     await Contract().test_sampling_masks_come_where_they_are_asked_for(Mixture(mixture))
 
 
+@pytest.mark.sglang
 async def test_a_completion_that_was_aborted_has_them_of_both_parts(mixture: Server) -> None:
     """The second part is asked from where the first ends; together they are those of the whole."""
     transport = await Mixture(mixture).open(routed_experts=True)
@@ -88,6 +93,7 @@ async def _runs(transport: Transport) -> bool:
     return (load.running or 0) == 1
 
 
+@pytest.mark.sglang
 def test_a_run_keeps_them_of_every_token(mixture: Server, tmp_path: Path) -> None:
     """Whatever process plays it: all but each branch's last token have experts, each sampled one its mask."""
     asked = ["--routed-experts", "--sampling-mask", "--temperature", "1", "-s", f"top_k={KEPT}", "--max-tokens", "12"]
@@ -116,3 +122,19 @@ def check(sample: TrainingSample) -> None:
     assert ((counts[turns >= 0] >= 1) & (counts[turns >= 0] <= KEPT)).all()
     for at in np.flatnonzero(turns >= 0):
         assert sample.token_ids[at] in ids[offsets[at] : offsets[at + 1]]
+
+
+async def test_vllm_knows_the_fields(vllm: Server) -> None:
+    """Both stand in its answers, empty where it was not started for them; a start is taken, and held to the prompt."""
+    request = request_of(TokenPrompt([5, 6, 7]), routed_experts_from=3, sampling_mask=True)
+    headers = {"content-type": "application/json"}
+    async with httpx.AsyncClient(base_url=vllm.url, timeout=60, headers=headers) as client:
+        for path, body in ((GENERATE, generate_body), (COMPLETIONS, completions_body)):
+            choice = (await client.post(path, content=msgspec.json.encode(body(request, "tiny")))).json()["choices"][0]
+            assert choice["routed_experts"] is None
+            if path == GENERATE:
+                assert choice["sampling_mask"] is None
+            beyond = msgspec.structs.replace(request, routed_experts_from=4)
+            refused = await client.post(path, content=msgspec.json.encode(body(beyond, "tiny")))
+            assert refused.status_code == 400
+            assert "routed_experts_prompt_start" in refused.text
