@@ -175,7 +175,7 @@ class RayLaunch:
             said = connected.why if isinstance(connected, messages.NotConnected) else self._link.last_words()
             raise ConfigError(f"no Ray cluster{_at(config.ray_address)}: {said or 'it does not answer'}")
         self._host, self._cluster = connected.host, connected.cluster
-        host, port = _listens(config.ray_listen, self._host)
+        host, port = listens(config.ray_listen, self._host)
         self._rendezvous = Rendezvous(host)
         await self._rendezvous.open(port)
         self._on_lost = on_lost
@@ -302,9 +302,9 @@ def _at(address: str | None) -> str:
     return f" at {address}" if address else ""
 
 
-def _listens(listen: str | None, host: str) -> tuple[str, int]:
-    """The host and port to listen on."""
+def listens(listen: str | None, host: str) -> tuple[str, int]:
+    """The host and port to listen on: what `ray_listen` says, else a free port of the node's address."""
     if listen is None:
         return host, 0
     name, _, port = listen.rpartition(":")
-    return (name.strip("[]"), int(port)) if name else (listen, 0)
+    return (name.strip("[]"), int(port)) if name and port.isdigit() else (listen.strip("[]"), 0)

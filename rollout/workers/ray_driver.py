@@ -78,7 +78,9 @@ class _Driver:
         self._channel = channel
         self._ray = ray
         self._ours = not ray.is_initialized()
-        if self._ours:
+        if not self._ours:
+            _must_be(connect.address, ray.get_runtime_context().gcs_address)
+        else:
             address = connect.address or os.environ.get("RAY_ADDRESS") or "auto"
             _must_answer(address)
             ray.init(
@@ -183,8 +185,16 @@ class _Driver:
         self._channel.send(messages.encode(event))
 
 
+def _must_be(address: str | None, cluster: str) -> None:
+    """Raises ValueError where the cluster that this process is part of is not the one that is named."""
+    if address not in (None, "auto", cluster):
+        raise ValueError(f"this process is part of the cluster at {cluster} already: leave ray_address out")
+
+
 def _must_answer(address: str) -> None:
     """Raises ConnectionError where nothing listens at a cluster's address: Ray itself tries for minutes."""
+    if address.startswith("ray://"):
+        raise ValueError(f"RAY_ADDRESS {address} is Ray Client's: name the cluster's own by ray_address (HOST:6379)")
     if address == "auto":
         with contextlib.suppress(ImportError):  # no part of what Ray promises
             from ray._private.services import canonicalize_bootstrap_address

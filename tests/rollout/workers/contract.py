@@ -26,7 +26,7 @@ from rollout.records import FailureKind
 from rollout.request import Sampling
 from rollout.store.folder import encode_rollout
 from tests.local_server import serving
-from tests.rollout.workers.kit import Asking, Dying, Ending, Forever, Sharing, Unshared
+from tests.rollout.workers.kit import Asking, Dying, Ending, Forever, Hanging, Sharing, Unshared
 from transports.embedded.app import create_app
 
 Launch = dict[str, Any]
@@ -163,6 +163,18 @@ class WorkersContract:
         assert sum(len(group.finished) for group in first) == 8 - len(failures)
         assert all(rollout.ok for group in again for rollout in group.rollouts)
         assert (stats.process_deaths, stats.processes) == (1, 2)
+
+    async def test_a_process_that_hangs_is_ended_and_replaced(self, launch: Launch, tmp_path: Path) -> None:
+        """Whatever holds its interpreter: it is known by its silence, and its rollouts are played again."""
+        once = {"once": str(tmp_path / "hung")}
+        async with engine(launch, Hanging, concurrency=4, rollout_retries=1, worker_silence_s=3.0) as running:
+            groups = await collect(running, 4, once)
+            await both_play(running, once)
+        rollouts = [rollout for group in groups for rollout in group.rollouts]
+        assert all(rollout.ok for rollout in rollouts)
+        earlier = [failure for rollout in rollouts for failure in rollout.earlier_failures]
+        assert {failure.kind for failure in earlier} == {FailureKind.PROCESS}
+        assert "it was silent for" in earlier[0].message
 
     async def test_a_dead_processes_rollouts_are_played_again(self, launch: Launch, tmp_path: Path) -> None:
         """`rollout_retries` is for them too; and a group's members are in one process."""

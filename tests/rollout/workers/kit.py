@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -77,6 +78,18 @@ class Dying(Asking):
             if not file.exists():
                 file.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
+        return super().reset(task)
+
+
+class Hanging(Asking):
+    """Has its process's interpreter hang at task 1, in a call into C: `task["once"]` is as in `Dying`."""
+
+    def reset(self, task: Any) -> list[Message]:
+        if task["n"] == 1:
+            file = Path(task["once"])
+            if not file.exists():
+                file.touch()
+                re.match(r"(a|aa)+$", "a" * 60 + "b")
         return super().reset(task)
 
 

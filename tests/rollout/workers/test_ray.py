@@ -10,7 +10,7 @@ import pytest
 
 from rollout import Engine, EngineConfig, __version__
 from rollout.errors import ConfigError
-from rollout.workers.ray import differs
+from rollout.workers.ray import differs, listens
 from tests.rollout.workers.kit import Asking
 
 
@@ -39,3 +39,18 @@ def test_other_versions_are_named() -> None:
     assert differs(f"{major}.{minor}.99", __version__) == ""
     assert differs("3.9.1", __version__) == f"Python 3.9.1, and the engine {ours}"
     assert differs(ours, "0.0.1") == f"rollout-engine 0.0.1, and the engine {__version__}"
+
+
+@pytest.mark.parametrize(
+    ("listen", "at"),
+    [
+        (None, ("10.0.0.1", 0)),
+        ("10.9.9.9", ("10.9.9.9", 0)),
+        ("10.9.9.9:4000", ("10.9.9.9", 4000)),
+        ("[fd00::1]:4000", ("fd00::1", 4000)),
+        ("[fd00::1]", ("fd00::1", 0)),
+    ],
+)
+def test_where_workers_connect_back_to(listen: str | None, at: tuple[str, int]) -> None:
+    """The node's address, or the host and port that are given."""
+    assert listens(listen, "10.0.0.1") == at
