@@ -30,9 +30,14 @@ class Cluster:
         self._process = process
         self.folder = folder
         """Its session's logs are somewhere below."""
+        self.address = ""
+        self.raylets: list[int] = []
+        """Their process ids, the head's first."""
+
+    def begin(self) -> None:
+        """Waits until it runs."""
         self.address, *raylets = self._told()
         self.raylets = [int(pid) for pid in raylets]
-        """Their process ids, the head's first."""
 
     def __repr__(self) -> str:
         return f"<Cluster {self.address} {self.raylets}>"
@@ -92,15 +97,12 @@ def cluster(*, cpus: int = 2, nodes: int = 2) -> Iterator[Cluster]:
             start_new_session=True,
             env={**environ(), "RAY_TMPDIR": str(folder)},
         )
-    running = None
+    running = Cluster(process, folder)
     try:
-        running = Cluster(process, folder)
+        running.begin()
         yield running
     finally:
-        if running is not None:
-            running.end()
-        else:
-            process.kill()
+        running.end()
         shutil.rmtree(folder, ignore_errors=True)
 
 
