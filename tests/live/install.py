@@ -168,7 +168,7 @@ def _compile(name: str) -> None:
 
 
 def _uv(name: str, *args: str) -> None:
-    into = ["--quiet", "--no-cache", "--no-config", "--python", str(python_of(name))]
+    into = ["--quiet", "--no-cache", "--no-config", "--system-certs", "--python", str(python_of(name))]
     _run([str(ROOT / name / "bin" / "uv"), "pip", "install", *into, *args])
 
 
