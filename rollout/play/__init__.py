@@ -14,7 +14,7 @@
     session      one turn: plan, bridge, send, check, commit
     fields       a trajectory's routed experts and sampling masks: asked for, checked, put on its tree
     images       its images: sent with ids, and what the server made of them
-    route        which way its prompt goes out
+    route        which way its prompt goes out, and its ids where they are made here
     setups       what rollouts share, entered once in each process
     late_system  system messages in the middle of a conversation
     served       a model as sessions use it: where it is served, and how much fits

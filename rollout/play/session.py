@@ -12,15 +12,15 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
 from rollout.chat.canonical import digest
 from rollout.chat.messages import Message
 from rollout.codec.readers import number_calls
-from rollout.codec.types import Context, Declined, Previous, make_context
-from rollout.door import error_text, header
+from rollout.codec.types import Context, make_context
+from rollout.door import header
 from rollout.errors import CompletionAborted, MalformedReply, RolloutError
 from rollout.log import get_logger
 from rollout.loop.deadlines import Clock
@@ -28,16 +28,14 @@ from rollout.memo import Memo
 from rollout.play.fields import TokenFields
 from rollout.play.images import Images
 from rollout.play.late_system import LateSystems
-from rollout.play.route import FallbackRefused, Outgoing, allowed
+from rollout.play.route import Outgoing, Planned, Router
 from rollout.play.served import ServedModel, sampling_within
 from rollout.records import Route, Turn
 from rollout.request import MessagePrompt, Reply, Request, TokenPrompt
 from rollout.servers.completion import MAX_RESUMPTIONS, is_whole, joined, pause_s, rest_of
 from rollout.tokens.prefix import (
-    EXPECTED_FALLBACKS,
     Extend,
     Fallback,
-    FallbackReason,
     LastTurn,
     LastTurns,
     Planner,
@@ -75,18 +73,6 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     """Whether what is sampled is trained on."""
 
 
-class _Planned(NamedTuple):
-    """What one turn asks, as it is planned and committed."""
-
-    prompt: Prompt
-    """Its late system messages settled."""
-    context: Context
-    last: LastTurn | None
-    """The turn that it may go on from: see `LastTurns`."""
-    folded: int
-    """How many of the conversation's late system messages were folded."""
-
-
 class Session:
     """One trajectory's conversations with the model. Any number of turns may be under way at once."""
 
@@ -113,11 +99,11 @@ class Session:
         self._group_id, self._group_size = group_id, group_size
         self._images = Images(self.trajectory, model)
         self._planner = Planner(self.trajectory, model.config.match)
+        self._router = Router(self._planner, self.trajectory, self._images, model, self._id)
         self._contexts = Memo[bytes, Context](_CONTEXTS)
         self._lasts = LastTurns()
         self._fields = TokenFields(self.trajectory, model.config)
         self._late_systems = LateSystems(model.config.late_system, model.codec)
-        self._logged: set[FallbackReason] = set()
         self._numbers = itertools.count(1)
         """Request ids differ even where two turns of one session are under way at once."""
         self._closed = False
@@ -171,7 +157,7 @@ class Session:
         await self.turnstile.enter()
         started = time.perf_counter()
         planned = await self._planned(ask)
-        outgoing = await self._prepare(planned)
+        outgoing = await self._router.prepared(planned)
         request = await self._request(planned, outgoing, ask)
         rendered = time.perf_counter()
         reply = await self._generate(request)
@@ -196,18 +182,9 @@ class Session:
         """
         if self._model.codec is None:
             return None
-        planned = await self._planned(ask)
-        match allowed(self._planner.plan(planned.prompt, planned.last), self._model):
-            case Extend(node=node, tail=[]):
-                return self._images.prompt(self.trajectory.ids(node), node).length
-            case Extend() as plan:
-                outgoing = await self._extend(plan, planned)
-                if isinstance(outgoing, Outgoing) and outgoing.prompt is not None:
-                    return outgoing.prompt.length
-        ids, _ = await self._rendered(planned)
-        return None if ids is None else len(ids)
+        return await self._router.length(await self._planned(ask))
 
-    async def _planned(self, ask: Ask) -> _Planned:
+    async def _planned(self, ask: Ask) -> Planned:
         """The conversation as it is to be sent. Raises MessageError."""
         args = self._model.config.template_args if ask.template_args is None else ask.template_args
         last = self._lasts.of(ask.messages)
@@ -218,7 +195,7 @@ class Session:
         if settled is not prompt.messages:
             last = self._lasts.of(settled)
             prompt = self._planner.prompt(settled, ask.tools, args, last)
-        return _Planned(prompt, context, last, folded)
+        return Planned(prompt, context, last, folded)
 
     async def _generate(self, request: Request) -> Reply:
         """The whole completion: one that was aborted goes on from its sampled tokens, or is asked for anew.
@@ -252,108 +229,7 @@ class Session:
             context = self._contexts[key] = make_context(prompt.root.tools, prompt.root.template_args)
         return context
 
-    async def _prepare(self, planned: _Planned) -> Outgoing:
-        """Decides the route. Raises FallbackRefused."""
-        match allowed(self._planner.plan(planned.prompt, planned.last), self._model):
-            case Extend(node=node, tail=[]) as plan:
-                prompt = self._images.prompt(self.trajectory.ids(node), node)
-                return Outgoing(plan=plan, route=Route.TOKEN_IN, prompt=prompt)
-            case Extend() as plan:
-                outgoing = await self._extend(plan, planned)
-            case Fallback() as outgoing:
-                pass
-        if isinstance(outgoing, Outgoing):
-            return outgoing
-        self._note(outgoing)
-        return await self._fall_back(outgoing, planned)
-
-    async def _extend(self, plan: Extend, planned: _Planned) -> Outgoing | Fallback:
-        """The prompt with its tail bridged, or why no bridge has it."""
-        prompt = planned.prompt
-        answered, completion_ids = self._turn_of(plan.node, planned.last)
-        assert self._model.codec is not None, "what is `allowed` extends only where there is a codec"
-        previous = Previous(
-            prompt_ids=answered.ids,
-            completion_ids=completion_ids,
-            message=self._answered(plan, prompt),
-            history=prompt.messages[: max(0, plan.depth - 1)],
-        )
-        match await self._model.codec.extend(previous, plan.tail, planned.context):
-            case Declined(reason=detail):
-                reason = FallbackReason.BRIDGE_DECLINED
-                return Fallback(reason=reason, detail=detail, previous=plan.node, depth=plan.depth)
-            case bridged:
-                images = self._images.of(plan.tail) if self._planner.sends_images else ()
-                ids = answered.extended([*completion_ids, *bridged.ids], images)
-                return self._images.fault(ids, plan) or Outgoing(
-                    plan=plan,
-                    route=Route.TOKEN_IN,
-                    prompt=ids,
-                    bridge_ids=bridged.ids,
-                    bridge=bridged.bridge,
-                    previous=plan.node,
-                )
-
-    def _turn_of(self, node: int, last: LastTurn | None) -> tuple[TokenPrompt, list[int]]:
-        """The prompt and the completion of the turn that a sampled node ends."""
-        if last is not None and last.node == node and last.received is not None and not self.trajectory.is_split(node):
-            return last.received, self.trajectory.nodes[node].ids.tolist()
-        prompt_ids, completion_ids = self.trajectory.turn_ids(node)
-        return self._images.prompt(prompt_ids, node), completion_ids
-
-    def _answered(self, plan: Extend, prompt: Prompt) -> Message | None:
-        """The assistant's message before the tail. The caller's, where its calls are those that the tail answers."""
-        theirs = prompt.messages[plan.depth - 1] if plan.depth else None
-        return theirs if theirs is not None and theirs.tool_calls else self.trajectory.nodes[plan.node].message
-
-    def _note(self, fallback: Fallback) -> None:
-        """Logs a fallback once per kind and trajectory. Raises FallbackRefused where token-in is required."""
-        if fallback.reason in EXPECTED_FALLBACKS:
-            return
-        if self._model.config.require_token_in:
-            raise FallbackRefused(fallback)
-        if fallback.reason not in self._logged:
-            self._logged.add(fallback.reason)
-            _log.warning("fallback", session=self._id, reason=fallback.reason.value, detail=fallback.detail)
-
-    async def _fall_back(self, plan: Fallback, planned: _Planned) -> Outgoing:
-        if not self._renders_here(plan, planned.prompt):
-            return Outgoing(plan=plan, route=Route.MESSAGE_IN, previous=plan.previous)
-        ids, fault = await self._rendered(planned)
-        first = plan.reason is FallbackReason.FIRST_TURN
-        if ids is None and first:
-            plan = msgspec.structs.replace(plan, reason=FallbackReason.NOT_RENDERED, detail=fault)
-            self._note(plan)
-        route = Route.TOKEN_IN if first and ids is not None else Route.MESSAGE_IN
-        return Outgoing(plan=plan, route=route, prompt=TokenPrompt(ids) if ids else None, previous=plan.previous)
-
-    def _renders_here(self, plan: Fallback, prompt: Prompt) -> bool:
-        """Whether a prompt of messages is made here and sent as ids.
-
-        Where the server would not tell the first prompt's ids, or the sampling masks that the run wants, and where it
-        would take markers that are typed in a text for tokens, which on token-in are text.
-        """
-        config, info, codec = self._model.config, self._model.info, self._model.codec
-        if config.mode != "tito" or info.token_route is None or codec is None:
-            return False
-        if any(message.is_multimodal for message in prompt.messages):
-            return False  # images and audio are the server's to put in, so such a prompt is always its own
-        untold = not info.reports_prompt_ids or (config.sampling_mask and info.masks_by_ids_only)
-        return (plan.reason is FallbackReason.FIRST_TURN and untold) or codec.has_typed_markers(prompt.messages)
-
-    async def _rendered(self, planned: _Planned) -> tuple[list[int] | None, str]:
-        """(a prompt's ids as they are made here, or why they cannot be). The server may know better, so it is asked."""
-        assert self._model.codec is not None, "only a codec renders"
-        try:
-            return await self._model.codec.render(planned.prompt.messages, planned.context), ""
-        except Exception as error:  # a template's, a renderer's or a tokenizer's: Jinja's errors, RecursionError
-            fault = f"{type(error).__name__}: {error_text(error)}"
-            if FallbackReason.NOT_RENDERED not in self._logged:
-                _log.warning("not_rendered", session=self._id, error=fault)
-            self._logged.add(FallbackReason.NOT_RENDERED)
-            return None, fault
-
-    async def _request(self, planned: _Planned, outgoing: Outgoing, ask: Ask) -> Request:
+    async def _request(self, planned: Planned, outgoing: Outgoing, ask: Ask) -> Request:
         """The request, with `max_tokens` cut to what fits. Raises ContextFull."""
         config, context, last = self._model.config, planned.context, planned.last
         body: TokenPrompt | MessagePrompt | None = outgoing.prompt
@@ -363,7 +239,7 @@ class Session:
             body = MessagePrompt(planned.prompt.messages, context.tools, args, before=before)
 
         async def render() -> Sequence[int] | None:
-            return (await self._rendered(planned))[0]
+            return (await self._router.rendered(planned))[0]
 
         most = ask.max_tokens or config.max_tokens
         sampling = {**config.sampling, **ask.sampling} if ask.sampling else config.sampling
@@ -384,7 +260,7 @@ class Session:
             sampling_mask=config.sampling_mask,
         )
 
-    async def _read(self, reply: Reply, outgoing: Outgoing, request: Request, planned: _Planned) -> Message:
+    async def _read(self, reply: Reply, outgoing: Outgoing, request: Request, planned: Planned) -> Message:
         codec, context = self._model.codec, planned.context
         message = None
         if codec is not None and reply.completion_ids is not None:
@@ -399,7 +275,7 @@ class Session:
             message = number_calls(message, sum(len(earlier.tool_calls) for earlier in planned.prompt.messages))
         return message
 
-    def _commit(self, planned: _Planned, outgoing: Outgoing, request: Request, reply: Reply, message: Message) -> Turn:
+    def _commit(self, planned: Planned, outgoing: Outgoing, request: Request, reply: Reply, message: Message) -> Turn:
         """Puts the turn into the tree. The first change to it: nothing before can leave it half made."""
         prompt, _, last, folded = planned
         tree, plan, sent = self.trajectory, outgoing.plan, outgoing.prompt
@@ -456,7 +332,7 @@ class Session:
             return None
         if received is outgoing.prompt and isinstance(outgoing.plan, Extend):
             return False  # the prompt was made from those very ids; `verify` compares them all the same
-        answered, completion_ids = self._turn_of(previous, last)
+        answered, completion_ids = self._router.turn_of(previous, last)
         length = len(answered.ids)
         sampled = received.ids[length : length + len(completion_ids)]
         return received.ids[:length] != answered.ids or sampled.tolist() != completion_ids
