@@ -167,24 +167,29 @@ class LiteralTokenizer:
             self._ids[tokens] = self._tokenizer.convert_tokens_to_ids(tokens)
         return self._ids[tokens]
 
-    def hide(self, messages: Sequence[Message], roles: Collection[str] = _TYPED_BY) -> list[Message] | None:
-        """The messages with private characters for markers; None where they hold none.
+    def hide(self, messages: Sequence[Message], but: Collection[str] = ()) -> list[Message] | None:
+        """The messages with private characters for markers, but for some; None where they hold none.
 
         Raises NotLiteral where a text has such characters itself.
         """
         if not self._literal:
             return None
-        found = [self._replaced(message, self._stand_ins) if message.role in roles else message for message in messages]
+        by = {marker: marker if marker in but else char for marker, char in self._stand_ins.items()}
+        found = [self._replaced(message, by) if message.role in _TYPED_BY else message for message in messages]
         if all(new is old for new, old in zip(found, messages, strict=True)):
             return None
         if any(_STAND_IN.search(message.text) for message in messages):
             raise NotLiteral("a text has both special-token text and characters of Unicode's plane 15")
         return found
 
-    def harmless(self, messages: Sequence[Message], roles: Collection[str] = _TYPED_BY) -> list[Message]:
+    def harmless(self, messages: Sequence[Message]) -> list[Message]:
         """The messages with a letter for each marker."""
         by = dict.fromkeys(self._stand_ins, _HARMLESS)
-        return [self._replaced(message, by) if message.role in roles else message for message in messages]
+        return [self._replaced(message, by) if message.role in _TYPED_BY else message for message in messages]
+
+    def markers_with(self, texts: Collection[str]) -> frozenset[str]:
+        """The markers in which one of these texts stands."""
+        return frozenset(marker for marker in self._markers if any(text in marker for text in texts))
 
     def is_literal(self, ids: Sequence[int], harmless_ids: Sequence[int]) -> bool:
         """Whether ids have the markers of the same messages without special text, and no other."""
@@ -196,6 +201,14 @@ class LiteralTokenizer:
             raise NotLiteral("the renderer encodes text by another tokenizer")
         if not self.is_literal(ids, harmless_ids):
             raise NotLiteral("special-token text in a message would become a special token")
+
+    def is_same_text(self, ids: Sequence[int], other: Sequence[int]) -> bool:
+        """Whether two lists of ids are of one text. Whitespace does not count: a marker's token may swallow it."""
+        one, two = ("".join(self._decoder(list(each)).replace(_SPACE, " ").split()) for each in (ids, other))
+        if one == two:
+            return True
+        normalizer = getattr(getattr(self._tokenizer, "backend_tokenizer", None), "normalizer", None)
+        return normalizer is not None and bool(normalizer.normalize_str(one) == normalizer.normalize_str(two))
 
     def _saw(self, text: str) -> None:
         """Notes a marker that a renderer uses."""

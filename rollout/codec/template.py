@@ -66,6 +66,7 @@ class TemplateBridge(StandInBridge):
         """`literal` keeps markers that are typed in texts as text."""
         self._tokenizer = LiteralTokenizer(tokenizer, literal=literal)
         source = template_source(self._tokenizer, tools=True)
+        self._sought = source.sought or ()
         self.may_find = source.may_find
         """Whether the template may find something in a text that it looks for."""
         super().__init__("template", self.render, stop_token_ids, source.finds)
@@ -84,7 +85,7 @@ class TemplateBridge(StandInBridge):
                 add_generation_prompt=add_generation_prompt,
             )
 
-        return literally(self._tokenizer, messages, make)
+        return literally(self._tokenizer, messages, make, self._sought)
 
     def extend(self, previous: Previous, tail: Sequence[Message], context: Context) -> Bridged | Declined:
         found = super().extend(previous, tail, context)
@@ -106,19 +107,33 @@ class TemplateBridge(StandInBridge):
 
 
 def literally(
-    tokenizer: LiteralTokenizer, messages: Sequence[Message], make: Callable[[Sequence[Message]], list[int]]
+    tokenizer: LiteralTokenizer,
+    messages: Sequence[Message],
+    make: Callable[[Sequence[Message]], list[int]],
+    sought: Collection[str] = (),
 ) -> list[int]:
-    """What `make` gives for messages, with special-token text kept as text. Raises NotExtendable where it cannot be."""
+    """What `make` gives for messages, with special-token text kept as text. Raises NotExtendable where it cannot be.
+
+    `sought` is what a template looks for in texts: it is to find that although it is special-token text, and may cut
+    the text there, as `content.split('</think>')[-1]` does.
+    """
     try:
         hidden = tokenizer.hide(messages)
         if hidden is None:
             return make(messages)
         harmless = make(tokenizer.harmless(messages))
-        found = make(messages)
-        if not tokenizer.is_literal(found, harmless):  # else the renderer keeps it as text by itself, as harmony does
+        written = make(messages)
+        if tokenizer.is_literal(written, harmless):  # the renderer keeps it as text by itself, as harmony does
+            return written
+        for seen in (frozenset[str](), tokenizer.markers_with(sought)):
+            hidden = tokenizer.hide(messages, seen) if seen else hidden
+            if hidden is None:
+                break
             with tokenizer.revealing():
                 found = make(hidden)
             tokenizer.check(found, harmless)
+            if tokenizer.is_same_text(found, written):
+                return found
     except NotLiteral as error:
         raise stand_in.NotExtendable(str(error)) from error
-    return found
+    raise stand_in.NotExtendable("the template looks for special-token text that a message has")

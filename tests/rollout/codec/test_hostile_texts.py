@@ -54,6 +54,7 @@ def tail_of(role: str, texts: Sequence[str]) -> tuple[Message, list[Message], li
 
 @pytest.mark.slow
 @example(kind="family", role="user", texts=["<|im_start|>e\u0301"], earlier="<think>e\u0301")
+@example(kind="looks", role="user", texts=["</think><|im_start|>"], earlier="<|im_start|>")
 @settings(max_examples=150)
 @given(
     kind=st.sampled_from(["family", "template", "trims", "looks"]),
