@@ -8,12 +8,12 @@ import msgspec
 import pytest
 
 from benchmarks import client
-from benchmarks.client import Row, is_worse
+from benchmarks.client import Recorded, Row, faults_of, is_slower
 
 
 def _row(ours: list[float], floors: list[float]) -> Row:
     row = Row("http://127.0.0.1", "tito", 4, 128)
-    row.ours, row.floors, row.lags = ours, floors, [0.0] * len(ours)
+    row.ours, row.floors, row.lags, row.calls = ours, floors, [0.0] * len(ours), 1_000
     return row
 
 
@@ -21,9 +21,23 @@ def test_a_row_is_judged_by_the_least_of_its_repeats() -> None:
     row = _row([0.6, 1.9, 0.7], [0.4, 0.2, 0.2])
     assert row.ratio == 3.0
     assert "| 3.0 | 1.5 to 9.5 |" in row.markdown()
-    assert not is_worse(row, {"tito 4x128": 2.5})
-    assert is_worse(row, {"tito 4x128": 1.9})
-    assert is_worse(row, {})
+    assert not is_slower(row, {"tito 4x128": Recorded(2.5, 1_000)})
+    assert is_slower(row, {"tito 4x128": Recorded(1.9, 1_000)})
+    assert is_slower(row, {})
+
+
+@pytest.mark.parametrize(
+    ("was", "said"),
+    [
+        (Recorded(3.0, 1_000), []),
+        (Recorded(3.0, 900), ["tito 4x128: 1000 calls a turn, recorded 900"]),
+        (Recorded(1.9, 950), ["tito 4x128: 3.0 bare loops, recorded 1.9"]),
+    ],
+)
+def test_more_calls_by_a_tenth_are_a_fault_on_any_machine(was: Recorded, said: list[str]) -> None:
+    row = _row([0.6], [0.2])
+    assert faults_of(row, {row.name: was}) == said
+    assert faults_of(row, {}) == ["tito 4x128: never recorded"]
 
 
 @pytest.mark.parametrize(("ours", "code", "looks"), [([3.0, 1.0], 0, 2), ([3.0], 1, 1 + client.SECOND_LOOKS)])
@@ -44,7 +58,7 @@ def test_a_row_that_looks_worse_is_measured_again_before_it_counts(
         seen.append(repeats)
 
     ratios = tmp_path / "ratios.json"
-    ratios.write_bytes(msgspec.json.encode({"tito 4x128": 1.0}))
+    ratios.write_bytes(msgspec.json.encode({"tito 4x128": Recorded(1.0, 0)}))
     monkeypatch.setattr(client, "RATIOS", ratios)
     monkeypatch.setattr(Row, "measure", measure)
     assert client.main(["--check", "--mode", "tito", "--shape", "4x128", "--repeats", "2"]) == code
