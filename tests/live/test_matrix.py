@@ -52,9 +52,9 @@ def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_random_model(tmp_path_factory.mktemp("models") / "random")
 
 
-#: What every landing plays: each server with the model that knows its format, and the newest with one that knows
-#: nothing. The rest of the matrix is `make live-full`, and SGLang's `make live-sglang-full`.
-OFTEN = {*((name, "embedded") for name in SERVERS if name != "sglang"), ("vllm-0.32", "random")}
+#: What every landing plays: a model that knows nothing on the newest vLLM, Dynamo's own scheduling, and its newest
+#: route. The rest of the matrix is `make live-full`, and SGLang's `make live-sglang-full`.
+OFTEN = {("vllm-0.32", "random"), ("dynamo-mocker", "embedded"), ("dynamo-generate", "embedded")}
 
 
 def marks_of(name: str, model: str) -> list[pytest.MarkDecorator]:
