@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 SEEDS := 3
 AGENT :=
 
-.PHONY: rollout test slow check format lint types docs test-oldest test-newest wheel fidelity models real servers sglang live live-sglang live-sglang-full live-ray live-full adapters soak soak-full bench results bench-smoke install clean
+.PHONY: rollout test slow check format lint types docs test-oldest test-newest wheel fidelity models real servers sglang packages live live-sglang live-sglang-full live-ray live-full adapters soak soak-full bench results bench-smoke install clean
 
 rollout: $(INSTALLED)  ## play 64 rollouts of a bundled environment on the embedded model
 	$(BIN)/rollout run guess_number -n 16 -r 4
@@ -63,6 +63,9 @@ servers: $(INSTALLED)  ## install real vLLM (CPU) and Dynamo, each in an environ
 
 sglang: $(INSTALLED)  ## and SGLang, which takes 7 GB
 	$(BIN)/python -m tests.live.install sglang train
+
+packages: $(INSTALLED)  ## and Ray, and the packages whose environments are played
+	$(BIN)/python -m tests.live.install ray envs
 
 live: servers  ## start real servers, and test against them
 	$(BIN)/python -m pytest -q -rP --durations=12 -m 'live and not full and not agents and not adapters and not sglang and not ray' tests/live
