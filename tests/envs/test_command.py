@@ -131,6 +131,7 @@ async def test_a_program_that_was_told_of_a_limit_is_judged() -> None:
     assert (await agent.run({}, model)).reward == 0.5
 
 
+@pytest.mark.slow
 async def test_a_program_that_takes_too_long_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
     """Its process group, SIGTERM ignored or not; what it had printed is kept."""
     beat = tmp_path / "child"
@@ -162,6 +163,7 @@ async def test_a_program_is_ended_when_its_rollout_is_cancelled(tmp_path: Path) 
     await _gone(int(beat.read_text("utf-8")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("session", [False, True])
 async def test_a_program_that_leaves_a_server_behind_is_judged_when_it_ends(session: bool) -> None:
     """What holds its output still is ended with its group, or not waited for."""

@@ -227,6 +227,7 @@ class Unreadable:
         raise ValueError("nothing to be seen")
 
 
+@pytest.mark.slow
 async def test_an_environment_that_raises_when_it_is_looked_at_ends_no_process() -> None:
     """Whatever comes of it, nobody waits for ever."""
     async with engine() as running:
@@ -235,6 +236,7 @@ async def test_an_environment_that_raises_when_it_is_looked_at_ends_no_process()
     assert all(rollout.ok for group in groups for rollout in group.rollouts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("local", [pytest.param(True, marks=pytest.mark.slow), False])
 async def test_what_rollouts_share_is_entered_in_the_processes_that_play(local: bool, tmp_path: Path) -> None:
     """Once in each, and left there when the engine closes; the engine's own process enters nothing."""

@@ -26,6 +26,7 @@ def test_draws_follow_the_distribution() -> None:
     np.testing.assert_allclose(drawn(20_000), np.exp(LOGITS[0]), atol=0.012)
 
 
+@pytest.mark.slow
 def test_temperature_sharpens() -> None:
     """At temperature 0.5 probabilities are squared and rescaled."""
     squared = np.exp(LOGITS[0]) ** 2

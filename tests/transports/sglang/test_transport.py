@@ -184,6 +184,7 @@ async def test_what_would_kill_it_is_never_sent(wire: Wire) -> None:
         assert len(wire.to("/generate")) == before
 
 
+@pytest.mark.slow
 async def test_the_whole_context_can_be_filled(wire: Wire) -> None:
     """What is asked for beyond it is cut, which SGLang does not do by itself."""
     async with opened(wire) as transport:
