@@ -291,11 +291,13 @@ def _check_ray(config: EngineConfig) -> None:
     for name, amount in config.ray_resources.items():
         if not 0 < amount < math.inf or name in ("CPU", "GPU", "memory"):
             raise ConfigError(
-                f"ray_resources has custom resources and how much of each, not {name}={amount}"
+                f"ray_resources has custom resources and how much of each, above 0, not {name}={amount}"
                 + (": give ray_num_cpus" if name == "CPU" else "")
             )
-    if config.ray_listen is not None and not _LISTEN.fullmatch(config.ray_listen):
-        raise ConfigError(f"ray_listen is HOST or HOST:PORT, not {config.ray_listen!r}")
+    if config.ray_listen is not None:
+        found = _LISTEN.fullmatch(config.ray_listen)
+        if found is None or int((found[2] or ":0")[1:]) > 65535:
+            raise ConfigError(f"ray_listen is HOST or HOST:PORT, not {config.ray_listen!r}")
 
 
 def _check_proxy(config: EngineConfig) -> None:

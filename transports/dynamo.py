@@ -379,6 +379,8 @@ async def open(config: TransportConfig, client: HttpClient | None = None) -> Dyn
     """Entry point `dynamo`. See `rollout.transport.Open`. `client` takes the place of one of its own."""
     async with opening(config, client) as client:
         info = await _Probe(config, client).run()
-        only = f"of Dynamo's routes only vLLM's does, where its workers are started so: --token-route {GENERATE}"
+        only = (
+            f"of Dynamo's routes only vLLM's does: --token-route {GENERATE}, its workers started as vLLM's manual says"
+        )
         tell_unreported(config, info, routed_experts=only, sampling_mask=only)
         return DynamoTransport(client, info)

@@ -220,7 +220,9 @@ def _is_text(value: object) -> bool:
 
 
 def _are_parts(content: object) -> bool:
-    return type(content) is tuple and all(type(part) is dict and door.is_plain(part) for part in content)
+    return type(content) is tuple and all(
+        type(part) is dict and part.get("type") and door.is_plain(part) for part in content
+    )
 
 
 def _are_calls(calls: object) -> bool:
@@ -306,6 +308,8 @@ def _content(value: Any) -> str | tuple[dict[str, Any], ...] | None:
 def _part(part: dict[str, Any]) -> dict[str, Any]:
     """A content part without what carries nothing. What it is called after is its content: a part `audio` has audio."""
     kind = part.get("type") or "text"
+    if not part.get("type") and "text" not in part:
+        raise MessageError(f"a content part needs a type; its keys are {sorted(map(str, part))}")
     kind = "text" if kind in ("input_text", "output_text") else kind  # as the Responses API calls it
     own = {kind: part[kind]} if kind in NOISE_KEYS and kind in part else {}
     return {**pruned(part), **own, "type": kind}

@@ -75,6 +75,7 @@ TIMES = [name for name in EngineConfig.__struct_fields__ if name.endswith("_s")]
         ({"ray_resources": {"CPU": 2.0}}, "not CPU=2.0: give ray_num_cpus"),
         ({"ray_resources": {"rollout": 0.0}}, "ray_resources has custom resources and how much of each"),
         ({"ray_listen": "0.0.0.0:"}, "ray_listen is HOST or HOST:PORT, not '0.0.0.0:'"),
+        ({"ray_listen": "host:99999"}, "ray_listen is HOST or HOST:PORT, not 'host:99999'"),
         ({"rollout_retries": -1}, "rollout_retries must be 0 or more, not -1"),
         *(({name: 0.0}, f"{name} must be above 0 seconds, not 0") for name in TIMES),
     ],

@@ -153,6 +153,8 @@ class DynamoRoutes:
         if body.stream:
             text = "streaming (stream=true) is not implemented for /inference/v1/generate yet"
             raise GenerateRefused(501, text, "not_implemented")
+        if body.content_parts:
+            raise GenerateRefused(400, "content_parts: the embedded model reads text only", _WRONG)
         if body.model and body.model != self.served.name:
             raise GenerateRefused(404, f"Model not found: {body.model}", "not_found")
         job = self._generate_job(body, request)

@@ -38,6 +38,7 @@ class NativeSamplingBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tru
 
 class GenerateBody(msgspec.Struct, kw_only=True):
     input_ids: list[int]
+    image_data: Any = None
     sampling_params: NativeSamplingBody = msgspec.field(default_factory=NativeSamplingBody)
     return_logprob: bool = False
     top_logprobs_num: int = 0

@@ -119,6 +119,8 @@ class SglangRoutes:
     async def generate(self, request: Request) -> Response:
         body = await read_body(request, GenerateBody)
         _check_stream(body.stream)
+        if body.image_data:
+            raise Refused(400, "the embedded model reads text only", param="image_data")
         params = body.sampling_params
         self._check_bias(params)
         ids = self.served.check_ids(body.input_ids)

@@ -47,6 +47,7 @@ class GenerateSampling(SamplingBody, kw_only=True):
 
 class GenerateBody(msgspec.Struct, kw_only=True):
     token_ids: list[int]
+    content_parts: list[Any] | None = None
     sampling_params: GenerateSampling
     model: str | None = None
     stream: bool | None = False

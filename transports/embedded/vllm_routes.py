@@ -204,6 +204,8 @@ class VllmRoutes:
         self.served.check_model(body.model)
         if body.stream:
             raise Refused(400, "ids are not streamed: ask without stream", param="stream")
+        if body.content_parts:
+            raise Refused(400, "the embedded model reads text only", param="content_parts")
         ids = self.served.check_ids(body.token_ids)
         params = body.sampling_params
         check_max_tokens(params.max_tokens)

@@ -166,3 +166,12 @@ def test_any_value_makes_a_message_or_a_message_error(value: Any) -> None:
         except MessageError:
             continue
         assert msgspec.json.decode(msgspec.json.encode(found), type=Message) == found
+
+
+@pytest.mark.parametrize("made", [list, tuple])
+def test_a_part_that_does_not_say_what_it_is_is_refused(made: Any) -> None:
+    """An image without a type would be taken for a text that is empty, and be lost; a text alone may have none."""
+    for part in ({"image_url": {"url": "https://x/y.png"}}, {"x": 1}, {"type": None, "image": "y"}):
+        with pytest.raises(MessageError, match="a content part needs a type; its keys are"):
+            Message.of(Message("user", made([{"type": "text", "text": "hi"}, part])))
+    assert Message.of(Message("user", made([{"text": "hi"}, {"type": None, "text": "you"}]))).text == "hi\nyou"
