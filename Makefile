@@ -78,7 +78,7 @@ live-sglang-full: sglang  ## and a thousand turns on it, with each model: benchm
 
 live-ray: $(INSTALLED)  ## Ray's cluster on this machine, with real servers; the tests run where Ray is; needs root, for two hosts
 	$(BIN)/python -m tests.live.install vllm dynamo ray
-	.servers/ray/bin/python -m pytest -q -rP --durations=12 -n 3 --dist loadfile -m ray tests/live/ray
+	.servers/ray/bin/python -m pytest -q -rP --durations=12 -n 2 --dist loadfile -m ray tests/live/ray
 
 programs: $(INSTALLED)  ## install real agents (mini-swe-agent, LangGraph, Claude Code, Codex and others) under .servers; needs npm
 	$(BIN)/python -m tests.live.install agents programs
