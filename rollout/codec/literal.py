@@ -174,7 +174,7 @@ class LiteralTokenizer:
         """
         if not self._literal:
             return None
-        by = {marker: marker if marker in but else char for marker, char in self._stand_ins.items()}
+        by = {**self._stand_ins, **{marker: marker for marker in but}} if but else self._stand_ins
         found = [self._replaced(message, by) if message.role in _TYPED_BY else message for message in messages]
         if all(new is old for new, old in zip(found, messages, strict=True)):
             return None
@@ -205,10 +205,7 @@ class LiteralTokenizer:
     def is_same_text(self, ids: Sequence[int], other: Sequence[int]) -> bool:
         """Whether two lists of ids are of one text. Whitespace does not count: a marker's token may swallow it."""
         one, two = ("".join(self._decoder(list(each)).replace(_SPACE, " ").split()) for each in (ids, other))
-        if one == two:
-            return True
-        normalizer = getattr(getattr(self._tokenizer, "backend_tokenizer", None), "normalizer", None)
-        return normalizer is not None and bool(normalizer.normalize_str(one) == normalizer.normalize_str(two))
+        return one == two or ((made := self._normal(one)) is not None and made == self._normal(two))
 
     def _saw(self, text: str) -> None:
         """Notes a marker that a renderer uses."""
@@ -295,10 +292,12 @@ class LiteralTokenizer:
             given = self._decoder([*self.plain_ids(_CARRIER), *ids]).removeprefix(_CARRIER)
             return given in (wanted, f" {wanted}")
         given = self._decoder(ids)
-        if given == wanted:
-            return True
+        return given == wanted or given == self._normal(text)
+
+    def _normal(self, text: str) -> str | None:
+        """What the tokenizer makes of a text before it encodes it; None where it makes nothing of it."""
         normalizer = getattr(getattr(self._tokenizer, "backend_tokenizer", None), "normalizer", None)
-        return normalizer is not None and bool(given == normalizer.normalize_str(text))
+        return None if normalizer is None else str(normalizer.normalize_str(text))
 
 
 def _fast_ways(tokenizer: Any, markers: Sequence[str]) -> tuple[Callable[[str], list[int]], Callable[[list[int]], str]]:

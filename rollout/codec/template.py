@@ -106,6 +106,19 @@ class TemplateBridge(StandInBridge):
         return bool(self._tokenizer.decode(list(prompt_ids[-8:])).rstrip().endswith("<think>"))
 
 
+def _revealed(
+    tokenizer: LiteralTokenizer,
+    make: Callable[[Sequence[Message]], list[int]],
+    hidden: Sequence[Message],
+    harmless: Sequence[int],
+) -> list[int]:
+    """What is made of messages with private characters, each marker put back as text. Raises NotLiteral."""
+    with tokenizer.revealing():
+        found = make(hidden)
+    tokenizer.check(found, harmless)
+    return found
+
+
 def literally(
     tokenizer: LiteralTokenizer,
     messages: Sequence[Message],
@@ -125,13 +138,12 @@ def literally(
         written = make(messages)
         if tokenizer.is_literal(written, harmless):  # the renderer keeps it as text by itself, as harmony does
             return written
-        for seen in (frozenset[str](), tokenizer.markers_with(sought)):
-            hidden = tokenizer.hide(messages, seen) if seen else hidden
-            if hidden is None:
-                break
-            with tokenizer.revealing():
-                found = make(hidden)
-            tokenizer.check(found, harmless)
+        found = _revealed(tokenizer, make, hidden, harmless)
+        if tokenizer.is_same_text(found, written):
+            return found
+        shown = tokenizer.markers_with(sought)
+        if shown and (hidden := tokenizer.hide(messages, shown)) is not None:
+            found = _revealed(tokenizer, make, hidden, harmless)
             if tokenizer.is_same_text(found, written):
                 return found
     except NotLiteral as error:

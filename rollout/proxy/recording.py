@@ -65,9 +65,8 @@ async def recording_on(
         )
     recorder_settings = msgspec.structs.replace(recorder_settings, open_unknown=ours)
     open_files.raise_limit(2 * recorder_settings.most_sessions)
-    listener = listen(
-        config.proxy_host, config.proxy_port, named="--host or --port"
-    )  # first: a port that is taken is said at once
+    # First: a port that is taken is said at once.
+    listener = listen(config.proxy_host, config.proxy_port, named="--host or --port")
     try:
         player = await Player.open(config, Weights(), on_gone=_gone)
         try:

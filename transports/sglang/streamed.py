@@ -16,27 +16,18 @@ from rollout.request import Reply, Request
 from transports.http.answers import UNREADABLE
 from transports.http.client import Answer
 from transports.openai import TokenId, finish_reason, paired
-from transports.sglang.wire import GENERATE, Ways, generate_body
+from transports.sglang.wire import GENERATE, Finish, TokenLogprob, Ways, generate_body
 
 _DATA = b"data:"
 _END = b"[DONE]"
 
 
-class _Finish(msgspec.Struct):
-    type: str
-
-
-class _TokenLogprob(msgspec.Struct, array_like=True, gc=False):
-    logprob: float | None
-    token_id: TokenId
-
-
 class _Meta(msgspec.Struct):
-    finish_reason: _Finish | None = None
+    finish_reason: Finish | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     cached_tokens: int | None = None
-    output_token_logprobs: list[_TokenLogprob] = []
+    output_token_logprobs: list[TokenLogprob] = []
 
 
 class _Fault(msgspec.Struct):
@@ -69,7 +60,7 @@ def stream_body(request: Request, context: int | None) -> dict[str, Any]:
 def read_stream(answer: Answer) -> Reply:
     """Reads the events of an answer. Raises MalformedReply; ServerBusy and ConnectionFailed where its worker went."""
     ids: list[int] = []
-    entries: list[_TokenLogprob] = []
+    entries: list[TokenLogprob] = []
     last = _Meta()
     for event in _events(answer):
         if event.error is not None:

@@ -73,12 +73,12 @@ class Ways(msgspec.Struct, kw_only=True):
     """Layers, and experts that each sends a token to; None where the model's configuration is not on this machine."""
 
 
-class _Finish(msgspec.Struct):
+class Finish(msgspec.Struct):
     type: str
     message: str | None = None
 
 
-class _TokenLogprob(msgspec.Struct, array_like=True, gc=False):
+class TokenLogprob(msgspec.Struct, array_like=True, gc=False):
     """An entry of `output_token_logprobs`; a third element, the token's text, is passed over."""
 
     logprob: float | None
@@ -86,11 +86,11 @@ class _TokenLogprob(msgspec.Struct, array_like=True, gc=False):
 
 
 class _Meta(msgspec.Struct):
-    finish_reason: _Finish | None = None
+    finish_reason: Finish | None = None
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
     weight_versions: list[Span] | None = None
-    output_token_logprobs: list[_TokenLogprob] | None = None
+    output_token_logprobs: list[TokenLogprob] | None = None
     routed_experts: msgspec.Raw = ABSENT
     output_token_sampling_mask: msgspec.Raw = ABSENT
 
