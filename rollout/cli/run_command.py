@@ -5,8 +5,9 @@ Heavy imports are inside, so that `--help` is quick.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -269,6 +270,7 @@ def run(
                     settings, given = resumed_settings(output, config, flags)
                 else:
                     settings = read_settings(config, flags)
+                _check_launch(settings.launch, flags)
                 if settings.api_key_env is None:
                     settings.api_key_env = default_key_env()
                 played = await Run(settings, output, resume, log, the, given).play()
@@ -277,3 +279,11 @@ def run(
         return the.run(play)
 
     the.do(go)
+
+
+def _check_launch(launch: Any, flags: Mapping[str, Any]) -> None:
+    """Raises UsageError for an option of a Ray cluster's where processes are this machine's: it would do nothing."""
+    ignored = next((name for name, value in flags.items() if name.startswith("ray_") and value is not None), None)
+    if launch == "local" and ignored is not None:
+        option = "--ray-resource" if ignored == "ray_resources" else f"--{ignored.replace('_', '-')}"
+        raise UsageError(f"{option} is of a Ray cluster: add --launch ray, or leave it out")

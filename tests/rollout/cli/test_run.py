@@ -70,6 +70,16 @@ def test_a_launcher_that_is_not_there_is_named(tmp_path: Path) -> None:
     assert done.stderr.splitlines() == ["rollout: no launcher 'lokal', did you mean 'local'?; there are: local, ray"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("option", [("--ray-address", "10.0.0.1:6379"), ("--ray-resource", "pool=1")])
+def test_a_clusters_option_without_the_cluster_is_refused(option: tuple[str, str], tmp_path: Path) -> None:
+    """It would do nothing, and all would be played on one host unnoticed."""
+    done = ran("run", "echo", *option, "-o", tmp_path / "r")
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [f"rollout: {option[0]} is of a Ray cluster: add --launch ray, or leave it out"]
+    assert not (tmp_path / "r").exists()
+
+
 LOGS = """
 import structlog
 class E(Env):
