@@ -20,6 +20,7 @@ import msgspec
 
 from rollout.chat.messages import Message
 from rollout.log import get_logger
+from rollout.memo import Memo
 from rollout.store.config import write_whole
 from rollout.tokens.images import image_bytes
 from rollout.tokens.trajectory import Node
@@ -27,6 +28,9 @@ from rollout.tokens.trajectory import Node
 IMAGES = "images"
 
 _MARK = "run-image:"
+
+#: Names of images that are remembered to be there; others are looked for on the disk.
+_REMEMBERED = 65_536
 
 _log = get_logger(__name__)
 
@@ -36,8 +40,8 @@ class Pictures:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / IMAGES
-        self._kept: set[str] = set()
-        """Names of those that are there: two images of one name are the same."""
+        self._kept = Memo[str, bool](_REMEMBERED)
+        """Names of those that are there, as far as they are remembered: two images of one name are the same."""
 
     def __repr__(self) -> str:
         return f"<Pictures {self._path}: {len(self._kept)}>"
@@ -48,7 +52,7 @@ class Pictures:
 
     def move(self, folder: Path) -> None:
         """Goes on in another folder; what is named there already is looked for in the old one, and may be gone."""
-        self._path, self._kept = folder / IMAGES, set()
+        self._path, self._kept = folder / IMAGES, Memo[str, bool](_REMEMBERED)
 
     def _name(self, url: str) -> str:
         data = image_bytes(url)
@@ -66,7 +70,7 @@ class Pictures:
             except OSError as error:
                 _log.warning("image_not_kept", image=name, error=error.strerror or str(error))
                 return url
-            self._kept.add(name)
+            self._kept[name] = True
         return f"{_MARK}{name};{head}"
 
 
