@@ -10,6 +10,7 @@ lacks is missing there, too. Needs an index of packages, so it is no part of `ma
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -86,7 +87,7 @@ def try_out(wheel: Path, extra: str, folder: Path) -> None:
     programs = folder / "venv" / "bin"
     named = ",".join(one for one in (extra, BESIDE.get(extra)) if one and one != ALONE)
     what = f"rollout-engine[{named}] @ {wheel.as_uri()}" if named else f"rollout-engine @ {wheel.as_uri()}"
-    pip = [str(programs / "python"), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+    pip = [str(programs / "python"), "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-cache-dir"]
     ran([*pip, "-c", str(PROJECT / "constraints.txt"), what], folder)
     for command in USES[extra]:
         ran([str(programs / command[0]), *command[1:]], folder, path=programs)
@@ -104,6 +105,7 @@ def main(chosen: list[str]) -> None:
             folder, started = Path(scratch) / extra, time.monotonic()
             folder.mkdir()
             try_out(wheel, extra, folder)
+            shutil.rmtree(folder)  # environments are large, and disk is scarce
             print(f"{wheel.name}, extra {extra}: {time.monotonic() - started:.0f} s", flush=True)
 
 

@@ -23,13 +23,15 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parent.parent
 ROOT = PROJECT / ".servers"
+
+#: What one call installs is unpacked once: environments hold links to the same files. Both are gone when it ends.
+_CACHE, _WHEELS = ROOT / ".cache", ROOT / ".wheels"
 
 #: What installs into the environments: it unpacks in parallel and compiles nothing, which takes a third of the time.
 #: A server's first start compiles what it imports, a tenth of the files.
@@ -85,10 +87,13 @@ def _install_pinned(name: str, constraints: Path) -> None:
     pinned = [line for line in constraints.read_text().splitlines() if line]
     by_pip = [line for line in pinned if _BY_PIP.match(line)]
     if by_pip:
-        with tempfile.TemporaryDirectory(dir=ROOT / name) as wheels:
-            _pip(name, "download", "--no-cache-dir", "--no-deps", "-d", wheels, *by_pip)
-            _uv(name, "--no-deps", "--offline", "--no-index", "--find-links", wheels, *by_pip)
+        _by_pip(name, by_pip)
     _uv(name, "--no-deps", *(line for line in pinned if line not in by_pip))
+
+
+def _by_pip(name: str, pinned: list[str]) -> None:
+    _pip(name, "download", "--no-cache-dir", "--no-deps", "-d", str(_WHEELS), *pinned)
+    _uv(name, "--no-deps", "--no-index", "--find-links", str(_WHEELS), *pinned)
 
 
 def _install_agents(name: str, constraints: Path) -> None:
@@ -104,8 +109,8 @@ def _install_server(name: str, constraints: Path) -> None:
 
 def _install_train(name: str, constraints: Path) -> None:
     _environment(name)
-    _pip(name, "install", "--no-compile", _TRAINS_ON)
-    _uv(name, "-c", str(constraints), "matplotlib", "-e", str(PROJECT))
+    _by_pip(name, [_TRAINS_ON])
+    _uv(name, "-c", str(constraints), _TRAINS_ON, "matplotlib", "-e", str(PROJECT))
     _compile(name)
 
 
@@ -168,7 +173,7 @@ def _compile(name: str) -> None:
 
 
 def _uv(name: str, *args: str) -> None:
-    into = ["--quiet", "--no-cache", "--no-config", "--system-certs", "--python", str(python_of(name))]
+    into = ["--quiet", "--cache-dir", str(_CACHE), "--no-config", "--system-certs", "--python", str(python_of(name))]
     _run([str(ROOT / name / "bin" / "uv"), "pip", "install", *into, *args])
 
 
@@ -202,12 +207,15 @@ def _recipe_hash(name: str) -> str:
 
 
 def main(names: list[str]) -> int:
-    for name in names:
-        try:
+    try:
+        for name in names:
             install(name)
-        except InstallError as error:
-            print(f"{name}: {error}", file=sys.stderr)
-            return 1
+    except InstallError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 1
+    finally:
+        shutil.rmtree(_CACHE, ignore_errors=True)
+        shutil.rmtree(_WHEELS, ignore_errors=True)
     return 0
 
 
