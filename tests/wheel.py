@@ -35,6 +35,7 @@ USES = {
     "cli": [["rollout", "--version"], ["rollout", "envs"]],
     "serve": [["python", "-c", "import transports.embedded.transport, transports.embedded.serve"]],
     "proxy": [["python", "-c", "import rollout.proxy.app, uvicorn"]],
+    "metrics": [["python", "-c", "from rollout.observe.prometheus import StatsCollector, serve"]],
     "ray": [["python", "-c", "import ray; from rollout.workers.ray import RayLaunch"]],
     "all": [["rollout", "run", "guess_number", "-n", "1", "-o", "run"], ["rollout", "export", "run"]],
     "parquet": [

@@ -67,6 +67,13 @@ ServerWait = Annotated[
         "--server-wait", help="Seconds to wait where no server is there.", show_default="at the start 0, later 300"
     ),
 ]
+MetricsPort = Annotated[
+    int | None,
+    typer.Option("--metrics-port", help="Where Prometheus finds the numbers; 0: any free port.", show_default="none"),
+]
+MetricsHost = Annotated[
+    str | None, typer.Option("--metrics-host", help="What that listens on.", show_default="127.0.0.1")
+]
 Json = Annotated[
     bool,
     typer.Option("--json", help="One JSON object on standard output, and nothing else there.", show_default="a table"),

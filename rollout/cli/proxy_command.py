@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,8 @@ from rollout.cli.options import (
     Json,
     KeyEnv,
     MaxTokens,
+    MetricsHost,
+    MetricsPort,
     Model,
     Reader,
     Renderer,
@@ -31,9 +34,11 @@ from rollout.errors import UsageError
 if TYPE_CHECKING:
     from rollout.cli.summary import Summary
     from rollout.errors import RolloutError
+    from rollout.observe.outcomes import Outcomes
     from rollout.observe.stats import Stats
     from rollout.proxy.recorder import RecorderSettings
     from rollout.proxy.recording import Recording
+    from rollout.records import Rollout
     from rollout.store.settings import RunSettings
 
 #: How long turns under way may take to end after a signal. Slurm and Kubernetes kill after 30 s.
@@ -84,6 +89,8 @@ def proxy(
         typer.Option("--fsync", help="Have each turn on the disk before it is answered.", show_default="flushed only"),
     ] = False,
     server_wait_s: ServerWait = None,
+    metrics_port: MetricsPort = None,
+    metrics_host: MetricsHost = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Check every trajectory's invariants.", show_default="off")
     ] = False,
@@ -124,6 +131,8 @@ def proxy(
             "max_turns": max_turns,
             "server_wait_s": server_wait_s,
             "verify": verify,
+            "metrics_port": metrics_port,
+            "metrics_host": metrics_host,
         }
         _check(idle, max_sessions)
         settings = read_settings(None, flags)
@@ -155,7 +164,9 @@ async def _record(
     import anyio
 
     from rollout.cli.logs import EventLog
+    from rollout.cli.metrics import serving_metrics
     from rollout.loop.collector import infrequent_full_gc
+    from rollout.observe.outcomes import Outcomes
     from rollout.observe.stats import Stats
     from rollout.proxy.recording import recording_on
     from rollout.store.folder import EVENTS
@@ -173,14 +184,22 @@ async def _record(
             log.open(folder.path / EVENTS)
             the.log_path = log.path
             summary = _summary(served, settings)
-            folder.on_rollout = summary.add
+            ended = Outcomes()
+
+            def on_rollout(rollout: Rollout) -> None:
+                summary.add(rollout)
+                ended.add(rollout)
+
+            folder.on_rollout = on_rollout
             left = f"; {len(recorder)} sessions go on" if len(recorder) else ""
             the.say(f"recording {summary.model} on {served.url} in {folder.path}{left}")
-            with the.signals.meaning(stop.set, patience_s=_GRACE_S):
-                await stop.wait()
-                the.say(f"stopping: turns under way have {_GRACE_S:g} s to end; control-C again stops at once")
-                with contextlib.suppress(UsageError):  # it is among the errors
-                    await recorder.stop(0.0 if errors else _GRACE_S)
+            stats_of = partial(_stats, served, ended)
+            async with serving_metrics(stats_of, settings.metrics_port, settings.metrics_host, the.say):
+                with the.signals.meaning(stop.set, patience_s=_GRACE_S):
+                    await stop.wait()
+                    the.say(f"stopping: turns under way have {_GRACE_S:g} s to end; control-C again stops at once")
+                    with contextlib.suppress(UsageError):  # it is among the errors
+                        await recorder.stop(0.0 if errors else _GRACE_S)
             stats = Stats()
             stats.add(served.played())
             played = _played(summary, folder.path, time.perf_counter() - started, stats)
@@ -188,6 +207,16 @@ async def _record(
                 folder.write_summary(played.result)
     played.error = errors[0] if errors else None
     return the.tell(played, as_json=as_json)
+
+
+def _stats(served: Recording, ended: Outcomes) -> Stats:
+    """Where the recorder stands: its sessions are what runs."""
+    from rollout.observe.stats import Stats, Tallies
+
+    stats = Stats(running=len(served.recorder), servers=served.states())
+    Tallies(ended=ended, rewards=ended.rewards).tell(stats)
+    stats.add(served.played())
+    return stats
 
 
 def _summary(served: Recording, settings: RunSettings) -> Summary:

@@ -16,6 +16,7 @@ from rollout.cli.command import Command, Played
 from rollout.cli.ends import ONE_SIGNAL_S
 from rollout.cli.failure_limit import FailureLimit
 from rollout.cli.logs import EventLog
+from rollout.cli.metrics import serving_metrics
 from rollout.cli.resume import Plan, go_on
 from rollout.cli.summary import Summary, table_rows, why_untrainable
 from rollout.engine import Engine
@@ -88,7 +89,8 @@ class Run:
         settings, tasks, skip = self.settings, plan.tasks, plan.skip
         expected = len(tasks) * settings.rollouts_per_task
         with anyio.CancelScope() as closing, contextlib.ExitStack() as ending:
-            async with Engine(settings.engine_config(), make_env) as engine:
+            engine = Engine(settings.engine_config(), make_env)
+            async with serving_metrics(engine.stats, settings.metrics_port, settings.metrics_host, self._say), engine:
                 folder = await self._begin(engine, plan)
                 wall, before = time.perf_counter(), engine.stats()
                 try:

@@ -17,6 +17,8 @@ from rollout.cli.options import (
     Json,
     KeyEnv,
     MaxTokens,
+    MetricsHost,
+    MetricsPort,
     Model,
     Processes,
     Reader,
@@ -225,6 +227,8 @@ def run(
         float | None,
         typer.Option("--stop-grace", help="Seconds for running turns to end after a signal.", show_default="25"),
     ] = None,
+    metrics_port: MetricsPort = None,
+    metrics_host: MetricsHost = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="The run folder.", show_default="runs/ENV--MODEL--TIME")
     ] = None,

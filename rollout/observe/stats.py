@@ -5,12 +5,18 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 
 import msgspec
 
 from rollout.observe.outcomes import GroupSums, GroupTally, Outcomes, Spread
 from rollout.records import FailureKind, Group, Rollout, Route, Turn
 from rollout.servers.fleet import ServerState
+from rollout.servers.tally import Tally
+
+#: Updates that a rollout lived through are counted apart up to here; what lived through more counts here, too.
+MOST_STALENESS = 64
 
 
 class Played(msgspec.Struct, kw_only=True):
@@ -19,9 +25,18 @@ class Played(msgspec.Struct, kw_only=True):
     turns: int = 0
     token_in_turns: int = 0
     message_in_turns: int = 0
+    fallbacks: dict[str, int] = {}
+    """Turns that went message-in, by reason; `first_turn` and `disabled` are no faults."""
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    """Of the prompts, those that servers said they had in their prefix cache."""
     completion_tokens: int = 0
     cut_off_turns: int = 0
     """Turns that ended at `max_tokens`, or at the end of the context: the answer was not finished."""
+    render_s: float = 0.0
+    """Of all turns, as are the next two: see `Turn`."""
+    queue_s: float = 0.0
+    request_s: float = 0.0
     sent_bytes: int = 0
     """Of requests' bodies, retries included; a proxy in front may add to them."""
     received_bytes: int = 0
@@ -37,16 +52,26 @@ class Played(msgspec.Struct, kw_only=True):
     cancellation."""
     trajectories: list[int] = []
     """Those under way on each server; empty for the embedded model."""
+    asked: list[Tally] = []
+    """What was asked of each server."""
 
     def add_turn(self, turn: Turn) -> None:
         """Counts a finished turn."""
         self.turns += 1
+        self.prompt_tokens += turn.prompt_tokens
         self.completion_tokens += turn.completion_tokens
+        if turn.cached_tokens is not None:
+            self.cached_tokens += turn.cached_tokens
         self.cut_off_turns += turn.finish_reason == "length"
+        self.render_s += turn.render_s
+        self.queue_s += turn.queue_s
+        self.request_s += turn.request_s
         if turn.route is Route.TOKEN_IN:
             self.token_in_turns += 1
         else:
             self.message_in_turns += 1
+        if (reason := turn.fallback) is not None:
+            self.fallbacks[reason.value] = self.fallbacks.get(reason.value, 0) + 1
 
     def measure(self) -> None:
         """Looks at what this process has used."""
@@ -97,6 +122,9 @@ class Stats(Played, kw_only=True):
     """Those whose rewards are all the same."""
     pass_at_k: dict[int, float] = {}
     """See `rollout.observe.outcomes`."""
+    staleness: dict[int, int] = {}
+    """Finished rollouts of groups that came, by the weight updates that they had lived through then; 64 is that many or
+    more."""
     faults: int = 0
     """Rollouts and attempts that failed of the transport."""
     servers: list[ServerState] = []
@@ -110,6 +138,8 @@ class Stats(Played, kw_only=True):
         """Adds what one process has played. Of the lags the worst counts."""
         for name in _SUMMED:
             setattr(self, name, getattr(self, name) + getattr(played, name))
+        self.fallbacks = _sums(self.fallbacks, played.fallbacks)
+        self.asked = _by_server(self.asked, played.asked)
         self.loop_lag_p99_s = max(self.loop_lag_p99_s, played.loop_lag_p99_s)
         self.loop_lag_max_s = max(self.loop_lag_max_s, played.loop_lag_max_s)
         for server, count in zip(self.servers, played.trajectories, strict=False):
@@ -138,13 +168,16 @@ class Tallies(msgspec.Struct):
     ended: Outcomes = msgspec.field(default_factory=Outcomes)
     rewards: Spread = msgspec.field(default_factory=Spread)
     groups: GroupSums = msgspec.field(default_factory=GroupSums)
+    staleness: dict[int, int] = {}
 
     def add_group(self, group: Group, success_at: float) -> None:
         """Counts a group, with its rewards as they are then."""
         tally = GroupTally()
-        for reward in group.rewards:
-            self.rewards.add(reward)
-            tally.add(reward, success_at)
+        for rollout in group.finished:
+            self.rewards.add(rollout.reward)
+            tally.add(rollout.reward, success_at)
+            updates = min(rollout.staleness, MOST_STALENESS)
+            self.staleness[updates] = self.staleness.get(updates, 0) + 1
         self.groups.add(tally)
 
     def tell(self, stats: Stats) -> None:
@@ -155,7 +188,17 @@ class Tallies(msgspec.Struct):
             stats.reward_mean, stats.reward_std = self.rewards.mean, self.rewards.std
         stats.groups, stats.equal_groups = self.groups.groups, self.groups.equal
         stats.pass_at_k = self.groups.pass_at_k
+        stats.staleness = dict(self.staleness)
 
 
-_NOT_SUMMED = ("loop_lag_p99_s", "loop_lag_max_s", "trajectories")
+def _sums(mine: Mapping[str, int], theirs: Mapping[str, int]) -> dict[str, int]:
+    """Counts by name, added. Anew: what they are added to may be another's."""
+    return {name: mine.get(name, 0) + theirs.get(name, 0) for name in [*mine, *(n for n in theirs if n not in mine)]}
+
+
+def _by_server(mine: Sequence[Tally], theirs: Sequence[Tally]) -> list[Tally]:
+    return [one.plus(other) for one, other in zip_longest(mine, theirs, fillvalue=Tally())]
+
+
+_NOT_SUMMED = ("loop_lag_p99_s", "loop_lag_max_s", "trajectories", "fallbacks", "asked")
 _SUMMED = tuple(name for name in Played.__struct_fields__ if name not in _NOT_SUMMED)

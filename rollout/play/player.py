@@ -28,7 +28,7 @@ from rollout.play.session import Session
 from rollout.play.setups import Setups
 from rollout.process.imports import settle_path
 from rollout.process.threads import Threads
-from rollout.records import Job
+from rollout.records import Job, Turn
 from rollout.registry import is_asynchronous
 from rollout.servers.fleet import Fleet
 from rollout.servers.weights import Weights
@@ -158,6 +158,10 @@ class Player:
         self._stopping = True
         self._setups.stop()
 
+    def count_turn(self, turn: Turn) -> None:
+        """Counts a turn of a rollout that was not made by `episode`."""
+        self._counted.add_turn(turn)
+
     def played(self) -> Played:
         """What was played, and what it took."""
         played = msgspec.structs.replace(self._counted)
@@ -166,7 +170,7 @@ class Player:
         played.hanging_calls = self._hosts.hanging
         traffic = self.fleet.traffic
         played.sent_bytes, played.received_bytes = traffic.sent, traffic.received
-        played.trajectories = self.fleet.loads
+        played.trajectories, played.asked = self.fleet.loads, self.fleet.tallies
         return played
 
 

@@ -18,7 +18,7 @@ from rollout.proxy.journal_lines import Opened, RewardLine, Tape
 from rollout.proxy.restore import Restored
 from rollout.proxy.sessions import Served
 from rollout.proxy.turns import Start, Turned
-from rollout.records import Failure, FailureKind, Rollout, StopReason, Timing, settle_reward
+from rollout.records import Failure, FailureKind, Rollout, StopReason, Timing, Turn, settle_reward
 
 
 class Recorded:
@@ -33,6 +33,7 @@ class Recorded:
         start: Start,
         *,
         restored: Restored | None = None,
+        on_turn: Callable[[Turn], None] = lambda turn: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.opened = opened
@@ -53,7 +54,7 @@ class Recorded:
             self.session = Session(model, identifier, group_id=opened.task_id, trajectory=tree, turns=turns)
             self._tape = Tape(opened.session, restored.messages, self.session)
         self.session.has_several()
-        self.asking = Asking(self.session, config)
+        self.asking = Asking(self.session, config, on_turn=on_turn)
         self.served = Served(self.asking, config, start=start, before_last_event=self._keep)
         if restored is not None:
             restored.remember(self.served.memory, self.served.turns)

@@ -37,7 +37,7 @@ from rollout.proxy.journal_lines import Closed, EndLine, Opened, RewardLine
 from rollout.proxy.record_folder import Found, RecordFolder
 from rollout.proxy.recorded import Recorded
 from rollout.proxy.sessions import Served, key_digest
-from rollout.records import Rollout
+from rollout.records import Rollout, Turn
 
 _log = get_logger(__name__)
 
@@ -80,6 +80,7 @@ class Recorder:
         tasks: anyio.abc.TaskGroup,
         *,
         on_failed: Callable[[UsageError], None] = lambda error: None,
+        on_turn: Callable[[Turn], None] = lambda turn: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Made by `recording`."""
@@ -89,7 +90,7 @@ class Recorder:
         self.stopping = False
         """No turn is begun any more: clients are told to ask again."""
         self._model, self._config, self._journal, self._tasks = model, config, journal, tasks
-        self._clock = clock
+        self._on_turn, self._clock = on_turn, clock
         self._live: dict[str, Recorded] = {}
         self._by_key: dict[str, str] = {}
         """Key's hash -> session id, of sessions that have not ended."""
@@ -179,6 +180,7 @@ class Recorder:
             self._journal,
             self._start,
             restored=found.restored if found is not None else None,
+            on_turn=self._on_turn,
             clock=self._clock,
         )
 
@@ -309,16 +311,20 @@ async def recording(
     folder: RecordFolder,
     *,
     on_failed: Callable[[UsageError], None] = lambda error: None,
+    on_turn: Callable[[Turn], None] = lambda turn: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[Recorder]:
-    """A recorder that goes on with what its folder has. `on_failed` is told when the disk takes no more."""
+    """A recorder that goes on with what its folder has. `on_failed` is told when the disk takes no more, `on_turn` of
+    each turn."""
     try:
         journal = Journal(folder.path, fsync=settings.fsync, on_failed=on_failed, places=folder.places)
     except OSError as error:
         raise UsageError(f"cannot write the journal in {str(folder.path)!r}: {error.strerror or error}") from error
     try:
         async with anyio.create_task_group() as tasks:
-            recorder = Recorder(model, config, settings, folder, journal, tasks, on_failed=on_failed, clock=clock)
+            recorder = Recorder(
+                model, config, settings, folder, journal, tasks, on_failed=on_failed, on_turn=on_turn, clock=clock
+            )
             await recorder.restore()
             tasks.start_soon(recorder.watch)
             yield recorder

@@ -24,6 +24,7 @@ from rollout.proxy.listen import base_url, is_loopback, listen, serve
 from rollout.proxy.record_folder import RecordFolder
 from rollout.proxy.recorder import Recorder, RecorderSettings, recording
 from rollout.proxy.sessions_api import Api
+from rollout.servers.fleet import ServerState
 from rollout.servers.weights import Weights
 from rollout.store.settings import RunSettings
 
@@ -40,6 +41,8 @@ class Recording(msgspec.Struct, frozen=True, kw_only=True):
     """The model that it stands in front of."""
     played: Callable[[], Played]
     """What it took so far."""
+    states: Callable[[], list[ServerState]]
+    """The servers behind it."""
 
 
 @asynccontextmanager
@@ -75,7 +78,9 @@ async def recording_on(
             folder = await anyio.to_thread.run_sync(RecordFolder.open, output, settings, player.model.info.model)
             try:
                 async with (
-                    recording(player.model, config, recorder_settings, folder, on_failed=on_failed) as recorder,
+                    recording(
+                        player.model, config, recorder_settings, folder, on_failed=on_failed, on_turn=player.count_turn
+                    ) as recorder,
                     anyio.create_task_group() as tasks,
                 ):
                     url = base_url(listener, config.proxy_host, config.proxy_address)
@@ -83,7 +88,13 @@ async def recording_on(
                     guard = Guard({host_of(url.partition("://")[2])})
                     app = create_app(recorder, guard, config.proxy_body_bytes, api.routes())
                     tasks.start_soon(serve, app, listener)
-                    yield Recording(recorder=recorder, url=url, model=player.model, played=player.played)
+                    yield Recording(
+                        recorder=recorder,
+                        url=url,
+                        model=player.model,
+                        played=player.played,
+                        states=lambda: player.fleet.states,
+                    )
                     tasks.cancel_scope.cancel()
             finally:
                 folder.close()

@@ -2,6 +2,7 @@
 
     fleet        a transport over all of them
     server       one, with what it answered to its last check
+    tally        what was asked of one: how much, how well, how long it took
     life         what each is to do next: pure
     reconciler   does it
     placement    which one a trajectory stays on

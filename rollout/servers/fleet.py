@@ -34,6 +34,7 @@ from rollout.servers.completion import with_version
 from rollout.servers.placement import Placement
 from rollout.servers.reconciler import Reconciler
 from rollout.servers.server import Server
+from rollout.servers.tally import Tally
 from rollout.servers.weights import Weights
 from rollout.transport import InFlight, ServerInfo, ServerLoad, Traffic, Transport
 
@@ -124,6 +125,11 @@ class Fleet(Transport):
     def loads(self) -> list[int]:
         """Trajectories on each server."""
         return list(self._placement.loads)
+
+    @property
+    def tallies(self) -> list[Tally]:
+        """What was asked of each server from here."""
+        return [server.tally for server in self._servers]
 
     @property
     def state(self) -> FleetState:

@@ -14,6 +14,7 @@ from rollout.log import get_logger
 from rollout.loop.deadlines import Clock, Deadline
 from rollout.moved import forward_names
 from rollout.request import Reply, Request
+from rollout.servers.tally import Tally
 from rollout.transport import ServerInfo, Traffic, Transport, opened
 
 #: Seconds between two looks at each server.
@@ -91,6 +92,7 @@ class Server:
         """When it was last clear whether it lives, and which it was."""
         self._clear = True
         self._in_flight: set[Deadline] = set()
+        self._tally = Tally()
         self._checking = anyio.Lock()
 
     def __repr__(self) -> str:
@@ -108,6 +110,11 @@ class Server:
         """Of all its transports so far."""
         now = self._open.traffic if self._open is not None else Traffic()
         return Traffic(self._earlier.sent + now.sent, self._earlier.received + now.received)
+
+    @property
+    def tally(self) -> Tally:
+        """What was asked of it from here."""
+        return self._tally.copied(in_flight=len(self._in_flight))
 
     async def open(self) -> ServerInfo:
         """Opens a transport in place of the one before, whose server may be another by now, and sees that it is well.
@@ -147,14 +154,21 @@ class Server:
 
     async def generate(self, request: Request, clock: Clock, timeout_s: float | None) -> Reply | None:
         """The reply; None where the server was taken out meanwhile. Raises TransportError."""
+        asked = time.monotonic()
         with clock.move_on_after(timeout_s) as deadline:
             self._in_flight.add(deadline)
             try:
                 reply = await self.transport.generate(request)
+            except Exception:
+                self._tally.failed += 1
+                raise
             finally:
                 self._in_flight.discard(deadline)
-            self._health.heard(time.monotonic())
+            answered = time.monotonic()
+            self._health.heard(answered)
+            self._tally.answer(answered - asked)
             return reply
+        self._tally.failed += 1
         if deadline.expired:
             raise RequestTimeout(f"{self.url}: no answer within {timeout_s:g} s")
         return None

@@ -32,6 +32,10 @@ class RunSettings(EngineConfig, kw_only=True, forbid_unknown_fields=True):
     """Failed rollouts that end the run: a number, or a rate (0.5, 50%) once 20 have ended. None is no limit."""
     stop_grace_s: float = 25.0
     """How long running turns may take to end after a signal. Slurm and Kubernetes kill after 30 s."""
+    metrics_port: int | None = None
+    """Where Prometheus finds the run's numbers; 0 is any free port, None serves none."""
+    metrics_host: str = "127.0.0.1"
+    """What that listens on. Beyond this machine whoever reaches it reads them: numbers, servers' addresses."""
 
     def engine_config(self) -> EngineConfig:
         """The engine's part."""
@@ -83,6 +87,8 @@ RESUMABLE = frozenset(
         "proxy_answers",
         "proxy_memory_bytes",
         "cache_salt",
+        "metrics_port",
+        "metrics_host",
     }
 )
 

@@ -109,7 +109,10 @@ class Handle:
             self.worker.channel.abort()
         self.worker = None
         # What it used is used no more; what it played stays played.
-        self.earlier.add(msgspec.structs.replace(self.played, trajectories=[], peak_rss_mb=0.0, loop_lag_p99_s=0.0))
+        asked = [tally.copied(in_flight=0) for tally in self.played.asked]
+        self.earlier.add(
+            msgspec.structs.replace(self.played, trajectories=[], asked=asked, peak_rss_mb=0.0, loop_lag_p99_s=0.0)
+        )
         self.played = Played()
         for awaited in self.playing.values():
             awaited.lost = why

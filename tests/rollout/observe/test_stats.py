@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from rollout.observe.stats import Played, Stats
-from rollout.records import Route, Turn
+from rollout.observe.stats import Played, Stats, Tallies
+from rollout.records import Failure, FailureKind, Group, Rollout, Route, Turn
 from rollout.servers.fleet import ServerState
+from rollout.servers.tally import Tally
+from rollout.tokens.prefix import FallbackReason
 
 
 def test_processes_add_up() -> None:
@@ -28,3 +30,33 @@ def test_a_process_measures_itself() -> None:
     played.measure()
     assert played.peak_rss_mb > 1
     assert played.cpu_s > 0
+
+
+def test_turns_are_counted_in_all_that_is_told_of_them() -> None:
+    """Tokens, reasons and times are sums; what a server does not say counts as nothing."""
+    played = Played()
+    played.add_turn(Turn(route=Route.TOKEN_IN, prompt_tokens=50, cached_tokens=40, request_s=0.5, render_s=0.25))
+    played.add_turn(Turn(route=Route.MESSAGE_IN, fallback=FallbackReason.NO_MATCH, prompt_tokens=7, queue_s=1.5))
+    assert (played.prompt_tokens, played.cached_tokens, played.fallbacks) == (57, 40, {"no_match": 1})
+    assert (played.request_s, played.render_s, played.queue_s) == (0.5, 0.25, 1.5)
+
+
+def test_what_one_process_counted_is_not_changed_by_the_sum() -> None:
+    """Reasons and servers add up by name and place, anew: a process is counted again and again."""
+    stats, first, second = Stats(), Played(fallbacks={"no_match": 1}), Played(fallbacks={"no_match": 2, "disabled": 1})
+    first.asked, second.asked = [Tally(failed=1)], [Tally(failed=2, in_flight=1), Tally(in_flight=4)]
+    for played in (first, second):
+        stats.add(played)
+    assert stats.fallbacks == {"no_match": 3, "disabled": 1}
+    assert [(tally.failed, tally.in_flight) for tally in stats.asked] == [(3, 1), (0, 4)]
+    assert (first.fallbacks, first.asked) == ({"no_match": 1}, [Tally(failed=1)])
+
+
+def test_staleness_is_counted_when_groups_come() -> None:
+    """By finished rollouts; what lived through very many updates shares a place."""
+    tallies, stats = Tallies(), Stats()
+    rollouts = [Rollout(id=f"a-{n}", task_id="a", task_index=0, member=n, staleness=n * 40) for n in range(4)]
+    rollouts[0].failure = Failure(kind=FailureKind.STALE, message="")
+    tallies.add_group(Group(task_id="a", task_index=0, task={}, rollouts=rollouts), 1.0)
+    tallies.tell(stats)
+    assert stats.staleness == {40: 1, 64: 2}

@@ -10,7 +10,7 @@ from rollout.loop.deadlines import Clock
 from rollout.request import Reply, Request, TokenPrompt
 from rollout.servers.server import HUNG_S, STRIKES, Health
 from rollout.servers.server import Server as FleetServer
-from transports.scripted import ScriptedTransport, Stalled, reply
+from transports.scripted import Fault, ScriptedTransport, Stalled, reply
 
 
 def test_refusals_in_a_row_are_a_death() -> None:
@@ -114,3 +114,26 @@ async def test_a_transport_is_opened_anew_in_place_of_the_one_before() -> None:
     assert [one.closed for one in made] == [True, False]
     await member.aclose()
     assert made[1].closed
+
+
+async def test_requests_are_counted_by_how_they_ended() -> None:
+    """An answer, a failure, one in flight; what its caller cancelled is neither answered nor failed."""
+    member, transport = checked()
+    await member.open()
+    transport._entries.append(Fault(ConnectionFailed("gone")))
+    transport._entries.append(Stalled())
+    request = Request(prompt=TokenPrompt([1]), request_id="r", session_id="s")
+    assert await member.generate(request, Clock(), 60) is not None
+    with pytest.raises(RequestTimeout):
+        await member.generate(request, Clock(), 0.01)
+    with pytest.raises(ConnectionFailed):
+        await member.generate(request, Clock(), 60)
+    async with anyio.create_task_group() as group:
+        group.start_soon(member.generate, request, Clock(), 60)
+        await transport.wait_for(4)
+        assert member.tally.in_flight == 1
+        group.cancel_scope.cancel()
+    tally = member.tally
+    assert (tally.answered, tally.failed, tally.in_flight) == (1, 2, 0)
+    assert sum(tally.counts) == 1
+    assert 0 <= tally.answer_s < 60
