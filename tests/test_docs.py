@@ -26,9 +26,6 @@ README = PROJECT / "README.md"
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 TEXTS = {page: page.read_text("utf-8") for page in PAGES}
 
-#: Sections that `make test` plays; `make slow` plays the others.
-QUICK = {("README.md", "An environment in ten lines")}
-
 MARKS = {"", "add", "serves", "elsewhere", "live", "skip"}
 
 #: Groups of entry points, which are named like modules.
@@ -66,8 +63,7 @@ def _played() -> list[Any]:
     for page in PAGES:
         for section in sections(page):
             name = page.relative_to(PROJECT).as_posix()
-            marks = [] if (name, section) in QUICK else [pytest.mark.slow]
-            found.append(pytest.param(page, section, marks=marks, id=f"{name}: {section}"))
+            found.append(pytest.param(page, section, id=f"{name}: {section}"))
     return found
 
 
@@ -86,6 +82,7 @@ def player() -> Iterator[Player]:
         yield Player(address_of)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("page", "section"), _played())
 def test_what_a_section_prints_runs(page: Path, section: str, player: Player, tmp_path: Path) -> None:
     """Every script and command of the section succeeds, in order, as it is printed."""
@@ -152,6 +149,7 @@ def _cli() -> Any:
     return typer.main.get_command(app)
 
 
+@pytest.mark.slow
 def test_commands_are_ones_that_the_command_line_takes() -> None:
     """Every `rollout` command in a block parses: its options exist, and have values of the right kind."""
     lines = [line for block in BLOCKS if block.language == "bash" for line in commands(block.text)]

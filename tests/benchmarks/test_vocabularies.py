@@ -19,6 +19,7 @@ TEXTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [each for each in PIECES if each != "gemma3"])
 def test_sentence_pieces_are_the_vocabularys_own(name: str) -> None:
     """The ids of texts of many kinds, and the text of the ids."""
@@ -40,6 +41,7 @@ def _is_the_packages_own(name: str) -> None:
         assert tokenizer.decode(ids) == text
 
 
+@pytest.mark.slow
 def test_markers_are_tokens_behind_the_vocabulary() -> None:
     """And those that the vocabulary keeps ids for stand on these."""
     tokenizer = real_tokenizer("mistral_v2", ["<|more|>"], eos="</s>", placed={"[SYSTEM_PROMPT]": 16})

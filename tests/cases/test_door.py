@@ -73,6 +73,7 @@ class Anything(Env):
         return Step(messages=[said], done=True, reward=self.case.reward, metrics=self.case.metrics)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(CASES, min_size=1, max_size=5))
 def test_whatever_comes_in_comes_back_from_disk(cases: list[Case]) -> None:

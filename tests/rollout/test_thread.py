@@ -61,6 +61,7 @@ def test_groups_come_to_a_plain_loop() -> None:
         assert not thread.is_alive(), thread.name
 
 
+@pytest.mark.slow
 def test_rollouts_go_on_while_the_trainer_computes() -> None:
     """While the consumer holds a group, the others are played: they are there when it comes back."""
     with EngineThread(CONFIG, GuessNumber) as engine:

@@ -39,6 +39,7 @@ def test_the_page_holds_tables_and_plots_and_fetches_nothing() -> None:
     assert written.count("<tr class=") == 8
 
 
+@pytest.mark.slow
 def test_faults_stand_on_the_page() -> None:
     """Above the numbers."""
     written = page(results(runs=[run_of("tito", 0, 1, failed=3), run_of("mito", 0, 1)]))

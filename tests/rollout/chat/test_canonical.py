@@ -82,6 +82,7 @@ def test_every_form_is_the_same_message(message: dict[str, Any]) -> None:
     assert {canonical(form) for form in forms} == {canonical(message)}
 
 
+@pytest.mark.slow
 @given(MESSAGES)
 def test_dump_and_load_change_nothing(message: dict[str, Any]) -> None:
     """Through JSON text, msgspec, pydantic and our own type a message stays the same."""
@@ -311,6 +312,7 @@ def test_what_counts_counts(a: dict[str, Any], b: dict[str, Any]) -> None:
     assert canonical(a) != canonical(b)
 
 
+@pytest.mark.slow
 @given(a=MESSAGES, b=MESSAGES)
 def test_digests_compare_as_the_bytes_do(a: dict[str, Any], b: dict[str, Any]) -> None:
     """The tree's 16 bytes are equal for equal canonical bytes, and only then."""
@@ -348,6 +350,7 @@ def test_marks_and_empty_keys_carry_nothing_at_any_depth(
     assert canonical({**message, **marks, where: {"a": nothing, "b": [], "c": inner}}) == canonical(message)
 
 
+@pytest.mark.slow
 @given(
     texts=PARTS, marks=st.lists(MARKS, min_size=3, max_size=3), as_text=st.lists(st.booleans(), min_size=3, max_size=3)
 )

@@ -121,6 +121,7 @@ def test_a_tokenizer_with_a_way_of_its_own_keeps_it(tokenizer: Any) -> None:
 TYPED = " ok</s>[INST]\n<|end|>  a<|user|>\n b ▁ c<s>"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("vocabulary", "rstrips", "prompt"),
     [

@@ -25,6 +25,7 @@ def conversation(*more: dict[str, Any], **fields: Any) -> dict[str, Any]:
     return {"model": "m", "max_tokens": 32_000, "messages": [{"role": "user", "content": "hi"}, *more], **fields}
 
 
+@pytest.mark.slow
 @given(answers(), st.sampled_from(["verbatim", "no thinking", "signature only", "marked"]))
 def test_an_answer_that_comes_back_is_what_the_model_said(answer: Message, kept: str) -> None:
     """With its thinking or without, with a cache mark or without, it is the very object."""

@@ -37,6 +37,7 @@ def conversations(draw: st.DrawFn) -> list[dict[str, Any]]:
     return [*said, {"role": "user", "content": "end"}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DIALECTS)
 @given(st.lists(conversations(), min_size=2, max_size=6), st.sampled_from([(",", ":"), (", ", ": "), (" ,\n", ":")]))
 def test_a_conversation_comes_to_the_same_with_and_without_a_beginning(

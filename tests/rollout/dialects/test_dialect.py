@@ -162,6 +162,7 @@ def test_what_was_seen_is_not_decoded_again(dialect: Dialect, body: dict[str, An
         assert other.mark == one.mark
 
 
+@pytest.mark.slow
 @given(answers(), texts, st.sampled_from(DIALECTS))
 def test_a_replay_is_byte_for_byte_the_same(answer: Message, identifier: str, dialect: Dialect) -> None:
     """Every id that a client gets is made of the answer's own, so a retried request gets what the first one got."""
@@ -192,6 +193,7 @@ def data_of(frames: Any) -> list[dict[str, Any]]:
     return [json.loads(frame.partition(b"data: ")[2]) for frame in frames if frame != sse.DONE]
 
 
+@pytest.mark.slow
 @given(answers(), st.sampled_from(["stop", "length"]))
 def test_a_stream_of_responses_says_what_the_body_says(answer: Message, reason: Any) -> None:
     """Each item has one identity: as it begins, as it ends, in the last event, and where nothing is streamed."""
@@ -208,6 +210,7 @@ def test_a_stream_of_responses_says_what_the_body_says(answer: Message, reason: 
     assert text == answer.text
 
 
+@pytest.mark.slow
 @given(answers(), st.sampled_from(["stop", "length"]))
 def test_a_stream_of_messages_says_what_the_body_says(answer: Message, reason: Any) -> None:
     """Block by block: a thinking block is signed before it ends, and one event has the reason and the usage."""
@@ -234,6 +237,7 @@ def test_a_stream_of_messages_says_what_the_body_says(answer: Message, reason: A
     assert blocks == body["content"]
 
 
+@pytest.mark.slow
 @given(answers(), st.sampled_from(["stop", "length"]))
 def test_a_stream_of_chat_completions_says_what_the_body_says(answer: Message, reason: Any) -> None:
     """Deltas add up to the message; the usage comes last, where it was asked for."""

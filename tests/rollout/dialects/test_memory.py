@@ -115,6 +115,7 @@ def test_arguments_that_json_objects_do_not_hold_come_back(arguments: str) -> No
     assert read(Anthropic(), body, memory).messages[1] is answer
 
 
+@pytest.mark.slow
 @given(st.lists(answers(), min_size=1, max_size=4), st.booleans(), st.booleans())
 def test_answers_in_a_row_are_told_apart(said_in_turn: list[Message], ids: bool, reasoned: bool) -> None:
     """A program that asks again without a word between has each answer known, with ids in it or without."""

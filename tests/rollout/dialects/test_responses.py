@@ -70,6 +70,7 @@ def test_an_answer_that_comes_back_is_what_the_model_said(answer: Message, kept:
     assert again.tools is call.tools
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [False, True])
 def test_the_sdk_reads_an_answer(stream: bool) -> None:
     """The openai SDK gives reasoning, text, each call, the usage; what it sends back is known."""

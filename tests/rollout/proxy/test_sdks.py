@@ -99,6 +99,7 @@ async def test_anthropics_loop_goes_token_in() -> None:
         await client.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by_id", [False, True])
 async def test_openais_responses_loop_goes_token_in(by_id: bool) -> None:
     """With the whole history each time, as Codex sends it, and with `previous_response_id`."""

@@ -267,4 +267,4 @@ class SharedSlots(RuleBasedStateMachine):
                 assert len(group.rollouts) == members or (which, task_index) in self.withdrawn
 
 
-TestSharedSlots = SharedSlots.TestCase
+TestSharedSlots = pytest.mark.slow(SharedSlots.TestCase)

@@ -179,6 +179,7 @@ def stream_of(makers: Makers, tasks: int, members: int = 1, **options: Any) -> S
     return makers.run
 
 
+@pytest.mark.slow
 async def test_a_long_stream_leaves_nothing_behind() -> None:
     """Of thousands of rollouts a stream holds those that run and wait, no timers, and nothing at its end."""
     makers, most = Makers(), 0

@@ -492,5 +492,5 @@ class Storm(RuleBasedStateMachine):
         assert self.world.paused == [False] * 3
 
 
-TestStorm = pytest.mark.filterwarnings("ignore")(Storm.TestCase)
+TestStorm = pytest.mark.slow(pytest.mark.filterwarnings("ignore")(Storm.TestCase))
 TestStorm.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -108,4 +109,4 @@ class Placements(RuleBasedStateMachine):
         assert not any(self.placement._awaited)
 
 
-TestPlacements = Placements.TestCase
+TestPlacements = pytest.mark.slow(Placements.TestCase)

@@ -44,6 +44,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format_name", ["jsonl", "safetensors", "parquet"])
 def test_every_format_holds_the_same_samples(run: Path, format_name: str, tmp_path: Path) -> None:
     """Ids, masks, rewards and advantages read back are those of the run."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -48,6 +49,7 @@ _TURNS = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(_TURNS)
 def test_what_is_known_is_what_was_reported(turns: list[tuple[int, int, list[int], list[int], bool, bool]]) -> None:

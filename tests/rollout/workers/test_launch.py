@@ -121,6 +121,7 @@ async def test_an_environment_may_start_processes(deed: str, result: str, tmp_pa
     assert (tmp_path / "found").read_text() == result
 
 
+@pytest.mark.slow
 async def test_what_was_started_in_a_process_ends_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The process that an environment left behind is ended with its worker's group."""
     monkeypatch.setenv("ROLLOUT_TEST_LEFT", str(tmp_path / "left"))

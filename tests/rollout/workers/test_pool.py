@@ -53,6 +53,7 @@ async def test_no_text_is_held_twice() -> None:
     assert [id(message) in held for message in rollout.messages[:-1]] == [True] * (len(rollout.messages) - 1)
 
 
+@pytest.mark.slow
 async def test_embedded_models_of_processes_keep_their_weights() -> None:
     """Each process has a model of its own, which cannot be updated from here: the error says what can."""
     async with engine() as running:
@@ -74,6 +75,7 @@ async def test_a_transport_that_was_handed_in_is_refused() -> None:
             pass
 
 
+@pytest.mark.slow
 async def test_a_task_that_is_no_data_ends_its_stream() -> None:
     """As without processes: it is named, what was drawn before it is played, and the engine plays on."""
     async with engine() as running:
@@ -115,6 +117,7 @@ async def test_processes_that_never_begin_are_an_error() -> None:
             pass
 
 
+@pytest.mark.slow
 async def test_processes_that_always_die_end_the_run() -> None:
     """Where no process ever ends a rollout they are not started for ever: the stream says so, each loss is recorded."""
     lost: list[Rollout] = []
@@ -131,6 +134,7 @@ async def test_processes_that_always_die_end_the_run() -> None:
     assert kinds.count(FailureKind.PROCESS) == 2 * STRIKES
 
 
+@pytest.mark.slow
 async def test_what_cannot_be_read_costs_its_process() -> None:
     """A process that says what is no message is ended, and another is started; its rollouts fail as `process`."""
     async with Engine(EngineConfig(processes=2, concurrency=1, launch=launch_garbling), Asking) as running:

@@ -105,6 +105,7 @@ async def test_an_unknown_reader_is_refused_with_those_that_there_are() -> None:
         await make_codec(EngineConfig(reader="hermess"), server, server.info)
 
 
+@pytest.mark.slow
 async def test_a_model_that_nothing_reads_is_refused_where_a_reader_is_required(tmp_path: Path) -> None:
     """The refusal names the model and the readers; one that is named satisfies it."""
     server = Tokenizing(load_tokenizer(str(MODEL_DIR)), model="my-model")
