@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from rollout.moved import forward_names
-from rollout.request import LogprobsMode, Sampling
+from rollout.request import FinishReason, LogprobsMode, Sampling
 from rollout.tokens.images import SampleImage, expanded, images_of_sample
 from rollout.tokens.sample_fields import SampleExperts, SampleMask, fields_of
 from rollout.tokens.trajectory import LOGPROBS, Logprobs, Node, TokenIds, Trajectory, ids_array
@@ -37,6 +37,7 @@ class Turn(Protocol):
     """What is taken of a rollout's turn: see `rollout.records.Turn`."""
 
     node: int
+    finish_reason: FinishReason
     sampling: Sampling | None
     logprobs_mode: LogprobsMode | None
     reward: float
@@ -63,6 +64,8 @@ class SampleTurn(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     metrics: dict[str, float] = {}
     agent: str = ""
     """Who asked."""
+    finish_reason: FinishReason = "stop"
+    """ "length" where the answer was cut off."""
 
 
 class TrainingSample(msgspec.Struct, kw_only=True):
@@ -234,6 +237,7 @@ def _add_span(spans: list[SampleTurn], turn: Turn, index: int, start: int, count
             reward=turn.reward,
             metrics=turn.metrics,
             agent=turn.agent,
+            finish_reason=turn.finish_reason,
         )
     )
 

@@ -13,6 +13,7 @@ in constraints-NAME.txt beside this file.
     agents   agents in Python: mini-swe-agent, openai-agents, LangGraph, and the official SDKs
     programs agents that npm has: Claude Code and Codex; node 20 or newer must be there
     envs     this project with other packages' environments: reasoning-gym, textarena, gymnasium, mcp, datasets
+    verl     this project in verl 0.9, with Ray and what importing its agent loop needs; no server of its own
 """
 
 from __future__ import annotations
@@ -149,6 +150,7 @@ _RECIPES = {
     "agents": _install_agents,
     "programs": _install_programs,
     "envs": _install_envs,
+    "verl": _install_envs,
 }
 
 

@@ -1,0 +1,71 @@
+"""A branch is cut where training begins, and nothing that is trained on is lost or doubled."""
+
+from __future__ import annotations
+
+from array import array
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rollout.tokens.samples import SampleTurn, TrainingSample
+from rollout.tokens.trajectory import ids_array
+from rollout.trainers.rows import known_temperatures, member_of, row_of, rows
+
+
+def sample_of(mask: list[int], *, task: str = "t", member: int = 0, finish: str = "stop") -> TrainingSample:
+    """A branch whose id at i is i."""
+    count = len(mask)
+    spans = [SampleTurn(start=0, end=count, turn=0, trained=sum(mask), temperature=1.0, finish_reason=finish)]  # type: ignore[arg-type]
+    return TrainingSample(
+        token_ids=ids_array(range(count)),
+        loss_mask=array("b", mask),
+        logprobs=array("d", [-0.1 * trained * at for at, trained in enumerate(mask)]),
+        weight_versions=["3" if trained else None for trained in mask],
+        temperatures=array("d", [1.0] * count),
+        turns=spans,
+        task_id=task,
+        rollout_id=f"{task}-{member}",
+    )
+
+
+MASKS = st.lists(st.integers(0, 1), min_size=1, max_size=12)
+
+
+@given(rollouts=st.lists(st.lists(MASKS, min_size=1, max_size=4), max_size=5))
+def test_rows_hold_every_trained_token_once(rollouts: list[list[list[int]]]) -> None:
+    """Prompt and response are the branch; the response begins with what is trained on; a rollout's rows are told."""
+    samples = [sample_of(mask, member=at) for at, masks in enumerate(rollouts) for mask in masks]
+    found = list(rows(samples))
+    assert sum(sum(row.mask) for row in found) == sum(sum(one.loss_mask) for one in samples)
+    for row in found:
+        assert [*row.prompt_ids, *row.response_ids] == row.sample.token_ids.tolist()
+        assert row.mask[0] == 1
+        assert len(row.response_ids) == len(row.mask) == len(row.logprobs) == len(row.weight_versions)
+        trained = [at for start, end in row.spans for at in range(start, end)]
+        assert trained == [at for at, one in enumerate(row.sample.loss_mask) if one]
+    for member, masks in enumerate(rollouts):
+        mine = [row for row in found if row.member == member]
+        assert len(mine) == sum(any(mask) for mask in masks)
+        assert [row.branch for row in mine] == list(range(len(mine)))
+        assert [row.is_last for row in mine] == [False] * (len(mine) - 1) + [True] * bool(mine)
+
+
+def test_what_a_row_says_of_its_branch() -> None:
+    """Its versions, whether it was cut off, and which rollout it is of."""
+    row = row_of(sample_of([0, 1, 0, 1], member=12, finish="length"), 1)
+    assert (row.versions, row.truncated, row.member) == (["3"], True, 12)
+    assert row.spans == [(1, 2), (3, 4)]
+    assert not row_of(sample_of([0, 1]), 1).truncated
+
+
+def test_ids_that_do_not_say_it_are_refused() -> None:
+    """A rollout of another make, and a temperature that is not known, are named."""
+    sample = sample_of([0, 1])
+    sample.rollout_id = "mine"
+    with pytest.raises(ValueError, match="'mine' does not say"):
+        member_of(sample)
+    assert known_temperatures(sample) == [1.0, 1.0]
+    sample.temperatures[1] = float("nan")
+    with pytest.raises(ValueError, match="give one by"):
+        known_temperatures(sample)
