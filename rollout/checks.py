@@ -27,6 +27,8 @@ _WORDS = {
     float: "a finite number",
     str: "text",
     bool: "true or false",
+    Mapping[str, float]: "a mapping of names to finite numbers",
+    Mapping[str, str]: "a mapping of names to text",
     Mapping: "a mapping of names to values",
     Sequence[int]: "a list of whole numbers",
     Sequence: "a list of text",

@@ -312,6 +312,8 @@ def _part(part: dict[str, Any]) -> dict[str, Any]:
         raise MessageError(f"a content part needs a type; its keys are {sorted(map(str, part))}")
     kind = "text" if kind in ("input_text", "output_text") else kind  # as the Responses API calls it
     own = {kind: part[kind]} if kind in NOISE_KEYS and kind in part else {}
+    if kind == "text" and "text" not in part and (others := part.keys() - {"type"} - NOISE_KEYS):
+        raise MessageError(f"a text part has no text; its other keys are {sorted(map(str, others))}")
     return {**pruned(part), **own, "type": kind}
 
 

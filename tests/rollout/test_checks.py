@@ -32,7 +32,7 @@ from rollout.store.settings import RunSettings, read_settings
         ({"verify": "yes"}, "verify must be true or false, not 'yes'"),
         ({"base_url": 8000}, "base_url must be text or a list of text, not 8000"),
         ({"sampling": [1]}, "sampling must be a mapping of names to values, not [1]"),
-        ({"headers": {"X": 1}}, "headers must be a mapping of names to values, not {'X': 1}"),
+        ({"headers": {"X": 1}}, "headers must be a mapping of names to text, not {'X': 1}"),
         ({"success_at": "1"}, "success_at must be a finite number, not '1'"),
     ],
 )
@@ -117,7 +117,7 @@ def test_a_choice_names_all_there_are() -> None:
         ("stop_token_ids", [1, "b"], "a list of whole numbers, not [1, 'b']"),
         ("stop_token_ids", 7, "a list of whole numbers, not 7"),
         ("ignore_eos", "yes", "true or false, not 'yes'"),
-        ("logit_bias", {"5": "much"}, "a mapping of names to values, not {'5': 'much'}"),
+        ("logit_bias", {"5": "much"}, "a mapping of names to finite numbers, not {'5': 'much'}"),
     ],
 )
 def test_a_sampling_parameter_of_a_wrong_type_is_named(name: str, value: Any, words: str) -> None:

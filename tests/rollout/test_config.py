@@ -74,6 +74,7 @@ TIMES = [name for name in EngineConfig.__struct_fields__ if name.endswith("_s")]
         ({"ray_num_cpus": -1.0}, "ray_num_cpus is a number of CPUs, 0 or more, not -1.0"),
         ({"ray_resources": {"CPU": 2.0}}, "not CPU=2.0: give ray_num_cpus"),
         ({"ray_resources": {"rollout": 0.0}}, "ray_resources has custom resources and how much of each"),
+        ({"ray_resources": {"rollout": "two"}}, "ray_resources must be a mapping of names to finite numbers, not"),
         ({"ray_listen": "0.0.0.0:"}, "ray_listen is HOST or HOST:PORT, not '0.0.0.0:'"),
         ({"ray_listen": "host:99999"}, "ray_listen is HOST or HOST:PORT, not 'host:99999'"),
         ({"rollout_retries": -1}, "rollout_retries must be 0 or more, not -1"),

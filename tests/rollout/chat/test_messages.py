@@ -168,6 +168,14 @@ def test_any_value_makes_a_message_or_a_message_error(value: Any) -> None:
         assert msgspec.json.decode(msgspec.json.encode(found), type=Message) == found
 
 
+def test_a_text_part_whose_text_has_another_name_is_refused() -> None:
+    """It would be taken for a text that is empty; without any key of its own it is one."""
+    for part in ({"type": "text", "txt": "hi"}, {"type": "input_text", "content": "hi"}):
+        with pytest.raises(MessageError, match="a text part has no text; its other keys are"):
+            Message.of({"role": "user", "content": [part]})
+    assert Message.of({"role": "user", "content": [{"type": "text", "cache_control": {}}]}).text == ""
+
+
 @pytest.mark.parametrize("made", [list, tuple])
 def test_a_part_that_does_not_say_what_it_is_is_refused(made: Any) -> None:
     """An image without a type would be taken for a text that is empty, and be lost; a text alone may have none."""
