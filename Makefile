@@ -88,8 +88,9 @@ agents: $(INSTALLED)  ## play real agents on a real vLLM, and print the table of
 	$(BIN)/python -m pytest -q -rP --durations=12 -m agents -k '$(AGENT)' tests/live
 
 adapters: $(INSTALLED)  ## install other packages' environments, and play each on the embedded model
-	$(BIN)/python -m tests.live.install envs
+	$(BIN)/python -m tests.live.install envs verifiers
 	.servers/envs/bin/python -m pytest -q -rP --durations=12 -m adapters tests/live/adapters
+	.servers/verifiers/bin/python -m pytest -q -rP --durations=12 -m adapters tests/live/adapters
 
 live-full: servers programs  ## the same with the whole matrix of servers and models
 	$(BIN)/python -m pytest -q -rP --durations=12 -m 'live and not adapters and not sglang and not ray' tests/live

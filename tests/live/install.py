@@ -1,6 +1,6 @@
 """Installs real servers without a GPU, and real agents, each in an environment of its own under `.servers`.
 
-    python -m tests.live.install vllm sglang dynamo ray agents programs envs
+    python -m tests.live.install vllm sglang dynamo ray agents programs envs verifiers
 
 A finished environment has a marker with the hash of what made it; without that it is made anew. Versions are
 in constraints-NAME.txt beside this file.
@@ -14,6 +14,7 @@ in constraints-NAME.txt beside this file.
     programs agents that npm has: Claude Code and Codex; node 20 or newer must be there
     envs     this project with other packages' environments: reasoning-gym, textarena, gymnasium, mcp, datasets
     verl     this project in verl 0.9, with Ray and what importing its agent loop needs; no server of its own
+    verifiers this project with verifiers 0.4, which pins versions that the others do not take
 """
 
 from __future__ import annotations
@@ -120,6 +121,12 @@ def _install_envs(name: str, constraints: Path) -> None:
     _uv(name, "--no-deps", "-e", str(PROJECT))
 
 
+def _install_verifiers(name: str, constraints: Path) -> None:
+    """Compiled: a rollout's tools are programs that import the whole package."""
+    _install_envs(name, constraints)
+    _compile(name)
+
+
 def _install_programs(name: str, constraints: Path) -> None:
     """By npm, in a folder of their own. Without a lock file: it would name the registry's host."""
     if shutil.which("npm") is None:
@@ -151,6 +158,7 @@ _RECIPES = {
     "programs": _install_programs,
     "envs": _install_envs,
     "verl": _install_envs,
+    "verifiers": _install_verifiers,
 }
 
 
@@ -203,7 +211,7 @@ def _system_packages(missing: list[str]) -> None:
 
 def _recipe_hash(name: str) -> str:
     parts = [Path(__file__).read_bytes(), _constraints(name).read_bytes(), sys.version.encode()]
-    if name == "envs":  # what it holds of this project is found by its entry points
+    if name in ("envs", "verifiers"):  # what it holds of this project is found by its entry points
         parts.append((PROJECT / "pyproject.toml").read_bytes())
     return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
