@@ -65,7 +65,7 @@ sglang: $(INSTALLED)  ## and SGLang, which takes 7 GB
 	$(BIN)/python -m tests.live.install sglang train
 
 packages: $(INSTALLED)  ## and Ray, and the packages whose environments are played
-	$(BIN)/python -m tests.live.install ray envs
+	$(BIN)/python -m tests.live.install ray envs verifiers
 
 live: servers  ## start real servers, and test against them
 	$(BIN)/python -m pytest -q -rP --durations=12 -m 'live and not full and not agents and not adapters and not sglang and not ray' tests/live
