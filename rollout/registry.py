@@ -99,7 +99,7 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 def scheme_names() -> list[str]:
     """The schemes that have an entry point."""
-    return sorted({point.name for point in entry_points(group=_SCHEMES)})
+    return entry_names(_SCHEMES)
 
 
 def scheme_of(spec: str) -> tuple[str, str] | None:
@@ -261,6 +261,11 @@ def lists_tasks(make_env: Callable[[], Participant]) -> type[Participant] | None
     if made is None or not isinstance(inspect.getattr_static(made, "tasks", None), classmethod | staticmethod):
         return None
     return made
+
+
+def entry_names(group: str) -> list[str]:
+    """The names of a group's entry points."""
+    return sorted({point.name for point in entry_points(group=group)})
 
 
 def load_entry(group: str, name: str) -> Any:

@@ -18,7 +18,9 @@ from rollout.cli.options import Json
 def export(
     context: typer.Context,
     run: Annotated[Path, typer.Argument(help="The run's folder.")],
-    format: Annotated[str, typer.Option(help="jsonl, parquet or safetensors.")] = "jsonl",
+    format: Annotated[
+        str, typer.Option(help="jsonl, parquet, safetensors, or a trainer's: openrlhf, prime-rl, skyrl, slime.")
+    ] = "jsonl",
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="The file.", show_default="samples.FORMAT in the run's folder")
     ] = None,

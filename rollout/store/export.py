@@ -18,7 +18,7 @@ from rollout.errors import RolloutError, UsageError
 from rollout.store.apart import FIELDS
 from rollout.store.index import RunIndex
 from rollout.store.lock import writer_of
-from rollout.store.sample_files import WRITERS, write
+from rollout.store.sample_files import format_names, write
 from rollout.tokens.advantages import ADVANTAGES, Advantage
 from rollout.tokens.samples import TrainingSample
 
@@ -46,8 +46,8 @@ def export(run: Path, output: Path | None, format_name: str, advantage: str) -> 
     Raises UsageError for an unknown name, a folder that is no run, a missing package; RolloutError for a run that has
     nothing to export.
     """
-    if format_name not in WRITERS:
-        raise UsageError(f"no format {format_name!r}; there are: {', '.join(WRITERS)}")
+    if format_name not in (known := format_names()):
+        raise UsageError(f"no format {format_name!r}; there are: {', '.join(known)}")
     if advantage not in (*ADVANTAGES, "none"):
         raise UsageError(f"no advantage {advantage!r}; there are: {', '.join(ADVANTAGES)}, none")
     path = output or run / f"samples.{format_name}"

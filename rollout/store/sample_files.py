@@ -1,5 +1,8 @@
 """Training samples -> files, written as the samples come: JSON lines, parquet, safetensors.
 
+An entry point of the group `rollout.sample_formats` is a format more: a function that is called as those here are, with
+the file to write and the samples.
+
 Safetensors has its sizes at its beginning, and whole arrays one after another. So each array is spilled to a file of
 its own beside the result, and they are put together at the end.
 """
@@ -19,6 +22,7 @@ import msgspec
 import numpy as np
 
 from rollout.errors import UsageError
+from rollout.registry import entry_names, load_entry
 from rollout.store.field_spills import FieldSpills, Spilled
 from rollout.tokens.samples import TrainingSample, as_fields, numpy_arrays
 
@@ -29,6 +33,9 @@ ROW_GROUP_TOKENS = 1 << 20
 MOST_HEADER_BYTES = 100_000_000
 
 _INT32_MAX = 2**31 - 1
+
+#: Whose entry points write further formats.
+_FORMATS = "rollout.sample_formats"
 
 #: Array -> its type in numpy and in safetensors.
 _ARRAYS = {
@@ -219,7 +226,12 @@ def write(name: str, path: Path, samples: Iterator[TrainingSample], *, with_fiel
     if name == "parquet":
         write_parquet(path, samples, with_fields=with_fields)
     else:
-        WRITERS[name](path, samples)
+        (WRITERS.get(name) or load_entry(_FORMATS, name))(path, samples)
+
+
+def format_names() -> list[str]:
+    """Ours, and those that have an entry point."""
+    return [*WRITERS, *entry_names(_FORMATS)]
 
 
 WRITERS: dict[str, Callable[[Path, Iterator[TrainingSample]], None]] = {
