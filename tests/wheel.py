@@ -43,6 +43,7 @@ USES = {
         ["rollout", "export", "run", "--format", "parquet"],
     ],
     "plot": [["rollout", "bench", "--turns", "2", "-c", "2", "--repeats", "1", "--max-tokens", "4", "-o", "bench"]],
+    "trl": [["python", "-c", "from trl import GRPOTrainer; from rollout.trainers import trl; trl.rollout_func"]],
     "train": [["python", "-c", "import torch; from rollout.tokens.batch import to_torch"]],
 }
 

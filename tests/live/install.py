@@ -8,7 +8,7 @@ in constraints-NAME.txt beside this file.
     vllm     vLLM 0.32
     sglang   SGLang 0.5.23, beside the torch of GPUs (7 GB in all), which it does not import without
     dynamo   Dynamo's frontend and mocker, and vLLM 0.31: by itself, and as Dynamo's worker
-    train    this project with torch, for the example that trains
+    train    this project with torch and TRL, for the examples that train, and what the trainers' tests need
     ray      this project with Ray, and what its tests need: they run there
     agents   agents in Python: mini-swe-agent, openai-agents, LangGraph, and the official SDKs
     programs agents that npm has: Claude Code and Codex; node 20 or newer must be there
@@ -112,7 +112,8 @@ def _install_server(name: str, constraints: Path) -> None:
 def _install_train(name: str, constraints: Path) -> None:
     _environment(name)
     _by_pip(name, [_TRAINS_ON])
-    _uv(name, "-c", str(constraints), _TRAINS_ON, "matplotlib", "-e", str(PROJECT))
+    tests = ["pytest", "pytest-asyncio", "hypothesis", "markdown-it-py"]
+    _uv(name, "-c", str(constraints), _TRAINS_ON, *tests, "-e", f"{PROJECT}[serve,train,trl]")
     _compile(name)
 
 
