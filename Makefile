@@ -65,7 +65,7 @@ sglang: $(INSTALLED)  ## and SGLang, which takes 7 GB
 	$(BIN)/python -m tests.live.install sglang train
 
 packages: $(INSTALLED)  ## and Ray, and the packages whose environments are played
-	$(BIN)/python -m tests.live.install ray envs verifiers
+	$(BIN)/python -m tests.live.install ray envs verifiers openenv nemo-gym
 
 live: servers  ## start real servers, and test against them
 	$(BIN)/python -m pytest -q -rP --durations=12 -m 'live and not full and not agents and not adapters and not trainers and not sglang and not ray' tests/live
@@ -88,8 +88,9 @@ agents: $(INSTALLED)  ## play real agents on a real vLLM, and print the table of
 	$(BIN)/python -m pytest -q -rP --durations=12 -m agents -k '$(AGENT)' tests/live
 
 adapters: $(INSTALLED)  ## install other packages' environments, and play each on the embedded model
-	$(BIN)/python -m tests.live.install envs verifiers
+	$(BIN)/python -m tests.live.install envs verifiers openenv nemo-gym
 	.servers/envs/bin/python -m pytest -q -rP --durations=12 -m adapters tests/live/adapters
+	.servers/openenv/bin/python -m pytest -q -rP --durations=12 -m adapters tests/live/adapters
 	.servers/verifiers/bin/python -m pytest -q -rP --durations=12 -m adapters tests/live/adapters
 
 trainers: $(INSTALLED)  ## install TRL, and have its trainers learn from the engine's rollouts, on one seed

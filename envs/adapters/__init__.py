@@ -8,5 +8,13 @@ environments and agents, and imports its package when an object is made: none of
     gym              Gymnasium's toy_text environments; others through two functions
     games            TextArena's games: alone, against itself, against a fixed opponent
     tools            tools of MCP servers, for a file's tasks
+    sessions         with MCP servers: a rollout's own, or shared
+    spaces           OpenEnv servers: actions, or tools
+    space            what one says of itself, and a session with it
+    actions          an action from an answer's text, and an observation as text
+    places           a queue where a server has only so many sessions
+    resources        NeMo Gym's resources servers: seed, tools, verify
+    nemo             what one says of itself, and a session with it
+    headers          for servers over HTTP, from variables
     common           what they share: the package's import, a user's function by its name
 """

@@ -1,6 +1,6 @@
 """Installs real servers without a GPU, and real agents, each in an environment of its own under `.servers`.
 
-    python -m tests.live.install vllm sglang dynamo ray agents programs envs verifiers
+    python -m tests.live.install vllm sglang dynamo ray agents programs envs verifiers openenv nemo-gym
 
 A finished environment has a marker with the hash of what made it; without that it is made anew. Versions are
 in constraints-NAME.txt beside this file.
@@ -15,6 +15,8 @@ in constraints-NAME.txt beside this file.
     envs     this project with other packages' environments: reasoning-gym, textarena, gymnasium, mcp, datasets
     verl     this project in verl 0.9, with Ray and what importing its agent loop needs; no server of its own
     verifiers this project with verifiers 0.4, which pins versions that the others do not take
+    openenv  this project with OpenEnv 0.10, which wants an mcp below 2, and without the pages that it shows people
+    nemo-gym NeMo Gym 0.4 by itself, on a Python 3.12 or newer that is looked for; its rows need none of it installed
 """
 
 from __future__ import annotations
@@ -128,6 +130,26 @@ def _install_verifiers(name: str, constraints: Path) -> None:
     _compile(name)
 
 
+def _install_nemo_gym(name: str, constraints: Path) -> None:
+    _environment(name, newer_python())
+    _uv(name, "--no-deps", *constraints.read_text().split())
+
+
+def newer_python() -> str:
+    """A Python 3.12 or 3.13: on the path, or one of pyenv's, whose commands only work where it is chosen."""
+    named = [os.environ.get("NEWER_PYTHON", ""), "python3.12", "python3.13"]
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    places = [str(place) for version in ("3.12", "3.13") for place in sorted(pyenv.glob(f"{version}*/bin/python"))]
+    for python in [name for name in named if name] + places:
+        asked = [python, "-c", "import sys; sys.exit(not (3, 12) <= sys.version_info < (3, 14))"]
+        if shutil.which(python) and not subprocess.run(asked, capture_output=True, check=False).returncode:
+            return python
+    raise InstallError(
+        "nemo-gym wants Python 3.12 or 3.13, and none was found on the path or among pyenv's: install one, or name it "
+        "by NEWER_PYTHON=/path/to/python"
+    )
+
+
 def _install_programs(name: str, constraints: Path) -> None:
     """By npm, in a folder of their own. Without a lock file: it would name the registry's host."""
     if shutil.which("npm") is None:
@@ -160,6 +182,8 @@ _RECIPES = {
     "envs": _install_envs,
     "verl": _install_envs,
     "verifiers": _install_verifiers,
+    "openenv": _install_envs,
+    "nemo-gym": _install_nemo_gym,
 }
 
 
@@ -168,8 +192,8 @@ def _constraints(name: str) -> Path:
     return PROJECT / "constraints.txt" if name == "train" else HERE / f"constraints-{name}.txt"
 
 
-def _environment(name: str) -> None:
-    _run([sys.executable, "-m", "venv", str(ROOT / name)])
+def _environment(name: str, python: str = sys.executable) -> None:
+    _run([python, "-m", "venv", str(ROOT / name)])
     _pip(name, "install", _UV)
 
 
@@ -212,7 +236,7 @@ def _system_packages(missing: list[str]) -> None:
 
 def _recipe_hash(name: str) -> str:
     parts = [Path(__file__).read_bytes(), _constraints(name).read_bytes(), sys.version.encode()]
-    if name in ("envs", "verifiers"):  # what it holds of this project is found by its entry points
+    if name in ("envs", "verifiers", "openenv"):  # what it holds of this project is found by its entry points
         parts.append((PROJECT / "pyproject.toml").read_bytes())
     return hashlib.sha256(b"\0".join(parts)).hexdigest()
 

@@ -1,23 +1,32 @@
-"""These tests run in the environments that have the packages (`make adapters`); elsewhere they are not collected."""
+"""These tests run in the environments that have the packages (`make adapters`); elsewhere they are not collected.
+
+A server of NeMo Gym's has one by itself: our side of it needs no package, and is tested beside the others.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import warnings
+from pathlib import Path
 
-#: What runs in an environment of its own, by the package that is there.
-_APART = {"verifiers": "test_verifiers.py"}
+#: What a file's tests need here; the others' need what `reasoning_gym` is installed beside.
+_NEEDS = {"test_spaces.py": "openenv", "test_verifiers.py": "verifiers"}
 
-collect_ignore_glob = ["test_*.py"]
+#: What warns while it is imported: what compiling other packages' files warns of is theirs to mend.
+_WARNING = ("reasoning_gym", "textarena", "verifiers.v1")
 
-with warnings.catch_warnings():  # what compiling other packages' files warns of is theirs to mend
+
+def _is_there(package: str) -> bool:
+    return importlib.util.find_spec(package.partition(".")[0]) is not None
+
+
+collect_ignore = [
+    path.name
+    for path in Path(__file__).parent.glob("test_*.py")
+    if not _is_there(_NEEDS.get(path.name, "reasoning_gym"))
+]
+
+with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    if importlib.util.find_spec("reasoning_gym") is not None:
-        import reasoning_gym  # noqa: F401
-        import textarena  # noqa: F401
-
-        collect_ignore_glob = [*_APART.values()]
-    elif importlib.util.find_spec("verifiers") is not None:
-        import verifiers.v1  # noqa: F401
-
-        collect_ignore_glob = ["test_[!v]*.py"]
+    for _package in filter(_is_there, _WARNING):
+        importlib.import_module(_package)

@@ -27,10 +27,8 @@ MARKS = [
 
 
 def command(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    script = Path(sys.executable).with_name("rollout")
-    return subprocess.run(
-        [str(script), "run", *args], cwd=cwd, capture_output=True, text=True, timeout=240, check=False
-    )
+    whole = [sys.executable, "-m", "rollout", "run", *args]
+    return subprocess.run(whole, cwd=cwd, capture_output=True, text=True, timeout=240, check=False)
 
 
 def play(*args: str, cwd: Path, n: int = 16, r: int = 4, max_tokens: int = 12) -> dict[str, Any]:

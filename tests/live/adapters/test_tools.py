@@ -2,81 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from envs.adapters.tools import ServerFailed
+from envs.adapters.sessions import ServerFailed
 from rollout import Engine, EngineConfig
-from rollout.chat.messages import Message, user
-from rollout.process.threads import Threads
+from rollout.chat.messages import user
 from rollout.registry import env_factory
 from tests.live.adapters.kit import MARKS, play, refused, said
+from tests.live.adapters.mcp_kit import JUDGES, calling, first_tool, http_server, is_there, opened, stdio
 from transports.scripted import ScriptedTransport, Stalled, reply
 
 pytestmark = MARKS
 
-SERVER = '''
-import os, sys, time
-from mcp.server import MCPServer
-
-server = MCPServer("sums")
-calls = 0
-
-
-@server.tool()
-def add(a: int, b: int) -> int:
-    """Add two numbers."""
-    global calls
-    calls += 1
-    if a == 13:
-        raise ValueError("unlucky")
-    if a == 66:
-        os._exit(3)
-    return a + b + 1000 * (calls - 1)
-
-
-@server.tool()
-def pid() -> int:
-    """The process."""
-    return os.getpid()
-
-
-if len(sys.argv) > 2:
-    server.run("streamable-http", port=int(sys.argv[2]))
-elif sys.argv[1] == "breaks":
-    sys.exit("no licence")
-elif sys.argv[1] == "sleeps":
-    time.sleep(600)
-else:
-    with open("pids", "a") as pids:
-        print(os.getpid(), file=pids)
-    server.run("stdio")
-'''
-
-JUDGES = """
-def judge(task, messages):
-    return float(str(task.get("answer")) in messages[-1].text)
-"""
-
-
-def calling(name: str, **arguments: Any) -> Message:
-    function = {"name": name, "arguments": json.dumps(arguments)}
-    calls = [{"id": "call_0", "type": "function", "function": function}]
-    return Message.of({"role": "assistant", "content": "", "tool_calls": calls})
-
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "server.py").write_text(SERVER)
     (tmp_path / "judges.py").write_text(JUDGES)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -85,45 +28,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def url(folder: Path) -> Iterator[str]:
     """The same server over HTTP."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with subprocess.Popen([sys.executable, "server.py", "http", str(port)], stderr=subprocess.DEVNULL) as process:
-        try:
-            for _ in range(600):
-                with socket.socket() as probe:
-                    if probe.connect_ex(("127.0.0.1", port)) == 0:
-                        break
-                assert process.poll() is None
-                time.sleep(0.1)  # a server that starts has no other sign
-            yield f"http://127.0.0.1:{port}/mcp"
-        finally:
-            process.terminate()
-
-
-def stdio(mode: str = "stdio") -> str:
-    return f"mcp:{sys.executable} server.py {mode}"
-
-
-@asynccontextmanager
-async def opened(spec: str, **given: str) -> AsyncIterator[Any]:
-    """An environment with what it shares, which is closed whatever happens."""
-    env: Any = env_factory(spec, {"judge": "judges.py:judge", **given})()
-    env.shared = Threads(2)
-    try:
-        yield env
-    finally:
-        await env.close()
-        env.shared.close()
-
-
-async def first_tool(env: Any, message: Message) -> str:
-    step = await env.step(message)
-    return str(step.messages[0].text)
-
-
-def is_there(pid: int) -> bool:
-    return Path(f"/proc/{pid}").exists()
+    with http_server() as address:
+        yield address
 
 
 def test_64_rollouts_over_http(url: str, folder: Path) -> None:
