@@ -120,10 +120,9 @@ def _refuse_unknown_scheme(spec: str) -> None:
     with contextlib.suppress(ValueError):  # a module that has no spec is there
         if rest.isidentifier() and importlib.util.find_spec(scheme) is not None:
             return
-        known = scheme_names()
-        raise ConfigError(
-            f"no scheme and no module {scheme!r}{_nearest(scheme, known)}; schemes are: {', '.join(known) or 'none'}"
-        )
+        near = _close(scheme, scheme_names())
+        meant = f", did you mean '{near}:{rest}'?" if near else ""
+        raise ConfigError(f"no scheme and no module {scheme!r}{meant}; {_known_schemes()}")
 
 
 def env_names() -> list[str]:
@@ -318,7 +317,18 @@ def check_packages() -> None:
 
 
 def _played_entry(name: str) -> EntryPoint:
-    return _entry(_PLAYED_GROUPS, name, "environment or agent")
+    known = env_names()
+    if name in known or not known:
+        return _entry(_PLAYED_GROUPS, name, "environment or agent")
+    near = _close(name, [*known, *(f"{scheme}:" for scheme in scheme_names())])
+    meant = f", did you mean '{near}{'...' if near.endswith(':') else ''}'?" if near else ""
+    raise ConfigError(f"no environment or agent {name!r}{meant}; there are: {', '.join(known)}; {_known_schemes()}")
+
+
+def _known_schemes() -> str:
+    """The schemes, in an error's words."""
+    names = ", ".join(f"{name}:" for name in scheme_names())
+    return f"schemes, as in SCHEME:NAME, are: {names or 'none'}; `rollout envs` tells of each"
 
 
 def _entry(group: str | tuple[str, ...], name: str, what: str) -> EntryPoint:
@@ -330,9 +340,16 @@ def _entry(group: str | tuple[str, ...], name: str, what: str) -> EntryPoint:
     return points[name]
 
 
+def _close(name: str, names: Iterable[str]) -> str:
+    """The one that is nearest, whatever its letters' case; "" where none is near."""
+    known = {known.lower(): known for known in names}
+    close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
+    return known[close[0]] if close else ""
+
+
 def _nearest(name: str, names: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-    return f", did you mean {close[0]!r}?" if close else ""
+    close = _close(name, names)
+    return f", did you mean {close!r}?" if close else ""
 
 
 def _plays(value: object) -> bool:

@@ -16,5 +16,6 @@ environments and agents, and imports its package when an object is made: none of
     resources        NeMo Gym's resources servers: seed, tools, verify
     nemo             what one says of itself, and a session with it
     headers          for servers over HTTP, from variables
+    verifiers        tasksets of verifiers, each episode played by the package itself
     common           what they share: the package's import, a user's function by its name
 """

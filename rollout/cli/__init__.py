@@ -5,6 +5,8 @@ run_command    `rollout run` and its options
 server_commands  `rollout probe`, `bench`, `serve`, `model`
 proxy_command  `rollout proxy`: the recorder
 folder_commands  `rollout export`, `show`, `envs`
+new_command    `rollout new`
+new_package    what it makes, from `templates`
 options        what several of them take
 command        what every command does around its work: output, signals, exit status
 run            `rollout run`: from settings to a finished folder

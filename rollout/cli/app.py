@@ -8,6 +8,7 @@ import typer
 
 from rollout.cli import command
 from rollout.cli.folder_commands import envs, export, show
+from rollout.cli.new_command import new
 from rollout.cli.proxy_command import proxy
 from rollout.cli.run_command import EXIT_STATUS, run
 from rollout.cli.server_commands import bench, model, probe, serve
@@ -43,7 +44,7 @@ def _rollout(
 
 
 app.command(epilog=EXIT_STATUS)(run)
-for _command in (probe, bench, export, show, envs, model, serve, proxy):
+for _command in (probe, bench, export, show, envs, new, model, serve, proxy):
     app.command()(_command)
 
 

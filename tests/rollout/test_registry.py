@@ -307,7 +307,11 @@ def test_schemes_are_listed_with_their_settings(tiny: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
-        ("tinny:x", r"no scheme and no module 'tinny', did you mean 'tiny'\?; schemes are: .*tiny"),
+        ("tinny:x", r"no scheme and no module 'tinny', did you mean 'tiny:x'\?; schemes, as in .* are: .*tiny:"),
+        ("reasoninggym:leg_counting", "did you mean 'reasoning-gym:leg_counting'"),
+        ("ReasoningGym:leg_counting", "did you mean 'reasoning-gym:leg_counting'"),
+        ("ecko", r"no environment or agent 'ecko', did you mean 'echo'\?; there are: .*echo.*; schemes.*tiny:"),
+        ("gymnasium", r"did you mean 'gymnasium:\.\.\.'\?"),
         ("http://localhost:8000", "no scheme and no module 'http'"),
         ("tiny:", "names nothing after the colon"),
         ("lost:x", "scheme 'lost' cannot be imported: ModuleNotFoundError: No module named 'no_such_package'"),
