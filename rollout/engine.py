@@ -26,6 +26,8 @@ from rollout.errors import ConfigError, EngineClosed, RolloutError, TransportErr
 from rollout.histogram import Histogram
 from rollout.log import get_logger
 from rollout.moved import forward_members
+from rollout.observe.log_thread import LogThreads
+from rollout.observe.loggers import Logger
 from rollout.observe.stats import Stats
 from rollout.participant import Participant
 from rollout.play.held import Held
@@ -45,6 +47,9 @@ from rollout.servers.weights import Weights
 from rollout.transport import InFlight, ServerInfo, Transport
 from rollout.workers.launch import Launch
 from rollout.workers.pool import WorkerPool
+
+#: Seconds between two looks at where the engine stands, for its loggers.
+LOG_EVERY_S = 10.0
 
 _log = get_logger(__name__)
 
@@ -94,6 +99,8 @@ class Engine:
         """There once it was entered, also when it is closed."""
         self._news = anyio.Event()
         """The servers have changed, and the processes do not know it yet."""
+        self._loggers = LogThreads()
+        self._streams.on_group = self._loggers.on_group
         self._stack = AsyncExitStack()
         self._closed = False
 
@@ -109,6 +116,7 @@ class Engine:
         if self.config.pooled and self._given is not None:
             raise ConfigError("processes open transports of their own: name one by the configuration")
         async with AsyncExitStack() as stack:
+            stack.push_async_callback(self._end_logging)
             endpoints = HttpEndpoints(self.config, plays=not self.config.pooled)
             await stack.enter_async_context(endpoints)
             player = await Player.open(
@@ -136,6 +144,7 @@ class Engine:
             self._streams.open(pool or player, self._make_env, tasks)
             beside = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(beside.cancel_scope.cancel)
+            beside.start_soon(self._keep_logging)
             if pool is not None:
                 beside.start_soon(self._keep_telling, pool)
                 player.fleet.on_change = self._servers_changed
@@ -185,6 +194,28 @@ class Engine:
             await self._stack.aclose()
         finally:
             await self._streams.closed()
+
+    def log_to(self, *loggers: Logger) -> None:
+        """Has loggers told of each group that comes, and every 10 s and at the end of where the engine stands.
+
+        Each is called in a thread of its own, and closed with the engine: see `rollout.observe.loggers`. What it raises
+        or is too slow for is its loss, counted and said. Raises EngineClosed.
+        """
+        if self._closed:
+            raise EngineClosed("the engine is closed: nothing more is logged")
+        for logger in loggers:
+            self._loggers.add(logger)
+
+    async def _keep_logging(self) -> None:
+        while True:
+            await anyio.sleep(LOG_EVERY_S)
+            if self._loggers:
+                self._loggers.on_stats(self.stats())
+
+    async def _end_logging(self) -> None:
+        if self._loggers:
+            self._loggers.on_stats(self.stats())
+        await self._loggers.aclose()
 
     @property
     def _player(self) -> Player:

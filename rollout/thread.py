@@ -29,6 +29,7 @@ from rollout.env import Task
 from rollout.histogram import Histogram
 from rollout.loop.thread import LoopThread
 from rollout.moved import forward_members
+from rollout.observe.loggers import Logger
 from rollout.observe.stats import Stats
 from rollout.participant import Participant
 from rollout.play.held import Held
@@ -290,6 +291,13 @@ class EngineThread(AbstractContextManager["EngineThread"]):
     ) -> None:
         """As `Engine.update_weights`."""
         self._runner.call(lambda: self._engine.update_weights(version, path, in_flight=in_flight))
+
+    def log_to(self, *loggers: Logger) -> None:
+        """As `Engine.log_to`."""
+        if self.open:
+            self._runner.now(lambda: self._engine.log_to(*loggers))
+        else:
+            self._engine.log_to(*loggers)
 
     def stats(self) -> Stats:
         """As `Engine.stats`."""

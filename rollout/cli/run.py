@@ -11,7 +11,7 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 
-from rollout.cli import progress
+from rollout.cli import loggers, progress
 from rollout.cli.command import Command, Played
 from rollout.cli.ends import ONE_SIGNAL_S
 from rollout.cli.failure_limit import FailureLimit
@@ -27,6 +27,7 @@ from rollout.process.threads import Threads
 from rollout.records import FailureKind, Rollout
 from rollout.registry import env_factory
 from rollout.store import folder as store
+from rollout.store.config import config_of
 from rollout.store.settings import RunSettings
 from rollout.store.task_list import TaskList
 
@@ -63,6 +64,7 @@ class Run:
         self._summary = Summary(env=settings.env, mode=settings.mode, success_at=settings.success_at)
         self._limit = FailureLimit(settings.max_failures)
         self._folder: store.RunFolder | None = None
+        self._loggers: loggers.Found = []
         self._error: RolloutError | None = None
         """What ended the run before its time."""
         self._stopped = False
@@ -74,6 +76,7 @@ class Run:
         # Before a server is asked for anything: a wrong folder or task is the user's quickest mistake to mend.
         threads = Threads(1)
         try:
+            self._loggers = await threads.run(loggers.found, settings.log)
             plan = await threads.run(self._planned, make_env)
         finally:
             threads.close()
@@ -125,6 +128,9 @@ class Run:
             self._summary.bridges = engine.codec.description
             self._summary.reader = engine.codec.reader.name if engine.codec.reader is not None else ""
         model = engine.server.model
+        name = self._output.name if self._output is not None else Path(self.settings.env.rpartition(":")[0]).stem
+        config = config_of(self.settings).settings
+        engine.log_to(*await anyio.to_thread.run_sync(loggers.made, self._loggers, name or self.settings.env, config))
         folder = self._folder = await anyio.to_thread.run_sync(plan.folder, self._output, model, self._here)
         self._log.open(folder.path / store.EVENTS)
         await anyio.to_thread.run_sync(self._add_resumed, plan)

@@ -227,6 +227,14 @@ def run(
         float | None,
         typer.Option("--stop-grace", help="Seconds for running turns to end after a signal.", show_default="25"),
     ] = None,
+    log: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--log",
+            help="tensorboard:FOLDER, wandb:PROJECT, mlflow:EXPERIMENT or trackio:PROJECT; may be given again.",
+            show_default="none",
+        ),
+    ] = None,
     metrics_port: MetricsPort = None,
     metrics_host: MetricsHost = None,
     output: Annotated[
@@ -255,6 +263,7 @@ def run(
 
         flags["env_args"] = key_values(env_args, "-a", as_json=False) or None
         flags["base_url"] = base_url or None
+        flags["log"] = log or None
         flags["concurrency"] = concurrency_of(concurrency)
         flags["sampling"] = key_values(sampling, "-s", as_json=True)
         flags["ray_resources"] = key_values(ray_resources, "--ray-resource", as_json=True) or None

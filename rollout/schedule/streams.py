@@ -80,6 +80,8 @@ class Streams:
         self.stats = Stats()
         """What is counted here of it."""
         self.tallies = Tallies()
+        self.on_group: Callable[[Group, bool], None] = lambda group, evaluation: None
+        """Told of each group that comes, and whether it is an evaluation's."""
         self.untaken: list[Group] = []
         self._submissions: Submissions | None = None
         self._hosts = Hosts(
@@ -178,7 +180,7 @@ class Streams:
         """Whether the consumer gets a group, as it is now."""
         if not evaluation:
             self._drop_stale(group)
-        self.tallies.add_group(group, self._config.success_at)
+        self._came(group, evaluation)
         try:
             wanted = keep is None or keep(group)
         except BaseException:
@@ -186,6 +188,11 @@ class Streams:
             raise
         self.stats.dropped_groups += not wanted
         return wanted
+
+    def _came(self, group: Group, evaluation: bool = False) -> None:
+        """Counts a group that comes, and tells of it."""
+        self.tallies.add_group(group, self._config.success_at)
+        self.on_group(group, evaluation)
 
     def take_untaken(self) -> list[Group]:
         """See `Engine.take_untaken`."""
@@ -220,7 +227,7 @@ class Streams:
         )
 
         def counted(group: Group) -> None:
-            self.tallies.add_group(group, self._config.success_at)
+            self._came(group)
             give(group)
 
         straggler_s, sleep = self._config.straggler_timeout_s, self._weights.clock.sleep

@@ -32,6 +32,8 @@ class RunSettings(EngineConfig, kw_only=True, forbid_unknown_fields=True):
     """Failed rollouts that end the run: a number, or a rate (0.5, 50%) once 20 have ended. None is no limit."""
     stop_grace_s: float = 25.0
     """How long running turns may take to end after a signal. Slurm and Kubernetes kill after 30 s."""
+    log: Sequence[str] = ()
+    """Who is told of groups and of where the run stands, as NAME:REST: see `rollout.observe.loggers`."""
     metrics_port: int | None = None
     """Where Prometheus finds the run's numbers; 0 is any free port, None serves none."""
     metrics_host: str = "127.0.0.1"
@@ -87,6 +89,7 @@ RESUMABLE = frozenset(
         "proxy_answers",
         "proxy_memory_bytes",
         "cache_salt",
+        "log",
         "metrics_port",
         "metrics_host",
     }
@@ -168,7 +171,15 @@ def absolute_paths(given: Mapping[str, Any]) -> dict[str, Any]:
         found["tasks"] = os.path.abspath(os.path.expanduser(tasks))
     if isinstance(tokenizer := given.get("tokenizer"), str) and os.path.isdir(tokenizer):
         found["tokenizer"] = os.path.abspath(tokenizer)
+    if isinstance(logs := given.get("log"), list | tuple):
+        found["log"] = [_absolute_log(spec) if isinstance(spec, str) else spec for spec in logs]
     return found
+
+
+def _absolute_log(spec: str) -> str:
+    """The one whose rest is a folder."""
+    name, _, rest = spec.partition(":")
+    return f"{name}:{os.path.abspath(os.path.expanduser(rest))}" if name == "tensorboard" and rest else spec
 
 
 def _read_toml(file: str) -> dict[str, Any]:

@@ -1,0 +1,91 @@
+"""`--log NAME:REST` as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rollout.cli import loggers
+from rollout.errors import ConfigError
+from rollout.observe.loggers import Logger
+from rollout.store.settings import given_settings
+from tests.cases.commands import ran
+from tests.rollout.observe.test_loggers import Kept
+
+#: What stands in for a tracker that is not installed here, on the command's path.
+STAND_IN = """
+import json, sys
+class SummaryWriter:
+    def __init__(self, folder, **more):
+        if "refused" in folder: raise ConnectionError("no server\\nat all")
+        self.file = open(folder, "a")
+    def add_text(self, tag, text, step=None): print("a tracker that prints", file=sys.stdout)
+    def add_scalar(self, tag, value, step):
+        if "raises" in self.file.name: raise OSError("disk full")
+        self.file.write(json.dumps([tag, value, step]) + "\\n")
+    def close(self): self.file.close()
+"""
+
+
+def run(folder: Path, *options: object) -> Any:
+    (folder / "tensorboardX.py").write_text(STAND_IN)
+    path = {**os.environ, "PYTHONPATH": str(folder)}
+    return ran("run", "echo", "-n", 4, "-r", 2, "--max-tokens", 4, *options, cwd=folder, env=path)
+
+
+@pytest.mark.slow
+def test_a_run_is_logged(tmp_path: Path) -> None:
+    """Each group, and at the end where the run stands; standard output is still one object."""
+    done = run(tmp_path, "--log", "tensorboard:told", "--json", "-o", tmp_path / "r")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["rollouts"] == 8
+    told = [json.loads(line) for line in (tmp_path / "told").read_text().splitlines()]
+    assert [step for tag, _, step in told if tag == "reward/mean"] == [1, 2, 3, 4]
+    assert [value for tag, value, _ in told if tag == "engine/finished"][-1] == 8
+
+
+@pytest.mark.slow
+def test_a_logger_that_raises_leaves_the_run_alone(tmp_path: Path) -> None:
+    """It is said once, and how much it missed at the end; all is played and written."""
+    done = run(tmp_path, "--log", "tensorboard:raises", "-o", tmp_path / "r")
+    assert done.returncode == 0, done.stderr
+    events = [json.loads(line) for line in (tmp_path / "r" / "events.log").read_text().splitlines()]
+    said = [event for event in events if event["event"].startswith("logger_")]
+    assert [event["event"] for event in said] == ["logger_raised", "logger_missed"]
+    assert said[0]["error"] == "OSError: disk full"
+    assert said[1]["failed"] >= 5
+
+
+@pytest.mark.slow
+def test_a_logger_that_cannot_begin_is_one_line(tmp_path: Path) -> None:
+    """Status 2, before there is a folder."""
+    done = run(tmp_path, "--log", "tensorboard:refused", "-o", tmp_path / "r")
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("rollout: ")]
+    spec = f"tensorboard:{tmp_path / 'refused'}"
+    assert line == f"rollout: --log {spec} cannot begin: ConnectionError: no server at all"
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_folder_means_the_same_from_everywhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A run that goes on from another place logs where it did; a project's name is no path."""
+    monkeypatch.chdir(tmp_path)
+    given = given_settings(None, {"env": "echo", "log": ["tensorboard:tb", "wandb:team/project"]})
+    assert given["log"] == [f"tensorboard:{tmp_path / 'tb'}", "wandb:team/project"]
+
+
+def test_those_that_began_are_closed_where_another_cannot() -> None:
+    """No run is left open at a tracker."""
+    kept = Kept()
+
+    def refuses(rest: str, name: str, config: Mapping[str, Any]) -> Logger:
+        raise PermissionError("log in first")
+
+    with pytest.raises(ConfigError, match=r"^--log b:x cannot begin: PermissionError: log in first$"):
+        loggers.made([("a:x", lambda *_: kept, "x"), ("b:x", refuses, "x")], "run", {})
+    assert kept.closed
