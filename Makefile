@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 SEEDS := 3
 AGENT :=
 
-.PHONY: rollout test slow check format lint types docs test-oldest test-newest wheel fidelity models real servers sglang packages live live-sglang live-sglang-full live-ray live-full adapters trainers trainers-full soak soak-full bench results bench-smoke install clean
+.PHONY: rollout test slow check format lint types docs test-oldest test-newest wheel fidelity models real servers sglang packages live live-sglang live-sglang-full live-ray live-full adapters trainers trainers-full dashboards soak soak-full bench results bench-smoke install clean
 
 rollout: $(INSTALLED)  ## play 64 rollouts of a bundled environment on the embedded model
 	$(BIN)/rollout run guess_number -n 16 -r 4
@@ -68,7 +68,7 @@ packages: $(INSTALLED)  ## and Ray, and the packages whose environments are play
 	$(BIN)/python -m tests.live.install ray envs verifiers openenv nemo-gym
 
 live: servers  ## start real servers, and test against them
-	$(BIN)/python -m pytest -q -rP --durations=12 -m 'live and not full and not agents and not adapters and not trainers and not sglang and not ray' tests/live
+	$(BIN)/python -m pytest -q -rP --durations=12 -m 'live and not full and not agents and not adapters and not dashboards and not trainers and not sglang and not ray' tests/live
 
 live-sglang: sglang  ## the same of SGLang
 	$(BIN)/python -m pytest -q -rP --durations=12 -m 'sglang and not full' tests/live
@@ -102,7 +102,11 @@ trainers-full: $(INSTALLED)  ## the same on three seeds: writes benchmarks/TRL.m
 	.servers/train/bin/python -m benchmarks.trl.example --seed 0 1 2 --at-least 0.05 --write benchmarks/TRL.md
 
 live-full: servers programs  ## the same with the whole matrix of servers and models
-	$(BIN)/python -m pytest -q -rP --durations=12 -m 'live and not adapters and not trainers and not sglang and not ray' tests/live
+	$(BIN)/python -m pytest -q -rP --durations=12 -m 'live and not adapters and not dashboards and not trainers and not sglang and not ray' tests/live
+
+dashboards: $(INSTALLED)  ## install trackers and Prometheus, and ask them for what a run told them
+	$(BIN)/python -m tests.live.install loggers
+	.servers/loggers/bin/python -m pytest -q -rP --durations=12 -m dashboards tests/live/dashboards
 
 soak: servers  ## a real job under a storm, in the form of CI; needs root, for a disk that can be filled
 	$(BIN)/python -m benchmarks.soak

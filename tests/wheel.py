@@ -26,6 +26,12 @@ TOOLS = frozenset({"dev", "docs"})
 #: Extras that an extra is tried beside: the command plays on the embedded model.
 BESIDE = {"parquet": "cli,serve", "plot": "cli,serve"}
 
+#: Extras that are tried in another's environment, which spares one of their own, unless they are asked for.
+WITHIN = {"metrics": "all", "tensorboard": "trackio", "wandb": "trackio", "mlflow": "trackio"}
+
+#: Extras whose packages do not agree with our own versions: those of the environment where they are tested.
+VERSIONS = dict.fromkeys(("tensorboard", "wandb", "mlflow", "trackio"), "tests/live/constraints-loggers.txt")
+
 #: What the wheel without an extra is called here.
 ALONE = "none"
 
@@ -36,6 +42,10 @@ USES = {
     "serve": [["python", "-c", "import transports.embedded.transport, transports.embedded.serve"]],
     "proxy": [["python", "-c", "import rollout.proxy.app, uvicorn"]],
     "metrics": [["python", "-c", "from rollout.observe.prometheus import StatsCollector, serve"]],
+    "tensorboard": [["python", "-c", "from rollout.observe.trackers.tensorboard import TensorBoard"]],
+    "wandb": [["python", "-c", "from rollout.observe.trackers.wandb import WandB"]],
+    "mlflow": [["python", "-c", "from rollout.observe.trackers.mlflow import Mlflow"]],
+    "trackio": [["python", "-c", "from rollout.observe.trackers.trackio import Trackio"]],
     "ray": [["python", "-c", "import ray; from rollout.workers.ray import RayLaunch"]],
     "all": [["rollout", "run", "guess_number", "-n", "1", "-o", "run"], ["rollout", "export", "run"]],
     "parquet": [
@@ -87,11 +97,12 @@ def try_out(wheel: Path, extra: str, folder: Path) -> None:
     """Installs the wheel with an extra into an environment of its own, and uses it."""
     ran([sys.executable, "-m", "venv", "venv"], folder)
     programs = folder / "venv" / "bin"
-    named = ",".join(one for one in (extra, BESIDE.get(extra)) if one and one != ALONE)
+    guests = [guest for guest, host in WITHIN.items() if host == extra]
+    named = ",".join(one for one in (extra, BESIDE.get(extra), *guests) if one and one != ALONE)
     what = f"rollout-engine[{named}] @ {wheel.as_uri()}" if named else f"rollout-engine @ {wheel.as_uri()}"
     pip = [str(programs / "python"), "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-cache-dir"]
-    ran([*pip, "-c", str(PROJECT / "constraints.txt"), what], folder)
-    for command in USES[extra]:
+    ran([*pip, "-c", str(PROJECT / VERSIONS.get(extra, "constraints.txt")), what], folder)
+    for command in [command for one in (extra, *guests) for command in USES[one]]:
         ran([str(programs / command[0]), *command[1:]], folder, path=programs)
     for command in LACKS.get(extra, []):
         ran([str(programs / command[0]), *command[1:]], folder, path=programs, lacks=True)
@@ -103,7 +114,7 @@ def main(chosen: list[str]) -> None:
         sys.exit(f"no extra {', '.join(sorted(unknown))}; there are: {', '.join(extras())}")
     with tempfile.TemporaryDirectory() as scratch:
         wheel = build(Path(scratch))
-        for extra in chosen or [ALONE, *extras()]:
+        for extra in chosen or [ALONE, *(one for one in extras() if one not in WITHIN)]:
             folder, started = Path(scratch) / extra, time.monotonic()
             folder.mkdir()
             try_out(wheel, extra, folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from enum import StrEnum
 from itertools import accumulate, zip_longest
 
 from prometheus_client.core import (
@@ -15,8 +16,10 @@ from prometheus_client.core import (
 
 from rollout.door import well_formed
 from rollout.observe.stats import Stats
+from rollout.records import FailureKind, StopReason
 from rollout.servers.fleet import ServerState
 from rollout.servers.tally import BOUNDS_S, Tally
+from rollout.tokens.prefix import FallbackReason
 
 #: Names of one kind that have series of their own; the rest share `other`.
 MOST_METRICS = 50
@@ -124,8 +127,8 @@ def _of_rollouts(stats: Read, named: Sequence[str]) -> Iterable[Metric]:
         labels=named,
     )
     for own, one in stats.items():
-        for end, counts in (("finished", one.stops), ("failed", one.failures)):
-            for kind, count in counts.items():
+        for end, kinds, counts in (("finished", StopReason, one.stops), ("failed", FailureKind, one.failures)):
+            for kind, count in _all_of(kinds, counts):
                 ended.add_metric((*own, end, kind), count)
         counted = [sum(n for at, n in one.staleness.items() if at <= bound) for bound in _UPDATES]
         bounds = [*map(str, map(float, _UPDATES)), "+Inf"]
@@ -135,13 +138,18 @@ def _of_rollouts(stats: Read, named: Sequence[str]) -> Iterable[Metric]:
     yield stale
 
 
+def _all_of(kinds: Iterable[StrEnum], counts: Mapping[str, int]) -> Iterable[tuple[str, int]]:
+    """Also those that there are none of yet: what begins with its first one has no rate there."""
+    return {**{kind.value: 0 for kind in kinds}, **counts}.items()
+
+
 def _of_turns(stats: Read, named: Sequence[str]) -> Iterable[Metric]:
     turns = _family("turns_total", "Turns, by route, and by why they went message-in.", (*named, "route", "fallback"))
     spent = _family("turn_seconds_total", "What turns took, by part: see Turn.", (*named, "part"))
     for own, one in stats.items():
         turns.add_metric((*own, "token_in", ""), one.token_in_turns)
         unsaid = one.message_in_turns - sum(one.fallbacks.values())
-        for reason, count in {**one.fallbacks, **({"": unsaid} if unsaid > 0 else {})}.items():
+        for reason, count in _all_of(FallbackReason, {"": unsaid, **one.fallbacks}):
             turns.add_metric((*own, "message_in", reason), count)
         for part, seconds in (("render", one.render_s), ("queue", one.queue_s), ("request", one.request_s)):
             spent.add_metric((*own, part), seconds)

@@ -8,8 +8,8 @@
     engine.log_to(Printed(), TensorBoard("runs/tensorboard"))
 
 `step` is how many groups have come. Each logger is called in a thread of its own (`rollout.observe.log_thread`): it may
-take its time, and what it raises costs what it was told. A group that it is handed is the trainer's, too, and is only to
-be read.
+take its time, and what it raises costs what it was told. A group that it is handed is the trainer's, too: it is
+only to be read.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from importlib.metadata import entry_points
 from statistics import fmean, pstdev
 from typing import Any, Protocol
 
+from rollout.door import well_formed
 from rollout.errors import ConfigError
 from rollout.observe.stats import Stats
 from rollout.records import Group
@@ -29,6 +30,9 @@ from rollout.registry import DISTRIBUTION, load_entry
 
 #: Names of an environment's metrics that one logger has; what comes later is left out.
 MOST_NAMES = 100
+
+#: A name's characters at most: MLflow's servers take 250.
+_LONGEST = 120
 
 #: The group of entry points: what makes a logger of what stands behind the colon in `--log NAME:REST`.
 GROUP = "rollout.loggers"
@@ -106,7 +110,7 @@ def of_group(group: Group, names: set[str]) -> dict[str, float]:
             if name in names or len(names) < MOST_NAMES:
                 names.add(name)
                 by_name.setdefault(name, []).append(value)
-    values |= {f"metric/{name}": fmean(found) for name, found in by_name.items()}
+    values |= {f"metric/{well_formed(name)[:_LONGEST]}": fmean(found) for name, found in by_name.items()}
     return _finite(values.items())
 
 

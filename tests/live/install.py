@@ -1,6 +1,6 @@
 """Installs real servers without a GPU, and real agents, each in an environment of its own under `.servers`.
 
-    python -m tests.live.install vllm sglang dynamo ray agents programs envs verifiers openenv nemo-gym
+    python -m tests.live.install vllm sglang dynamo ray agents programs envs verifiers openenv nemo-gym loggers
 
 A finished environment has a marker with the hash of what made it; without that it is made anew. Versions are
 in constraints-NAME.txt beside this file.
@@ -13,6 +13,7 @@ in constraints-NAME.txt beside this file.
     agents   agents in Python: mini-swe-agent, openai-agents, LangGraph, and the official SDKs
     programs agents that npm has: Claude Code and Codex; node 20 or newer must be there
     envs     this project with other packages' environments: reasoning-gym, textarena, gymnasium, mcp, datasets
+    loggers  this project with what logs it (TensorBoard, W&B, MLflow, Trackio), and Debian's Prometheus
     verl     this project in verl 0.9, with Ray and what importing its agent loop needs; no server of its own
     verifiers this project with verifiers 0.4, which pins versions that the others do not take
     openenv  this project with OpenEnv 0.10, which wants an mcp below 2, and without the pages that it shows people
@@ -27,6 +28,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -171,6 +173,18 @@ def _install_ray(name: str, constraints: Path) -> None:
     _uv(name, "--no-deps", "-e", str(PROJECT))
 
 
+def _install_loggers(name: str, constraints: Path) -> None:
+    """Prometheus is one program of its package: unpacked, not installed, so that no service is started."""
+    _install_envs(name, constraints)
+    if not any(Path("/var/lib/apt/lists").glob("*Packages*")):
+        _run(["apt-get", "update", "-q"])
+    with tempfile.TemporaryDirectory(dir=ROOT / name) as folder:
+        _run(["apt-get", "download", "-q", "prometheus"], folder)
+        (package,) = Path(folder).glob("prometheus_*.deb")
+        _run(["dpkg-deb", "-x", str(package), folder])
+        shutil.move(Path(folder) / "usr" / "bin" / "prometheus", python_of(name).with_name("prometheus"))
+
+
 _RECIPES = {
     "vllm": _install_server,
     "sglang": _install_server,
@@ -180,6 +194,7 @@ _RECIPES = {
     "agents": _install_agents,
     "programs": _install_programs,
     "envs": _install_envs,
+    "loggers": _install_loggers,
     "verl": _install_envs,
     "verifiers": _install_verifiers,
     "openenv": _install_envs,
@@ -212,8 +227,8 @@ def _uv(name: str, *args: str) -> None:
     _run([str(ROOT / name / "bin" / "uv"), "pip", "install", *into, *args])
 
 
-def _run(command: list[str]) -> None:
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+def _run(command: list[str], folder: str | None = None) -> None:
+    done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if done.returncode:
         raise InstallError(f"{' '.join(command[:6])} ... failed:\n{done.stdout[-3000:]}")
 
@@ -236,7 +251,7 @@ def _system_packages(missing: list[str]) -> None:
 
 def _recipe_hash(name: str) -> str:
     parts = [Path(__file__).read_bytes(), _constraints(name).read_bytes(), sys.version.encode()]
-    if name in ("envs", "verifiers", "openenv"):  # what it holds of this project is found by its entry points
+    if name in ("envs", "verifiers", "openenv", "loggers"):  # what it holds of this project is found by its entry points
         parts.append((PROJECT / "pyproject.toml").read_bytes())
     return hashlib.sha256(b"\0".join(parts)).hexdigest()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 import time
 from collections.abc import Mapping
@@ -52,7 +53,7 @@ class Mlflow(MetricsLogger):
     def log(self, values: Mapping[str, float], step: int) -> None:
         """See `MetricsLogger`."""
         now = int(time.time() * 1000)
-        self._waiting += [Metric(_NOT_IN_NAMES.sub("_", name), value, now, step) for name, value in values.items()]
+        self._waiting += [Metric(_taken(name), value, now, step) for name, value in values.items()]
         if len(self._waiting) >= _AT_ONCE:
             self._send()
 
@@ -71,6 +72,12 @@ class Mlflow(MetricsLogger):
         self._send()
         if self._ours:
             self._client.set_terminated(self.run_id)
+
+
+def _taken(name: str) -> str:
+    """A name that a server takes: also as a path it must be what it is."""
+    clean = _NOT_IN_NAMES.sub("_", name)
+    return clean if posixpath.normpath(clean) == clean else clean.replace("/", "_")
 
 
 def make(rest: str, name: str, config: Mapping[str, Any]) -> Mlflow:

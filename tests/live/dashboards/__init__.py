@@ -1,0 +1,1 @@
+"""What people look at: dashboards and trackers, the real ones."""
