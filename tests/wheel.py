@@ -38,7 +38,7 @@ ALONE = "none"
 #: What an extra is for, tried in its environment.
 USES = {
     ALONE: [["python", "-c", "from rollout import Engine, EngineThread; import transports.auto, transports.scripted"]],
-    "cli": [["rollout", "--version"], ["rollout", "envs"]],
+    "cli": [["rollout", "--version"], ["rollout", "envs"], ["rollout", "new", "env", "word-game"]],
     "serve": [["python", "-c", "import transports.embedded.transport, transports.embedded.serve"]],
     "proxy": [["python", "-c", "import rollout.proxy.app, uvicorn"]],
     "metrics": [["python", "-c", "from rollout.observe.prometheus import StatsCollector, serve"]],

@@ -74,24 +74,25 @@ def _config(spec: str, environment: str, taskset: str, harness: str, runtime: st
     if environment:
         _known_environment(spec, environment)
     kind = vf.env_config_type(taskset, environment)
-    ours = set(kind.model_fields) - {"id"}
+    ours = set(kind.model_fields) - {"id", "interception", "retries"}
     theirs = set(vf.taskset_config_type(taskset).model_fields) - {"id"}
     data: dict[str, Any] = {}
     for key, value in settings.items():
         path = key.split(".")
-        if path[0] not in ours | theirs:
-            there = sorted(ours | theirs)
-            raise ConfigError(f"{spec} has no setting {key!r}{nearest(path[0], there)}; it has: {', '.join(there)}")
         if "retries" in path:
             raise ConfigError(
                 f"{spec}: {key} is not taken, since what was played twice would be trained on twice: --rollout-retries "
                 "has a rollout played again"
             )
+        if path[0] not in ours | theirs:
+            there = sorted(ours | theirs)
+            raise ConfigError(f"{spec} has no setting {key!r}{nearest(path[0], there)}; it has: {', '.join(there)}")
         _put(spec, data, path if path[0] in ours else ["taskset", *path], value)
     _put(spec, data, ["taskset", "id"], taskset)
     bundled = vf.default_harness_id(taskset) != "bash"
     for seat, default in _seats(kind.model_fields):
-        _fill(data.setdefault(seat, {}), default, harness, runtime, bundled=bundled)
+        if _is_filled_in(given := data.setdefault(seat, {})):
+            _fill(given, default, harness, runtime, bundled=bundled)
     # One server for all rollouts: what each of them asks is sent on by a client of its own.
     return kind.model_validate({"interception": {"type": "server"}, **data, "id": environment})
 
@@ -99,6 +100,11 @@ def _config(spec: str, environment: str, taskset: str, harness: str, runtime: st
 def _seats(fields: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """The environment's agents, with what it says of them itself."""
     return [(name, field.default) for name, field in fields.items() if isinstance(field.default, vf.AgentConfig)]
+
+
+def _is_filled_in(seat: Any) -> bool:
+    """Whether it has the form that can be; its configuration says what is wrong with any other."""
+    return isinstance(seat, dict) and all(isinstance(seat.get(name, {}), dict | str) for name in ("runtime", "harness"))
 
 
 def _fill(seat: dict[str, Any], default: Any, harness: str, runtime: str, *, bundled: bool) -> None:

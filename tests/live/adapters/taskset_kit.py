@@ -188,6 +188,29 @@ SLOW = TALK.replace(
 BREAKS = "raise RuntimeError('no licence')\n"
 OLDER = "import verifiers as vf\n\nclass Mine(vf.MultiTurnEnv):\n    pass\n"
 
+#: A harness of a taskset's own: a program that does not end.
+SLEEPER = """
+from pathlib import Path
+import verifiers.v1 as vf
+
+PIDS = Path(__file__).with_name("pids")
+
+
+class SleepHarness(vf.Harness[vf.HarnessConfig]):
+    NEEDS_CONTAINER = False
+
+    async def launch(self, ctx, trace, runtime, endpoint, secret, mcp_urls, data):
+        return await runtime.run_program(["sh", "-c", f"echo $$ >> {PIDS}; exec sleep 600"], {})
+
+
+class SleepTaskset(vf.Taskset[vf.Task, vf.TasksetConfig]):
+    def load(self):
+        return [vf.Task(vf.TaskData(prompt=f"Sleep {n}.")) for n in range(4)]
+
+
+__all__ = ["SleepHarness", "SleepTaskset"]
+"""
+
 FILES = {
     "sums.py": SUMS,
     "talk.py": TALK,
@@ -195,6 +218,7 @@ FILES = {
     "shop.py": TOOLS,
     "made.py": MADE,
     "slow.py": SLOW,
+    "sleeper.py": SLEEPER,
     "breaks.py": BREAKS,
     "older.py": OLDER,
 }

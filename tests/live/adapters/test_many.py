@@ -29,13 +29,13 @@ def resident_mib() -> float:
     return int(fields[0]) / 1024
 
 
-async def rounds(make: Callable[[], Any], answer: str, turns: int) -> list[float]:
-    """What the process has after each of three rounds of 512 rollouts."""
-    replies = itertools.repeat(reply(answer), 3 * 2 * AT_ONCE * turns)
+async def rounds(make: Callable[[], Any], answer: str, turns: int, each: int = 2 * AT_ONCE) -> list[float]:
+    """What the process has after each of three rounds of so many rollouts."""
+    replies = itertools.repeat(reply(answer), 3 * each * turns)
     found = []
     async with Engine(EngineConfig(concurrency=AT_ONCE), make, transport=ScriptedTransport(replies)) as engine:
         for seed in range(3):
-            tasks = list(make().tasks(2 * AT_ONCE, seed))
+            tasks = list(make().tasks(each, seed))
             async for group in engine.stream(tasks):
                 assert group.rollouts[0].failure is None
             found.append(resident_mib())

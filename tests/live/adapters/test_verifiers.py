@@ -14,13 +14,13 @@ import verifiers.v1 as vf
 
 from envs.adapters.verifiers.agent import Verifiers
 from rollout import EngineConfig
-from rollout.errors import UserCodeFailed
-from rollout.records import StopReason
+from rollout.errors import PromptTooLong, TransportError, UserCodeFailed
+from rollout.records import FailureKind, StopReason
 from rollout.registry import env_factory
 from tests.live.adapters.kit import MARKS, play, refused, same_tasks
 from tests.live.adapters.taskset_kit import FILES, engine_of, played
 from tests.live.adapters.test_many import AT_ONCE, MOST_MIB, rounds
-from transports.scripted import ScriptedTransport, Stalled, reply
+from transports.scripted import Fault, ScriptedTransport, Stalled, reply
 
 pytestmark = MARKS
 
@@ -135,6 +135,23 @@ async def test_the_runs_limit_is_scored_as_the_packages_own() -> None:
     assert rollout.reward == pytest.approx(2 / 3)
 
 
+async def test_a_context_that_is_full_ends_with_what_was_said() -> None:
+    """As the package's own chat loop ends there: it is judged as far as it came, and the rollout says why."""
+    full = Fault(PromptTooLong("the prompt has 90 tokens, the context 80"))
+    (rollout,) = await played(["yes", full], "talk.py")
+    assert (rollout.failure, rollout.stop) == (None, StopReason.CONTEXT_LENGTH)
+    assert rollout.reward == pytest.approx(1 / 3)
+
+
+async def test_a_server_that_fails_is_the_rollouts_failure() -> None:
+    """Of the infrastructure, not of the taskset; nothing is a reward of 0."""
+    gone = Fault(TransportError("the server is gone"))
+    config = EngineConfig(concurrency=1, http_retries=0)
+    (rollout,) = await played(["yes", gone], "talk.py", config=config)
+    assert rollout.failure is not None
+    assert (rollout.failure.kind, "the server is gone" in str(rollout.failure)) == (FailureKind.TRANSPORT, True)
+
+
 async def test_what_raises_is_its_rollouts_failure() -> None:
     """A reward function that raises, and a row that is none; others are played."""
     rows = [{"data": {"prompt": "?", "answer": answer}} for answer in (13, 5, "many")]
@@ -157,6 +174,17 @@ async def test_limits_hold_and_nothing_is_left() -> None:
     assert list((Path.home() / ".cache/verifiers/runtimes/subprocess").glob("*")) == []
 
 
+async def test_programs_end_with_a_rollout_that_is_given_up(folder: Path) -> None:
+    """A harness of the taskset's own, whose program does not end: at the rollout's deadline it does."""
+    config = EngineConfig(concurrency=4, episode_timeout_s=4.0)
+    async with asyncio.timeout(60), engine_of("sleeper.py", ScriptedTransport([]), config) as engine:
+        groups = [group async for group in engine.stream(list(Verifiers("sleeper.py").tasks(4, 0)))]
+        assert ["timeout" in str(group.rollouts[0].failure) for group in groups] == [True] * 4
+        started = (folder / "pids").read_text().split()
+        assert len(started) == 4
+        assert set(started) & set(os.listdir("/proc")) == set()
+
+
 async def test_a_start_that_hangs_ends_the_run() -> None:
     """What rollouts share has a limit of its own."""
     async with asyncio.timeout(60):
@@ -166,8 +194,9 @@ async def test_a_start_that_hangs_ends_the_run() -> None:
 
 async def test_256_at_once_leave_nothing() -> None:
     """Memory is that of what plays, not of what has played."""
-    first, second, third = await rounds(env_factory("verifiers:sums.py", {"num_tasks": 2 * AT_ONCE}), "12", 1)
-    assert third - first < MOST_MIB, (first, second, third)
+    make = env_factory("verifiers:sums.py", {"num_tasks": AT_ONCE})
+    first, second, third = await rounds(make, "12", 1, each=AT_ONCE)
+    assert third - first < MOST_MIB / 2, (first, second, third)  # of half as many
 
 
 def test_a_program_of_the_package_plays(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,6 +225,12 @@ def test_a_program_of_the_package_plays(folder: Path, tmp_path: Path, monkeypatc
         ("sums.py", {"agent.retries.max_retries": "2"}, "--rollout-retries has a rollout played again"),
         ("sums.py", {"harness": "nul"}, "harness 'nul' not found"),
         ("sums.py", {"harness": "codex"}, "needs a container runtime"),
+        ("sums.py", {"agent": "5"}, "-a agent=5: Input should be"),
+        (
+            "sums.py",
+            {"agent.max_turns": "2", "agent.max_turns.most": "3"},
+            "is set below max_turns=2: give one of the two",
+        ),
         ("sums.py", {"start_s": "0"}, "start_s must be above 0"),
         ("sums.py", {"num_tasks": "0"}, "has no tasks"),
         ("made.py", {"num_task": "2"}, "unexpected keyword argument 'num_task'"),
