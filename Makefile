@@ -93,9 +93,10 @@ adapters: $(INSTALLED)  ## install other packages' environments, and play each o
 	.servers/openenv/bin/python -m pytest -q -rP --durations=12 -m adapters tests/live/adapters
 	.servers/verifiers/bin/python -m pytest -q -rP --durations=12 -m adapters tests/live/adapters
 
-trainers: $(INSTALLED)  ## install TRL, and have its trainers learn from the engine's rollouts, on one seed
-	$(BIN)/python -m tests.live.install train
+trainers: $(INSTALLED)  ## install TRL and verl, and have trainers learn from the engine's rollouts, on one seed
+	$(BIN)/python -m tests.live.install train verl
 	.servers/train/bin/python -m pytest -q -rP --durations=12 -m trainers tests/live/trainers
+	.servers/verl/bin/python -m pytest -q -rP --durations=12 -m trainers tests/live/trainers/verl
 
 trainers-full: $(INSTALLED)  ## the same on three seeds: writes benchmarks/TRL.md
 	$(BIN)/python -m tests.live.install train

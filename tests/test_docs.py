@@ -53,6 +53,7 @@ OTHERS_OPTIONS = frozenset(
         *("--exit-immediately", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox"),
         *("--enable-metrics", "--enable-priority-scheduling", "--schedule-low-priority-values-first"),
         *("--head", "--address"),
+        *("--nproc-per-node", "--custom-reward-post-process-path"),
         *("--server", "--write-model", "--picture-of", "--shape", "--write", "--full", "--at-once", "--contexts"),
     }
 )

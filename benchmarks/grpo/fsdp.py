@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 else list(engine.stream(MAKE_ENV().tasks(given.tasks, seed=step), rollouts_per_task=8))
             )
             samples = [sample for group in groups for sample in group.samples()]
-            worst = train(policy, optimizer, shared(samples or None))
+            worst = train(policy, optimizer, shared(samples if engine is not None else None))
             weights = gathered(policy)
             if engine is not None:
                 save_file(weights, folder / "model.safetensors", {"format": "pt"})

@@ -251,7 +251,7 @@ def _system_packages(missing: list[str]) -> None:
 
 def _recipe_hash(name: str) -> str:
     parts = [Path(__file__).read_bytes(), _constraints(name).read_bytes(), sys.version.encode()]
-    if name in ("envs", "verifiers", "openenv", "loggers"):  # this project is found there by its entry points
+    if name in ("envs", "verifiers", "openenv", "loggers", "verl"):  # this project is found there by its entry points
         parts.append((PROJECT / "pyproject.toml").read_bytes())
     return hashlib.sha256(b"\0".join(parts)).hexdigest()
 

@@ -7,7 +7,7 @@ import os
 import warnings
 
 #: Each trainer's tests, where it is.
-_FILES = {"trl": "test_trl*.py"}
+_FILES = {"trl": "test_trl*.py", "torch": "test_own.py"}
 
 collect_ignore_glob = [files for trainer, files in _FILES.items() if importlib.util.find_spec(trainer) is None]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import subprocess
@@ -14,11 +13,7 @@ import pytest
 
 from tests.docs_kit import PROJECT, blocks
 
-pytestmark = [
-    pytest.mark.live,
-    pytest.mark.trainers,
-    pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="another environment has the trainers"),
-]
+pytestmark = [pytest.mark.live, pytest.mark.trainers]
 
 ENVIRON = {**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
 

@@ -1,0 +1,1 @@
+"""verl's own classes, from its wheel."""
