@@ -131,6 +131,7 @@ results: $(INSTALLED)  ## the same on real servers, which it starts: writes benc
 
 bench-smoke: $(INSTALLED)  ## what a turn costs the client, in bare loops of aiohttp and msgspec; much more than recorded fails
 	$(BIN)/python -m benchmarks.client --check --repeats 5 --shape 64x8 --shape 16x32 --shape 4x128
+	$(BIN)/python -m benchmarks.metrics --check
 
 install: $(INSTALLED)
 

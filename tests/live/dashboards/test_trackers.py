@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sqlite3
 import struct
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from rollout.store.folder import read_rollouts
+from tests.docs_kit import PROJECT, blocks, commands
 from tests.live.dashboards.kit import MARKS, run
 from tests.rollout.observe.test_loggers import group
 from tests.rollout.test_engine import collect, engine
@@ -43,6 +45,19 @@ def offline(folder: Path) -> Mapping[str, str]:
         "TRACKIO_DIR": str(folder / "trackio"),
         "HF_HUB_OFFLINE": "1",
     }
+
+
+@pytest.mark.parametrize("section", ["Trackers"])
+def test_what_the_manual_prints_is_logged(section: str, tmp_path: Path) -> None:
+    """Its commands, made small, as they stand there."""
+    printed = [block for block in blocks(PROJECT / "docs" / "observe.md") if block.section == section]
+    lines = [line for block in printed if block.language == "bash" for line in commands(block.text)]
+    assert len(lines) == 2
+    for line in lines:
+        program, _, *arguments = shlex.split(line)
+        assert program == "rollout"
+        run(*arguments, "-n", 2, "-r", 2, "--max-tokens", 4, cwd=tmp_path, env=offline(tmp_path))
+    assert list((tmp_path / "runs" / "tensorboard").glob("events.out.tfevents.*"))
 
 
 def rewards(folder: Path) -> list[float]:
