@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import httpx
@@ -135,7 +135,7 @@ class Session:
 
     async def tools(self) -> list[dict[str, Any]]:
         """Its tools, as chat templates take them. The package lists them before a reset, which undoes the step."""
-        result = await self._asked("list_tools", self._client.step, {"type": "list_tools"})
+        result = await self._asked("list_tools", lambda: self._client.step({"type": "list_tools"}))
         found = result.observation.get("tools", [])
         if not found:
             why = (result.observation.get("metadata") or {}).get("error", "it has none")
@@ -144,19 +144,19 @@ class Session:
 
     async def begin(self, task: Mapping[str, Any]) -> Any:
         """Opens an episode. Raises SpaceFull where the server has no session free."""
-        return await self._asked("reset", self._client.reset, **task)
+        return await self._asked("reset", lambda: self._client.reset(**task))
 
     async def act(self, action: Any) -> Any:
         """One step. Raises Wrong for what is no action there."""
-        return await self._asked("step", self._client.step, action)
+        return await self._asked("step", lambda: self._client.step(action))
 
     async def call(self, name: str, arguments: dict[str, Any]) -> Any:
         """One step that calls a tool."""
         return await self.act({"type": "call_tool", "tool_name": name, "arguments": arguments})
 
-    async def _asked(self, what: str, ask: Any, *args: Any, **named: Any) -> Any:
+    async def _asked(self, what: str, ask: Callable[[], Awaitable[Any]]) -> Any:
         try:
-            return await ask(*args, **named)
+            return await ask()
         except TimeoutError as error:
             raise SpaceFailed(f"{self._server}: {what} took longer than {self._timeout_s:g} s (timeout_s)") from error
         except RuntimeError as error:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+PROJECT = Path(__file__).resolve().parents[3]
 
 
 def free_port() -> int:
@@ -30,8 +34,9 @@ def wait_for(port: int, process: subprocess.Popen[Any]) -> None:
 
 @contextmanager
 def serving(command: Sequence[str], port: int, env: Mapping[str, str] | None = None) -> Iterator[subprocess.Popen[str]]:
-    """A process that listens on a port, until it is left."""
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env, text=True) as process:
+    """A process that listens on a port, until it is left. It finds our modules, from wherever it is started."""
+    whole = {"PYTHONPATH": str(PROJECT), **(env or os.environ)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=whole, text=True) as process:
         try:
             wait_for(port, process)
             yield process

@@ -38,25 +38,14 @@ def pid() -> int:
     return os.getpid()
 
 
-def only_with_key(app: Any, key: str) -> Any:
-    """The same application for those that send the key."""
-
-    async def checked(scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "http" and dict(scope["headers"]).get(b"x-key") != key.encode():
-            await send({"type": "http.response.start", "status": 401, "headers": []})
-            await send({"type": "http.response.body", "body": b"no key"})
-        else:
-            await app(scope, receive, send)
-
-    return checked
-
-
 def main(mode: str, more: str = "") -> None:
     server = MCPServer("sums")
     for tool in (add, pid, hang) if mode == "hangs" else (add, pid):
         server.add_tool(tool, name=f"{'' if mode == 'http' else more}{tool.__name__}")
     if mode == "http":
         import uvicorn
+
+        from tests.live.adapters.with_key import only_with_key
 
         app: Any = server.streamable_http_app()
         if key := os.environ.get("KEY"):

@@ -47,7 +47,7 @@ async def main(*named: str) -> None:
     """Serves each; importing the package takes longer than all else, so one process has them all."""
     ports = {name: int(port) for name, port in (each.split(":") for each in named)}
     servers = [
-        uvicorn.Server(uvicorn.Config(application(name, port), port=port, log_level="warning"))
+        uvicorn.Server(uvicorn.Config(application(name, port), port=port, log_level="warning", timeout_keep_alive=30))
         for name, port in ports.items()
     ]
     await asyncio.gather(*(server.serve() for server in servers))

@@ -6,8 +6,10 @@ python openenv_server.py guess|tools|dataset|broken PORT [SESSIONS]
 
 from __future__ import annotations
 
+import os
 import random
 import sys
+import threading
 from typing import Any
 
 import uvicorn
@@ -18,6 +20,8 @@ from openenv.core.env_server.mcp_environment import MCPEnvironment
 from openenv.core.env_server.mcp_types import CallToolAction, CallToolObservation
 from openenv.core.env_server.types import Action, Observation, State
 from pydantic import Field
+
+from tests.live.adapters.with_key import only_with_key
 
 
 class Guess(Action):
@@ -57,11 +61,13 @@ class GuessNumber(Environment):
 
 
 class Broken(GuessNumber):
-    """As above, but it raises on 13."""
+    """As above, but it raises on 13, and hangs on 66."""
 
     def step(self, action: Guess, timeout_s: float | None = None, **more: Any) -> Answer:
         if action.number == 13:
             raise RuntimeError("unlucky")
+        if action.number == 66:
+            threading.Event().wait()
         return super().step(action)
 
 
@@ -135,6 +141,8 @@ def main(kind: str, port: str, sessions: str = "256") -> None:
     else:
         made = {"guess": GuessNumber, "broken": Broken, "dataset": Dataset}[kind]
         app = create_app(made, Guess, Answer, env_name=kind, max_concurrent_envs=most)
+    if key := os.environ.get("KEY"):
+        app = only_with_key(app, key)
     uvicorn.run(app, port=int(port), log_level="warning")
 
 

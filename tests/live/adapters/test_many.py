@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,15 @@ def resident_mib() -> float:
     return int(fields[0]) / 1024
 
 
-async def rounds(make: Callable[[], Any], answer: str, turns: int, each: int = 2 * AT_ONCE) -> list[float]:
-    """What the process has after each of three rounds of so many rollouts."""
+async def rounds(
+    make: Callable[[], Any], answer: str, turns: int, task: Mapping[str, Any] | None = None, each: int = 2 * AT_ONCE
+) -> list[float]:
+    """What the process has after each of three rounds of so many rollouts, of the environment's tasks or of one."""
     replies = itertools.repeat(reply(answer), 3 * each * turns)
     found = []
     async with Engine(EngineConfig(concurrency=AT_ONCE), make, transport=ScriptedTransport(replies)) as engine:
         for seed in range(3):
-            tasks = list(make().tasks(each, seed))
+            tasks = [task] * each if task is not None else list(make().tasks(each, seed))
             async for group in engine.stream(tasks):
                 assert group.rollouts[0].failure is None
             found.append(resident_mib())

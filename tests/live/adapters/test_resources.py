@@ -22,9 +22,9 @@ from rollout.chat.messages import Message
 from rollout.registry import env_factory
 from tests.live.adapters.kit import MARKS, play, refused, said, same_tasks
 from tests.live.adapters.live_server import free_port, serving, wait_for
-from tests.live.adapters.test_many import AT_ONCE, MOST_MIB, resident_mib
+from tests.live.adapters.test_many import MOST_MIB, rounds
 from tests.live.install import python_of
-from transports.scripted import ScriptedTransport, Stalled, reply
+from transports.scripted import ScriptedTransport, Stalled
 
 pytestmark = MARKS
 
@@ -223,19 +223,13 @@ async def test_what_breaks_is_the_rollouts_failure(counter: tuple[str, Path]) ->
 async def test_256_at_once_leave_nothing(counter: tuple[str, Path]) -> None:
     """Memory is that of what plays, not of what has played; those that are given up leave nothing either."""
     url, data = counter
-    rows = list(itertools.islice(itertools.cycle(rows_of(data)), 2 * AT_ONCE))
+    row = rows_of(data)[0]
     make = env_factory(f"nemo-gym:{url}", {})
-    found = []
-    replies = itertools.repeat(reply("Done."), 3 * len(rows))
-    async with Engine(EngineConfig(concurrency=AT_ONCE), make, transport=ScriptedTransport(replies)) as engine:
-        for _ in range(3):
-            async for group in engine.stream(rows):
-                assert (group.rollouts[0].failure, group.rollouts[0].reward) == (None, 0.0)
-            found.append(resident_mib())
-    assert found[2] - found[0] < MOST_MIB, found
+    first, second, third = await rounds(make, "Done.", 1, row)
+    assert third - first < MOST_MIB, (first, second, third)
     config = EngineConfig(concurrency=4, episode_timeout_s=2.0)
     async with Engine(config, make, transport=ScriptedTransport([Stalled()] * 4)) as engine:
-        groups = [group async for group in engine.stream(rows[:4])]
+        groups = [group async for group in engine.stream([row] * 4)]
     assert [group.rollouts[0].ok for group in groups] == [False] * 4
 
 

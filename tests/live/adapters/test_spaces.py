@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -21,6 +23,7 @@ from rollout.registry import env_factory
 from tests.live.adapters.kit import MARKS, play, refused, said, same_tasks
 from tests.live.adapters.live_server import free_port, serving
 from tests.live.adapters.mcp_kit import calling
+from tests.live.adapters.test_many import MOST_MIB, rounds
 from transports.scripted import ScriptedTransport, Stalled, reply
 
 pytestmark = MARKS
@@ -182,6 +185,10 @@ async def test_a_server_that_breaks_or_goes_is_the_rollouts_failure() -> None:
             await env.reset({"seed": 1})
             with pytest.raises(SpaceFailed, match=r"step failed there \(execution_error\): unlucky"):
                 await env.step(said('{"number": 13}'))
+        async with opened(url, timeout_s="1.5") as env:
+            await env.reset({"seed": 1})
+            with pytest.raises(SpaceFailed, match=r"step took longer than 1.5 s \(timeout_s\)"):
+                await env.step(said('{"number": 66}'))
         async with opened(url) as env:
             await env.reset({"seed": 1})
             process.kill()
@@ -228,8 +235,29 @@ def test_tasks_are_those_of_the_server_or_seeds(guess: str, tmp_path: Path) -> N
         assert "no split 'dev': -a split= one of train, test" in refused(spec, split="dev")
 
 
+async def test_256_at_once_leave_nothing(guess: str) -> None:
+    """Each has a connection of its own; memory is that of what plays, not of what has played."""
+    make = env_factory(f"openenv:{guess}", {"invalid": "1"})
+    first, second, third = await rounds(make, "hm", 1, {"seed": 1})
+    assert third - first < MOST_MIB, (first, second, third)
+
+
+def test_headers_come_from_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are sent with what is asked before, and with the session's connection."""
+    monkeypatch.setenv("ROLLOUT_TEST_KEY", "s3cret")
+    port = free_port()
+    with serving([sys.executable, str(SERVER), "guess", str(port)], port, {**os.environ, "KEY": "s3cret"}):
+        spec = f"openenv:http://127.0.0.1:{port}"
+        assert "does it want a header" in refused(spec)
+        play(spec, "-a", "headers=X-Key: $ROLLOUT_TEST_KEY", "-a", "invalid=1", cwd=tmp_path, n=2, r=1)
+
+
 def test_mistakes_are_one_line(guess: str) -> None:
-    """An address where nobody is, a server of another kind, no address at all."""
+    """An address where nobody is or nobody answers, a server of another kind, no address at all."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        told = refused(f"openenv:http://127.0.0.1:{silent.getsockname()[1]}", timeout_s="0.5")
+        assert "no server at" in told
+        assert "ReadTimeout" in told
     assert "no server at http://127.0.0.1:1" in refused("openenv:http://127.0.0.1:1")
     assert "is no OpenEnv server" in refused(f"openenv:{guess}/docs")
     assert "is no address" in refused("openenv:echo_env")
