@@ -54,7 +54,9 @@ def shared(samples: Sequence[TrainingSample] | None) -> dict[str, torch.Tensor]:
     return batch[0]
 
 
-def train(policy: Any, optimizer: torch.optim.Optimizer, batch: dict[str, torch.Tensor]) -> float:
+def train(
+    policy: Any, optimizer: torch.optim.Optimizer, batch: dict[str, torch.Tensor], max_gradient: float = 0.2
+) -> float:
     """One update on this rank's rows; the largest difference from the sampler's logprobs before it, on any rank."""
     total = batch["loss_mask"][:, 1:].sum()
     mine = {name: value[dist.get_rank() :: dist.get_world_size()] for name, value in batch.items()}
@@ -66,7 +68,7 @@ def train(policy: Any, optimizer: torch.optim.Optimizer, batch: dict[str, torch.
     loss = -torch.minimum(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages).sum() / total
     optimizer.zero_grad()
     (loss * dist.get_world_size()).backward()  # FSDP takes the mean over ranks, and this is a sum
-    torch.nn.utils.clip_grad_norm_(policy.parameters(), 0.2)
+    torch.nn.utils.clip_grad_norm_(policy.parameters(), max_gradient)
     optimizer.step()
     worst = (logprobs.detach() - sampled).abs().max()
     dist.all_reduce(worst, dist.ReduceOp.MAX)

@@ -20,6 +20,7 @@ from typing import Any, Literal, Protocol, get_args
 import anyio.to_thread
 import msgspec
 
+from rollout.codec.tokenizer import template_ids
 from rollout.door import error_text
 from rollout.errors import ConnectionFailed, MalformedReply, PromptTooLong, RequestRefused, TransportError
 from rollout.records import Rollout
@@ -164,8 +165,6 @@ class VerlTransport(Transport):
         """The ids that verl's tokenizer makes of these messages."""
         if self._closed:
             raise ConnectionFailed("this transport was closed")
-        from rollout.codec.tokenizer import template_ids
-
         tools, args = list(prompt.tools), dict(prompt.template_args)
         return await anyio.to_thread.run_sync(
             lambda: template_ids(

@@ -38,6 +38,15 @@ def test_reinforce_in_thirty_lines_learns(tmp_path: Path) -> None:
     assert mean(rewards[-5:]) > mean(rewards[:5]) + 0.2
 
 
+def test_a_sharded_update_is_that_of_the_whole_batch(tmp_path: Path) -> None:
+    """Two processes with a share of the rows each come to the weights that one process with all of them comes to."""
+    command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "tests.live.trainers.sharded"]
+    (found,) = re.findall(r"apart (\S+)  moved (\S+)", printed(command, tmp_path))
+    apart, moved = map(float, found)
+    assert moved > 1e-3
+    assert apart < 1e-4 * moved
+
+
 def test_a_sharded_policy_is_pushed_whole(tmp_path: Path) -> None:
     """Two processes train; what is sampled after each push has the logprobs that the shards give it."""
     command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "benchmarks.grpo.fsdp", "--steps", "3"]
