@@ -17,7 +17,6 @@ from rollout.tokens.samples import TrainingSample
 from rollout.tokens.trajectory import ids_array
 from transports.embedded import MODEL_DIR
 
-
 #: So large that no gradient is cut: a wrong scale would be seen.
 CUT = 1e9
 
