@@ -6,7 +6,7 @@ on to the endpoint with the rollout's key:
 
     harness  ->  verifiers' interception server  ->  the rollout's endpoint  ->  the rollout's trajectory
 
-verifiers has an event loop in a thread of its own: a reward function that computes keeps the engine's from nothing.
+verifiers has an event loop in a thread of its own: a reward function that computes holds up no turn of the engine's.
 
     agent      the scheme's agent: tasks, and one episode as a rollout
     settings   what `-a` says, as the package's configuration; what loading a taskset may say

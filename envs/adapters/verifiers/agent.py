@@ -113,7 +113,9 @@ class Verifiers(Agent):
         try:
             if self.shuffle:
                 rows = (rows if rows.bounded else rows.take(_DRAWN_FROM * n)).shuffle(seed)
-            found = list(_rows(rows.take(n)))
+            found = list(_rows(rows.take(n), type(rows).task_type()))
+        except ConfigError as error:
+            raise ConfigError(f"verifiers:{self.taskset} {error}") from error
         except Exception as error:  # a taskset reads files, downloads, and raises what it likes
             raise ConfigError(f"verifiers:{self.taskset} cannot load its tasks: {said(error)}") from error
         if not found:
@@ -129,12 +131,19 @@ class Verifiers(Agent):
         return Outcome(reward=played.reward, rewards=played.rewards, metrics=played.metrics)
 
 
-def _rows(tasks: Iterable[Any]) -> Iterator[Task]:
+def _rows(tasks: Iterable[Any], kind: Any) -> Iterator[Task]:
+    """Tasks as JSON, without the fields that nobody has set. Where it is played a task is made of what its taskset
+    declares: one that would become another raises ConfigError."""
     for task in tasks:
-        yield {
-            "index": task.data.idx,
-            "data": task.data.model_dump(mode="json", exclude_defaults=True, exclude={"idx"}),
-        }
+        data = task.data
+        if (type(task), type(data)) != (kind, kind.data_type()):
+            raise ConfigError(
+                f"has tasks of {type(task).__name__} with {type(data).__name__}, and declares {kind.__name__} with "
+                f"{kind.data_type().__name__}: write class MyTask(vf.Task[MyData]) and vf.Taskset[MyTask, ...]"
+            )
+        fields = type(data).model_fields.items()
+        unset = {name for name, field in fields if getattr(data, name) == field.get_default(call_default_factory=True)}
+        yield {"index": data.idx, "data": data.model_dump(mode="json", exclude={*unset, "idx"})}
 
 
 def _package() -> None:

@@ -141,6 +141,8 @@ class _Traces:
         self._names: dict[str, str] = {}
         self._of: dict[str, Any] = {}
         self._seen: Counter[str] = Counter()
+        self._asked: set[str] = set()
+        """Those that asked the policy: a seat may have a model of its own (`judge.client.base_url`)."""
 
     def add(self, trace: Any) -> None:
         """One that begins."""
@@ -151,13 +153,14 @@ class _Traces:
         self._names[trace.id] = first if number == 1 else f"{seat} {number}"
         self._of[trace.id] = trace
 
-    def find(self, id: str | None) -> tuple[str, Any]:
-        """A trace with its agent's name."""
-        return self._names[str(id)], self._of[str(id)]
+    def asks(self, id: str) -> tuple[str, Any]:
+        """A trace that asks the policy, with its agent's name."""
+        self._asked.add(id)
+        return self._names[id], self._of[id]
 
     def played(self, traces: list[Any]) -> Played:
         """What an episode comes to."""
-        ours = [trace for trace in traces if trace.agent.trainable]
+        ours = [trace for trace in traces if trace.agent.trainable and trace.id in self._asked]
         numbers: dict[str, list[float]] = {}
         for trace in ours:
             for name, value in _numbers(trace).items():
@@ -202,7 +205,7 @@ class _Client(EvalClient):  # type: ignore[misc]  # the package is none of this 
 
     def _who(self, id: Any, headers: Any) -> dict[str, str]:
         """The request's headers, with those of our own. A program's sub-agents keep the names that it gives them."""
-        name, trace = self._traces.find(id)
+        name, trace = self._traces.asks(id)
         found = {key.lower(): value for key, value in (headers or {}).items()}
         if name and "x-claude-code-agent-id" not in found:
             found["x-rollout-agent"] = name
@@ -212,7 +215,7 @@ class _Client(EvalClient):  # type: ignore[misc]  # the package is none of this 
 
     def _stop(self, id: Any) -> None:
         if self._limit() == _MAX_TURNS:
-            self._traces.find(id)[1].stop(_MAX_TURNS)
+            self._traces.asks(id)[1].stop(_MAX_TURNS)
 
 
 def _numbers(trace: Any) -> dict[str, float]:

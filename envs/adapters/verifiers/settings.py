@@ -112,6 +112,8 @@ def _fill(seat: dict[str, Any], default: Any, harness: str, runtime: str, *, bun
     for name, key in (("runtime", "type"), ("harness", "id")):
         if isinstance(seat.get(name), str):
             seat[name] = {key: seat[name]}
+    if isinstance(seat.get("client"), dict):
+        seat["client"].setdefault("type", "eval")  # a model of the seat's own, asked as it stands
     if "runtime" in seat:
         seat["runtime"].setdefault("type", runtime)
     elif "runtime" not in default.model_fields_set:

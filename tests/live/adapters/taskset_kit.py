@@ -176,6 +176,34 @@ def load_environment(num_tasks: int = 3, harness: str = "rollout_chat") -> vf.En
     return vf.load_environment(vf.SingleAgentEnvConfig.model_validate(config))
 """
 
+#: Rows whose fields are more than text.
+ROWS = """
+import verifiers.v1 as vf
+
+
+class RowData(vf.TaskData):
+    pairs: dict[str, list[int]] = {}
+    note: str | None = None
+
+
+class RowTask(vf.Task[RowData]):
+    pass
+
+
+class RowTaskset(vf.Taskset[RowTask, vf.TasksetConfig]):
+    def load(self):
+        said = [vf.SystemMessage(content="Be short."), vf.UserMessage(content="Hello.")]
+        more = [vf.AssistantMessage(content="Yes?"), vf.UserMessage(content=[vf.TextContentPart(text="Go on.")])]
+        limits = {"timeout": vf.TaskTimeout(agent=5), "resources": vf.TaskResources(cpu=1)}
+        return [
+            RowTask(RowData(prompt=[*said, *more], pairs={"a": [1, 2]}, network_allow=["*"], **limits)),
+            RowTask(RowData(prompt="Hello.", note="", name="second")),
+        ]
+
+
+__all__ = ["RowTaskset"]
+"""
+
 #: A taskset whose start takes longer than anybody waits, one that breaks, and one of an earlier release.
 SLOW = TALK.replace(
     "class TalkEnv(vf.SingleAgentEnv):",
@@ -186,6 +214,7 @@ SLOW = TALK.replace(
 """,
 )
 BREAKS = "raise RuntimeError('no licence')\n"
+LOOSE = ROWS.replace("vf.Taskset[RowTask", "vf.Taskset[vf.Task[RowData]")
 OLDER = "import verifiers as vf\n\nclass Mine(vf.MultiTurnEnv):\n    pass\n"
 
 #: A harness of a taskset's own: a program that does not end.
@@ -219,8 +248,10 @@ FILES = {
     "made.py": MADE,
     "slow.py": SLOW,
     "sleeper.py": SLEEPER,
+    "rows.py": ROWS,
     "breaks.py": BREAKS,
     "older.py": OLDER,
+    "loose.py": LOOSE,
 }
 
 

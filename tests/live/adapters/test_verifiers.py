@@ -11,8 +11,12 @@ from typing import Any
 
 import pytest
 import verifiers.v1 as vf
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from envs.adapters.verifiers.agent import Verifiers
+from envs.adapters.verifiers.play import Served
+from envs.adapters.verifiers.settings import load
 from rollout import EngineConfig
 from rollout.errors import PromptTooLong, TransportError, UserCodeFailed
 from rollout.records import FailureKind, StopReason
@@ -87,6 +91,19 @@ def test_tasks_are_the_same_for_a_seed() -> None:
     assert all(row["data"]["name"] == str(row["index"]) for row in endless)
 
 
+async def test_a_row_becomes_the_same_task_again() -> None:
+    """By the package's own hash of it, from JSON: messages, numbers, what is set and what is not."""
+    for taskset in ("rows.py", "sums.py"):
+        env = load(taskset, "", "subprocess", {})
+        served, own = Served(env, taskset, 1.0), {task.data.idx: task for task in env.taskset}
+        rows = json.loads(json.dumps(list(Verifiers(taskset).tasks(64, 0))))
+        assert {row["index"] for row in rows} == set(own)
+        assert [served.task(row).hash for row in rows] == [own[row["index"]].hash for row in rows]
+    rollouts = await played(["Bye.", "Bye."], "rows.py", shuffle=False, tasks=list(Verifiers("rows.py").tasks(2, 0)))
+    assert [rollout.failure for rollout in rollouts] == [None, None]
+    assert max(len(rollout.messages) for rollout in rollouts) == 5
+
+
 async def test_a_conversation_is_one_branch() -> None:
     """The user's turns come from the environment; the reward is its own, over the whole."""
     (rollout,) = await played(["yes", "no", "yes"], "talk.py")
@@ -102,6 +119,27 @@ async def test_each_seat_is_an_agent_and_one_may_not_be_trained_on() -> None:
     assert rollout.failure is None
     assert [(turn.agent, turn.train) for turn in rollout.turns] == [("a", True), ("b", False)]
     assert (rollout.reward, dict(rollout.rewards)) == (3.0, {"a": 3.0})
+
+
+async def test_a_seat_with_a_model_of_its_own_is_no_part_of_the_rollout() -> None:
+    """What another server answers is neither a turn nor a reward of the policy's."""
+
+    async def answer(request: web.Request) -> web.Response:
+        message = {"role": "assistant", "content": "four"}
+        choice = {"index": 0, "finish_reason": "stop", "message": message}
+        return web.json_response(
+            {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
+        )
+
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", answer)
+    async with TestServer(app) as server:
+        given: Any = {"a.client.base_url": str(server.make_url("/v1"))}
+        (rollout,) = await played(["one"], "duet.py", **given)
+    assert rollout.failure is None
+    assert [turn.agent for turn in rollout.turns] == ["b"]
+    assert (rollout.reward, dict(rollout.rewards)) == (0.0, {})
+    assert sorted(rollout.notes) == ["a stop", "b stop"]
 
 
 async def test_tools_are_called(folder: Path) -> None:
@@ -218,6 +256,7 @@ def test_a_program_of_the_package_plays(folder: Path, tmp_path: Path, monkeypatc
         ("no_such.py", {}, "there is no file"),
         ("breaks.py", {}, "breaks.py cannot be imported: RuntimeError: no licence"),
         ("older.py", {}, "module 'verifiers' has no attribute 'MultiTurnEnv'"),
+        ("loose.py", {}, "has tasks of RowTask with RowData, and declares Task with TaskData: write class MyTask"),
         ("textarena", {}, "textarena requires nltk and textarena"),
         ("best-of-m+sums.py", {}, "did you mean 'best-of-n'"),
         ("sums.py", {"num_task": "2"}, "has no setting 'num_task', did you mean 'num_tasks'?"),
