@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -46,11 +47,14 @@ class Settings(msgspec.Struct, kw_only=True):
     """What can be set from the command line."""
 
     steps: int = 30
+    high: int = 8
+    """The largest number, of `guesses` guesses: smaller than by default, so that a step takes seconds on two cores."""
+    guesses: int = 3
     tasks_per_step: int = 8
     rollouts_per_task: int = 8
     micro_batch: int = 32
     """Rows of one forward pass."""
-    lr: float = 0.5
+    lr: float = 0.3
     """Of plain gradient descent with momentum, as in benchmarks/grpo: Adam learns less of so few rollouts."""
     max_gradient: float = 0.2
     output: str = "runs/trl"
@@ -139,9 +143,10 @@ def train(settings: Settings, seed: int) -> Learned:
     """One seed."""
     started = time.monotonic()
     model = AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype=torch.float32)
-    tasks = GuessNumber().tasks(settings.steps * settings.tasks_per_step, seed=seed)
+    env = partial(GuessNumber, high=settings.high, guesses=settings.guesses)
+    tasks = env().tasks(settings.steps * settings.tasks_per_step, seed=seed)
     config = EngineConfig(max_tokens=64, concurrency=64, sampling={"temperature": 1.0})
-    with EngineThread(config, GuessNumber) as engine:
+    with EngineThread(config, env) as engine:
         measured = Measured(trl.rollout_func(engine))
         optimizer = torch.optim.SGD(model.parameters(), lr=settings.lr, momentum=0.9)
         trainer = GRPOTrainer(
@@ -213,7 +218,7 @@ def _mean(values: Sequence[float]) -> float:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     defaults = Settings()
-    for name in ("steps", "tasks_per_step", "rollouts_per_task", "micro_batch"):
+    for name in ("steps", "high", "guesses", "tasks_per_step", "rollouts_per_task", "micro_batch"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(defaults, name))
     for name in ("lr", "max_gradient"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=float, default=getattr(defaults, name))

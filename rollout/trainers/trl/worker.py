@@ -53,9 +53,12 @@ class RolloutWorker:
         *,
         rollouts_per_task: int,
         queue_size: int = 1024,
+        ahead: int | None = None,
         make_sample: Callable[..., Any] | None = None,
     ) -> None:
-        """`make_sample` takes the place of the release's own RolloutSample."""
+        """`queue_size` rows, and `ahead` groups before them (see `Engine.stream`), wait for the trainer at most: the
+        more do, the staler are they when it takes them. `make_sample` takes the place of the release's RolloutSample.
+        """
         if rollouts_per_task < 1 or queue_size < 1:
             raise ConfigError(f"rollouts_per_task and queue_size are 1 or more, not {rollouts_per_task}, {queue_size}")
         self.rollout_buffer: queue.Queue[Any] = queue.Queue(maxsize=queue_size)
@@ -63,6 +66,7 @@ class RolloutWorker:
         self._engine = engine
         self._tasks = tasks
         self._rollouts_per_task = rollouts_per_task
+        self._ahead = ahead
         self._make_sample = make_sample
         self._numbers: OrderedDict[str, int] = OrderedDict()
         """The trainer's numbers of versions, by our names."""
@@ -88,7 +92,7 @@ class RolloutWorker:
 
             self._make_sample = RolloutSample
         self._progress = time.monotonic()
-        self._stream = self._engine.stream(self._tasks, rollouts_per_task=self._rollouts_per_task)
+        self._stream = self._engine.stream(self._tasks, rollouts_per_task=self._rollouts_per_task, ahead=self._ahead)
         self._thread = threading.Thread(target=self._run, args=(self._stream,), name="rollout-trl-worker", daemon=True)
         self._thread.start()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import itertools
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -135,8 +136,9 @@ def test_the_async_trainer_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     GPU is needed for is replaced: its attention kernel, and its name."""
     monkeypatch.setattr(packing, "_flash_attn", OnCpu)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "none")  # it is asked for, whatever trains
-    with EngineThread(CONFIG, GuessNumber) as engine:
-        worker = trl.RolloutWorker(engine, tasks(), rollouts_per_task=4)
+    config = EngineConfig(max_tokens=16, concurrency=4, sampling={"temperature": 1.0})
+    with EngineThread(config, partial(GuessNumber, guesses=2)) as engine:
+        worker = trl.RolloutWorker(engine, tasks(), rollouts_per_task=4, queue_size=4, ahead=1)
         transfer = trl.FolderTransfer(engine, tmp_path / "policy", model=MODEL_DIR, in_flight="abort")
         trainer = AsyncGRPOTrainer(
             str(MODEL_DIR),
@@ -146,7 +148,7 @@ def test_the_async_trainer_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             weight_transfer=transfer,
             args=AsyncGRPOConfig(
                 output_dir=str(tmp_path / "out"),
-                per_device_train_batch_size=8,
+                per_device_train_batch_size=4,
                 gradient_accumulation_steps=1,
                 max_steps=3,
                 learning_rate=1e-3,
