@@ -32,7 +32,7 @@ def rollout_func(
     folder: str | Path | None = None,
     save: SavePolicy = save_policy,
     in_flight: InFlight = "abort",
-    max_failed: float = 1.0,
+    max_failed: float | None = 1.0,
 ) -> RolloutFunc:
     """What `GRPOTrainer(rollout_func=...)` takes: one row a rollout, played by `engine`, which must be open meanwhile.
 
@@ -43,13 +43,13 @@ def rollout_func(
     `push` has the servers load the policy before each step whose weights they do not have: `save` writes it into
     a folder in `folder` (by default `policy` in the trainer's output_dir), which the servers must be able to read,
     `in_flight` says what becomes of requests of others that run meanwhile.
-    A step of which a share of `max_failed` or more failed raises TooManyFailures: there is nothing to learn from, and
-    an optimizer with momentum would move all the same.
+    A step of which a share of `max_failed` or more failed raises TooManyFailures, by default one that failed whole:
+    there is nothing to learn from, and an optimizer with momentum would move all the same. None goes on through all.
     """
     choice("branches", branches, get_args(Branches))
     choice("in_flight", in_flight, get_args(InFlight))
-    if not 0 < max_failed <= 1:
-        raise ConfigError(f"max_failed is a share above 0 and up to 1, not {max_failed!r}")
+    if max_failed is not None and not 0 < max_failed <= 1:
+        raise ConfigError(f"max_failed is a share above 0 and up to 1, or None, not {max_failed!r}")
     return RolloutFunc(engine, task, branches, Pushing(engine, folder, save, in_flight) if push else None, max_failed)
 
 
@@ -62,7 +62,7 @@ class RolloutFunc:
         task: Callable[[Any], Task],
         branches: Branches,
         pushing: Pushing | None,
-        max_failed: float,
+        max_failed: float | None,
     ) -> None:
         self._engine = engine
         self._task = task
@@ -102,9 +102,10 @@ class RolloutFunc:
                     else empty_row(filler, NOT_PLAYED, "it was never begun")
                     for member in range(job.rollouts)
                 ]
-        finally:
+        except BaseException:
             for submission in submissions:
                 submission.cancel()  # of what is over, nothing
+            raise
         return rows
 
     def _report(self, rows: Sequence[Row]) -> None:
@@ -120,10 +121,10 @@ class RolloutFunc:
             _log.warning(
                 "branches_left_out", rollouts=branched, rows=len(rows), tokens=left_out, branches=self._branches
             )
-        if rows and len(failed) >= self._max_failed * len(rows):
+        if rows and self._max_failed is not None and len(failed) >= self._max_failed * len(rows):
             raise TooManyFailures(
                 f"{len(failed)} of {len(rows)} rollouts of a step failed ({_listed(kinds)}), the last: "
-                f"{failed[-1].message}; mend that, or raise rollout_func's max_failed"
+                f"{failed[-1].message}; mend that, or give rollout_func another max_failed"
             )
 
 

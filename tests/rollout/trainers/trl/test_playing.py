@@ -111,6 +111,17 @@ def test_a_step_of_failures_alone_is_an_error(tmp_path: Path) -> None:
         rollout_func(engine, push=False)(texts(*[{"number": 1, "fails": True}] * 2), trainer(tmp_path, rows=4))
 
 
+def test_a_run_may_go_on_through_failures_alone(tmp_path: Path) -> None:
+    """Where that is asked for; and a share of them may be enough to end it."""
+    failing = texts(*[{"number": 1, "fails": True}] * 2)
+    with opened() as engine:
+        fields = rollout_func(engine, push=False, max_failed=None)(failing, trainer(tmp_path, rows=4))
+        assert fields["rollout_failure"] == ["environment"] * 4
+        half = [failing[0], *texts({"number": 2})]
+        with pytest.raises(TooManyFailures, match="2 of 4"):
+            rollout_func(engine, push=False, max_failed=0.5)(half, trainer(tmp_path, rows=4))
+
+
 def test_branches_are_left_out_with_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Which one becomes the row is a setting; how many tokens no row has is logged and in the columns."""
     given = texts({"number": 1, "forks": True}, {"number": 2})
