@@ -11,6 +11,9 @@ _FILES = {"trl": "test_trl*.py", "torch": "test_own.py"}
 
 collect_ignore_glob = [files for trainer, files in _FILES.items() if importlib.util.find_spec(trainer) is None]
 
+# One of two cores is the trainer's, the other one the players': torch's threads would wait for each other, spinning.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 if importlib.util.find_spec("trl") is not None:
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
