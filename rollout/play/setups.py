@@ -18,7 +18,7 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 
-from rollout.errors import RolloutError, UserCodeFailed
+from rollout.errors import ConfigError, RolloutError, UserCodeFailed
 from rollout.log import get_logger
 from rollout.participant import Participant, made_sharing
 from rollout.play.answers import reading
@@ -154,6 +154,8 @@ class Setup:
 
     def _fail(self, message: str, raised: BaseException | None) -> None:
         self._why = "its setup failed"
+        if isinstance(raised, ConfigError):  # it says what is to be done, and where is no matter
+            message, raised = str(raised), None
         _log.error("setup_failed", env=self.env, error=message, exc_info=raised)
         error = UserCodeFailed(f"environment {self.env}: {message}")
         error.__cause__ = raised

@@ -14,7 +14,7 @@ import pydantic
 import pytest
 
 from rollout import Engine, EngineConfig, Env, Group, Message, Step, user
-from rollout.errors import UserCodeFailed
+from rollout.errors import ConfigError, UserCodeFailed
 from rollout.log import handled_by
 from rollout.process import blocked
 from rollout.records import FailureKind
@@ -170,6 +170,26 @@ async def test_one_that_raises_ends_the_run_and_is_named(error: BaseException) -
     assert [entry["exc_info"] for entry in logs if entry["event"] == "setup_failed"] == [error]
     for group in running.untaken:
         assert {rollout.failure.kind for rollout in group.rollouts if rollout.failure} == {FailureKind.CANCELLED}
+
+
+async def test_a_setup_that_says_what_is_configured_wrongly_is_told_so() -> None:
+    """In its own words alone: the user's mistake is none of the code's, and no traceback helps."""
+
+    class Unreachable(Base):
+        @classmethod
+        @asynccontextmanager
+        async def setup(cls) -> AsyncIterator[None]:
+            raise ConfigError("no server at http://there: start it")
+            yield
+
+    running = engine(Unreachable)
+    with capture_logs() as logs:
+        async with running:
+            with pytest.raises(UserCodeFailed) as seen:
+                await collect(running, 1)
+    assert str(seen.value) == "environment Unreachable: no server at http://there: start it"
+    assert seen.value.__cause__ is None
+    assert [entry.get("exc_info") for entry in logs if entry["event"] == "setup_failed"] == [None]
 
 
 class NotAManager(Base):
