@@ -151,7 +151,8 @@ def _module(spec: str, name: str) -> tuple[ModuleType, str]:
         raise ConfigError(f"{spec} names no taskset: verifiers:TASKSET, or verifiers:ENVIRONMENT+TASKSET")
     if name.endswith(".py"):
         module = import_file(name)
-        _show_to_programs(os.path.dirname(absolute_file(name)))
+        if any(isinstance(value, type) and issubclass(value, vf.Toolset) for value in vars(module).values()):
+            _show_to_programs(os.path.dirname(absolute_file(name)))
         return module, _alias(module)
     try:
         if "." in name.partition("@")[0]:
@@ -189,7 +190,10 @@ def _alias(module: ModuleType) -> str:
 
 
 def _show_to_programs(folder: str) -> None:
-    """A taskset's tools are programs of their own, `python -m MODULE`: they find it beside what is installed."""
+    """Tools are programs of their own, `python -m MODULE`: they find a taskset's file beside what is installed.
+
+    Only they need it: what lies in a folder that all Pythons look in may have the name of a module of theirs.
+    """
     found = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     if folder not in found:
         os.environ["PYTHONPATH"] = os.pathsep.join([folder, *filter(None, found)])

@@ -18,7 +18,7 @@ from envs.adapters.verifiers.agent import Verifiers
 from envs.adapters.verifiers.play import Served
 from envs.adapters.verifiers.settings import load
 from rollout import EngineConfig
-from rollout.errors import PromptTooLong, TransportError, UserCodeFailed
+from rollout.errors import ConfigError, PromptTooLong, TransportError
 from rollout.records import FailureKind, StopReason
 from rollout.registry import env_factory
 from tests.live.adapters.kit import MARKS, play, refused, same_tasks
@@ -226,7 +226,7 @@ async def test_programs_end_with_a_rollout_that_is_given_up(folder: Path) -> Non
 async def test_a_start_that_hangs_ends_the_run() -> None:
     """What rollouts share has a limit of its own."""
     async with asyncio.timeout(60):
-        with pytest.raises(UserCodeFailed, match=r"did not start within 0.5 s \(start_s\)"):
+        with pytest.raises(ConfigError, match=r"did not start within 0.5 s \(start_s\)"):
             await played([], "slow.py", start_s=0.5)
 
 
