@@ -100,7 +100,7 @@ trainers: $(INSTALLED)  ## install TRL and verl, and have trainers learn from th
 
 trainers-full: $(INSTALLED)  ## the same on three seeds: writes benchmarks/TRL.md
 	$(BIN)/python -m tests.live.install train
-	.servers/train/bin/python -m benchmarks.trl.example --seed 0 1 2 --at-least 0.05 --write benchmarks/TRL.md
+	OMP_NUM_THREADS=1 .servers/train/bin/python -m benchmarks.trl.example --seed 0 1 2 --at-least 0.05 --write benchmarks/TRL.md
 
 live-full: servers programs  ## the same with the whole matrix of servers and models
 	$(BIN)/python -m pytest -q -rP --durations=12 -m 'live and not adapters and not dashboards and not trainers and not sglang and not ray' tests/live

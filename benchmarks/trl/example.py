@@ -197,17 +197,19 @@ def _share_of_rate(steps: int) -> Any:
     return lambda done: min(1.0, (done + 1) / 3, 1.0 - done / steps)
 
 
-def page(table: str, argv: Sequence[str]) -> str:
+def page(table: str, settings: Settings, argv: Sequence[str]) -> str:
     """The table, with what made it."""
     ask = ["git", "describe", "--always", "--dirty"]
     commit = subprocess.run(ask, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
     return (
         "# TRL's GRPOTrainer on the embedded model\n\n"
-        "Mean reward of `guess_number`'s rollouts over the first ten of a run's steps and over its last ten, and the\n"
-        "largest difference between a sampled token's logprob and the one that the trainer's model gives it.\n\n"
+        f"`guess_number` from 1 to {settings.high} in {settings.guesses} guesses, {settings.steps} steps of "
+        f"{settings.tasks_per_step} tasks with {settings.rollouts_per_task} rollouts each. Mean reward over the first\n"
+        "ten steps and over the last ten, and the largest difference between a sampled token's logprob and the one\n"
+        "that the trainer's model gives it.\n\n"
         f"{table}\n\n"
         f"`python -m benchmarks.trl.example {' '.join(argv)}`, commit {commit}, TRL {version('trl')}, torch "
-        f"{torch.__version__}, {os.cpu_count()} cores.\n"
+        f"{torch.__version__}, {torch.get_num_threads()} of {os.cpu_count()} cores.\n"
     )
 
 
@@ -234,7 +236,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     table = "\n".join([HEAD, *(one.line for one in learned)])
     print(f"\n{table}", flush=True)
     if write is not None:
-        write.write_text(page(table, [name for name in argv if name not in ("--write", str(write))]), "utf-8")
+        named = [name for name in argv if name not in ("--write", str(write), "-o", "--output", settings.output)]
+        write.write_text(page(table, settings, named), "utf-8")
     short = [one.seed for one in learned if at_least is not None and not one.last - one.first >= at_least]
     if short:
         print(f"the mean reward rose by less than {at_least:g} with seed {', '.join(map(str, short))}", file=sys.stderr)

@@ -154,6 +154,31 @@ def test_the_policy_is_pushed_once_a_step(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "policy").iterdir()] == ["version-3"]
 
 
+@pytest.mark.parametrize("base_url", ["http://gpu-7:8000", None])
+def test_one_process_of_several_has_the_servers_load(base_url: str | None, tmp_path: Path) -> None:
+    """The others are told the version alone; only an embedded model, which is each process's own, is loaded by each.
+    All take part in gathering the weights, and one writes them."""
+    saved: list[bool] = []
+
+    def save(trainer: Any, folder: Path) -> None:
+        saved.append(trainer.accelerator.is_main_process)
+        if trainer.accelerator.is_main_process:
+            (folder / "model.safetensors").write_bytes(b"weights")
+
+    pushed: list[Any] = []
+    for main in (True, False):
+        transport = ScriptedTransport([reply("ok")] * 4, weights=True)
+        config = EngineConfig(base_url=base_url, sampling={"temperature": 1.0})
+        with EngineThread(config, Named, transport=transport) as engine:
+            given = trainer(tmp_path, rows=4, step=5)
+            given.accelerator.is_main_process = main
+            rollout_func(engine, save=save)(texts({"number": 1}, {"number": 2}), given)
+        pushed += transport.pushed
+    folder = str(tmp_path / "policy" / "version-5")
+    assert saved == [True, False]
+    assert pushed == [("5", folder), ("5", None if base_url else folder)]
+
+
 def test_another_task_is_made_of_a_prompt_by_a_function(tmp_path: Path) -> None:
     """A data set of one's own keeps its prompts."""
     with opened() as engine:
