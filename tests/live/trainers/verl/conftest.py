@@ -14,7 +14,8 @@ if importlib.util.find_spec("verl") is not None:
     collect_ignore_glob = []
     with warnings.catch_warnings():  # what importing it warns of is its own to mend
         warnings.simplefilter("ignore")
-        import verl.experimental.agent_loop  # noqa: F401
+        import verl.experimental.agent_loop
+        import verl.trainer.ppo.v1.agent_loop_tq  # noqa: F401
 
 
 @pytest.fixture(scope="session")

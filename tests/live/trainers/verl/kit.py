@@ -121,6 +121,34 @@ def worker(full: DictConfig, balancer: Any) -> AgentLoopWorker:
     return AgentLoopWorker(full, LLMServerClient(full, load_balancer_handle=balancer))
 
 
+class Queue:
+    """What verl's v1 worker writes to its TransferQueue."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, tuple[TensorDict, dict[str, Any]]] = {}
+        self.status: dict[str, str] = {}
+
+    def init(self) -> None: ...
+
+    async def async_kv_put(self, key: str, partition_id: str, tag: dict[str, Any]) -> None:
+        assert partition_id == "train"
+        self.status[key] = tag["status"]
+
+    async def async_kv_batch_put(
+        self, keys: list[str], fields: TensorDict, tags: list[dict[str, Any]], partition_id: str
+    ) -> None:
+        assert partition_id == "train"
+        self.rows |= {key: (fields[at], tag) for at, (key, tag) in enumerate(zip(keys, tags, strict=True))}
+
+
+def worker_v1(full: DictConfig, balancer: Any) -> Any:
+    """The worker of verl's v1 trainer, in this process."""
+    from verl.trainer.ppo.v1 import agent_loop_tq  # here: it imports every engine, and the server needs none
+
+    kind = agent_loop_tq.AgentLoopWorkerTQ.__ray_metadata__.modified_class
+    return kind(full, LLMServerClient(full, load_balancer_handle=balancer))
+
+
 def batch(tasks: list[Any], *, agent: str = "ours", **columns: list[Any]) -> DataProto:
     """Rows of a data set, as verl hands them to its workers."""
     count = len(tasks)

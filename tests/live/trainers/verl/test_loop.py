@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import ray
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopOutput, DictConfigWrap, ToolListWrap
+from verl.trainer.ppo.v1 import agent_loop_tq
 
 from envs.guess_number import GuessNumber
 from rollout.agent import Agent, Model, Outcome
@@ -23,7 +24,18 @@ from rollout.errors import ConfigError, RolloutError
 from rollout.records import Rollout
 from rollout.trainers.verl import LengthLimits, answered
 from rollout.trainers.verl_loop import ENGINES, RolloutAgentLoop
-from tests.live.trainers.verl.kit import MARKS, STEP, balancer, batch, config, registered, remote_server, worker
+from tests.live.trainers.verl.kit import (
+    MARKS,
+    STEP,
+    Queue,
+    balancer,
+    batch,
+    config,
+    registered,
+    remote_server,
+    worker,
+    worker_v1,
+)
 
 pytestmark = MARKS
 
@@ -162,6 +174,31 @@ async def test_branches(served: Any, played: dict[str, Rollout], tmp_path: Path)
     assert all("reward_extra_info" in one.extra_fields for one in outputs)
     broken = loop_of({"env": f"{HERE}:Breaks", "branches": "all"}, served, tmp_path)
     assert await broken.run({"temperature": 1.0}, extra_info={"task": {"breaks": True}}) == []
+
+
+async def test_verls_v1_worker_takes_every_branch(served: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each branch is a row of its rollout, with its tokens, reward and steps; a failed rollout has none, and is no
+    failure of its prompt."""
+    queue = Queue()
+    monkeypatch.setattr(agent_loop_tq, "tq", queue)
+    full = config({"env": f"{HERE}:Forks", "branches": "all", "settings": {"max_tokens": 8}}, tmp_path)
+    row = {"agent_name": "ours", "global_steps": 1, "raw_prompt": [{"role": "user", "content": "Play."}]}
+    about = {"step": 1, "sample_index": 0, "rollout_n": 0, "validate": False}
+    asked = {"temperature": 1.0, "logprobs": True}
+    made = worker_v1(full, served)
+    await made._run_prompt({**row, "uid": "a", "extra_info": {"task": {}}, "__rollout_n__": 2}, asked, about)
+    assert sorted(queue.rows) == ["a_0_0", "a_0_1", "a_1_0", "a_1_1"]
+    for fields, tag in queue.rows.values():
+        assert fields["response_mask"].sum() > 0
+        assert fields["rollout_log_probs"].shape == fields["responses"].shape
+        assert fields["rm_scores"].sum() == 0.5
+        assert tag["min_global_steps"] == tag["max_global_steps"] == STEP
+    full = config({"env": f"{HERE}:Breaks", "branches": "all"}, tmp_path)
+    await worker_v1(full, served)._run_prompt(
+        {**row, "uid": "b", "extra_info": {"task": {"breaks": True}}}, asked, about
+    )
+    assert queue.status == {"a": "finished", "b": "finished"}
+    assert len(queue.rows) == 4
 
 
 async def test_it_is_registered_and_rows_may_name_the_environment(served: Any, tmp_path: Path) -> None:
