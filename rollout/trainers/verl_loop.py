@@ -16,10 +16,10 @@ answer, as verl wants it, and no further.
 verl makes one object for each rollout, so that engines are shared by those of one worker: see `shared.py`.
 
 Failures. Where verl's servers fail, or we do, the rollout raises, as verl's own loops do, and verl ends the step (its
-v1 trainer gives up the prompt): training on nothing would be worse. Where the environment fails, takes too long, or leaves nothing that was sampled
-(a first prompt that does not fit), verl gets an answer that trains on nothing, with reward 0 and
-`extra_fields["rollout_failure"]`; with `branches: all`, no answer, which verl's v1 trainer leaves out. `settings`
-with `rollout_retries` has it played again first, and `on_failure: raise` ends the step there, too.
+v1 trainer gives up the prompt): training on nothing would be worse. Where the environment fails, takes too long, or
+leaves nothing that was sampled (a first prompt that does not fit), verl gets an answer that trains on nothing, with
+reward 0 and `extra_fields["rollout_failure"]`; with `branches: all`, no answer, which verl's v1 trainer leaves out.
+`settings` with `rollout_retries` has it played again first, and with `on_failure: raise` it raises, too.
 """
 
 from __future__ import annotations
