@@ -24,6 +24,7 @@ from tests.live.adapters.kit import MARKS, play, refused, said, same_tasks
 from tests.live.adapters.live_server import free_port, serving
 from tests.live.adapters.mcp_kit import calling
 from tests.live.adapters.test_many import MOST_MIB, rounds
+from tests.log_kit import capture_logs
 from transports.scripted import ScriptedTransport, Stalled, reply
 
 pytestmark = MARKS
@@ -163,12 +164,16 @@ async def test_a_server_that_has_one_session_gives_it_to_one_after_the_other() -
         url = f"http://127.0.0.1:{port}"
         turns = [reply('{"number": 50}'), reply('{"number": 60}'), reply('{"number": 70}'), reply('{"number": 80}')]
         transport = ScriptedTransport(turns * 24)
-        async with Engine(
-            EngineConfig(concurrency=24), env_factory(f"openenv:{url}", {}), transport=transport
-        ) as engine:
-            groups = [group async for group in engine.stream([{"seed": 1}] * 24)]
+        with capture_logs() as logs:
+            async with Engine(
+                EngineConfig(concurrency=24), env_factory(f"openenv:{url}", {}), transport=transport
+            ) as engine:
+                groups = [group async for group in engine.stream([{"seed": 1}] * 24)]
         assert [group.rollouts[0].failure for group in groups] == [None] * 24
         assert {len(group.rollouts[0].turns) for group in groups} <= {1, 2, 3, 4}
+        (warned,) = [entry for entry in logs if entry["event"] == "server_has_no_session_free"]
+        assert "1/1 sessions" in warned["said"]
+        assert "max_concurrent_envs" in warned["hint"]
         async with opened(url) as first, opened(url, wait_s="0.5") as second:
             await first.reset({"seed": 1})
             with pytest.raises(NoPlace, match=r"no session free for 0.5 s \(wait_s\): .*1/1"):
