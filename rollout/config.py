@@ -41,7 +41,7 @@ MOST_AUTO = 4096
 
 
 class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Everything that decides what a rollout is sampled from and how: flat, in seven blocks. Times are in seconds."""
+    """Everything that decides what a rollout is sampled from and how: flat, in eight blocks. Times are in seconds."""
 
     # server: where the model is served, and how it is reached
 
@@ -186,6 +186,12 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Answers of a rollout that are known when they come back, and that `previous_response_id` may name."""
     proxy_memory_bytes: int = 64 * 2**20
     """Bytes of a rollout's messages that are known when they come again; others are read anew."""
+
+    # observe: who is told
+
+    tracing: bool = False
+    """Spans of rollouts, turns and requests, by the OpenTelemetry provider that the process has, and `traceparent` to
+    the servers. No message is in them. A worker process that has no provider exports as OTEL_ variables say."""
 
     # faults: what environments may take, and what becomes of a failure
 

@@ -219,6 +219,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """Ask for the experts of the positions from here on; those before are known. None does not ask for any."""
     sampling_mask: bool = False
     """Ask for the ids that each sampled token was drawn from."""
+    trace: Mapping[str, str] = {}
+    """Headers that carry a trace on to the server (`traceparent`), where there is one."""
 
 
 class WeightSpan(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -27,10 +27,10 @@ TOOLS = frozenset({"dev", "docs"})
 BESIDE = {"parquet": "cli,serve", "plot": "cli,serve"}
 
 #: Extras that are tried in another's environment, which spares one of their own, unless they are asked for.
-WITHIN = {"metrics": "all", "tensorboard": "trackio", "wandb": "trackio", "mlflow": "trackio"}
+WITHIN = {"metrics": "all", "otel": "trackio", "tensorboard": "trackio", "wandb": "trackio", "mlflow": "trackio"}
 
 #: Extras whose packages do not agree with our own versions: those of the environment where they are tested.
-VERSIONS = dict.fromkeys(("tensorboard", "wandb", "mlflow", "trackio"), "tests/live/constraints-loggers.txt")
+VERSIONS = dict.fromkeys(("tensorboard", "wandb", "mlflow", "trackio", "otel"), "tests/live/constraints-loggers.txt")
 
 #: What the wheel without an extra is called here.
 ALONE = "none"
@@ -46,6 +46,7 @@ USES = {
     "wandb": [["python", "-c", "from rollout.observe.trackers.wandb import WandB"]],
     "mlflow": [["python", "-c", "from rollout.observe.trackers.mlflow import Mlflow"]],
     "trackio": [["python", "-c", "from rollout.observe.trackers.trackio import Trackio"]],
+    "otel": [["python", "-c", "from rollout.observe.exporting import export_spans; export_spans()()"]],
     "ray": [["python", "-c", "import ray; from rollout.workers.ray import RayLaunch"]],
     "all": [["rollout", "run", "guess_number", "-n", "1", "-o", "run"], ["rollout", "export", "run"]],
     "parquet": [

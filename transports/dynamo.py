@@ -147,7 +147,7 @@ def chat_body(request: Request, model: str) -> dict[str, Any]:
 
 def session_headers(request: Request) -> dict[str, str]:
     """The session, by which the router keeps a trajectory on one worker."""
-    return {"x-dynamo-session-id": request.session_id, "x-request-id": request.request_id}
+    return {"x-dynamo-session-id": request.session_id, "x-request-id": request.request_id, **request.trace}
 
 
 def read_chat(answer: Answer) -> Reply:

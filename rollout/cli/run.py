@@ -22,6 +22,7 @@ from rollout.cli.summary import Summary, table_rows, why_untrainable
 from rollout.engine import Engine
 from rollout.errors import RolloutError, ServerError, TooManyFailures, UsageError
 from rollout.loop.collector import infrequent_full_gc
+from rollout.observe.exporting import exporting
 from rollout.participant import Participant
 from rollout.process.threads import Threads
 from rollout.records import FailureKind, Rollout
@@ -93,7 +94,11 @@ class Run:
         expected = len(tasks) * settings.rollouts_per_task
         with anyio.CancelScope() as closing, contextlib.ExitStack() as ending:
             engine = Engine(settings.engine_config(), make_env)
-            async with serving_metrics(engine.stats, settings.metrics_port, settings.metrics_host, self._say), engine:
+            async with (
+                exporting(settings.tracing),
+                serving_metrics(engine.stats, settings.metrics_port, settings.metrics_host, self._say),
+                engine,
+            ):
                 folder = await self._begin(engine, plan)
                 wall, before = time.perf_counter(), engine.stats()
                 try:

@@ -235,6 +235,10 @@ def run(
             show_default="none",
         ),
     ] = None,
+    tracing: Annotated[
+        bool | None,
+        typer.Option("--tracing", help="Spans over OTLP, as OTEL_ variables say.", show_default="no"),
+    ] = None,
     metrics_port: MetricsPort = None,
     metrics_host: MetricsHost = None,
     output: Annotated[

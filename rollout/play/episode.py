@@ -18,6 +18,7 @@ from rollout.config import EngineConfig
 from rollout.door import error_text, type_name
 from rollout.errors import MessageError, TransportError
 from rollout.log import get_logger
+from rollout.observe.spans import Spans
 from rollout.participant import Participant
 from rollout.play.driven import Driven
 from rollout.play.driving import Driving
@@ -55,13 +56,16 @@ class Episode:
         max_staleness: int | None = None,
         on_turn: Callable[[Turn], None] = lambda turn: None,
         endpoints: Endpoints | None = None,
+        spans: Spans | None = None,
+        name: str = "",
     ) -> None:
         """`staleness` counts the weight updates since the job was submitted.
 
         `setups` are what environments share; without them none is set up. An `asynchronous` environment is made in the
-        task that it then lives in, too.
+        task that it then lives in, too. `spans` are told of it by the environment's `name`.
         """
         self._make_env = make_env
+        self._spans, self._name = spans, name
         self._session = session
         self._config = config
         self._setups = setups
@@ -83,6 +87,12 @@ class Episode:
 
     async def play(self) -> Rollout:
         """Plays to the end. Raises only when it is cancelled from outside; `rollout` then holds what was played."""
+        if self._spans is None:
+            return await self._play_through()
+        with self._spans.rollout(self.rollout, self._name):
+            return await self._play_through()
+
+    async def _play_through(self) -> Rollout:
         rollout, started = self.rollout, time.perf_counter()
         rollout.timing = Timing(started_at=time.time())
         failed: BaseException | None = None

@@ -17,6 +17,7 @@ import msgspec
 from rollout.config import EngineConfig
 from rollout.errors import RolloutError
 from rollout.loop.lag import Lag
+from rollout.observe.spans import Spans
 from rollout.observe.stats import Played
 from rollout.participant import Participant
 from rollout.play.connect import make_codec, open_fleet
@@ -29,7 +30,7 @@ from rollout.play.setups import Setups
 from rollout.process.imports import settle_path
 from rollout.process.threads import Threads
 from rollout.records import Job, Turn
-from rollout.registry import is_asynchronous
+from rollout.registry import class_of, is_asynchronous
 from rollout.servers.fleet import Fleet
 from rollout.servers.weights import Weights
 from rollout.transport import Transport
@@ -106,7 +107,10 @@ class Player:
             fleet = await open_fleet(config, transport, weights)
             stack.push_async_callback(_close_shielded, fleet)
             codec = await make_codec(config, fleet, fleet.info)
-            model = ServedModel(transport=fleet, info=fleet.info, codec=codec, config=config, weights=weights)
+            spans = Spans(fleet.info.model, fleet.info.dialect) if config.tracing else None
+            model = ServedModel(
+                transport=fleet, info=fleet.info, codec=codec, config=config, weights=weights, spans=spans
+            )
             watchers = await stack.enter_async_context(anyio.create_task_group())
             player = cls(
                 config,
@@ -151,6 +155,8 @@ class Player:
             max_staleness=None if evaluation else self.config.max_staleness,
             on_turn=self._counted.add_turn,
             endpoints=self._endpoints,
+            spans=self.model.spans,
+            name=env.name,
         )
 
     def stop(self) -> None:
@@ -179,6 +185,9 @@ class PlayedEnv:
 
     def __init__(self, player: Player, make_env: Callable[[], Participant], *, asynchronous: bool) -> None:
         self.make_env = make_env
+        made = class_of(make_env)
+        self.name = made.__name__ if made is not None else "environment"
+        """What its spans are called by."""
         self.asynchronous = asynchronous
         """Whether it is made in the task that it then lives in."""
         self._player = player

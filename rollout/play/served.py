@@ -11,7 +11,8 @@ from rollout.codec.protocol import Codec
 from rollout.config import EngineConfig
 from rollout.errors import LimitReached
 from rollout.loop.turnstile import Turnstile
-from rollout.request import MessagePrompt, Sampling, TokenPrompt
+from rollout.observe.spans import Spans
+from rollout.request import MessagePrompt, Reply, Request, Sampling, TokenPrompt
 from rollout.servers.weights import Weights
 from rollout.tokens.prefix import LastTurn
 from rollout.transport import ServerInfo, Transport
@@ -32,6 +33,8 @@ class ServedModel(msgspec.Struct, kw_only=True):
     weights: Weights = msgspec.field(default_factory=Weights)
     sleep: Callable[[float], Awaitable[None]] | None = None
     """Waits before a completion is asked for again that the server aborted by itself; None is the weights' clock."""
+    spans: Spans | None = None
+    """What is told of turns and requests; None without `EngineConfig.tracing`."""
     turnstile: Turnstile = msgspec.field(default_factory=Turnstile)
     """Before each piece of an episode's work: its start, each prompt, and each answer."""
     _last_sampling: tuple[Mapping[str, Any], Sampling | None, Sampling] | None = None
@@ -43,6 +46,15 @@ class ServedModel(msgspec.Struct, kw_only=True):
         if last is None or last[0] is not asked or last[1] is not defaults:
             self._last_sampling = last = asked, defaults, Sampling.of(asked, defaults)
         return last[2]
+
+    async def generate(self, request: Request) -> Reply:
+        """See `rollout.transport.Transport`."""
+        if self.spans is None:
+            return await self.transport.generate(request)
+        with self.spans.request(request) as (headers, tell):
+            reply = await self.transport.generate(msgspec.structs.replace(request, trace=headers))
+            tell(reply)
+        return reply
 
     @property
     def max_model_len(self) -> int | None:

@@ -154,6 +154,14 @@ class Session:
         Raises ContextFull, FallbackRefused, SessionClosed, MessageError, TransportError (MalformedReply included), or
         InvariantBroken under `verify`.
         """
+        if (spans := self._model.spans) is None:
+            return await self._ask(ask)
+        with spans.turn(self._id, ask.agent) as tell:
+            message, index = await self._ask(ask)
+            tell(self.turns[index])
+        return message, index
+
+    async def _ask(self, ask: Ask) -> tuple[Message, int]:
         await self.turnstile.enter()
         started = time.perf_counter()
         planned = await self._planned(ask)
@@ -205,7 +213,7 @@ class Session:
         weights, parts, asked, aborted = self._model.weights, list[Reply](), request, 0
         while True:
             ours = weights.aborts
-            reply = await self._model.transport.generate(asked)
+            reply = await self._model.generate(asked)
             reply = self._images.settled(self._fields.checked(check_reply(reply), asked), asked.prompt)
             parts.append(reply)
             if reply.finish_reason != "abort":

@@ -90,6 +90,7 @@ RESUMABLE = frozenset(
         "proxy_memory_bytes",
         "cache_salt",
         "log",
+        "tracing",
         "metrics_port",
         "metrics_host",
     }

@@ -23,6 +23,7 @@ from rollout.errors import RolloutError, UserCodeFailed
 from rollout.log import UnlockedHandler, event_of, get_logger, handled_by
 from rollout.loop.collector import infrequent_full_gc
 from rollout.memo import Memo
+from rollout.observe.exporting import exporting
 from rollout.play.player import PlayedEnv, Player
 from rollout.process.threads import ThreadsExhausted
 from rollout.proxy.endpoints import HttpEndpoints
@@ -71,7 +72,7 @@ async def serve(channel: Channel, load: Callable[[bytes], Any] = pickle.loads) -
 
     try:
         make_env = _loaded(setup.make_env, load)
-        async with HttpEndpoints(setup.config) as endpoints:
+        async with exporting(setup.config.tracing), HttpEndpoints(setup.config) as endpoints:
             player = await Player.open(
                 setup.config, Weights(), on_gone=worn, on_failed=failed, on_setup=sets_up, endpoints=endpoints
             )

@@ -31,6 +31,7 @@ from rollout import (
     user,
 )
 from rollout.engine import differing_rewards
+from rollout.observe.stats import Stats
 from rollout.tokens.advantages import leave_one_out
 from rollout.tokens.batch import Packed, Padded, pack, pad
 
@@ -38,6 +39,18 @@ from rollout.tokens.batch import Packed, Padded, pack, pad
 def add(a: int, b: int) -> int:
     """Adds two numbers."""
     return a + b
+
+
+class Printed:
+    """A logger of one's own."""
+
+    def on_group(self, group: Group, step: int, evaluation: bool) -> None:
+        print(step, group.rewards, evaluation)
+
+    def on_stats(self, stats: Stats, step: int) -> None:
+        print(step, stats.turns)
+
+    def close(self) -> None: ...
 
 
 class Plain(Env):
@@ -213,6 +226,7 @@ async def train(config: EngineConfig) -> None:
         groups: list[Group] = await engine.collect(2) + engine.take_untaken() + engine.untaken
         engine.cancel()
         engine.stop_admitting()
+        engine.log_to(Printed())
         print(groups, engine.stats().reward_mean, engine.weight_version, await engine.first_tokens())
 
 
@@ -254,6 +268,7 @@ def train_in_a_thread(config: EngineConfig) -> None:
         groups: list[Group] = engine.collect(1) + engine.take_untaken() + engine.untaken
         engine.cancel()
         engine.stop_admitting()
+        engine.log_to(Printed(), Printed())
         print(groups, engine.stats(), engine.weight_version, engine.first_tokens())
 
 

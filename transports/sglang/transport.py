@@ -145,11 +145,13 @@ class SglangTransport(ServedTransport):
 
     async def _complete(self, request: Request, rid: str) -> Reply:
         if isinstance(request.prompt, MessagePrompt):
-            answer = await self.client.post(CHAT, chat_body(request, self.info.model, rid, self._ways))
+            answer = await self.client.post(
+                CHAT, chat_body(request, self.info.model, rid, self._ways), headers=request.trace
+            )
             return read_chat(answer, request, self._ways)
         if self.info.token_route is None:
             raise ConfigError(f"{self.client.base_url} has no token-in route")
-        answer = await self.client.post(GENERATE, generate_body(request, rid, self._ways))
+        answer = await self.client.post(GENERATE, generate_body(request, rid, self._ways), headers=request.trace)
         return read_generate(answer, request, self._ways)
 
     def _new_name(self, request: Request) -> str:

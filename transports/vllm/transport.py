@@ -97,7 +97,7 @@ class VllmTransport(ServedTransport):
     async def generate(self, request: Request) -> Reply:
         """See `rollout.transport.Transport`."""
         info = self.info
-        headers = {"x-request-id": request.request_id, "x-session-id": request.session_id}
+        headers = {"x-request-id": request.request_id, "x-session-id": request.session_id, **request.trace}
         if isinstance(request.prompt, MessagePrompt):
             body = chat_body(request, info.model)
             reply = read_chat(await self.client.post(CHAT, body, headers=headers), request)
