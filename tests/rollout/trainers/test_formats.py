@@ -31,6 +31,9 @@ from tests.rollout.trainers.test_rows import sample_of
 from transports.scripted import experts_of
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real run: four tasks of two rollouts."""

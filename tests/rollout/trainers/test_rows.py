@@ -32,6 +32,7 @@ def sample_of(mask: list[int], *, task: str = "t", member: int = 0, finish: str 
 MASKS = st.lists(st.integers(0, 1), min_size=1, max_size=12)
 
 
+@pytest.mark.slow
 @given(rollouts=st.lists(st.lists(MASKS, min_size=1, max_size=4), max_size=5))
 def test_rows_hold_every_trained_token_once(rollouts: list[list[list[int]]]) -> None:
     """Prompt and response are the branch; the response begins with what is trained on; a rollout's rows are told."""

@@ -121,6 +121,7 @@ async def played(client: Client, make: Any, tasks: list[Any], limits: LengthLimi
         return [rollout async for group in engine.stream(tasks) for rollout in group.rollouts]
 
 
+@pytest.mark.slow
 async def test_every_prompt_goes_out_as_ids(embedded: Transport) -> None:
     """The first turn, too; a rollout's turns have one id at verl's client, so that they go to one server."""
     client = Client(embedded)
@@ -133,6 +134,7 @@ async def test_every_prompt_goes_out_as_ids(embedded: Transport) -> None:
     assert {span.version for turn in rollout.turns for span in turn.weight_versions} == {"3"}
 
 
+@pytest.mark.slow
 async def test_a_rollout_fits_what_verl_pads_it_to(embedded: Transport) -> None:
     """It ends where its response would be longer, and that is no failure; nothing of it is cut away."""
     limits = LengthLimits(prompt=64, response=60)
@@ -167,6 +169,7 @@ class Forks(Agent):
         return Outcome(reward=0.5)
 
 
+@pytest.mark.slow
 async def test_several_branches(embedded: Transport) -> None:
     """verl's one answer is the branch that was sampled last, whole; `all` has each trained token once."""
     (rollout,) = await played(Client(embedded), Forks, [{}])
