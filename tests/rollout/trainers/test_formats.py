@@ -30,7 +30,6 @@ from rollout.trainers.rows import rows
 from tests.rollout.trainers.test_rows import sample_of
 from transports.scripted import experts_of
 
-
 pytestmark = pytest.mark.slow
 
 

@@ -148,6 +148,7 @@ async def test_a_rollout_fits_what_verl_pads_it_to(embedded: Transport) -> None:
         assert [*row.prompt_ids, *row.response_ids] == sample.token_ids.tolist()
 
 
+@pytest.mark.slow
 async def test_a_first_prompt_that_verl_would_cut_is_not_sent(embedded: Transport) -> None:
     """verl cuts its beginning off; here the rollout ends with nothing sampled."""
     client = Client(embedded)
@@ -183,6 +184,7 @@ async def test_several_branches(embedded: Transport) -> None:
     assert all(len(row.response_ids) == len(row.mask) == len(row.logprobs) for row in [last, *every])
 
 
+@pytest.mark.slow
 async def test_what_does_not_fit_is_masked_or_cut(embedded: Transport) -> None:
     """A prompt longer than verl pads to goes on in the response, masked; a response that is longer loses its end."""
     (rollout,) = await played(Client(embedded), GuessNumber, list(GuessNumber().tasks(1, seed=0)))
