@@ -210,7 +210,7 @@ def test_what_the_manual_prints_trains(tmp_path: Path) -> None:
     scripts = [
         block
         for block in blocks(PROJECT / "docs" / "trainer.md")
-        if block.section.startswith(SECTION) and block.language == "python"
+        if block.section == SECTION and block.language == "python"
     ]
     assert scripts
     for block in scripts:
