@@ -27,6 +27,7 @@ from rollout import EngineConfig, EngineThread
 from rollout.trainers import trl
 from rollout.trainers.trl.folders import copy_beside, write_tensors
 from rollout.trainers.trl.rows import fields_of, row_of
+from tests.docs_kit import PROJECT, blocks
 from tests.live.trainers.kit import MARKS, model
 from transports.embedded import MODEL_DIR
 
@@ -35,6 +36,9 @@ pytestmark = MARKS
 CONFIG = EngineConfig(max_tokens=24, concurrency=16, sampling={"temperature": 1.0})
 
 NEVER_S = 60
+
+#: The section of docs/trainer.md that is played here.
+SECTION = "TRL, asynchronously"
 
 
 def tasks() -> Any:
@@ -178,3 +182,24 @@ def test_the_async_trainer_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert [path.name for path in (tmp_path / "policy").iterdir()] == ["version-4"]
     with pytest.raises(RuntimeError):
         worker.start()
+
+
+def test_what_the_manual_prints_of_it_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its block runs as it stands for a step, but for the addresses and for what a GPU is needed for."""
+    monkeypatch.setattr(packing, "_flash_attn", OnCpu)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "none")
+    monkeypatch.chdir(tmp_path)
+    page = PROJECT / "docs" / "trainer.md"
+    (block,) = [block for block in blocks(page) if block.section == SECTION and block.language == "python"]
+    text = block.text
+    for printed, here in {
+        '"/models/policy"': repr(str(MODEL_DIR)),
+        '"/shared/policy"': repr(str(tmp_path / "shared")),
+        'base_url="http://gpu-7:8000", ': "",
+        "max_tokens=64": "max_tokens=16, concurrency=8",
+        "max_steps=100": 'max_steps=1, use_cpu=True, bf16=False, report_to="none"',
+    }.items():
+        assert printed in text
+        text = text.replace(printed, here)
+    exec(compile(text, str(block), "exec"), {})
+    assert [path.name for path in (tmp_path / "shared").iterdir()] == ["version-2"]
