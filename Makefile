@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 SEEDS := 3
 AGENT :=
 
-.PHONY: rollout test slow check format lint types docs test-oldest test-newest wheel fidelity models real servers sglang packages live live-sglang live-sglang-full live-ray live-full adapters trainers trainers-full dashboards soak soak-full bench results bench-smoke install clean
+.PHONY: rollout test slow check format lint types docs test-oldest test-newest wheel fidelity models real servers sglang packages everything live live-sglang live-sglang-full live-ray live-full adapters trainers trainers-full dashboards soak soak-full bench results bench-smoke install clean
 
 rollout: $(INSTALLED)  ## play 64 rollouts of a bundled environment on the embedded model
 	$(BIN)/rollout run guess_number -n 16 -r 4
@@ -63,6 +63,9 @@ servers: $(INSTALLED)  ## install real vLLM (CPU) and Dynamo, each in an environ
 
 sglang: $(INSTALLED)  ## and SGLang, which takes 7 GB
 	$(BIN)/python -m tests.live.install sglang train
+
+everything: $(INSTALLED)  ## install all that CI tests with, but SGLang: together they share files, and take half the room
+	$(BIN)/python -m tests.live.install vllm dynamo train verl ray envs verifiers openenv nemo-gym loggers agents programs
 
 packages: $(INSTALLED)  ## and Ray, and the packages whose environments are played
 	$(BIN)/python -m tests.live.install ray envs verifiers openenv nemo-gym

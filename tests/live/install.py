@@ -37,7 +37,7 @@ PROJECT = HERE.parent.parent
 ROOT = PROJECT / ".servers"
 
 #: What one call installs is unpacked once: environments hold links to the same files. Both are gone when it ends.
-_CACHE, _WHEELS = ROOT / ".cache", ROOT / ".wheels"
+_CACHE, _WHEELS = ROOT / f".cache-{os.getpid()}", ROOT / f".wheels-{os.getpid()}"
 
 #: What installs into the environments: it unpacks in parallel and compiles nothing, which takes a third of the time.
 #: A server's first start compiles what it imports, a tenth of the files.
