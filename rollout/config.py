@@ -191,7 +191,7 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     tracing: bool = False
     """Spans of rollouts, turns and requests, by the OpenTelemetry provider that the process has, and `traceparent` to
-    the servers. No message is in them. A worker process that has no provider exports as OTEL_ variables say."""
+    the servers. No message is in them. A worker process exports as OpenTelemetry's own variables say."""
 
     # faults: what environments may take, and what becomes of a failure
 

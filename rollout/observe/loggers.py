@@ -42,7 +42,7 @@ class Logger(Protocol):
     """Is told what comes of an engine. Called from one thread."""
 
     def on_group(self, group: Group, step: int, evaluation: bool) -> None:
-        """A group has come, the `step`th."""
+        """A group has come: as many as `step` have so far."""
         ...
 
     def on_stats(self, stats: Stats, step: int) -> None:
