@@ -48,23 +48,30 @@ def test_what_the_manual_prints_is_traced(section: str, collector: tuple[str, li
     (line,) = commands(block.text)
     setting, program, _, *arguments = shlex.split(line)
     assert (setting.partition("=")[0], program) == ("OTEL_EXPORTER_OTLP_ENDPOINT", "rollout")
-    env = {**os.environ, "OTEL_EXPORTER_OTLP_ENDPOINT": address}
+    env = {**os.environ, "OTEL_EXPORTER_OTLP_ENDPOINT": address, "OTEL_EXPORTER_OTLP_COMPRESSION": "none"}
     run(*arguments, "-n", 2, "-r", 1, "--max-tokens", 4, cwd=tmp_path, env=env)
-    assert bodies
+    spans = spans_of(bodies)
+    assert sum(span.name == "invoke_agent GuessNumber" for _, span in spans) == 2
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_all_spans_of_a_run_arrive(processes: int, collector: tuple[str, list[bytes]], tmp_path: Path) -> None:
-    """As many as there are rollouts, turns and requests; the last ones, too, and under the service's name."""
+def spans_of(bodies: list[bytes]) -> list[tuple[Any, Any]]:
+    """The spans that a collector was sent, each with whose it is."""
     from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-    address, bodies = collector
-    env = {**os.environ, "OTEL_EXPORTER_OTLP_ENDPOINT": address, "OTEL_EXPORTER_OTLP_COMPRESSION": "none"}
-    size = ["-n", 8, "-r", 2, "--max-tokens", 8, "--processes", processes]
-    run("guess_number", *size, "--tracing", "-o", "run", cwd=tmp_path, env=env)
     resources = [resource for body in bodies for resource in ExportTraceServiceRequest.FromString(body).resource_spans]
-    spans = [span for resource in resources for scope in resource.scope_spans for span in scope.spans]
-    named = {(each.key, each.value.string_value) for resource in resources for each in resource.resource.attributes}
+    return [(each.resource, span) for each in resources for scope in each.scope_spans for span in scope.spans]
+
+
+def test_all_spans_of_a_run_arrive(collector: tuple[str, list[bytes]], tmp_path: Path) -> None:
+    """As many as there are rollouts, turns and requests; the last ones, too, and under the service's name. Of two
+    processes: what one does, the command's own, the manual's command shows."""
+    address, bodies = collector
+    env = {**os.environ, "OTEL_EXPORTER_OTLP_ENDPOINT": address}
+    size = ["-n", 8, "-r", 2, "--max-tokens", 8, "--processes", 2]
+    run("guess_number", *size, "--tracing", "-o", "run", cwd=tmp_path, env=env)
+    found = spans_of(bodies)
+    named = {(each.key, each.value.string_value) for resource, _ in found for each in resource.attributes}
+    spans = [span for _, span in found]
     assert ("service.name", "rollout") in named
     names = [span.name.split(" ")[0] for span in spans]
     assert names.count("invoke_agent") == 16

@@ -165,7 +165,7 @@ def test_any_name_of_a_metric_can_be_logged(tmp_path: Path, monkeypatch: pytest.
         logger.close()
     data = mlflow._client.get_run(mlflow.run_id).data.metrics
     assert data["reward/mean"] == 1.0
-    assert {value for key, value in data.items() if key.startswith("metric/")} == set(map(float, range(len(names))))
+    assert {value for key, value in data.items() if key.startswith("metric")} == set(map(float, range(len(names))))
 
 
 async def test_a_trainers_own_run_is_logged_to_and_left_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
