@@ -17,6 +17,8 @@ progress       the live view
 logs           events for the terminal and events.log
 ends           signals, and the end of the process
 failure_limit  `--fail-fast`, `--max-failures`
+metrics        `--metrics-port`: numbers for Prometheus while a command plays
+loggers        `--log`: found before anything is played, made once the servers are there
 """
 
 from rollout.moved import forward
