@@ -138,10 +138,14 @@ def _install_nemo_gym(name: str, constraints: Path) -> None:
 
 
 def newer_python() -> str:
-    """A Python 3.12 or 3.13: on the path, or one of pyenv's, whose commands only work where it is chosen."""
+    """A Python 3.12 or 3.13: on the path, or one of pyenv's, whose commands only work where it is chosen.
+
+    Pyenv's lie beside the Python that runs this, whatever the environment says, where that is one of them.
+    """
     named = [os.environ.get("NEWER_PYTHON", ""), "python3.12", "python3.13"]
-    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
-    places = [str(place) for version in ("3.12", "3.13") for place in sorted(pyenv.glob(f"{version}*/bin/python"))]
+    pyenv = {Path(sys.base_prefix).parent, Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"}
+    found = sorted(place for versions in pyenv for place in versions.glob("3.1[23]*/bin/python"))
+    places = [str(place) for place in found]
     for python in [name for name in named if name] + places:
         asked = [python, "-c", "import sys; sys.exit(not (3, 12) <= sys.version_info < (3, 14))"]
         if shutil.which(python) and not subprocess.run(asked, capture_output=True, check=False).returncode:
