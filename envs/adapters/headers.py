@@ -27,6 +27,16 @@ def headers_of(scheme: str, given: str, addresses: Sequence[str]) -> dict[str, d
     return found
 
 
+def without_password(scheme: str, address: str) -> str:
+    """An address. Raises ConfigError where it has a user's name in it: it stands in arguments, which runs keep."""
+    if "@" in address.partition("://")[2].partition("/")[0]:
+        raise ConfigError(
+            f"{scheme}: {shown(address)} has a user or a password in it, which would be kept with the run: give "
+            "-a headers='Authorization: Basic $VARIABLE' in its place"
+        )
+    return address
+
+
 def shown(address: str) -> str:
     """An address in an error's words, without what may be a secret: its user, and its query."""
     scheme, _, rest = address.partition("?")[0].partition("://")

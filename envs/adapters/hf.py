@@ -15,6 +15,8 @@ from __future__ import annotations
 import inspect
 import os
 import random
+import re
+import string
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -34,6 +36,9 @@ _READERS = {
     ".arrow": "arrow",
     ".txt": "text",
 }
+
+#: A split, and which of its rows.
+_PART = re.compile(r"(\w+)(?:\[(-?\d*):(-?\d*)\])?")
 
 #: Data sets that are kept open in a process. Their rows stay on disk.
 _MOST = 4
@@ -68,6 +73,7 @@ class HuggingFace(Env):
         self.prompt, self.template, self.system = prompt, template, system
         self.columns = [name.strip() for name in columns.split(",") if name.strip()]
         self.shuffle = shuffle
+        self._fields = _fields(template)
         self._judge = function("reward", reward)
         self._row: Mapping[str, Any] = {}
         package("hf", "datasets", "datasets")
@@ -75,16 +81,16 @@ class HuggingFace(Env):
     @staticmethod
     def absolute_target(target: str) -> str:
         """That of a file or a folder, from everywhere."""
-        path, colon, split = target.partition(":")
+        path, split = parts(target)
         found = os.path.abspath(os.path.expanduser(path))
-        return f"{found}{colon}{split}" if os.path.exists(found) else target
+        return f"{found}:{split}" if os.path.exists(found) else target
 
     def tasks(self, n: int, seed: int) -> Iterable[Task]:
         """`n` rows, or as many as there are."""
         rows = loaded(self.dataset, self.config)
-        self._check(list(rows.column_names))
         if not len(rows):
             raise ConfigError(f"hf:{self.dataset} has no rows")
+        self._check(list(rows.column_names))
         count = min(n, len(rows))
         at = random.Random(seed).sample(range(len(rows)), count) if self.shuffle else range(count)
         return self._drawn(rows, at)
@@ -97,11 +103,15 @@ class HuggingFace(Env):
 
     def _check(self, there: list[str]) -> None:
         """Raises ConfigError for a column that the data has not, before anything is played."""
-        wanted = [*self.columns, *([] if self.template else [self.prompt])]
-        if missing := [name for name in wanted if name not in there]:
-            raise ConfigError(
-                f"hf:{self.dataset} has no column {missing[0]!r}; it has: {', '.join(there)}: name one by -a prompt="
-            )
+        asked = self._fields if self.template else [self.prompt]
+        setting = "template" if self.template else "prompt"
+        for name, by in [*((name, "columns") for name in self.columns), *((name, setting) for name in asked)]:
+            if name not in there:
+                raise ConfigError(
+                    f"hf:{self.dataset} has no column {name!r}; it has: {', '.join(there)}: name one by -a {by}="
+                )
+            if self.columns and name not in self.columns:
+                raise ConfigError(f"columns={','.join(self.columns)} leaves out {name!r}, which {by} needs: add it")
 
     def reset(self, task: Task) -> Sequence[MessageLike]:
         """The row's prompt."""
@@ -131,10 +141,32 @@ class HuggingFace(Env):
         return Step(done=True, reward=_reward(await given))
 
 
+def _fields(template: str) -> list[str]:
+    """The columns that a template names. Raises ConfigError for one that is none."""
+    try:
+        found = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        raise ConfigError(
+            f"template={template!r:.100} cannot be read: {error}: a brace that is text is {{{{"
+        ) from error
+    if "" in found:
+        raise ConfigError(f"template={template!r:.100} has {{}}, which names no column: write {{COLUMN}}")
+    return [re.split(r"[.\[]", name)[0] for name in found]
+
+
+def parts(dataset: str) -> tuple[str, str]:
+    """DATASET and SPLIT. What is there as a file or a folder is one, whatever colons its name has."""
+    ends = [at for at, letter in enumerate(dataset) if letter == ":"]
+    for end in (len(dataset), *reversed(ends)):
+        if os.path.exists(os.path.expanduser(dataset[:end])):
+            return dataset[:end], dataset[end + 1 :] or "train"
+    path, _, split = dataset.partition(":")
+    return path, split or "train"
+
+
 def loaded(dataset: str, config: str = "") -> Any:
     """The rows of DATASET[:SPLIT], read once. Raises ConfigError."""
-    path, _, split = dataset.partition(":")
-    key = (path, split or "train", config)
+    key = (*parts(dataset), config)
     with _loading:
         if key not in _loaded:
             _loaded[key] = _load(*key)
@@ -152,20 +184,38 @@ def _load(path: str, split: str, config: str) -> Any:
             ending = os.path.splitext(path.removesuffix(".gz"))[1]
             if ending not in _READERS:
                 raise ConfigError(f"hf:{path} is a file of no known kind: it may be {', '.join(_READERS)}")
+            if not os.path.getsize(path):
+                raise ConfigError(f"hf:{path} has no rows")
             return datasets.load_dataset(_READERS[ending], data_files=path, split=split)
-        if os.path.isfile(os.path.join(path, "state.json")):
-            return datasets.load_from_disk(path)
-        if os.path.isfile(os.path.join(path, "dataset_dict.json")):
-            return datasets.load_from_disk(path)[split]
+        if any(os.path.isfile(os.path.join(path, name)) for name in ("state.json", "dataset_dict.json")):
+            return _saved(datasets.load_from_disk(path), path, split)
         return datasets.load_dataset(path, config or None, split=split)
     except ConfigError:
         raise
     except Exception as error:  # whatever the package and the network say
-        said = " ".join(str(error).split())[:300]
-        raise ConfigError(
-            f"hf:{path}: its split {split!r} cannot be loaded: {type(error).__name__}: {said}: is the name right (a "
-            "file, a folder, or a hub's data set), and can this machine reach the hub?"
-        ) from error
+        cause = error.__cause__ or error  # a file that cannot be read is one of its own, and says no more than that
+        said = " ".join(f"{type(cause).__name__}: {cause}".split())[:300]
+        hint = (
+            ""
+            if os.path.exists(path)
+            else ": is the name right (a file, a folder, or a hub's data set), and can this machine reach the hub?"
+        )
+        raise ConfigError(f"hf:{path}: its split {split!r} cannot be loaded: {said}{hint}") from error
+
+
+def _saved(found: Any, path: str, split: str) -> Any:
+    """A split, or a part of it, of what `save_to_disk` wrote. Raises ConfigError."""
+    if (match := _PART.fullmatch(split)) is None:
+        raise ConfigError(f"hf:{path}: a split of a saved folder is NAME or NAME[FROM:TO], in rows, not {split!r}")
+    name, first, last = match.groups()
+    if isinstance(found, dict):
+        if name not in found:
+            raise ConfigError(f"hf:{path} has no split {name!r}; it has: {', '.join(found)}")
+        found = found[name]
+    elif name != str(found.split or "train"):
+        raise ConfigError(f"hf:{path} is one split, {found.split or 'train'}, not {name!r}")
+    bounds = slice(int(first) if first else None, int(last) if last else None)
+    return found if bounds == slice(None) else found.select(range(*bounds.indices(len(found))))
 
 
 def _without_nulls(message: Any) -> Any:

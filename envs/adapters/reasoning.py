@@ -54,6 +54,8 @@ class ReasoningGym(Env):
         """
         gym = package("reasoning-gym", "reasoning_gym", "reasoning-gym")
         self.names = [name.strip() for name in names.split(",") if name.strip()]
+        if self.names and len(self.names) != names.count(",") + 1:
+            raise ConfigError(f"reasoning-gym:{names} has a comma with no data set behind it")
         self.weights = _weights(weights, self.names)
         self.settings = _settings(gym, self.names, settings)
         self.system = gym.utils.SYSTEM_PROMPTS.get(system, system)

@@ -19,7 +19,7 @@ import aiohttp
 import anyio.to_thread
 import msgspec
 
-from envs.adapters.headers import headers_of, shown
+from envs.adapters.headers import headers_of, shown, without_password
 from envs.adapters.nemo import Resources, Session, call_id, described, output_item, response, rows, said_items
 from rollout.chat.messages import Message, ToolCall, tool, user
 from rollout.dialects.memory import Memory
@@ -78,6 +78,7 @@ class NemoGym(Env):
         """
         if not url.startswith(("http://", "https://")):
             raise ConfigError(f"nemo-gym:{url:.80} is no address: start the server, and name it by http://HOST:PORT")
+        without_password("nemo-gym", url)
         if tools not in ("auto", "row"):
             raise ConfigError(f"nemo-gym: tools={tools!r} must be auto (the row's, else the server's) or row")
         if timeout_s <= 0 or output_chars < 1:

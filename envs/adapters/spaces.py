@@ -26,7 +26,7 @@ import msgspec
 
 from envs.adapters.actions import action_of, asked_for, told, tool_text
 from envs.adapters.common import function, package, seeds
-from envs.adapters.headers import headers_of, shown
+from envs.adapters.headers import headers_of, shown, without_password
 from envs.adapters.places import Places
 from envs.adapters.space import Described, SpaceFailed, SpaceFull, Wrong, described, listed, opened
 from rollout.chat.messages import Message, ToolCall, system, tool, user
@@ -86,6 +86,7 @@ class OpenEnv(Env):
         package("openenv", "openenv.core", "openenv")
         if not url.startswith(("http://", "https://", "ws://", "wss://")):
             raise ConfigError(f"openenv:{url:.80} is no address: start the server, and name it by http://HOST:PORT")
+        without_password("openenv", url)
         if min(timeout_s, wait_s, output_chars, invalid) <= 0:
             raise ConfigError("openenv: timeout_s, wait_s, output_chars and invalid must be above 0")
         self.url, self.system, self.split, self.invalid = url, system, split, invalid

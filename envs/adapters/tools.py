@@ -24,7 +24,7 @@ from typing import Any
 import msgspec
 
 from envs.adapters.common import function, package
-from envs.adapters.headers import headers_of
+from envs.adapters.headers import headers_of, without_password
 from envs.adapters.sessions import Server, ServerFailed, Session, Shared, is_address, places
 from rollout.chat.messages import Message, ToolCall, system, tool, user
 from rollout.env import Env, MessageLike, Step, Task
@@ -90,7 +90,7 @@ class Mcp(Env):
         names = [name.strip() for name in env.split(",") if name.strip()]
         variables = {name: os.environ[name] for name in names if name in os.environ}
         named = places(servers)
-        sent = headers_of("mcp", headers, [place for place in named if is_address(place)])
+        sent = headers_of("mcp", headers, [without_password("mcp", place) for place in named if is_address(place)])
         self._servers = [Server(place, timeout_s, variables, sent.get(place, {})) for place in named]
         self._shared = session == "shared"
         self._sessions: list[Session] = []

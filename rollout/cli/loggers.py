@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import anyio
+
 from rollout.door import error_text, type_name
 from rollout.errors import ConfigError
 from rollout.observe.loggers import Logger, Makes, find_maker
+from rollout.process.threads import Threads
+
+#: Seconds until the trackers must have begun: their packages try again for minutes at a server that is not there.
+BEGIN_S = 60.0
 
 Found = list[tuple[str, Makes, str]]
 
@@ -15,6 +21,19 @@ Found = list[tuple[str, Makes, str]]
 def found(specs: Sequence[str]) -> Found:
     """What makes each of them. Imports their packages. Raises ConfigError for the first that cannot be had."""
     return [(spec, *find_maker(spec)) for spec in specs]
+
+
+async def begun(loggers: Found, name: str, config: Mapping[str, Any], *, limit_s: float = BEGIN_S) -> list[Logger]:
+    """As `made`, in a thread that is given up where it takes too long. Raises ConfigError."""
+    threads = Threads(1)
+    try:
+        with anyio.fail_after(limit_s):
+            return await threads.run(made, loggers, name, config)
+    except TimeoutError:
+        named = " ".join(f"--log {spec}" for spec, *_ in loggers)
+        raise ConfigError(f"{named} has not begun within {limit_s:g} s: is its server there?") from None
+    finally:
+        threads.close()
 
 
 def made(loggers: Found, name: str, config: Mapping[str, Any]) -> list[Logger]:

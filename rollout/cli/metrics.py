@@ -11,6 +11,9 @@ import anyio.to_thread
 from rollout.errors import ConfigError
 from rollout.observe.stats import Stats
 
+#: What is listened on where nothing else is said.
+LOOPBACK = "127.0.0.1"
+
 
 @contextlib.asynccontextmanager
 async def serving_metrics(
@@ -21,6 +24,8 @@ async def serving_metrics(
     Raises ConfigError where it cannot: the package is missing, the port is taken or is none.
     """
     if port is None:
+        if host != LOOPBACK:
+            raise ConfigError(f"--metrics-host {host} has no effect without --metrics-port: give a port, too")
         yield
         return
     if not 0 <= port <= 65535:

@@ -135,7 +135,7 @@ class Run:
         model = engine.server.model
         name = self._output.name if self._output is not None else Path(self.settings.env.rpartition(":")[0]).stem
         config = config_of(self.settings).settings
-        engine.log_to(*await anyio.to_thread.run_sync(loggers.made, self._loggers, name or self.settings.env, config))
+        engine.log_to(*await loggers.begun(self._loggers, name or self.settings.env, config))
         folder = self._folder = await anyio.to_thread.run_sync(plan.folder, self._output, model, self._here)
         self._log.open(folder.path / store.EVENTS)
         await anyio.to_thread.run_sync(self._add_resumed, plan)

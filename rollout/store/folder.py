@@ -23,6 +23,7 @@ import errno
 import itertools
 import math
 import os
+import re
 import shutil
 import time
 from array import array
@@ -384,9 +385,15 @@ def new_path(env: str, model: str, here: Path | None = None) -> Path:
         return path
 
 
+def _short(name: str) -> str:
+    """A name's last part as a folder's; the whole of it where that alone is no name, such as a split's `[:100]`."""
+    last = Path(name.rpartition(":")[2] or name).name.replace(" ", "_")
+    return last if re.fullmatch(r"[\w.+-]+", last) else re.sub(r"[^\w.+-]+", "_", Path(name).name).strip("_")
+
+
 def default_path(env: str, model: str, here: Path | None = None) -> Path:
     """runs/<env>--<model>--<time> beneath `here`, or where the process is; it does not exist yet."""
-    names = [Path(part.rpartition(":")[2] or part).name.replace(" ", "_") for part in (env, model)]
+    names = [_short(part) for part in (env, model)]
     stem = f"{names[0]}--{names[1]}--{time.strftime('%Y%m%d-%H%M%S')}"
     path, number = (here or Path.cwd()) / "runs" / stem, 1
     while path.exists():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from envs.adapters.headers import headers_of
+from envs.adapters.headers import headers_of, without_password
 from rollout.errors import ConfigError
 
 ONE, TWO = "http://one:8000/mcp", "http://two:9000/mcp"
@@ -49,3 +49,12 @@ def test_mistakes_are_one_line_without_a_value(given: str, addresses: list[str],
     assert "\n" not in str(raised.value)
     assert "s3cret" not in str(raised.value)
     assert "abc" not in str(raised.value)
+
+
+@pytest.mark.parametrize("address", ["http://bob:S3CRET@one:8000/mcp", "https://S3CRET@one", "ws://a@S3CRET@one/x"])
+def test_an_address_has_no_password(address: str) -> None:
+    """It would be kept with the run, as every argument is. The error does not say it either."""
+    with pytest.raises(ConfigError, match="has a user or a password in it") as refused:
+        without_password("mcp", address)
+    assert "S3CRET" not in str(refused.value)
+    assert without_password("mcp", "http://one:8000/users/@me?to=a@b") == "http://one:8000/users/@me?to=a@b"

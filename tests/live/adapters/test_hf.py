@@ -31,6 +31,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     chats = [{"prompt": [{"role": "user", "content": f"Say {n}."}], "answer": n} for n in range(8)]
     (tmp_path / "chats.json").write_text(json.dumps(chats))
     (tmp_path / "judges.py").write_text(JUDGES)
+    (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "broken.json").write_text('{"prompt": ')
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -66,6 +68,28 @@ def test_a_recorded_answer_has_the_functions_reward(folder: Path) -> None:
     assert env.step(said("It is 6.")).reward == 0.0
 
 
+def test_a_name_may_have_colons(folder: Path) -> None:
+    """What is there is the data set, and what stands behind it the split."""
+    (folder / "rows.jsonl").rename(folder / "r:o ws.jsonl")
+    for dataset, count in (("r:o ws.jsonl", 40), ("r:o ws.jsonl:train[:3]", 3)):
+        target = HuggingFace.absolute_target(dataset)
+        assert len(list(HuggingFace(target, reward="judges.py:judge").tasks(99, 0))) == count
+
+
+def test_saved_folders_have_splits_and_parts(folder: Path) -> None:
+    """Of what `save_to_disk` wrote, one split or several, a split's rows are taken as they are elsewhere."""
+    import datasets
+
+    rows = datasets.Dataset.from_list([{"prompt": str(n)} for n in range(9)])
+    rows.save_to_disk(str(folder / "one"))
+    datasets.DatasetDict({"train": rows, "test": rows.select(range(4))}).save_to_disk(str(folder / "several"))
+    for dataset, count in (("one", 9), ("one:train[2:5]", 3), ("several:test", 4), ("several:train[-2:]", 2)):
+        assert len(list(HuggingFace(dataset, reward="judges.py:judge").tasks(99, 0))) == count
+    assert "it has: train, test" in refused("hf:several:nope", reward="judges.py:judge")
+    assert "one split, train" in refused("hf:one:test", reward="judges.py:judge")
+    assert "in rows, not 'train[:50%]'" in refused("hf:one:train[:50%]", reward="judges.py:judge")
+
+
 @pytest.mark.parametrize(
     ("spec", "given", "words"),
     [
@@ -73,6 +97,13 @@ def test_a_recorded_answer_has_the_functions_reward(folder: Path) -> None:
         ("hf:rows.jsonl", {"reward": "judges.py:judg"}, "did you mean 'judge'"),
         ("hf:rows.jsonl", {"reward": "judges.py:judge", "prompt": "question"}, "it has: prompt, answer, level"),
         ("hf:rows.jsonl:test", {"reward": "judges.py:judge"}, 'Unknown split "test"'),
+        ("hf:rows.jsonl", {"reward": "judges.py:judge", "columns": "level"}, "leaves out 'prompt', which prompt needs"),
+        ("hf:rows.jsonl", {"reward": "judges.py:judge", "columns": "nope"}, "name one by -a columns="),
+        ("hf:rows.jsonl", {"reward": "judges.py:judge", "template": "{nope}"}, "name one by -a template="),
+        ("hf:rows.jsonl", {"reward": "judges.py:judge", "template": "{prompt"}, "cannot be read: expected '}'"),
+        ("hf:rows.jsonl", {"reward": "judges.py:judge", "template": "{}"}, "names no column: write {COLUMN}"),
+        ("hf:empty.jsonl", {"reward": "judges.py:judge"}, "empty.jsonl has no rows"),
+        ("hf:broken.json", {"reward": "judges.py:judge"}, "JSON parse error"),
         ("hf:judges.py", {"reward": "judges.py:judge"}, "a file of no known kind"),
     ],
 )

@@ -75,6 +75,7 @@ def test_the_packages_prompts_are_named() -> None:
     [
         ("leg_countin", {}, "did you mean 'leg_counting'"),
         ("gcd,gcd", {}, "twice"),
+        ("gcd,", {}, "has a comma with no data set behind it"),
         ("gcd,lcm", {"weights": "1"}, "must be 2 numbers above 0"),
         ("gcd", {"weights": "much"}, "must be numbers with commas"),
         ("gcd", {"max_number": "5"}, "did you mean 'max_numbers'?; it has: min_numbers"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -89,3 +90,16 @@ def test_those_that_began_are_closed_where_another_cannot() -> None:
     with pytest.raises(ConfigError, match=r"^--log b:x cannot begin: PermissionError: log in first$"):
         loggers.made([("a:x", lambda *_: kept, "x"), ("b:x", refuses, "x")], "run", {})
     assert kept.closed
+
+
+async def test_a_tracker_that_does_not_begin_ends_the_run_in_time() -> None:
+    """Its package may try a server that is not there again for minutes: the run does not wait for that."""
+    released = threading.Event()
+
+    def waits(rest: str, name: str, config: Mapping[str, Any]) -> Logger:
+        released.wait()
+        return Kept()
+
+    with pytest.raises(ConfigError, match=r"^--log a:x has not begun within 0.05 s: is its server there\?$"):
+        await loggers.begun([("a:x", waits, "x")], "run", {}, limit_s=0.05)
+    released.set()

@@ -94,6 +94,7 @@ def test_what_cannot_be_served_is_refused_before_anything_is_played(tmp_path: Pa
             ),
             (["--metrics-port", 70_000], "--metrics-port is a number from 0 (any that is free) to 65535, not 70000"),
             (["--metrics-port", 0, "--metrics-host", ""], "--metrics-host is empty: "),
+            (["--metrics-host", "0.0.0.0"], "--metrics-host 0.0.0.0 has no effect without --metrics-port"),
         ):
             done = ran("run", "echo", *options, "-o", out)
             assert done.returncode == 2

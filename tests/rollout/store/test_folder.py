@@ -257,6 +257,8 @@ def test_run_folders_never_share_a_name(tmp_path: Path, monkeypatch: pytest.Monk
     assert first.name.startswith("Mine--model--")
     assert default_path("path/to/env.py:Mine", "org/model") != first
     assert new_path("e", "m") != new_path("e", "m")
+    assert default_path("hf:data/p.jsonl:train[:1]", "m").name.startswith("p.jsonl_train_1--m--")
+    assert default_path("gymnasium:Taxi-v4", "m").name.startswith("Taxi-v4--m--")
 
 
 def test_reasons_read_back_as_reasons() -> None:
