@@ -27,7 +27,10 @@ TOOLS = frozenset({"dev", "docs"})
 BESIDE = {"parquet": "cli,serve", "plot": "cli,serve"}
 
 #: Extras that are tried in another's environment, which spares one of their own, unless they are asked for.
-WITHIN = {"metrics": "all", "otel": "trackio", "tensorboard": "trackio", "wandb": "trackio", "mlflow": "trackio"}
+WITHIN = {
+    **{"metrics": "all", "plot": "parquet", "trl": "train"},
+    **dict.fromkeys(("otel", "tensorboard", "wandb", "mlflow"), "trackio"),
+}
 
 #: Extras whose packages do not agree with our own versions: those of the environment where they are tested.
 VERSIONS = dict.fromkeys(("tensorboard", "wandb", "mlflow", "trackio", "otel"), "tests/live/constraints-loggers.txt")
