@@ -26,6 +26,7 @@ import hashlib
 import os
 import re
 import shutil
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -164,7 +165,10 @@ def _install_programs(name: str, constraints: Path) -> None:
     packages = constraints.read_text().split()
     # Claude Code's own install step puts its program where the package says.
     quiet = ["--no-audit", "--no-fund", "--no-package-lock", "--no-save", "--ignore-scripts=false", "--silent"]
-    _run(["npm", "install", "--prefix", str(ROOT / name), *quiet, *packages])
+    # npm trusts its own list of authorities; what this Python trusts is added, as uv is told to.
+    trusted = ssl.get_default_verify_paths().cafile
+    variables = {"NODE_EXTRA_CA_CERTS": trusted, **os.environ} if trusted else None
+    _run(["npm", "install", "--prefix", str(ROOT / name), *quiet, *packages], variables=variables)
     for program in PROGRAMS:
         _run([str(program_of(program)), "--version"])
 
@@ -231,8 +235,10 @@ def _uv(name: str, *args: str) -> None:
     _run([str(ROOT / name / "bin" / "uv"), "pip", "install", *into, *args])
 
 
-def _run(command: list[str], folder: str | None = None) -> None:
-    done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+def _run(command: list[str], folder: str | None = None, variables: dict[str, str] | None = None) -> None:
+    done = subprocess.run(
+        command, cwd=folder, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
     if done.returncode:
         raise InstallError(f"{' '.join(command[:6])} ... failed:\n{done.stdout[-3000:]}")
 
