@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 
 from tests.live.ray.cluster import Cluster, cluster
+
+#: As the clusters that tests start: a token in the home folder would be asked of some and not of others.
+os.environ["RAY_AUTH_MODE"] = "disabled"
 
 
 @pytest.fixture(scope="session")

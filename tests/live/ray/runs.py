@@ -17,9 +17,13 @@ ROLLOUT = str(Path(sys.executable).with_name("rollout"))
 
 
 def environ() -> dict[str, str]:
-    """This checkout's packages, whichever the environment was installed from, and no cluster of anybody's."""
+    """This checkout's packages, whichever the environment was installed from, and no cluster of anybody's.
+
+    Without tokens, said so: a head takes one that it finds in the home folder, where any `ray.init()` leaves one, and
+    a node that joins it does not.
+    """
     here = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    return {**here, "PYTHONPATH": str(PROJECT), "RAY_USAGE_STATS_ENABLED": "0"}
+    return {**here, "PYTHONPATH": str(PROJECT), "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
 
 
 def start(*args: str, cwd: Path, prefix: tuple[str, ...] = ()) -> subprocess.Popen[str]:
