@@ -19,6 +19,11 @@ class ConfigError(UsageError):
     """A setting that cannot be used, named with its remedy."""
 
 
+def not_installed(what: str, missing: str | None, extra: str) -> ConfigError:
+    """What says that a package is missing, and which extra of ours brings it."""
+    return ConfigError(f"{what} needs {missing}, which is not installed: pip install 'rollout-engine[{extra}]'")
+
+
 class UserCodeFailed(ConfigError):
     """Code of the user's that was called before anything was played raised; its error is the cause."""
 

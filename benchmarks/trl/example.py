@@ -43,6 +43,18 @@ HEAD = """| seed | first ten steps | last ten | difference | largest logprob dis
 |---|---|---|---|---|---|---|"""
 
 
+#: Settings of any trainer of TRL's, on a CPU and without a program that watches.
+ON_CPU: dict[str, Any] = {
+    "use_cpu": True,
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "save_strategy": "no",
+    "report_to": "none",
+    "logging_steps": 1,
+    "disable_tqdm": True,
+}
+
+
 class Settings(msgspec.Struct, kw_only=True):
     """What can be set from the command line."""
 
@@ -182,13 +194,7 @@ def _arguments(settings: Settings, seed: int) -> GRPOConfig:
         loss_type="dapo",
         scale_rewards="group",
         seed=seed,
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        save_strategy="no",
-        report_to="none",
-        logging_steps=1,
-        disable_tqdm=True,
+        **ON_CPU,
     )
 
 

@@ -1,4 +1,5 @@
-"""What adapters share: the package that is imported when it is needed, and a user's function by its name."""
+"""What adapters share: the package that is imported when it is needed, a user's function by its name, and the words
+for what a model's calls, its tools and other people's code have come to."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import Any
 
+from rollout.chat.messages import Message
 from rollout.errors import ConfigError
 from rollout.process.imports import import_file, import_module
 
@@ -49,3 +51,25 @@ def seeds(n: int, seed: int) -> Iterator[int]:
     """`n` seeds that packages can take; the same ones for the same seed."""
     draw = random.Random(seed)
     return (draw.randrange(2**31) for _ in range(n))
+
+
+def one_line(error: BaseException) -> str:
+    """An error's type and what it says, in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def beginning(text: str, most: int) -> str:
+    """Of what a tool or an environment says the first `most` characters, and how many were left out."""
+    left_out = len(text) - most
+    return f"{text[:most]}\n[{left_out} characters left out]" if left_out > 0 else text
+
+
+def unread(message: Message) -> str:
+    """What the model is told of calls that could not be read."""
+    reasons = ", ".join(sorted({call.reason for call in message.malformed_tool_calls}))
+    return f"error: a tool call could not be read ({reasons})"
+
+
+def unknown_tool(name: str, known: Iterable[str]) -> str:
+    """What the model is told of a tool that it does not have."""
+    return f"error: no tool named {name[:60]!r}; there are {', '.join(known)}"

@@ -22,7 +22,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from envs.adapters.common import function, package
+from envs.adapters.common import function, one_line, package
 from rollout.chat.messages import Message, system, user
 from rollout.env import Env, MessageLike, Step, Task
 from rollout.errors import ConfigError
@@ -194,7 +194,7 @@ def _load(path: str, split: str, config: str) -> Any:
         raise
     except Exception as error:  # whatever the package and the network say
         cause = error.__cause__ or error  # a file that cannot be read is one of its own, and says no more than that
-        said = " ".join(f"{type(cause).__name__}: {cause}".split())[:300]
+        said = one_line(cause)[:300]
         hint = (
             ""
             if os.path.exists(path)

@@ -14,6 +14,7 @@ import aiohttp
 import httpx
 import msgspec
 
+from envs.adapters.common import one_line
 from envs.adapters.headers import shown
 from rollout.chat.messages import Message
 from rollout.errors import ConfigError
@@ -44,7 +45,7 @@ def described(url: str, headers: Mapping[str, str], timeout_s: float) -> Resourc
         answer = httpx.get(f"{url}/openapi.json", headers=dict(headers), timeout=timeout_s)
         said = answer.json() if answer.status_code == 200 else {}
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        why = " ".join(f"{type(error).__name__}: {error}".split())
+        why = one_line(error)
         raise ConfigError(f"nemo-gym: no server at {shown(url)}: {why:.200}: start it (ng_run)") from error
     except ValueError:
         said = {}
@@ -115,7 +116,7 @@ class Session:
             took = f"{name} took longer than {self._timeout_s:g} s (timeout_s)"
             raise ResourcesFailed(f"{shown(self._url)}: {took}") from error
         except aiohttp.ClientError as error:
-            said = " ".join(f"{type(error).__name__}: {error}".split())
+            said = one_line(error)
             raise ResourcesFailed(f"{shown(self._url)} is gone in {name}: {said:.300}") from error
         self._cookies.update((cookie.key, cookie.value) for cookie in answer.cookies.values())
         return answer.status, text

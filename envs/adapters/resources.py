@@ -19,6 +19,7 @@ import aiohttp
 import anyio.to_thread
 import msgspec
 
+from envs.adapters.common import beginning, unknown_tool, unread
 from envs.adapters.headers import headers_of, shown, without_password
 from envs.adapters.nemo import Resources, Session, call_id, described, output_item, response, rows, said_items
 from rollout.chat.messages import Message, ToolCall, tool, user
@@ -136,11 +137,10 @@ class NemoGym(Env):
         for number, call in enumerate(message.tool_calls):
             text = await self._call(call)
             self._said.append(output_item(call_id(call, at, number), text))
-            replies.append(tool(self._cut(text), call=call))
+            replies.append(tool(beginning(text, self.output_chars), call=call))
         if message.malformed_tool_calls:
             self._metrics["tool_errors"] += len(message.malformed_tool_calls)
-            reasons = ", ".join(sorted({call.reason for call in message.malformed_tool_calls}))
-            replies.append(self._told(f"error: a tool call could not be read ({reasons})"))
+            replies.append(self._told(unread(message)))
         return Step(messages=replies, metrics=dict(self._metrics))
 
     def _told(self, text: str) -> Message:
@@ -151,7 +151,7 @@ class NemoGym(Env):
         self._metrics["tool_calls"] += 1
         known = [each["function"]["name"] for each in self.tools]
         if call.name not in known:  # its name is a path, and not every path is the model's to ask
-            failed, text = True, f"error: no tool named {call.name[:60]!r}; there are {', '.join(known)}"
+            failed, text = True, unknown_tool(call.name, known)
         else:
             try:
                 failed, text = await self._session.tool(call.name, call.parsed_arguments())
@@ -159,10 +159,6 @@ class NemoGym(Env):
                 failed, text = True, f"error: {error}"
         self._metrics["tool_errors"] += failed
         return text
-
-    def _cut(self, text: str) -> str:
-        left_out = len(text) - self.output_chars
-        return f"{text[: self.output_chars]}\n[{left_out} characters left out]" if left_out > 0 else text
 
     async def _stepped(self, message: Message, items: list[dict[str, Any]], cut: bool) -> Step:
         """One turn of a server that steps: it makes the calls itself."""
@@ -175,7 +171,7 @@ class NemoGym(Env):
         for number, call in enumerate(message.tool_calls):
             self._metrics["tool_calls"] += 1
             name = call_id(call, len(self._said) - len(items), number)
-            replies.append(tool(self._cut(outputs.get(name, "")), call=call))
+            replies.append(tool(beginning(outputs.get(name, ""), self.output_chars), call=call))
         if seen := found.get("observation"):
             replies.append(user(seen))
         if not done and not replies:

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 import msgspec
 
-from envs.adapters.common import package
+from envs.adapters.common import one_line, package
 from envs.adapters.headers import shown
 from rollout.errors import ConfigError
 
@@ -253,7 +253,7 @@ def _said(error: BaseException) -> str:
     """What an error says in one line; that of the first in a group."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    return one_line(error)[:300]
 
 
 def _last(printed: IO[str]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import msgspec
 
-from envs.adapters.common import package
+from envs.adapters.common import one_line, package
 from envs.adapters.headers import shown
 from rollout.errors import ConfigError
 
@@ -84,7 +84,7 @@ def _get(url: str, path: str, headers: Mapping[str, str], timeout_s: float, body
         method = "GET" if body is None else "POST"
         answer = httpx.request(method, whole, json=body, headers=dict(headers), timeout=timeout_s)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        why = " ".join(f"{type(error).__name__}: {error}".split())
+        why = one_line(error)
         raise ConfigError(f"openenv: no server at {shown(url)}: {why:.200}: start it, or name another") from error
     try:
         return answer, answer.json() if answer.status_code == 200 else None
@@ -162,7 +162,7 @@ class Session:
         except RuntimeError as error:
             raise self._meaning(what, str(error)) from error
         except Exception as error:  # whatever the connection says
-            said = " ".join(f"{type(error).__name__}: {error}".split())
+            said = one_line(error)
             raise SpaceFailed(f"{self._server} is gone in {what}: {said:.300}") from error
 
     def _meaning(self, what: str, said: str) -> Exception:

@@ -25,7 +25,7 @@ from typing import Any
 import msgspec
 
 from envs.adapters.actions import action_of, asked_for, told, tool_text
-from envs.adapters.common import function, package, seeds
+from envs.adapters.common import beginning, function, package, seeds, unread
 from envs.adapters.headers import headers_of, shown, without_password
 from envs.adapters.places import Places
 from envs.adapters.space import Described, SpaceFailed, SpaceFull, Wrong, described, listed, opened
@@ -124,7 +124,7 @@ class OpenEnv(Env):
             return [*opening, *_messages(await self._called(self._observe, result.observation, True))]
         prompt = task.get("prompt")
         parts = [prompt] if isinstance(prompt, str) and prompt else []
-        parts.append(self._cut(told(result.observation)))
+        parts.append(beginning(told(result.observation), self.output_chars))
         if self._action is None and not self.tools:
             parts.append(asked_for(self.shared.server.action))
         return [*opening, user("\n\n".join(part for part in parts if part))]
@@ -170,7 +170,7 @@ class OpenEnv(Env):
     async def _told(self, observation: Any) -> Sequence[MessageLike]:
         if self._observe is not None:
             return _messages(await self._called(self._observe, observation, False))
-        return [user(self._cut(told(observation)))]
+        return [user(beginning(told(observation), self.output_chars))]
 
     async def _call_tools(self, message: Message) -> Step:
         """Makes the calls of one turn, each a step of the server's; an answer without any is the last."""
@@ -183,11 +183,10 @@ class OpenEnv(Env):
                 break
             text, gained, done = await self._call(call)
             reward += gained
-            replies.append(tool(self._cut(text), call=call))
+            replies.append(tool(beginning(text, self.output_chars), call=call))
         if message.malformed_tool_calls:
             self._metrics["invalid"] += len(message.malformed_tool_calls)
-            reasons = ", ".join(sorted({call.reason for call in message.malformed_tool_calls}))
-            replies.append(user(f"error: a tool call could not be read ({reasons})"))
+            replies.append(user(unread(message)))
         return self._step([] if done else replies, done=done, reward=reward)
 
     async def _call(self, call: ToolCall) -> tuple[str, float, bool]:
@@ -215,10 +214,6 @@ class OpenEnv(Env):
     async def _called(self, given: Any, *args: Any) -> Any:
         said = await self.shared.threads.run(given, *args)
         return await said if inspect.isawaitable(said) else said
-
-    def _cut(self, text: str) -> str:
-        left_out = len(text) - self.output_chars
-        return f"{text[: self.output_chars]}\n[{left_out} characters left out]" if left_out > 0 else text
 
     async def close(self) -> None:
         """Ends the session, which another rollout may be waiting for."""

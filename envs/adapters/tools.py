@@ -23,7 +23,7 @@ from typing import Any
 
 import msgspec
 
-from envs.adapters.common import function, package
+from envs.adapters.common import beginning, function, package, unknown_tool, unread
 from envs.adapters.headers import headers_of, without_password
 from envs.adapters.sessions import Server, ServerFailed, Session, Shared, is_address, places
 from rollout.chat.messages import Message, ToolCall, system, tool, user
@@ -140,14 +140,13 @@ class Mcp(Env):
         replies: list[MessageLike] = [tool(await self._call(call), call=call) for call in message.tool_calls]
         if message.malformed_tool_calls:
             self._metrics["tool_errors"] += len(message.malformed_tool_calls)
-            reasons = ", ".join(sorted({call.reason for call in message.malformed_tool_calls}))
-            replies.append(user(f"error: a tool call could not be read ({reasons})"))
+            replies.append(user(unread(message)))
         return Step(messages=replies, metrics=dict(self._metrics))
 
     async def _call(self, call: ToolCall) -> str:
         self._metrics["tool_calls"] += 1
         if (session := self._of.get(call.name)) is None:
-            failed, text = True, f"error: no tool named {call.name[:60]!r}; there are {', '.join(self._of)}"
+            failed, text = True, unknown_tool(call.name, self._of)
         else:
             try:
                 failed, text = await session.call(call.name, call.parsed_arguments())
@@ -158,8 +157,7 @@ class Mcp(Env):
                     await session.probe()
                 raise
         self._metrics["tool_errors"] += failed
-        left_out = len(text) - self.output_chars
-        return f"{text[: self.output_chars]}\n[{left_out} characters left out]" if left_out > 0 else text
+        return beginning(text, self.output_chars)
 
     async def score(self, messages: list[Message]) -> float:
         """What the judge says of the whole conversation."""

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 import anyio
 import anyio.to_thread
 
-from rollout.errors import ConfigError
+from rollout.errors import ConfigError, not_installed
 from rollout.observe.stats import Stats
 
 #: What is listened on where nothing else is said.
@@ -35,9 +35,7 @@ async def serving_metrics(
     try:
         from rollout.observe.prometheus import StatsCollector, serve
     except ImportError as error:
-        raise ConfigError(
-            f"--metrics-port needs {error.name}, which is not installed: pip install 'rollout-engine[metrics]'"
-        ) from error
+        raise not_installed("--metrics-port", error.name, "metrics") from error
     server = contextlib.ExitStack()
     # In threads: a host's name may have to be looked up, and the server takes half a second to end.
     url = await anyio.to_thread.run_sync(server.enter_context, serve(StatsCollector(stats), port=port, host=host))

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable
 import anyio
 import anyio.to_thread
 
-from rollout.errors import ConfigError
+from rollout.errors import not_installed
 
 #: What spans say they are of, where OTEL_SERVICE_NAME does not.
 SERVICE = "rollout"
@@ -45,9 +45,7 @@ def export_spans() -> Callable[[], None]:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
-        raise ConfigError(
-            f"tracing needs {error.name}, which is not installed: pip install 'rollout-engine[otel]'"
-        ) from error
+        raise not_installed("tracing", error.name, "otel") from error
     if not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
         return lambda: None
     named = {"service.name": os.environ.get("OTEL_SERVICE_NAME") or SERVICE}

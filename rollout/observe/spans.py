@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rollout.door import type_name, well_formed
-from rollout.errors import ConfigError
+from rollout.errors import not_installed
 from rollout.records import Rollout, Turn
 from rollout.request import Reply, Request
 
@@ -42,9 +42,7 @@ class Spans:
         try:
             from opentelemetry import propagate, trace
         except ImportError as error:
-            raise ConfigError(
-                f"tracing needs {error.name}, which is not installed: pip install 'rollout-engine[otel]'"
-            ) from error
+            raise not_installed("tracing", error.name, "otel") from error
         self._tracer = trace.get_tracer("rollout")
         self._trace, self._inject = trace, propagate.inject
         self._model, self._server = model, server

@@ -27,7 +27,7 @@ import anyio
 
 from rollout.address import is_loopback
 from rollout.config import EngineConfig
-from rollout.errors import ConfigError, RolloutError
+from rollout.errors import ConfigError, RolloutError, not_installed
 from rollout.log import get_logger, takes_structlog
 from rollout.workers import ray_messages as messages
 from rollout.workers.channel import Channel
@@ -132,7 +132,7 @@ class RayLaunch:
     def __init__(self, config: EngineConfig) -> None:
         """Raises ConfigError where Ray is not installed."""
         if importlib.util.find_spec("ray") is None:
-            raise ConfigError("launch 'ray' needs ray, which is not installed: pip install 'rollout-engine[ray]'")
+            raise not_installed("launch 'ray'", "ray", "ray")
         self._config = config
         self._link: Link | None = None
         self._rendezvous: Rendezvous | None = None

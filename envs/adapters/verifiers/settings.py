@@ -24,7 +24,7 @@ import verifiers.v1.tasksets
 from pydantic import ValidationError
 from verifiers.v1.utils.compile import validate_pairing
 
-from envs.adapters.common import nearest
+from envs.adapters.common import nearest, one_line
 from envs.adapters.verifiers import chat
 from rollout.errors import ConfigError
 from rollout.process.imports import absolute_file, import_file
@@ -233,4 +233,4 @@ def _first(error: ValidationError) -> str:
 
 def said(error: BaseException) -> str:
     """What an error says, in one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:600].replace("--env.", "-a ")
+    return one_line(error)[:600].replace("--env.", "-a ")

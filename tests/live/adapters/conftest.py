@@ -9,6 +9,10 @@ import importlib.util
 import warnings
 from pathlib import Path
 
+import pytest
+
+from tests.live.adapters.mcp_kit import JUDGES
+
 #: What a file's tests need here; the others' need what `reasoning_gym` is installed beside.
 _NEEDS = {"test_spaces.py": "openenv", "test_verifiers.py": "verifiers"}
 
@@ -30,3 +34,11 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     for _package in filter(_is_there, _WARNING):
         importlib.import_module(_package)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where rollouts of tools are played from: it has the judges. Files with others have a folder of their own."""
+    (tmp_path / "judges.py").write_text(JUDGES)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

@@ -16,18 +16,11 @@ from envs.adapters.tools import Mcp
 from rollout import Engine, EngineConfig
 from rollout.registry import env_factory
 from tests.live.adapters.kit import MARKS, play, refused
-from tests.live.adapters.mcp_kit import JUDGES, calling, first_tool, http_server, is_there, opened, stdio
+from tests.live.adapters.mcp_kit import calling, first_tool, http_server, is_there, opened, stdio
 from tests.live.adapters.test_many import MOST_MIB, rounds
 from transports.scripted import ScriptedTransport, reply
 
 pytestmark = MARKS
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "judges.py").write_text(JUDGES)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 @pytest.fixture

@@ -12,17 +12,10 @@ from rollout import Engine, EngineConfig
 from rollout.chat.messages import user
 from rollout.registry import env_factory
 from tests.live.adapters.kit import MARKS, play, refused, said
-from tests.live.adapters.mcp_kit import JUDGES, calling, first_tool, http_server, is_there, opened, stdio
+from tests.live.adapters.mcp_kit import calling, first_tool, http_server, is_there, opened, stdio
 from transports.scripted import ScriptedTransport, Stalled, reply
 
 pytestmark = MARKS
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "judges.py").write_text(JUDGES)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 @pytest.fixture

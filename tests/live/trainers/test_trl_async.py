@@ -21,7 +21,7 @@ from trl.experimental.async_grpo.async_grpo_trainer import (
 )
 from trl.experimental.async_grpo.async_rollout_worker import RolloutSample
 
-from benchmarks.trl.example import disagreement
+from benchmarks.trl.example import ON_CPU, disagreement
 from envs.guess_number import GuessNumber
 from rollout import EngineConfig, EngineThread
 from rollout.trainers import trl
@@ -160,13 +160,7 @@ def test_the_async_trainer_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
                 max_staleness=4,
                 weight_sync_steps=1,
                 temperature=1.0,
-                use_cpu=True,
-                bf16=False,
-                gradient_checkpointing=False,
-                save_strategy="no",
-                report_to="none",
-                logging_steps=1,
-                disable_tqdm=True,
+                **ON_CPU,
             ),
         )
         trainer.train()
