@@ -71,46 +71,46 @@ packages: $(INSTALLED)  ## and Ray, and the packages whose environments are play
 	$(BIN)/python -m tests.live.install ray envs verifiers openenv nemo-gym
 
 live: servers  ## start real servers, and test against them
-	$(BIN)/python -m pytest -q -rP --durations=12 -m 'live and not full and not agents and not adapters and not dashboards and not trainers and not sglang and not ray' tests/live
+	$(BIN)/python -m pytest -q -rfEP --durations=12 -m 'live and not full and not agents and not adapters and not dashboards and not trainers and not sglang and not ray' tests/live
 
 live-sglang: sglang  ## the same of SGLang
-	$(BIN)/python -m pytest -q -rP --durations=12 -m 'sglang and not full' tests/live
+	$(BIN)/python -m pytest -q -rfEP --durations=12 -m 'sglang and not full' tests/live
 
 live-sglang-full: sglang  ## and a thousand turns on it, with each model: benchmarks/SGLANG.md
-	$(BIN)/python -m pytest -q -rP --durations=12 -m 'sglang and full' tests/live
+	$(BIN)/python -m pytest -q -rfEP --durations=12 -m 'sglang and full' tests/live
 
 live-ray: $(INSTALLED)  ## Ray's cluster on this machine, with real servers; the tests run where Ray is; needs root, for two hosts
 	$(BIN)/python -m tests.live.install vllm dynamo ray
-	.servers/ray/bin/python -m pytest -q -rP --durations=12 -n 2 --dist loadfile -m ray tests/live/ray
+	.servers/ray/bin/python -m pytest -q -rfEP --durations=12 -n 2 --dist loadfile -m ray tests/live/ray
 
 programs: $(INSTALLED)  ## install real agents (mini-swe-agent, LangGraph, Claude Code, Codex and others) under .servers; needs npm
 	$(BIN)/python -m tests.live.install agents programs
 
 agents: $(INSTALLED)  ## play real agents on a real vLLM, and print the table of each: docs/agents.md; AGENT=claude for one
 	$(BIN)/python -m tests.live.install vllm agents programs
-	$(BIN)/python -m pytest -q -rP --durations=12 -m agents -k '$(AGENT)' tests/live
+	$(BIN)/python -m pytest -q -rfEP --durations=12 -m agents -k '$(AGENT)' tests/live
 
 adapters: $(INSTALLED)  ## install other packages' environments, and play each on the embedded model
 	$(BIN)/python -m tests.live.install envs verifiers openenv nemo-gym
-	.servers/envs/bin/python -m pytest -q -rP --durations=12 -m adapters tests/live/adapters
-	.servers/openenv/bin/python -m pytest -q -rP --durations=12 -m adapters tests/live/adapters
-	.servers/verifiers/bin/python -m pytest -q -rP --durations=12 -m adapters tests/live/adapters
+	.servers/envs/bin/python -m pytest -q -rfEP --durations=12 -m adapters tests/live/adapters
+	.servers/openenv/bin/python -m pytest -q -rfEP --durations=12 -m adapters tests/live/adapters
+	.servers/verifiers/bin/python -m pytest -q -rfEP --durations=12 -m adapters tests/live/adapters
 
 trainers: $(INSTALLED)  ## install TRL and verl, and have trainers learn from the engine's rollouts, on one seed
 	$(BIN)/python -m tests.live.install train verl
-	.servers/train/bin/python -m pytest -q -rP --durations=12 -m trainers tests/live/trainers
-	.servers/verl/bin/python -m pytest -q -rP --durations=12 -m trainers tests/live/trainers/verl
+	.servers/train/bin/python -m pytest -q -rfEP --durations=12 -m trainers tests/live/trainers
+	.servers/verl/bin/python -m pytest -q -rfEP --durations=12 -m trainers tests/live/trainers/verl
 
 trainers-full: $(INSTALLED)  ## the same on three seeds: writes benchmarks/TRL.md
 	$(BIN)/python -m tests.live.install train
 	OMP_NUM_THREADS=1 .servers/train/bin/python -m benchmarks.trl.example --seed 0 1 2 --at-least 0.05 --write benchmarks/TRL.md
 
 live-full: servers programs  ## the same with the whole matrix of servers and models
-	$(BIN)/python -m pytest -q -rP --durations=12 -m 'live and not adapters and not dashboards and not trainers and not sglang and not ray' tests/live
+	$(BIN)/python -m pytest -q -rfEP --durations=12 -m 'live and not adapters and not dashboards and not trainers and not sglang and not ray' tests/live
 
 dashboards: $(INSTALLED)  ## install trackers and Prometheus, and ask them for what a run told them
 	$(BIN)/python -m tests.live.install loggers
-	.servers/loggers/bin/python -m pytest -q -rP --durations=12 -m dashboards tests/live/dashboards
+	.servers/loggers/bin/python -m pytest -q -rfEP --durations=12 -m dashboards tests/live/dashboards
 
 soak: servers  ## a real job under a storm, in the form of CI; needs root, for a disk that can be filled
 	$(BIN)/python -m benchmarks.soak
