@@ -227,7 +227,7 @@ class DynamoTransport(ServedTransport):
             else:
                 self.detours[self._gone] += 1
         body = chat_body(request, self.info.model)
-        return read_chat(await self.client.post(CHAT, body, headers=session_headers(request)))
+        return await self._read(read_chat, await self.client.post(CHAT, body, headers=session_headers(request)))
 
     async def _generate(self, request: Request, prompt: TokenPrompt) -> Reply:
         """By an engine's own route. What it refuses without a reason is refused here, or the refusal says what it may
@@ -250,9 +250,9 @@ class DynamoTransport(ServedTransport):
         headers = session_headers(request)
         if self.info.token_route == STREAM:
             body = stream_body(request, self.info.max_model_len)
-            return read_stream(await self.client.post(STREAM, body, headers=headers))
+            return await self._read(read_stream, await self.client.post(STREAM, body, headers=headers))
         body = generate_body(request, self.info.model)
-        return read_generate(await self.client.post(GENERATE, body, headers=headers), request)
+        return await self._read(read_generate, await self.client.post(GENERATE, body, headers=headers), request)
 
     def _detour(self, error: TransportError) -> None:
         """Counts it; and, where it says more than that something went wrong, leaves the route for a while."""

@@ -7,7 +7,10 @@ SGLang    `meta_info.routed_experts`: base64 of int32, without a shape; `output_
 from __future__ import annotations
 
 import io
-from typing import Any
+import math
+import warnings
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -17,24 +20,26 @@ from rollout.errors import MalformedReply
 from rollout.log import get_logger
 from rollout.token_fields import Blob, ExpertType, RoutedExperts, SamplingMask
 from rollout.transport import ServerInfo, TransportConfig
+from transports.large import bytes_of, lists_of
 
 #: What a field that is not in an answer is, where it is read only when it was asked for: it may be large.
 ABSENT = msgspec.Raw(b"null")
 
-_BYTES = msgspec.json.Decoder(bytes | None)
-_LISTS = msgspec.json.Decoder(list[list[int]] | None)
+_LISTS = msgspec.json.Decoder(list[list[Annotated[int, msgspec.Meta(ge=0, lt=2**31)]]])
+
+_T = TypeVar("_T")
 
 _log = get_logger(__name__)
 
 
 def experts_of_npy(field: msgspec.Raw, path: str) -> RoutedExperts | None:
     """vLLM's. Raises MalformedReply."""
-    data = _read(_BYTES, field, "routed_experts", path)
+    data = _read(bytes_of, field, "routed_experts", path)
     if data is None:
         return None
     try:
-        found = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
-    except ValueError as error:
+        found = _array(data)
+    except Exception as error:  # of a header that is no header numpy's reader raises one thing or another
         raise MalformedReply(f"{path}: routed_experts is no .npy file: {error}") from error
     if found.ndim != 3 or found.dtype.kind not in "iu":
         raise MalformedReply(
@@ -43,13 +48,27 @@ def experts_of_npy(field: msgspec.Raw, path: str) -> RoutedExperts | None:
     return _experts(found, path)
 
 
+def _array(data: bytes) -> NDArray[Any]:
+    """What a .npy file holds, where it stands: a header that promises more than there is has nothing made for it."""
+    file = io.BytesIO(data)
+    read = np.lib.format.read_array_header_1_0
+    if np.lib.format.read_magic(file) != (1, 0):
+        read = np.lib.format.read_array_header_2_0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a header that has to be guessed at
+        shape, by_columns, dtype = read(file)
+    if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(data) - file.tell():
+        raise ValueError(f"{len(data) - file.tell()} bytes are not {dtype} of shape {shape}")
+    return np.frombuffer(data, dtype, offset=file.tell()).reshape(shape, order="F" if by_columns else "C")
+
+
 def experts_of_bytes(field: msgspec.Raw, shape: tuple[int, int] | None, rows: int, path: str) -> RoutedExperts | None:
     """SGLang's. Without a (layers, top k) that is known it is one layer of all. Raises MalformedReply."""
-    data = _read(_BYTES, field, "routed_experts", path)
+    data = _read(bytes_of, field, "routed_experts", path)
     if data is None:
         return None
-    layers, top_k = shape or (1, len(data) // (4 * rows) if rows else 0)
-    if not rows or not layers * top_k or len(data) != 4 * rows * layers * top_k:
+    layers, top_k = shape or (1, len(data) // (4 * rows) if rows > 0 else 0)
+    if rows <= 0 or not layers * top_k or len(data) != 4 * rows * layers * top_k:
         of = f" of {layers} layers with {top_k} experts each" if shape else ""
         raise MalformedReply(f"{path}: routed_experts has {len(data)} bytes, which are not {rows} positions{of}")
     return _experts(np.frombuffer(data, "<i4").reshape(rows, layers, top_k), path)
@@ -57,11 +76,8 @@ def experts_of_bytes(field: msgspec.Raw, shape: tuple[int, int] | None, rows: in
 
 def mask_of_lists(field: msgspec.Raw, path: str) -> SamplingMask | None:
     """Either's. Raises MalformedReply."""
-    kept = _read(_LISTS, field, "the sampling mask", path)
-    try:
-        return None if kept is None else SamplingMask.of(kept)
-    except OverflowError as error:
-        raise MalformedReply(f"{path}: the sampling mask has an id beyond 32 bits") from error
+    kept = _read(lambda lists: lists_of(lists, _LISTS), field, "the sampling mask", path)
+    return None if kept is None else SamplingMask.of(kept)
 
 
 def tell_unreported(config: TransportConfig, info: ServerInfo, **remedies: str) -> None:
@@ -72,10 +88,12 @@ def tell_unreported(config: TransportConfig, info: ServerInfo, **remedies: str) 
             _log.warning(f"{name}_not_reported", server=config.base_url or info.dialect, remedy=remedy)
 
 
-def _read(decoder: msgspec.json.Decoder[Any], field: msgspec.Raw, name: str, path: str) -> Any:
+def _read(read: Callable[[msgspec.Raw], _T], field: msgspec.Raw, name: str, path: str) -> _T | None:
+    if bytes(memoryview(field)[:5]).strip() == b"null":
+        return None
     try:
-        return decoder.decode(field)
-    except msgspec.MsgspecError as error:
+        return read(field)
+    except (ValueError, RecursionError) as error:  # msgspec's errors and binascii's are ValueErrors
         raise MalformedReply(f"{path}: {name} cannot be read: {error}") from error
 
 

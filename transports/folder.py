@@ -12,7 +12,10 @@ from transports.http.answers import UNREADABLE
 
 async def read_json(folder: str | None, name: str) -> dict[str, Any] | None:
     """A file of the folder; None where the folder is not here, empty where the file cannot be read."""
-    if not folder or not await anyio.Path(folder).is_dir():
+    try:
+        if not folder or not await anyio.Path(folder).is_dir():
+            return None
+    except OSError:  # what is no name of a folder here, such as one that is too long
         return None
     try:
         return msgspec.json.decode(await (anyio.Path(folder) / name).read_bytes(), type=dict[str, Any])

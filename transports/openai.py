@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import contextlib
 import zlib
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Annotated, Any
 
 import anyio
+import anyio.to_thread
 import msgspec
 
 from rollout.chat.messages import Message
@@ -29,11 +30,12 @@ from rollout.errors import (
     TransportError,
 )
 from rollout.histogram import Histogram
-from rollout.request import FinishReason, MessagePrompt, Request, TokenPrompt, WeightSpan
+from rollout.request import FinishReason, MessagePrompt, Reply, Request, TokenPrompt, WeightSpan
 from rollout.transport import ServerInfo, ServerLoad, Traffic, Transport, TransportConfig
 from transports.http.answers import RETRY_STATUSES
 from transports.http.client import Answer, HttpClient, decode
 from transports.http.metrics import read_first_tokens, read_load
+from transports.large import LARGE
 
 
 class ModelCard(msgspec.Struct):
@@ -104,6 +106,9 @@ OPEN_S = 4.5
 #: Within so many seconds it has completed one token, also behind the queue of others' requests.
 PROBE_S = 60.0
 
+#: Large answers that are read at once: each is in memory several times meanwhile.
+READERS = 2
+
 _MODELS = msgspec.json.Decoder(ModelList)
 
 
@@ -118,6 +123,7 @@ class ServedTransport(Transport):
         self.client = client
         self.info = info
         self._weights_timeout_s = weights_timeout_s
+        self._readers = anyio.CapacityLimiter(READERS)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.client.base_url} {self.info.token_route or 'no token route'}>"
@@ -162,6 +168,12 @@ class ServedTransport(Transport):
     def traffic(self) -> Traffic:
         """See `rollout.transport.Transport`."""
         return self.client.traffic
+
+    async def _read(self, read: Callable[..., Reply], answer: Answer, *args: Any) -> Reply:
+        """What an answer says: of a large one in a thread. See `transports.large`."""
+        if len(answer.body) <= LARGE:
+            return read(answer, *args)
+        return await anyio.to_thread.run_sync(read, answer, *args, limiter=self._readers)
 
     async def _metrics(self) -> str:
         return (await self.client.get("/metrics")).body.decode("utf-8", "replace")

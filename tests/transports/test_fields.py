@@ -36,6 +36,12 @@ def npy(array: Any) -> msgspec.Raw:
     return raw(file.getvalue())
 
 
+def npy_header(text: str) -> msgspec.Raw:
+    """A file whose header promises what it likes, before 8 bytes."""
+    header = text.encode().ljust(117) + b"\n"
+    return raw(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(8))
+
+
 def raw(data: bytes) -> msgspec.Raw:
     return msgspec.Raw(msgspec.json.encode(b64encode(data).decode()))
 
@@ -87,6 +93,12 @@ def test_what_is_not_there_is_none() -> None:
         (npy(np.full((2, 2, 2), -1, np.int16)), "/x: routed_experts has -1, which is no expert's number"),
         (npy(np.full((1, 1, 1), 2**40)), "which is no expert's number"),
         (raw(b"\x93NUMPY\x01\x00\xff"), r"no \.npy file"),
+        (npy_header("{'descr': '|u1', 'fortran_order': False, 'shape': (2**60, 8, 8)}"), r"no \.npy file"),
+        (npy_header("{'descr': '|u1', 'fortran_order': False, 'shape': (1000000000000, 8, 8)}"), r"no \.npy file"),
+        (npy_header("{'descr': '|u1', 'fortran_order': False, 'shape': (-1, 1, -8)}"), r"no \.npy file"),
+        (npy_header("{'descr': '|O', 'fortran_order': False, 'shape': (1, 1, 1)}"), r"no \.npy file"),
+        (npy_header("(" * 4000), r"no \.npy file"),
+        (npy_header("{'descr': 7}"), r"no \.npy file"),
     ],
 )
 def test_what_is_no_array_of_experts_is_said(field: msgspec.Raw, said: str) -> None:
@@ -110,6 +122,8 @@ def test_an_array_of_objects_is_not_unpickled() -> None:
         (10, 2, None, "has 10 bytes, which are not 2 positions"),
         (16, 0, (2, 2), "which are not 0 positions"),
         (0, 2, None, "has 0 bytes"),
+        (4, -1, None, "which are not -1 positions"),
+        (16, -1, (2, 2), "which are not -1 positions"),
     ],
 )
 def test_bytes_of_another_shape_are_said(size: int, rows: int, shape: tuple[int, int] | None, said: str) -> None:
@@ -118,7 +132,7 @@ def test_bytes_of_another_shape_are_said(size: int, rows: int, shape: tuple[int,
         experts_of_bytes(raw(bytes(size)), shape, rows, "/x")
 
 
-@pytest.mark.parametrize("field", [b"[[1.5]]", b"[1]", b'"a"', b"[[2147483648]]"])
+@pytest.mark.parametrize("field", [b"[[1.5]]", b"[1]", b'"a"', b"[[2147483648]]", b"[[-1]]"])
 def test_what_is_no_mask_is_said(field: bytes) -> None:
     """Lists of ids, one a token."""
     with pytest.raises(MalformedReply, match="/x: the sampling mask"):

@@ -39,3 +39,9 @@ async def test_what_is_not_here_is_told_from_what_cannot_be_read(tmp_path: Path)
     assert await read_json(str(tmp_path), "config.json") == {}
     (tmp_path / "config.json").write_bytes(b"\xff{")
     assert await read_json(str(tmp_path), "config.json") == {}
+
+
+async def test_a_name_that_no_folder_can_have_is_no_folder() -> None:
+    """A server may say anything."""
+    for name in ("n" * 5000, "a\0b", ""):
+        assert await read_json(name, "config.json") is None

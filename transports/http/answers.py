@@ -73,6 +73,8 @@ def hidden_status(body: bytes) -> int | None:
     if not isinstance(value, dict) or "choices" in value:
         return None
     found = value.get("error")
+    if not found and value.get("object") != "error":  # a text may be this word
+        return None
     codes = (found.get("code"), value.get("code")) if isinstance(found, dict) else (value.get("code"),)
     return next((code for code in codes if isinstance(code, int) and 400 <= code < 600), 500)
 

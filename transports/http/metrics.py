@@ -32,7 +32,7 @@ def read_load(metrics: str) -> ServerLoad:
 
     def total(*names: str) -> int | None:
         found = [sum(values[name]) for name in names if name in values]
-        return int(found[0]) if found else None
+        return int(found[0]) if found and math.isfinite(found[0]) else None
 
     inflight, waiting = total("dynamo_frontend_inflight_requests"), total("dynamo_frontend_queued_requests")
     if waiting is not None and inflight is not None:

@@ -8,7 +8,6 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import anyio
 import msgspec
 
 from rollout.chat.messages import user
@@ -18,10 +17,22 @@ from rollout.request import MessagePrompt, Reply, Sampling, TokenPrompt
 from rollout.transport import ServerInfo, TransportConfig
 from transports import folder
 from transports.http.answers import UNREADABLE
-from transports.http.client import HttpClient
+from transports.http.client import HttpClient, decode
 from transports.logprobs import find_mode
 from transports.openai import PROBE_RETRIES, ModelCard, choose_model, list_models, probe_call, probe_request
-from transports.sglang.wire import CHAT, GENERATE, Ways, chat_body, generate_body, read_chat, read_generate
+from transports.sglang.wire import (
+    CHAT,
+    DETOKENIZED,
+    GENERATE,
+    TOKENIZED,
+    Detokenized,
+    Tokenized,
+    Ways,
+    chat_body,
+    generate_body,
+    read_chat,
+    read_generate,
+)
 
 TOKENIZE = "/tokenize"
 DETOKENIZE = "/detokenize"
@@ -40,7 +51,7 @@ TOOL: dict[str, Any] = {"type": "function", "function": {"name": "rollout_probe"
 OWNER = "sglang"
 
 #: What a request is told that biases an id which no model has: "logit_bias must has keys in [0, 2047], got -1."
-_RANGE = re.compile(r"\[0, (\d+)\]")
+_RANGE = re.compile(r"\[0, (\d{1,9})\]")
 
 _log = get_logger(__name__)
 
@@ -86,7 +97,9 @@ class Probe:
         info.version = _text(server.get("version"))
         info.tokenizer = _text(model.get("tokenizer_path")) or _text(model.get("model_path"))
         info.weight_version = _text(model.get("weight_version"))
-        info.vocab_size = self._ways.vocab_size = await self._vocab_size()
+        # An older server does not say it, but its folder does, where that is on this machine.
+        size = await self._vocab_size() or await folder.vocab_size(_text(model.get("model_path")))
+        info.vocab_size = self._ways.vocab_size = size
         self._ways.priority_sign = _priority_sign(server)
         hello = await self._probe_messages(info)
         info.sampling_defaults = await self._sampling_defaults(_text(model.get("model_path")), server)
@@ -202,28 +215,22 @@ class Probe:
             working = ", ".join(info.token_routes) or "none"
             raise ConfigError(f"{self.client.base_url} has no token route {forced!r}; those that work: {working}")
 
-    async def _sampling_defaults(self, folder: str | None, server: dict[str, Any]) -> Sampling | None:
+    async def _sampling_defaults(self, path: str | None, server: dict[str, Any]) -> Sampling | None:
         """How messages are sampled: by the model's own settings, unless the server was told to leave them."""
         if server.get("sampling_defaults") == "openai":
             return Sampling()
-        path = anyio.Path(folder or "")
-        if not folder or not await path.is_dir():
-            return None
-        try:
-            config = msgspec.json.decode(await (path / "generation_config.json").read_bytes(), type=dict[str, Any])
-        except (OSError, *UNREADABLE):
-            config = {}
-        return Sampling.of(config, Sampling())
+        config = await folder.read_json(path, "generation_config.json")
+        return None if config is None else Sampling.of(config, Sampling())
 
     async def _can_tokenize(self, info: ServerInfo, hello: Reply | None) -> bool:
         """Whether /tokenize gives the ids of a chat prompt, and /detokenize takes ids; older ones tokenize no chat."""
         try:
             body = tokenize_body(HELLO, info.model, add_generation_prompt=True)
-            said = msgspec.json.decode((await probe_call(self.client, TOKENIZE, body)).body, type=dict[str, Any])
-            if hello is not None and hello.prompt_ids is not None and said.get("tokens") != list(hello.prompt_ids):
+            tokenized: Tokenized = decode(TOKENIZED, await probe_call(self.client, TOKENIZE, body), TOKENIZE)
+            if hello is not None and hello.prompt_ids is not None and tokenized.tokens != list(hello.prompt_ids):
                 return False
             await probe_call(self.client, DETOKENIZE, {"model": info.model, "tokens": list(IDS.ids)})
-        except (TransportError, *UNREADABLE) as error:
+        except TransportError as error:
             _log.debug("route_absent", path=TOKENIZE, error=str(error))
             return False
         return True
@@ -233,12 +240,12 @@ class Probe:
         prompt = MessagePrompt(HELLO.messages, [TOOL])
         try:
             body = tokenize_body(prompt, info.model, add_generation_prompt=True)
-            ids = msgspec.json.decode((await probe_call(self.client, TOKENIZE, body)).body, type=dict[str, Any])
-            asked = {"model": info.model, "tokens": ids["tokens"], "skip_special_tokens": False}
+            tokenized: Tokenized = decode(TOKENIZED, await probe_call(self.client, TOKENIZE, body), TOKENIZE)
+            asked = {"model": info.model, "tokens": tokenized.tokens, "skip_special_tokens": False}
             answer = await probe_call(self.client, DETOKENIZE, asked)
-            text = msgspec.json.decode(answer.body, type=dict[str, Any])["text"]
-            shown = _first_object(text, TOOL["function"]["name"])
-        except (TransportError, KeyError, ValueError, *UNREADABLE) as error:
+            detokenized: Detokenized = decode(DETOKENIZED, answer, DETOKENIZE)
+            shown = _first_object(detokenized.text, TOOL["function"]["name"])
+        except (TransportError, ValueError, RecursionError) as error:
             _log.debug("tools_not_shown", error=str(error))
             return {}
         return _added(shown, TOOL)
@@ -259,7 +266,7 @@ def _added(shown: Mapping[str, Any], sent: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in shown.items():
         if name not in sent:
             added[name] = value
-        elif isinstance(value, Mapping) and (inner := _added(value, sent[name])):
+        elif isinstance(value, Mapping) and isinstance(sent[name], Mapping) and (inner := _added(value, sent[name])):
             added[name] = inner
     return added
 

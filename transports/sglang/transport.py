@@ -30,7 +30,11 @@ from transports.openai import ModelCard, ServedTransport, opening
 from transports.sglang.probe import DETOKENIZE, SERVER_INFO, TOKENIZE, Keep, Probe, named_as_started, tokenize_body
 from transports.sglang.wire import (
     CHAT,
+    DETOKENIZED,
     GENERATE,
+    TOKENIZED,
+    Detokenized,
+    Tokenized,
     Ways,
     chat_body,
     check_prompt,
@@ -78,17 +82,8 @@ class _Loads(msgspec.Struct):
     """One for each data-parallel rank."""
 
 
-class _Tokenized(msgspec.Struct):
-    tokens: list[int]
-
-
-class _Detokenized(msgspec.Struct):
-    text: str
-
-
 _LOADS = msgspec.json.Decoder(_Loads)
-_TOKENIZED = msgspec.json.Decoder(_Tokenized)
-_DETOKENIZED = msgspec.json.Decoder(_Detokenized)
+_OBJECT = msgspec.json.Decoder(dict[str, Any])
 
 
 class SglangTransport(ServedTransport):
@@ -148,11 +143,11 @@ class SglangTransport(ServedTransport):
             answer = await self.client.post(
                 CHAT, chat_body(request, self.info.model, rid, self._ways), headers=request.trace
             )
-            return read_chat(answer, request, self._ways)
+            return await self._read(read_chat, answer, request, self._ways)
         if self.info.token_route is None:
             raise ConfigError(f"{self.client.base_url} has no token-in route")
         answer = await self.client.post(GENERATE, generate_body(request, rid, self._ways), headers=request.trace)
-        return read_generate(answer, request, self._ways)
+        return await self._read(read_generate, answer, request, self._ways)
 
     def _new_name(self, request: Request) -> str:
         """One that no other has, and that no other begins with."""
@@ -201,8 +196,8 @@ class SglangTransport(ServedTransport):
         """New weights give the model their folder's name; a restart may have given it another model."""
         names = {card.id for card in cards}
         if self.info.model not in names and not names & self._names:
-            answer = await self.client.get(SERVER_INFO)
-            cards = named_as_started(cards, msgspec.json.decode(answer.body, type=dict[str, Any]))
+            server: dict[str, Any] = decode(_OBJECT, await self.client.get(SERVER_INFO), SERVER_INFO)
+            cards = named_as_started(cards, server)
             if self.info.model in {card.id for card in cards}:
                 self._names |= names
         elif names & self._names:
@@ -220,14 +215,14 @@ class SglangTransport(ServedTransport):
         """See `rollout.transport.Transport`."""
         body = tokenize_body(prompt, self.info.model, add_generation_prompt=add_generation_prompt)
         answer = await self.client.post(TOKENIZE, body, timeout_s=TOKENIZE_S)
-        tokenized: _Tokenized = decode(_TOKENIZED, answer, TOKENIZE)
+        tokenized: Tokenized = decode(TOKENIZED, answer, TOKENIZE)
         return tokenized.tokens
 
     async def detokenize(self, ids: Sequence[int]) -> str:
         """See `rollout.transport.Transport`."""
         body = {"model": self.info.model, "tokens": list(ids), "skip_special_tokens": False}
         answer = await self.client.post(DETOKENIZE, body, timeout_s=TOKENIZE_S)
-        detokenized: _Detokenized = decode(_DETOKENIZED, answer, DETOKENIZE)
+        detokenized: Detokenized = decode(DETOKENIZED, answer, DETOKENIZE)
         return detokenized.text
 
     async def pause(self, mode: InFlight = "keep") -> None:

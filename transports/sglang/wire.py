@@ -17,7 +17,8 @@ from rollout.errors import MalformedReply, PromptTooLong, RequestRefused
 from rollout.request import FinishReason, MessagePrompt, Reply, Request, TokenPrompt
 from rollout.token_fields import RoutedExperts, SamplingMask
 from transports.fields import ABSENT, experts_of_bytes, mask_of_lists
-from transports.http.client import Answer, decode
+from transports.http.client import Answer
+from transports.large import decode_apart, put_back
 from transports.openai import (
     Span,
     TokenId,
@@ -31,6 +32,9 @@ from transports.openai import (
 
 CHAT = "/v1/chat/completions"
 GENERATE = "/generate"
+
+#: What is read apart from an answer, where it is large.
+_EXPERTS = "routed_experts"
 
 #: OpenAI's and vLLM's names of what `/generate` calls otherwise.
 _NATIVE = {
@@ -113,6 +117,21 @@ class _Chat(msgspec.Struct):
     choices: list[_Choice] = []
     usage: Usage | None = None
 
+
+class Tokenized(msgspec.Struct):
+    """The answer of /tokenize."""
+
+    tokens: list[TokenId]
+
+
+class Detokenized(msgspec.Struct):
+    """The answer of /detokenize."""
+
+    text: str
+
+
+TOKENIZED = msgspec.json.Decoder(Tokenized)
+DETOKENIZED = msgspec.json.Decoder(Detokenized)
 
 _GENERATED = msgspec.json.Decoder(_Generated)
 _CHAT = msgspec.json.Decoder(_Chat)
@@ -221,7 +240,7 @@ def read_generate(answer: Answer, request: Request | None = None, ways: Ways | N
 
     What a server reports of each token is read where the request asks for it, here and in `read_chat`.
     """
-    value: _Generated = decode(_GENERATED, answer, GENERATE)
+    value, experts = decode_apart(_GENERATED, answer, GENERATE, _EXPERTS)
     meta = value.meta_info
     reason = _reason(meta, None)
     ids = value.output_ids
@@ -237,7 +256,9 @@ def read_generate(answer: Answer, request: Request | None = None, ways: Ways | N
         prompt_tokens=meta.prompt_tokens,
         cached_tokens=meta.cached_tokens,
         weight_versions=weight_spans(_spans(meta)),
-        routed_experts=_experts(meta, ids, request, ways, GENERATE),
+        routed_experts=_experts(
+            put_back(meta.routed_experts, experts), meta.prompt_tokens, ids, request, ways, GENERATE
+        ),
         sampling_mask=_mask(meta, request, GENERATE),
         request_s=answer.elapsed_s,
     )
@@ -249,7 +270,7 @@ def read_chat(answer: Answer, request: Request | None = None, ways: Ways | None 
     Ids, logprobs, cached tokens and versions are all the engine's, from `meta_info`; a server that is too old to give
     them answers text, and the caller falls back.
     """
-    value: _Chat = decode(_CHAT, answer, CHAT)
+    value, experts = decode_apart(_CHAT, answer, CHAT, _EXPERTS)
     if not value.choices:
         start = answer.body[:200].decode("utf-8", "replace")
         raise MalformedReply(f"{CHAT}: the answer has no choices: {start}", status=answer.status, body=start)
@@ -265,20 +286,25 @@ def read_chat(answer: Answer, request: Request | None = None, ways: Ways | None 
         prompt_tokens=meta.prompt_tokens if meta.prompt_tokens is not None else usage.prompt_tokens,
         cached_tokens=meta.cached_tokens if meta.cached_tokens is not None else usage.cached_tokens,
         weight_versions=weight_spans(_spans(meta)),
-        routed_experts=_experts(meta, ids, request, ways, CHAT),
+        routed_experts=_experts(put_back(meta.routed_experts, experts), meta.prompt_tokens, ids, request, ways, CHAT),
         sampling_mask=_mask(meta, request, CHAT),
         request_s=answer.elapsed_s,
     )
 
 
 def _experts(
-    meta: _Meta, ids: list[int] | None, request: Request | None, ways: Ways | None, path: str
+    field: msgspec.Raw,
+    prompt_tokens: int | None,
+    ids: list[int] | None,
+    request: Request | None,
+    ways: Ways | None,
+    path: str,
 ) -> RoutedExperts | None:
     """They have no shape of their own: how many positions there are follows from what was asked."""
-    if request is None or request.routed_experts_from is None or not ids or meta.prompt_tokens is None:
+    if request is None or request.routed_experts_from is None or not ids or prompt_tokens is None:
         return None
-    rows = meta.prompt_tokens + len(ids) - 1 - request.routed_experts_from
-    return experts_of_bytes(meta.routed_experts, ways.experts if ways else None, rows, path)
+    rows = prompt_tokens + len(ids) - 1 - request.routed_experts_from
+    return experts_of_bytes(field, ways.experts if ways else None, rows, path)
 
 
 def _mask(meta: _Meta, request: Request | None, path: str) -> SamplingMask | None:

@@ -100,7 +100,7 @@ class VllmTransport(ServedTransport):
         headers = {"x-request-id": request.request_id, "x-session-id": request.session_id, **request.trace}
         if isinstance(request.prompt, MessagePrompt):
             body = chat_body(request, info.model)
-            reply = read_chat(await self.client.post(CHAT, body, headers=headers), request)
+            reply = await self._read(read_chat, await self.client.post(CHAT, body, headers=headers), request)
             if info.image_token is not None and request.prompt.has_media:
                 reply = await self._with_image_spans(reply, body)
             return reply
@@ -110,7 +110,9 @@ class VllmTransport(ServedTransport):
             given = {name: value for name, value in request.sampling.items() if value is not None}
             request = msgspec.structs.replace(request, sampling={**self._defaults, **given})
         body = self._route.body(request, info.model)
-        return self._route.read(await self.client.post(self._route.path, body, headers=headers), request)
+        return await self._read(
+            self._route.read, await self.client.post(self._route.path, body, headers=headers), request
+        )
 
     async def _with_image_spans(self, reply: Reply, body: dict[str, Any]) -> Reply:
         """Chat completions do not say where the images stand; how messages are rendered says it, of the same ids."""

@@ -17,7 +17,8 @@ from rollout.errors import MalformedReply
 from rollout.request import MessagePrompt, Reply, Request, TokenPrompt
 from rollout.token_fields import RoutedExperts
 from transports.fields import ABSENT, experts_of_npy, mask_of_lists
-from transports.http.client import Answer, decode
+from transports.http.client import Answer
+from transports.large import decode_apart, put_back
 from transports.openai import (
     ChatLogprobs,
     Span,
@@ -39,6 +40,9 @@ RENDER = "/v1/chat/completions/render"
 GENERATE = "/inference/v1/generate"
 COMPLETIONS = "/v1/completions"
 CHAT_TOKENS = "/v1/chat/completions/tokens"
+
+#: What is read apart from an answer, where it is large.
+_EXPERTS = "routed_experts"
 
 #: Fields that the generate route takes beside `sampling_params`, not in it.
 _GENERATE_ROOT = frozenset({"cache_salt", "priority", "request_id", "model", "kv_transfer_params", "features", "nvext"})
@@ -221,7 +225,7 @@ def read_chat(answer: Answer, request: Request | None = None, path: str = CHAT) 
 
     What a server reports of each token is read where the request asks for it, here and in the other routes.
     """
-    value: _ChatAnswer = decode(_CHAT, answer, path)
+    value, experts = decode_apart(_CHAT, answer, path, _EXPERTS)
     choice = _only(value.choices, path, answer)
     ids = choice.token_ids
     usage = value.usage or Usage()
@@ -234,14 +238,14 @@ def read_chat(answer: Answer, request: Request | None = None, path: str = CHAT) 
         prompt_tokens=usage.prompt_tokens,
         cached_tokens=usage.cached_tokens,
         weight_versions=weight_spans(choice.weight_versions),
-        routed_experts=_experts(choice, request, path),
+        routed_experts=_experts(put_back(choice.routed_experts, experts), request, path),
         request_s=answer.elapsed_s,
     )
 
 
 def read_generate(answer: Answer, request: Request | None = None) -> Reply:
     """Reads an answer of the generate route, in its older and newer forms. Raises MalformedReply."""
-    value: _GenerateAnswer = decode(_GENERATE, answer, GENERATE)
+    value, experts = decode_apart(_GENERATE, answer, GENERATE, _EXPERTS)
     choice = _only(value.choices, GENERATE, answer)
     ids = choice.token_ids
     if ids is None:
@@ -259,7 +263,7 @@ def read_generate(answer: Answer, request: Request | None = None) -> Reply:
         prompt_tokens=usage.prompt_tokens,
         cached_tokens=usage.cached_tokens,
         weight_versions=weight_spans(choice.weight_versions or value.weight_versions),
-        routed_experts=_experts(choice, request, GENERATE),
+        routed_experts=_experts(put_back(choice.routed_experts, experts), request, GENERATE),
         sampling_mask=mask_of_lists(choice.sampling_mask, GENERATE) if request and request.sampling_mask else None,
         request_s=answer.elapsed_s,
     )
@@ -289,7 +293,7 @@ def _check_named(ids: Sequence[int], logprobs: Sequence[TokenLogprob]) -> None:
 
 def read_completions(answer: Answer, request: Request | None = None) -> Reply:
     """Reads an answer of the completions route. Raises MalformedReply."""
-    value: _CompletionAnswer = decode(_COMPLETION, answer, COMPLETIONS)
+    value, experts = decode_apart(_COMPLETION, answer, COMPLETIONS, _EXPERTS)
     choice = _only(value.choices, COMPLETIONS, answer)
     ids = choice.token_ids
     if ids is None:
@@ -303,18 +307,16 @@ def read_completions(answer: Answer, request: Request | None = None) -> Reply:
         prompt_tokens=usage.prompt_tokens,
         cached_tokens=usage.cached_tokens,
         weight_versions=weight_spans(choice.weight_versions),
-        routed_experts=_experts(choice, request, COMPLETIONS),
+        routed_experts=_experts(put_back(choice.routed_experts, experts), request, COMPLETIONS),
         request_s=answer.elapsed_s,
     )
 
 
-def _experts(
-    choice: _ChatChoice | _GenerateChoice | _CompletionChoice, request: Request | None, path: str
-) -> RoutedExperts | None:
+def _experts(field: msgspec.Raw, request: Request | None, path: str) -> RoutedExperts | None:
     """A server that was started so answers them with everything, wanted or not."""
     if request is None or request.routed_experts_from is None:
         return None
-    return experts_of_npy(choice.routed_experts, path)
+    return experts_of_npy(field, path)
 
 
 def _only(choices: list[Any], path: str, answer: Answer) -> Any:

@@ -78,6 +78,22 @@ def test_any_body_has_a_line(body: bytes) -> None:
     assert hidden_status(body) is None or isinstance(hidden_status(body), int)
 
 
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b'{"text": "error", "output_ids": [5]}', None),
+        (b'{"prompt": "error"}', None),
+        (b'{"error": null, "output_ids": [5]}', None),
+        (b'{"error": "busy"}', 500),
+        (b'{"error": {"message": "no", "code": 400}}', 400),
+        (b'{"object": "error", "message": "no", "code": 404}', 404),
+    ],
+)
+def test_an_error_that_came_as_a_success_is_known(body: bytes, status: int | None) -> None:
+    """And an answer whose text is this word is none: a model may sample it."""
+    assert hidden_status(body) == status
+
+
 def test_nested_errors_are_no_end() -> None:
     """A body of a hundred thousand brackets."""
     assert len(server_message(b'{"error":' * 100_000)) <= 400

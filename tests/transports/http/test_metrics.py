@@ -75,3 +75,8 @@ def test_a_gauge_that_is_no_number_is_not_said() -> None:
     found = read_first_tokens(text)
     assert found is not None
     assert list(found.counts) == [0.0, 3.0]
+
+
+def test_sums_that_no_number_holds_are_not_known() -> None:
+    """Each may be one, and their sum none."""
+    assert read_load("vllm:num_requests_running 1e308\n" * 2).running is None

@@ -16,7 +16,15 @@ from starlette.applications import Starlette
 
 from rollout.codec.local import load_codec
 from rollout.codec.types import make_context
-from rollout.errors import ConfigError, ConnectionFailed, ModelNotFound, RequestRefused, RequestTimeout, ServerError
+from rollout.errors import (
+    ConfigError,
+    ConnectionFailed,
+    MalformedReply,
+    ModelNotFound,
+    RequestRefused,
+    RequestTimeout,
+    ServerError,
+)
 from rollout.request import MessagePrompt, Request, Sampling, TokenPrompt
 from rollout.transport import TransportConfig
 from tests.transports.contract import HELLO, long_request, request_of, until
@@ -172,6 +180,27 @@ async def test_an_older_server_is_used_as_far_as_it_goes(wire: Wire) -> None:
         assert (await transport.load()).running == 0  # by its metrics
         wire.instead["/metrics"] = (404, {})
         assert await transport.first_tokens() is None
+
+
+async def test_how_many_ids_it_has_is_read_from_its_folder_where_it_does_not_say(wire: Wire) -> None:
+    """An older server refuses a bias otherwise, and would die of an id all the same."""
+    async with opened(wire) as transport:
+        assert transport.info.vocab_size == 2048
+    wire.once["/generate"] = (400, {"error": {"message": "unknown parameter logit_bias"}})
+    async with opened(wire) as transport:
+        assert transport.info.vocab_size == 2048
+        with pytest.raises(RequestRefused, match="id 2048 is none of them"):
+            await transport.generate(request_of(TokenPrompt([1, 2048])))
+
+
+@pytest.mark.parametrize("said", [[1], "x", {"served_model_name": 7}])
+async def test_a_page_in_the_place_of_what_it_says_of_itself_is_no_death(wire: Wire, said: Any) -> None:
+    """Asked for after its weights were loaded by somebody else: what cannot be read is an error of ours."""
+    async with opened(wire) as transport:
+        wire.instead["/v1/models"] = (200, {"data": [{"id": "folder", "owned_by": "sglang"}]})
+        wire.instead["/server_info"] = (200, said)
+        with pytest.raises((MalformedReply, ModelNotFound)):
+            await transport.check()
 
 
 async def test_what_would_kill_it_is_never_sent(wire: Wire) -> None:
