@@ -10,7 +10,6 @@ where a module's names were divided among several, they are handed on one by one
 from __future__ import annotations
 
 import importlib
-import importlib.abc
 import importlib.machinery
 import operator
 import sys
@@ -232,8 +231,11 @@ def places(old: str) -> tuple[str, ...]:
     return (new,) if isinstance(new, str) else new
 
 
-class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds the old modules. The last of all finders, so that nothing that is there is looked up twice."""
+class Finder:
+    """Finds and loads the old modules. The last of all finders, so that nothing that is there is looked up twice.
+
+    It has no base class: importing those of `importlib.abc` takes longer than all else here.
+    """
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -242,7 +244,8 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         if name not in MOVED:
             return None
         is_package = any(old.startswith(f"{name}.") for old in MOVED)
-        return importlib.machinery.ModuleSpec(name, self, is_package=is_package)
+        loader: Any = self
+        return importlib.machinery.ModuleSpec(name, loader, is_package=is_package)
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> None:
         """See `importlib.abc.Loader`: an empty module stands in while the new one is imported."""
@@ -281,4 +284,4 @@ def _warn(old: str, new: str) -> None:
 
 
 #: Files whose frames lie between an import statement and the warning.
-_BETWEEN = frozenset({__file__, importlib.__file__})
+_BETWEEN = frozenset({__file__, importlib.__file__, sys.modules["rollout"].__file__})

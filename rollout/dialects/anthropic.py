@@ -101,6 +101,8 @@ class Anthropic:
         asked |= _tool_choice(fields.take("tool_choice", dict[str, Any]) or {}, call)
         call.sampling = sampling.given(asked)
         edits = (fields.take("context_management", dict[str, Any]) or {}).get("edits") or []
+        if not isinstance(edits, list):
+            raise DialectError.of_field("context_management.edits", "must be a list")
         kinds = [str(edit.get("type")) for edit in edits if isinstance(edit, dict)]
         # Thinking is kept, as whoever asks for it may want; what was once in a prompt stays in it.
         left_out += [f"context_management {kind}" for kind in kinds if not kind.startswith("clear_thinking")]
