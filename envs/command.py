@@ -346,6 +346,8 @@ def _outcome(what: str, given: Any) -> Outcome:
         raise ProgramFailed(
             f"{what} gave no reward: its keys are {sorted(map(str, given))}, and 'reward' is none of them"
         )
+    if (given["reward"] if isinstance(given, Mapping) else given) is None:
+        raise ProgramFailed(f"{what} gave no reward: it is null")
     try:
         return msgspec.convert(given if isinstance(given, Mapping) else {"reward": given}, Outcome, strict=True)
     except msgspec.ValidationError as error:

@@ -65,8 +65,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 class Outcome(msgspec.Struct, kw_only=True):
     """How a rollout went, as its agent sees it."""
 
-    reward: float = 0.0
-    """The rollout's."""
+    reward: float | None = 0.0
+    """The rollout's; None where nobody can say: it counts in no mean then, and no advantage is taken of it."""
     metrics: Mapping[str, float] = {}
     """Numbers worth averaging over rollouts."""
     rewards: Mapping[str, float] = {}

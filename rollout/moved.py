@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.machinery
+import importlib.util
 import operator
 import sys
 import warnings
@@ -211,11 +212,12 @@ def forward(old: str) -> Callable[[str], Any]:
     """Has a room that has an old module's name hand on what that module had. See `forward_names`."""
 
     def __getattr__(name: str) -> Any:
-        if name.startswith("__"):  # such as __path__, which Python asks for
+        # Python asks for __path__, and for a room's own modules before it looks for their files.
+        if name.startswith("__") or _is_own_module(old, name):
             raise AttributeError(f"module {old!r} has no attribute {name!r}")
         for new in places(old):
             value = getattr(importlib.import_module(new), name, None)
-            # A module is none of its names: Python asks the room for its own ones here before it looks for their files.
+            # A module is none of its names.
             if value is not None and not isinstance(value, ModuleType):
                 _warn(f"{old}.{name}", f"{new}.{name}")
                 return value
@@ -223,6 +225,10 @@ def forward(old: str) -> Callable[[str], Any]:
 
     sys.modules[old].__dict__["__getattr__"] = __getattr__
     return __getattr__
+
+
+def _is_own_module(room: str, name: str) -> bool:
+    return hasattr(sys.modules[room], "__path__") and importlib.util.find_spec(f"{room}.{name}") is not None
 
 
 def places(old: str) -> tuple[str, ...]:

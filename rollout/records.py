@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
@@ -141,6 +142,9 @@ class Rollout(msgspec.Struct, kw_only=True):
     task: Mapping[str, Any] = {}
     reward: float = 0.0
     """What a trainer learns from: `group_reward` where there is one, else `score`, else `step_reward`."""
+    reward_known: bool = True
+    """False where nobody has said what it was worth, as whoever opens a session or an endpoint may leave it. The reward
+    is 0 then and stands for nothing: no mean and no advantage counts it, and it is NaN in the samples."""
     step_reward: float | None = None
     """The sum of the turns' rewards; None in a run of before format 3, which did not keep it apart."""
     score: float | None = None
@@ -188,20 +192,22 @@ class Rollout(msgspec.Struct, kw_only=True):
     def samples(self) -> list[TrainingSample]:
         """Its training samples, one a branch, with its reward; none of branches whose ids the server did not report."""
         samples = samples_of_tree(self.trajectory, self.turns)
+        reward = self.reward if self.reward_known else math.nan
         for sample in samples:
-            sample.reward = self.rewards.get(sample.agent, self.reward)
+            sample.reward = self.rewards.get(sample.agent, reward)
             sample.task_id, sample.rollout_id = self.task_id, self.id
         return samples
 
     def __repr__(self) -> str:
         end = self.stop.value if self.stop else f"failed: {self.failure.kind}" if self.failure else "unfinished"
-        return f"<Rollout {self.id} {len(self.turns)} turns, reward {self.reward:g}, {end}>"
+        reward = f"{self.reward:g}" if self.reward_known else "unknown"
+        return f"<Rollout {self.id} {len(self.turns)} turns, reward {reward}, {end}>"
 
 
 def settle_reward(rollout: Rollout) -> None:
     """Sets the reward from what gave one: the group's, else the score, else the steps' sum."""
-    given = (rollout.group_reward, rollout.score, rollout.step_reward)
-    rollout.reward = next((reward for reward in given if reward is not None), 0.0)
+    given = [each for each in (rollout.group_reward, rollout.score, rollout.step_reward) if each is not None]
+    rollout.reward, rollout.reward_known = (given or [0.0])[0], bool(given)
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -251,24 +257,27 @@ class Group(msgspec.Struct, kw_only=True):
 
     @property
     def rewards(self) -> list[float]:
-        """The finished members' rewards."""
-        return [rollout.reward for rollout in self.finished]
+        """The finished members' rewards, less those that nobody knows."""
+        return [rollout.reward for rollout in self.finished if rollout.reward_known]
 
     def samples(self, advantage: Advantage | None = grpo) -> list[TrainingSample]:
         """The finished members' samples, with advantages over their rewards (see `rollout.tokens.advantages`).
 
         A branch of an agent that has rewards of its own (`Rollout.rewards`) takes its advantage over the members that
-        have one for that agent. Raises ValueError where `advantage` does not give one for each reward.
+        have one for that agent; one whose reward nobody knows has none. Raises ValueError where `advantage` does not
+        give one for each reward.
         """
         finished = self.finished
-        of_rollouts = _advantages(advantage, self.rewards)
+        known = [rollout.id for rollout in finished if rollout.reward_known]
+        of_rollouts = dict(zip(known, _advantages(advantage, self.rewards), strict=True))
         by_agent: dict[str, dict[str, float | None]] = {}
         for name in {name for rollout in finished for name in rollout.rewards}:
             members = [rollout for rollout in finished if name in rollout.rewards]
             values = _advantages(advantage, [rollout.rewards[name] for rollout in members])
             by_agent[name] = {rollout.id: value for rollout, value in zip(members, values, strict=True)}
         samples = []
-        for rollout, value in zip(finished, of_rollouts, strict=True):
+        for rollout in finished:
+            value = of_rollouts.get(rollout.id)
             for sample in rollout.samples():
                 sample.advantage = by_agent.get(sample.agent, {}).get(rollout.id, value)
                 samples.append(sample)

@@ -62,7 +62,8 @@ class Shown(msgspec.Struct, kw_only=True):
     task_index: int
     member: int
     task: Mapping[str, Any]
-    reward: float
+    reward: float | None
+    """None where nobody gave one."""
     stop: str | None
     failure: Any
     metrics: Mapping[str, float]
@@ -103,7 +104,8 @@ def chosen(index: RunIndex, choice: Choice) -> list[Located]:
     if choice.worst is not None:
         if choice.worst < 1:
             raise UsageError(f"--worst must be 1 or more, not {choice.worst}")
-        found = sorted((at for at in found if choice.failed or not at.failure), key=lambda at: at.reward)
+        judged = [at for at in found if choice.failed or (not at.failure and at.reward_known)]
+        found = sorted(judged, key=lambda at: at.reward)
     return found
 
 
@@ -131,8 +133,9 @@ def conversation(rollout: Rollout, traceback: str | None, *, full: bool) -> Iter
     tokens = sum(turn.completion_tokens for turn in rollout.turns)
     failure = rollout.failure
     end = f"failed: {failure.kind}" if failure else rollout.stop.value if rollout.stop else "unfinished"
+    reward = f"{rollout.reward:g}" if rollout.reward_known else "unknown"
     yield clean(
-        f"== {rollout.id}   task {rollout.task_index}, member {rollout.member}   reward {rollout.reward:g}   {end}   "
+        f"== {rollout.id}   task {rollout.task_index}, member {rollout.member}   reward {reward}   {end}   "
         f"{_many(len(rollout.turns), 'turn')}, {_many(tokens, 'sampled token')}, {rollout.timing.wall_s:.1f} s"
     )
     yield _cut(f"task {msgspec.json.encode(rollout.task).decode()}", full)
@@ -231,7 +234,7 @@ def _shown(rollout: Rollout, traceback: str | None) -> Shown:
         task_index=rollout.task_index,
         member=rollout.member,
         task=rollout.task,
-        reward=rollout.reward,
+        reward=rollout.reward if rollout.reward_known else None,
         stop=rollout.stop.value if rollout.stop else None,
         failure=rollout.failure,
         metrics=rollout.metrics,

@@ -101,7 +101,7 @@ class Summary(msgspec.Struct, kw_only=True):
         tally = self.tasks.setdefault(rollout.task_index, GroupTally())
         if rollout.failure is not None:
             self.first_failures.setdefault(rollout.failure.kind.value, rollout.failure)
-        else:
+        elif rollout.reward_known:
             tally.add(rollout.reward, self.success_at)
         for turn in rollout.turns:
             self.turns += 1
@@ -143,7 +143,7 @@ class Summary(msgspec.Struct, kw_only=True):
 
     @property
     def reward_mean(self) -> float | None:
-        """Over the rollouts that did not fail; None where all did."""
+        """Over the rollouts that did not fail and whose reward is known; None where there is none."""
         return self.outcomes.rewards.mean if self.outcomes.rewards.count else None
 
     @property
@@ -189,6 +189,7 @@ class Summary(msgspec.Struct, kw_only=True):
             "prefix_breaks": self.prefix_breaks,
             "reward_mean": self.reward_mean,
             "reward_std": rewards.std if rewards.count else None,
+            "unknown_rewards": self.outcomes.unknown_rewards,
             "metrics": dict(self.outcomes.metric_means),
             "groups": groups.groups,
             "equal_groups": groups.equal,
@@ -278,9 +279,12 @@ def why_untrainable(summary: Summary) -> str | None:
 def _rewards(summary: Summary) -> list[tuple[str, str]]:
     """Rewards, the environment's metrics, and what groups came to."""
     rewards, groups = summary.outcomes.rewards, summary.groups
-    if not rewards.count:
+    unknown = summary.outcomes.unknown_rewards
+    if not rewards.count and not unknown:
         return [("reward", "no rollout finished")]
-    rows = [("reward", f"{rewards.mean:.3f} ± {rewards.std:.3f}   min {rewards.low:g}, max {rewards.high:g}")]
+    said = f"{rewards.mean:.3f} ± {rewards.std:.3f}   min {rewards.low:g}, max {rewards.high:g}"
+    left_out = f"{unknown} without a reward, which are not counted"
+    rows = [("reward", "   ".join([said] * bool(rewards.count) + [left_out] * bool(unknown)))]
     if means := summary.outcomes.metric_means:
         rows.append(("metrics", ", ".join(f"{name} {value:.4g}" for name, value in means.items())))
     if groups.groups:

@@ -41,6 +41,7 @@ _NUMBERS: tuple[tuple[str, str, Callable[[Stats], float]], ...] = (
     ("retries_total", "Attempts that failed and were made again.", lambda s: s.retried),
     ("rollouts_stale_total", "Rollouts that were too stale, when they ended or when taken.", lambda s: s.stale),
     ("rollouts_unrewarded_total", "Finished rollouts whose group reward failed.", lambda s: s.unrewarded),
+    ("rollouts_unknown_reward_total", "Finished rollouts that nobody gave one.", lambda s: s.unknown_rewards),
     ("groups_dropped_total", "Groups that the stream's keep did not keep.", lambda s: s.dropped_groups),
     ("groups_lost_total", "Groups that nobody took, and that there was no room for.", lambda s: s.lost_groups),
     ("groups_total", "Groups that came with two finished members or more.", lambda s: s.groups),

@@ -93,11 +93,14 @@ def of_group(group: Group, names: set[str]) -> dict[str, float]:
     values = {"group/finished": float(len(finished)), "group/failed": float(len(group.rollouts) - len(finished))}
     if not finished:
         return values
+    if rewards:  # else nobody has said what they were worth
+        values |= {
+            "reward/mean": fmean(rewards),
+            "reward/std": pstdev(rewards),
+            "reward/min": min(rewards),
+            "reward/max": max(rewards),
+        }
     values |= {
-        "reward/mean": fmean(rewards),
-        "reward/std": pstdev(rewards),
-        "reward/min": min(rewards),
-        "reward/max": max(rewards),
         "group/turns": fmean(len(rollout.turns) for rollout in finished),
         "group/sampled_tokens": fmean(sum(turn.completion_tokens for turn in each.turns) for each in finished),
         "group/wall_s": fmean(rollout.timing.wall_s for rollout in finished),

@@ -104,7 +104,9 @@ class Outcomes(msgspec.Struct):
     """Sums over rollouts that ended."""
 
     rewards: Spread = msgspec.field(default_factory=Spread)
-    """Of those that did not fail."""
+    """Of those that did not fail, and whose reward is known."""
+    unknown_rewards: int = 0
+    """Those that did not fail, and that nobody gave a reward."""
     metrics: dict[str, Spread] = {}
     """The environments' own, of those that did not fail."""
     stops: Counter[str] = msgspec.field(default_factory=Counter)
@@ -115,7 +117,10 @@ class Outcomes(msgspec.Struct):
         if rollout.failure is not None:
             self.failures[rollout.failure.kind.value] += 1
             return
-        self.rewards.add(rollout.reward)
+        if rollout.reward_known:
+            self.rewards.add(rollout.reward)
+        else:
+            self.unknown_rewards += 1
         self.stops[rollout.stop.value if rollout.stop else "unknown"] += 1
         for name, value in rollout.metrics.items():
             if name in self.metrics or len(self.metrics) < MOST_METRICS:

@@ -74,7 +74,8 @@ class Spans:
         if failure is not None:
             self._fail(span, failure.kind.value)
         else:
-            span.set_attribute("rollout.reward", rollout.reward)
+            if rollout.reward_known:
+                span.set_attribute("rollout.reward", rollout.reward)
             span.set_attribute("rollout.stop", rollout.stop.value if rollout.stop else "")
 
     @contextlib.contextmanager

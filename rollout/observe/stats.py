@@ -114,6 +114,8 @@ class Stats(Played, kw_only=True):
     """Of the groups that came, after `group_reward`; None before the first."""
     reward_std: float | None = None
     """As of a whole population."""
+    unknown_rewards: int = 0
+    """Finished rollouts that nobody gave a reward: no mean counts them."""
     metrics: dict[str, float] = {}
     """The environment's own: the mean over rollouts that did not fail."""
     groups: int = 0
@@ -174,8 +176,9 @@ class Tallies(msgspec.Struct):
         """Counts a group, with its rewards as they are then."""
         tally = GroupTally()
         for rollout in group.finished:
-            self.rewards.add(rollout.reward)
-            tally.add(rollout.reward, success_at)
+            if rollout.reward_known:
+                self.rewards.add(rollout.reward)
+                tally.add(rollout.reward, success_at)
             updates = min(rollout.staleness, MOST_STALENESS)
             self.staleness[updates] = self.staleness.get(updates, 0) + 1
         self.groups.add(tally)
@@ -186,6 +189,7 @@ class Tallies(msgspec.Struct):
         stats.metrics = dict(self.ended.metric_means)
         if self.rewards.count:
             stats.reward_mean, stats.reward_std = self.rewards.mean, self.rewards.std
+        stats.unknown_rewards = self.ended.unknown_rewards
         stats.groups, stats.equal_groups = self.groups.groups, self.groups.equal
         stats.pass_at_k = self.groups.pass_at_k
         stats.staleness = dict(self.staleness)

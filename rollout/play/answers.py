@@ -82,7 +82,7 @@ def read_outcome(outcome: object) -> Outcome:
         raise EnvironmentFault(f"run must return an Outcome, not {type_name(outcome)}{hint}")
     with reading("what run gave"):
         return Outcome(
-            reward=number(outcome.reward, "run"),
+            reward=None if outcome.reward is None else number(outcome.reward, "run"),
             metrics=named_numbers(outcome.metrics, "run"),
             rewards=named_numbers(outcome.rewards, "run"),
         )

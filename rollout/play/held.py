@@ -61,9 +61,9 @@ class Held:
         return self._episode.rollout
 
     def finish(
-        self, reward: float = 0.0, *, metrics: Mapping[str, float] = {}, rewards: Mapping[str, float] = {}
+        self, reward: float | None = 0.0, *, metrics: Mapping[str, float] = {}, rewards: Mapping[str, float] = {}
     ) -> None:
-        """Says how it went, as an `Outcome` does; the last word counts. Without any the reward is 0."""
+        """Says how it went, as an `Outcome` does; the last word counts. Without any its reward is not known."""
         self._agent.outcome = Outcome(reward=reward, metrics=metrics, rewards=rewards)
 
     async def __aenter__(self) -> Self:
@@ -116,7 +116,7 @@ class _Held(Agent):
     def __init__(self) -> None:
         self.model: Model | None = None
         self.began, self.over = asyncio.Event(), asyncio.Event()
-        self.outcome = Outcome()
+        self.outcome = Outcome(reward=None)
         self.error: Exception | None = None
 
     async def run(self, task: Any, model: Model) -> Outcome:

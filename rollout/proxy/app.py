@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import zlib
 from collections.abc import Sequence
@@ -30,6 +31,9 @@ _CHAT, _RESPONSES, _ANTHROPIC = Chat(), Responses(), Anthropic()
 
 #: Bytes of a request's end, where what is new stands.
 _END = 8_192
+
+#: Seconds for which the next part of a request's body is waited for.
+BODY_S = 60.0
 
 #: What a dialect's requests are posted to.
 PATHS: dict[str, Dialect] = {
@@ -175,7 +179,7 @@ def request_digest(dialect: Dialect, body: bytes, caller: Caller) -> bytes:
 
 
 async def read_body(scope: Scope, receive: Receive, most: int) -> bytes:
-    """The request's body. Raises DialectError where it is too large, or packed."""
+    """The request's body. Raises DialectError where it is too large, packed, or does not come."""
     headers = Headers(scope=scope)
     if headers.get("content-encoding", "identity") != "identity":
         packed = headers["content-encoding"]
@@ -185,7 +189,11 @@ async def read_body(scope: Scope, receive: Receive, most: int) -> bytes:
         raise faults.too_large(most)
     parts, size = list[bytes](), 0
     while True:
-        message = await receive()
+        try:
+            async with asyncio.timeout(BODY_S):
+                message = await receive()
+        except TimeoutError:
+            raise DialectError(408, f"no more of the request came within {BODY_S:g} s", code="slow_request") from None
         if message["type"] == "http.disconnect":
             raise DialectError(400, "the client left before its request was whole")
         part = message.get("body", b"")
@@ -199,7 +207,7 @@ async def read_body(scope: Scope, receive: Receive, most: int) -> bytes:
 
 def _dialect_of(path: str) -> Dialect:
     """Which form an error takes where no route says."""
-    return _ANTHROPIC if path.endswith(("/messages", "/count_tokens")) else _CHAT
+    return _ANTHROPIC if "/messages" in path else _CHAT
 
 
 async def _alive(request: Request) -> Response:

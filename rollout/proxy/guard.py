@@ -25,12 +25,20 @@ class Guard:
 
     def check(self, headers: Mapping[str, str]) -> None:
         """Raises DialectError, 403."""
-        if "origin" in headers:
-            raise DialectError(403, "requests of web pages are not answered (the header Origin)", code="origin_refused")
+        # What a page loads as an image or a script has no Origin, but browsers say whence it comes.
+        sent = "Origin" if "origin" in headers else "Sec-Fetch-Site" if _of_page(headers) else ""
+        if sent:
+            raise DialectError(
+                403, f"requests of web pages are not answered (the header {sent})", code="origin_refused"
+            )
         host = host_of(headers.get("host", ""))
         if host not in self._hosts and not _is_address(host):
             why = f"{host[:100]!r} is no name of this endpoint (the header Host): give it by proxy_address"
             raise DialectError(403, why, code="host_refused")
+
+
+def _of_page(headers: Mapping[str, str]) -> bool:
+    return headers.get("sec-fetch-site", "none") != "none"  # none: typed in by the user
 
 
 def host_of(netloc: str) -> str:

@@ -86,7 +86,8 @@ class Ended(msgspec.Struct, kw_only=True):
 
     id: str
     turns: int
-    reward: float
+    reward: float | None
+    """Null where nobody gave one."""
     stop: str | None
     failure: str | None
 
@@ -217,7 +218,7 @@ async def _end(api: Api, request: Request, given: Reward | None) -> Any:
     return Ended(
         id=rollout.id,
         turns=len(rollout.turns),
-        reward=rollout.reward,
+        reward=rollout.score,
         stop=rollout.stop.value if rollout.stop is not None else None,
         failure=rollout.failure.message if rollout.failure is not None else None,
     )

@@ -25,7 +25,7 @@ from rollout.errors import ConfigError, UsageError
 from rollout.registry import absolute_spec
 from rollout.store.settings import DEFAULT_TASKS, RESUMABLE, RunSettings, to_settings
 
-FORMAT = 4
+FORMAT = 5
 
 CONFIG = "config.toml"
 

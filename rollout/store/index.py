@@ -31,6 +31,7 @@ class _Head(msgspec.Struct, gc=False):
     task_index: int
     member: int
     reward: float | None = 0.0
+    reward_known: bool = True
     failure: _HeadFailure | None = None
     stop: str | None = None
 
@@ -47,6 +48,7 @@ class Located(msgspec.Struct, frozen=True, gc=False):
     reward: float
     failure: str
     """The kind of its failure, "" where it did not fail."""
+    reward_known: bool = True
 
     @property
     def finished(self) -> bool:
@@ -112,7 +114,14 @@ class RunIndex:
             task_id = ids.setdefault(head.task_id, head.task_id)  # a group's members share it
             failure = head.failure.kind if head.failure else "" if head.reward is not None else FailureKind.ENVIRONMENT
             self.last[head.task_index, head.member] = Located(
-                offset, head.id, task_id, head.task_index, head.member, head.reward or 0.0, str(failure)
+                offset,
+                head.id,
+                task_id,
+                head.task_index,
+                head.member,
+                head.reward or 0.0,
+                str(failure),
+                head.reward_known,
             )
             offset += len(line)
             self.records, self.end = self.records + 1, offset

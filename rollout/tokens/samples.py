@@ -89,9 +89,10 @@ class TrainingSample(msgspec.Struct, kw_only=True):
     """What the logprobs are of: `raw_logprobs` is the model's own distribution, `processed_logprobs` the one after
     temperature, penalties and filters. None where it is not known, or not the same for all its turns."""
     reward: float = 0.0
-    """The rollout's, or its agent's own: see `rollout.records.Rollout`. What each step gave is the turns'."""
+    """The rollout's, or its agent's own: see `rollout.records.Rollout`. NaN where nobody gave one: JSON has null. What
+    each step gave is the turns'."""
     advantage: float | None = None
-    """None until a group's advantages are computed."""
+    """None until a group's advantages are computed, and where its reward is not known."""
     task_id: str = ""
     rollout_id: str = ""
     agent: str = ""

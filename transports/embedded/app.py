@@ -97,6 +97,8 @@ def create_app(
         exception_handlers={
             Refused: lambda request, error: error_of(error),
             HTTPException: lambda request, error: error_of(_of_http(error)),
+            # Logged by the server, as what is raised still; its client is told in JSON, as all clients are.
+            Exception: lambda request, error: error_of(Refused(500, "the request failed here", "InternalServerError")),
             EngineClosedError: lambda request, error: error_of(Refused(503, str(error), "ServiceUnavailable")),
         },
     )

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
@@ -53,15 +52,17 @@ class ChatFormat:
         add_generation_prompt: bool = True,
     ) -> list[int]:
         """The prompt's ids. Raises ChatError where the template fails on these messages."""
-        prepared = [_for_template(message) for message in messages]
         try:
+            prepared = [_for_template(message) for message in messages]
             text = self._template.render(
                 messages=prepared,
                 tools=list(tools) if tools else None,
                 add_generation_prompt=add_generation_prompt,
                 **template_args,
             )
-        except (TemplateError, TypeError, ValueError) as error:
+        except ChatError:
+            raise
+        except Exception as error:  # a template may raise anything on what it was not written for
             raise ChatError(f"the chat template cannot render these messages: {error}") from error
         return self.encode(text)
 
@@ -74,6 +75,8 @@ def _for_template(message: Mapping[str, Any]) -> dict[str, Any]:
         out["content"] = "\n".join(map(_text_of, content))
     out.setdefault("content", "")
     if calls := out.get("tool_calls"):
+        if not isinstance(calls, list):
+            raise ChatError(f"tool_calls must be a list, not {calls!r:.80}")
         out["tool_calls"] = [_call_for_template(call) for call in calls]
     return out
 

@@ -86,6 +86,10 @@ class Cannot(msgspec.Struct, kw_only=True):
     function_call: Any = None
     audio: Any = None
     continue_final_message: Any = None
+    chat_template: Any = None
+    documents: Any = None
+    web_search_options: Any = None
+    modalities: Any = None
 
 
 class SamplingBody(Cannot, kw_only=True):
@@ -247,7 +251,7 @@ def _check_sampling(body: SamplingBody) -> None:
         if not holds:
             raise Refused(400, message, param=param)
     for name in Cannot.__struct_fields__:
-        if (asked := getattr(body, name)) and asked != {"type": "text"}:
+        if (asked := getattr(body, name)) and asked not in ({"type": "text"}, ["text"]):
             raise Refused(400, f"{name}: the embedded server cannot do this", param=name)
 
 

@@ -138,3 +138,20 @@ def test_who_asked_is_counted_and_what_was_left_out_is_told() -> None:
         summary.add(many)
     assert len(summary.agents) == MOST_AGENTS + 1
     assert sum(tally.turns for tally in summary.agents.values()) == 1_002
+
+
+def test_rollouts_that_nobody_judged_are_said_and_not_counted() -> None:
+    """Neither in the mean nor in what solved its task; where there are no others that is all that is said."""
+    summary = Summary(env="proxy")
+    unknown = rollout_of(0, 2)
+    unknown.reward, unknown.reward_known = 0.0, False
+    summary.add(unknown)
+    assert summary.reward_mean is None
+    rows = dict(table_rows(summary, 1.0, "run", Stats()))
+    assert rows["reward"] == "1 without a reward, which are not counted"
+    summary.add(rollout_of(1, 2))
+    assert summary.outcomes.rewards.mean == 1.0
+    assert summary.groups.groups == 0
+    rows = dict(table_rows(summary, 1.0, "run", Stats()))
+    assert rows["reward"] == "1.000 ± 0.000   min 1, max 1   1 without a reward, which are not counted"
+    assert summary.as_json(wall_s=1.0, client_cpu_s=1.0, run_dir="run", stats=Stats())["unknown_rewards"] == 1

@@ -260,3 +260,29 @@ def test_a_stream_of_chat_completions_says_what_the_body_says(answer: Message, r
     assert made["reasoning_content"] == message.get("reasoning_content", "")
     assert made["tool_calls"] == [{"id": each["id"], **each["function"]} for each in message.get("tool_calls", ())]
     assert chunks[-1]["choices"][0]["finish_reason"] == body["choices"][0]["finish_reason"]
+
+
+#: What a value of a request may be in its place.
+ODD: list[Any] = [
+    *(None, True, False, 0, -1, 1.5, 10**30, "", "x", "\ud800", [], {}, [[]], [{}], [None], [1], ["x"], {"": 1}),
+    *({"type": "x"}, {"type": None}, {"type": "text", "text": 5}, [{"type": "text", "text": None}]),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dialect", "body"), SAMPLES, ids=["chat", "anthropic", "responses"])
+def test_any_value_in_any_place_is_read_or_refused(dialect: Dialect, body: dict[str, Any]) -> None:
+    """A request that is right but for one value of another type, however deep it lies, is never a fault of ours."""
+    refused = 0
+    for place in places(body):
+        for odd in ODD:
+            changed = copy.deepcopy(body)
+            inner: Any = changed
+            for key in place[:-1]:
+                inner = inner[key]
+            inner[place[-1]] = odd
+            try:
+                dialect.read(json.dumps(changed).encode(), Memory())
+            except DialectError:
+                refused += 1
+    assert refused > 100

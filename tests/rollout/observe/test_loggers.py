@@ -67,6 +67,16 @@ def test_a_group_of_failures_has_no_reward() -> None:
     assert of_group(group(failed=2), set()) == {"group/finished": 0.0, "group/failed": 2.0}
 
 
+def test_a_group_that_nobody_judged_has_no_reward() -> None:
+    """It has turns and tokens, and no point at 0."""
+    unknown = group(0.0, 0.0)
+    for rollout in unknown.rollouts:
+        rollout.reward_known = False
+    values = of_group(unknown, set())
+    assert values["group/finished"] == 2
+    assert not any(name.startswith("reward/") for name in values)
+
+
 def test_names_of_metrics_are_bounded() -> None:
     """An environment that names them by task does not make a chart for each."""
     names: set[str] = set()

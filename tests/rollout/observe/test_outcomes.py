@@ -88,3 +88,12 @@ def test_metrics_named_by_task_do_not_fill_the_memory() -> None:
         outcomes.add(rollout(0.0, stop=StopReason.DONE, metrics={f"of task {number}": 1.0}))
     assert len(outcomes.metrics) == MOST_METRICS
     assert math.isfinite(outcomes.rewards.low)
+
+
+def test_a_reward_that_nobody_gave_is_no_zero() -> None:
+    """It is counted apart, and its stop and metrics with the others'."""
+    outcomes = Outcomes()
+    outcomes.add(rollout(1.0, stop=StopReason.DONE))
+    outcomes.add(rollout(0.0, stop=StopReason.DONE, reward_known=False))
+    assert (outcomes.rewards.mean, outcomes.rewards.count, outcomes.unknown_rewards) == (1.0, 1, 1)
+    assert dict(outcomes.stops) == {"done": 2}

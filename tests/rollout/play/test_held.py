@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import urllib.request
 from typing import Any
 
@@ -170,3 +171,17 @@ def test_a_plain_trainer_holds_one_too() -> None:
                 assert answer.status == 200
             held.finish(reward=1.0)
         assert (held.rollout.reward, len(held.rollout.turns)) == (1.0, 1)
+
+
+async def test_one_that_nobody_judged_has_an_unknown_reward() -> None:
+    """Where `finish` is not called, or is told that nobody knows: it is no 0, and its samples say NaN."""
+    async with engine() as running:
+        for judge in (lambda held: None, lambda held: held.finish(reward=None)):
+            async with running.endpoint({"id": "sum"}) as held:
+                await held.model.chat([user("hello")])
+                judge(held)
+            assert (held.rollout.reward_known, held.rollout.score) == (False, None)
+            assert [math.isnan(sample.reward) for sample in held.rollout.samples()] == [True]
+        async with running.endpoint({"id": "sum"}) as held:
+            held.finish()
+        assert (held.rollout.reward_known, held.rollout.reward) == (True, 0.0)

@@ -36,6 +36,9 @@ async def test_a_page_in_the_browser_cannot_use_it() -> None:
         for origin in ("https://evil.example", "null", "http://localhost:3000"):
             assert (await served.chat("hello", headers={"origin": origin})).status_code == 403
         assert (await served.chat("hello", headers={"host": "evil.example"})).status_code == 403
+        for whence in ("cross-site", "same-site", "same-origin"):  # an image or a script has no origin
+            assert (await served.client.get("/v1/models", headers={"sec-fetch-site": whence})).status_code == 403
+        assert (await served.client.get("/v1/models", headers={"sec-fetch-site": "none"})).status_code == 200
         preflight = await served.client.options("/v1/messages", headers={"origin": "https://evil.example"})
         assert preflight.status_code == 403
         assert not served.transport.requests

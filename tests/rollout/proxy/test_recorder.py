@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 
+import pytest
+
+from rollout.cli.show import Choice, show
 from rollout.proxy.journal import read_turns
 from rollout.records import Route, StopReason
 from rollout.store.export import samples_of_run
@@ -182,3 +186,28 @@ async def test_a_recorder_that_stops_lets_turns_end_and_goes_on_later(tmp_path: 
     with RunIndex(tmp_path / "run") as index:
         (located,) = index.ordered()
         assert [turn.route for turn in index.read(located).turns][1:] == [Route.TOKEN_IN] * 2
+
+
+async def test_a_session_without_a_reward_is_unknown_wherever_it_is_told(tmp_path: Path) -> None:
+    """Null to whoever ends it, in its samples and when it is shown; no mean and no advantage of its group counts it."""
+    async with recorded(tmp_path / "run") as one:
+        made = [await one.post("/sessions", {"name": "sum"}) for _ in range(3)]
+        for each in made:
+            text_of(await one.chat(each["key"], "hello"))
+        samples = (await one.client.get(f"/sessions/{made[0]['id']}/samples")).json()["samples"]
+        assert [sample["reward"] for sample in samples] == [None]
+        ended = [
+            (await one.post(f"/sessions/{each['id']}/end", {"reward": reward}))["reward"]
+            for each, reward in zip(made, (None, 1.0, 0.0), strict=True)
+        ]
+        assert ended == [None, 1.0, 0.0]
+    with RunIndex(tmp_path / "run") as index:
+        (group,) = index.groups()
+    assert group.rewards == [1.0, 0.0]
+    unknown, *known = [sample.advantage for sample in group.samples()]
+    assert unknown is None
+    assert known == pytest.approx([1.0, -1.0], abs=1e-4)
+    shown = "".join(show(tmp_path / "run", Choice(), full=False, as_json=False))
+    assert shown.count("reward unknown") == 1
+    worst = "".join(show(tmp_path / "run", Choice(worst=9), full=False, as_json=True))
+    assert [json.loads(line)["reward"] for line in worst.splitlines()] == [0.0, 1.0]

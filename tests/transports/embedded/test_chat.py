@@ -91,3 +91,6 @@ def test_messages_that_the_template_cannot_render_are_named(chat: ChatFormat) ->
     """A template's failure is a ChatError, not a crash."""
     with pytest.raises(ChatError, match="template"):
         chat.render([], [], {})
+    for calls in (1.5, True, "x", {"a": 1}):
+        with pytest.raises(ChatError, match="tool_calls must be a list"):
+            chat.render([{"role": "assistant", "tool_calls": calls}], [], {})
