@@ -8,6 +8,9 @@ AGENT :=
 
 .PHONY: rollout test slow check format lint types docs test-oldest test-newest wheel fidelity models real servers sglang packages everything live live-sglang live-sglang-full live-ray live-full adapters trainers trainers-full dashboards soak soak-full bench results bench-smoke install clean
 
+# Compiled modules and rewritten assertions are kept, whatever the environment says: each process would make its own.
+test slow check: export PYTHONDONTWRITEBYTECODE :=
+
 rollout: $(INSTALLED)  ## play 64 rollouts of a bundled environment on the embedded model
 	$(BIN)/rollout run guess_number -n 16 -r 4
 

@@ -22,7 +22,7 @@ from rollout.checks import check_values, choice
 from rollout.codec.protocol import Codec
 from rollout.config import EngineConfig, check_config
 from rollout.env import Task
-from rollout.errors import ConfigError, EngineClosed, RolloutError, TransportError
+from rollout.errors import ConfigError, EngineClosed, RolloutError
 from rollout.histogram import Histogram
 from rollout.log import get_logger
 from rollout.moved import forward_members
@@ -33,23 +33,26 @@ from rollout.participant import Participant
 from rollout.play.held import Held
 from rollout.play.logprobs import warn_of_logprobs
 from rollout.play.player import Player
-from rollout.process import open_files
 from rollout.proxy.endpoints import HttpEndpoints
 from rollout.records import Group
-from rollout.schedule.concurrency import START, AdaptiveConcurrency, adapt_concurrency
+from rollout.schedule.concurrency import (
+    START,
+    AdaptiveConcurrency,
+    adapt_concurrency,
+    allowed_at_once,
+    must_tell_its_load,
+)
 from rollout.schedule.group_reward import GroupReward
 from rollout.schedule.hand_over import OnRollout
 from rollout.schedule.held import HeldRollouts
 from rollout.schedule.streams import Streams, check_env
 from rollout.schedule.submissions import Submission
-from rollout.servers.fleet import UPDATE, Fleet
+from rollout.servers.control import WeightControl
+from rollout.servers.fleet import Fleet
 from rollout.servers.weights import Weights
 from rollout.transport import InFlight, ServerInfo, Transport
 from rollout.workers.launch import Launch
 from rollout.workers.pool import WorkerPool
-
-#: Seconds between two looks at where the engine stands, for its loggers.
-LOG_EVERY_S = 10.0
 
 _log = get_logger(__name__)
 
@@ -92,13 +95,10 @@ class Engine:
         self._make_env = make_env
         self._given = transport
         self._weights = Weights()
-        self._weights_lock = anyio.Lock()
         self._streams = Streams(config, self._weights)
         self._held = HeldRollouts(self._weights)
         self._opened: _Opened | None = None
         """There once it was entered, also when it is closed."""
-        self._news = anyio.Event()
-        """The servers have changed, and the processes do not know it yet."""
         self._loggers = LogThreads()
         self._streams.on_group = self._loggers.on_group
         self._stack = AsyncExitStack()
@@ -112,7 +112,7 @@ class Engine:
         if self._closed:
             raise EngineClosed("the engine is closed: make another")
         check_config(self.config)
-        self._streams.slots.cap = self._allowed()
+        self._streams.slots.cap = allowed_at_once(self.config.most_at_once, connects=bool(self.config.base_urls))
         if self.config.pooled and self._given is not None:
             raise ConfigError("processes open transports of their own: name one by the configuration")
         async with AsyncExitStack() as stack:
@@ -130,52 +130,30 @@ class Engine:
             stack.push_async_callback(player.aclose)
             warn_of_logprobs(player.model.info, self.config)
             if self.config.concurrency == "auto":
-                await _must_say_its_load(player.fleet)
-            pool: WorkerPool | None = None
-            if self.config.pooled:
-                pool = WorkerPool(
-                    self.config,
-                    self._make_env,
-                    lambda: (self._weights.state, player.fleet.state),
-                    on_gone=self._ended,
-                )
-                await stack.enter_async_context(pool)
+                await must_tell_its_load(player.fleet)
+            pool = await stack.enter_async_context(self._make_pool(player.fleet)) if self.config.pooled else None
             tasks = await stack.enter_async_context(anyio.create_task_group())
             self._streams.open(pool or player, self._make_env, tasks)
             beside = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(beside.cancel_scope.cancel)
-            beside.start_soon(self._keep_logging)
+            beside.start_soon(self._loggers.keep_telling, self.stats)
+            control = WeightControl(player.fleet, self._tell, self._streams.end_stale)
             if pool is not None:
-                beside.start_soon(self._keep_telling, pool)
-                player.fleet.on_change = self._servers_changed
+                beside.start_soon(control.keep_telling)
+                player.fleet.on_change = control.servers_changed
             if self.config.concurrency == "auto":
                 beside.start_soon(self._adapt_concurrency, player.fleet)
-            self._opened = _Opened(player, pool)
+            self._opened = _Opened(player, pool, control)
             self._stack = stack.pop_all()
         return self
 
-    def _allowed(self) -> int:
-        """Rollouts that can be in flight: what is asked for, as far as the limit of open files goes."""
-        asked = self.config.most_at_once
-        allowed = open_files.raise_limit(asked)
-        if allowed < asked and self.config.base_urls:
-            limit = open_files.limit()
-            if not allowed:
-                raise ConfigError(f"no more than {limit} files may be open: too few to play; raise it by `ulimit -n`")
-            remedy = "raise the hard limit of open files, or lower the concurrency"
-            _log.warning("concurrency_limited", open_files=limit, asked=asked, concurrency=allowed, remedy=remedy)
-            return allowed
-        return asked
+    async def _tell(self) -> None:
+        """Has the processes stand as this one does."""
+        if self._pool is not None:
+            await self._pool.tell()
 
-    def _servers_changed(self) -> None:
-        self._news.set()
-
-    async def _keep_telling(self, pool: WorkerPool) -> None:
-        """Has the processes use the servers that are up here, at once when that changes."""
-        while True:
-            await self._news.wait()
-            self._news = anyio.Event()
-            await pool.tell()
+    def _make_pool(self, fleet: Fleet) -> WorkerPool:
+        return WorkerPool(self.config, self._make_env, lambda: (self._weights.state, fleet.state), on_gone=self._ended)
 
     async def _adapt_concurrency(self, fleet: Fleet) -> None:
         streams = self._streams
@@ -206,22 +184,20 @@ class Engine:
         for logger in loggers:
             self._loggers.add(logger)
 
-    async def _keep_logging(self) -> None:
-        while True:
-            await anyio.sleep(LOG_EVERY_S)
-            if self._loggers:
-                self._loggers.on_stats(self.stats())
-
     async def _end_logging(self) -> None:
         if self._loggers:
             self._loggers.on_stats(self.stats())
         await self._loggers.aclose()
 
     @property
-    def _player(self) -> Player:
+    def _entered(self) -> _Opened:
         if self._opened is None:
             raise RuntimeError("enter the engine first: async with Engine(...) as engine")
-        return self._opened.player
+        return self._opened
+
+    @property
+    def _player(self) -> Player:
+        return self._entered.player
 
     @property
     def _pool(self) -> WorkerPool | None:
@@ -360,26 +336,11 @@ class Engine:
     async def pause(self, in_flight: InFlight = "keep") -> None:
         """Has the server stop sampling until `resume`. Raises ConfigError where it cannot be told to."""
         choice("in_flight", in_flight, get_args(InFlight))
-        await self._pause(in_flight, "caller")
-        await self._tell()
-
-    async def _pause(self, in_flight: InFlight, reason: str) -> None:
-        """Nothing new is sent, by any process, from before the servers are told."""
-        fleet = self._controlled()
-        self._weights.hold(reason)
-        try:
-            await self._tell()
-            await fleet.pause(in_flight, reason=reason)
-        except BaseException:
-            fleet.end_pause(reason)
-            with anyio.CancelScope(shield=True):
-                await self._tell()
-            raise
+        await self._control.pause(in_flight)
 
     async def resume(self) -> None:
         """Goes on after `pause`."""
-        await self._controlled().resume()
-        await self._tell()
+        await self._control.resume()
 
     async def update_weights(
         self, version: str | int, path: str | Path | None = None, *, in_flight: InFlight = "keep"
@@ -392,37 +353,13 @@ class Engine:
         ConfigError for a server whose weights cannot be changed. A `pause` of the caller's own stays in force.
         """
         choice("in_flight", in_flight, get_args(InFlight))
-        fleet = self._controlled()
-        async with self._weights_lock:
-            await self._pause(in_flight, UPDATE)
-            try:
-                await fleet.update_weights(str(version), str(path) if path is not None else None, in_flight=in_flight)
-            except Exception:
-                await self._go_on(fleet)
-                raise
-            except BaseException:
-                # A trainer that is interrupted waits for nothing, and leaves no server paused.
-                fleet.end_pause(UPDATE)
-                with anyio.CancelScope(shield=True):
-                    await self._tell()
-                raise
-            await self._go_on(fleet)
+        await self._control.update(str(version), str(path) if path is not None else None, in_flight)
 
-    async def _go_on(self, fleet: Fleet) -> None:
-        """After an update, however it ended."""
-        self._streams.end_stale()
-        await fleet.resume(reason=UPDATE)
-        await self._tell()
-
-    async def _tell(self) -> None:
-        """Has the processes stand as this one does."""
-        if self._pool is not None:
-            await self._pool.tell()
-
-    def _controlled(self) -> Fleet:
+    @property
+    def _control(self) -> WeightControl:
         if self._pool is not None and not self.config.base_urls:
             raise ConfigError("each process has an embedded model of its own: serve one by `rollout serve`")
-        return self._player.fleet
+        return self._entered.control
 
     def stats(self) -> Stats:
         """Where the engine stands now."""
@@ -459,13 +396,4 @@ class _Opened(msgspec.Struct, frozen=True):
     player: Player
     pool: WorkerPool | None
     """Where it has several processes."""
-
-
-async def _must_say_its_load(transport: Transport) -> None:
-    """Raises ConfigError where there are no metrics that concurrency could follow."""
-    try:
-        await transport.load()
-    except TransportError:
-        pass  # it may say so later; until then nothing grows
-    except ConfigError as error:
-        raise ConfigError("concurrency auto needs a server with metrics: give a number") from error
+    control: WeightControl

@@ -24,6 +24,9 @@ from rollout.records import Group
 #: What waits for one logger at most: groups hold their rollouts.
 MOST_WAITING = 256
 
+#: Seconds between two looks at where the engine stands.
+LOG_EVERY_S = 10.0
+
 #: Seconds that a logger has, at the end, for what waits and for its own closing.
 CLOSE_S = 30.0
 
@@ -126,6 +129,13 @@ class LogThreads:
         step = self.groups
         for thread in self._threads:
             thread.tell(lambda logger: logger.on_stats(stats, step))
+
+    async def keep_telling(self, stats: Callable[[], Stats]) -> None:
+        """Tells them where the engine stands, now and then. Never returns."""
+        while True:
+            await anyio.sleep(LOG_EVERY_S)
+            if self._threads:
+                self.on_stats(stats())
 
     async def aclose(self) -> None:
         """Lets all end, at the same time; also where it is cancelled, since they are bounded."""

@@ -13,6 +13,7 @@ import anyio
 from rollout.errors import ConfigError, TransportError
 from rollout.log import get_logger
 from rollout.moved import forward_names
+from rollout.process import open_files
 from rollout.schedule.scheduler import Slots
 from rollout.transport import ServerLoad, Transport
 
@@ -92,6 +93,32 @@ async def adapt_concurrency(
         slots.cap = concurrency.look(load, used=slots.used, faults=faults())
         if slots.cap > before:
             wake()
+
+
+async def must_tell_its_load(server: Transport) -> None:
+    """Raises ConfigError where there are no metrics that concurrency could follow."""
+    try:
+        await server.load()
+    except TransportError:
+        pass  # it may tell it later; until then nothing grows
+    except ConfigError as error:
+        raise ConfigError("concurrency auto needs a server with metrics: give a number") from error
+
+
+def allowed_at_once(asked: int, *, connects: bool) -> int:
+    """Rollouts that can be in flight: what is asked for, and, with connections, as far as open files go.
+
+    Raises ConfigError where they go for none.
+    """
+    allowed = open_files.raise_limit(asked)
+    if allowed >= asked or not connects:
+        return asked
+    limit = open_files.limit()
+    if not allowed:
+        raise ConfigError(f"no more than {limit} files may be open: too few to play; raise it by `ulimit -n`")
+    remedy = "raise the hard limit of open files, or lower the concurrency"
+    _log.warning("concurrency_limited", open_files=limit, asked=asked, concurrency=allowed, remedy=remedy)
+    return allowed
 
 
 forward_names("rollout.schedule.concurrency")

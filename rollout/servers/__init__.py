@@ -7,6 +7,7 @@
     reconciler   does it
     placement    which one a trajectory stays on
     weights      versions, and updates while requests are in flight
+    control      pauses and updates, for the servers and for every process of the engine
     completion   a completion that was cut off goes on from what was sampled
 
 The engine always holds a `Fleet`, of one server where there is one.

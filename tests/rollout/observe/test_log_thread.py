@@ -138,7 +138,7 @@ async def test_an_engine_tells_its_loggers_of_every_group() -> None:
 
 async def test_where_an_engine_stands_is_told_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also while no group comes."""
-    monkeypatch.setattr("rollout.engine.LOG_EVERY_S", 0.01)
+    monkeypatch.setattr("rollout.observe.log_thread.LOG_EVERY_S", 0.01)
     running, _ = engine()
     logger = Kept()
     running.log_to(logger)

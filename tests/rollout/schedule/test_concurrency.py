@@ -7,11 +7,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rollout.errors import ConfigError, RolloutError, ServerBusy
+from rollout.process import open_files
 from rollout.schedule import concurrency as paces
-from rollout.schedule.concurrency import CACHE_MARK, REST, AdaptiveConcurrency
+from rollout.schedule.concurrency import CACHE_MARK, REST, AdaptiveConcurrency, allowed_at_once, must_tell_its_load
 from rollout.transport import ServerLoad
+from tests.log_kit import capture_logs
 from tests.rollout.servers.test_fleet import Server, engine
 from tests.rollout.test_engine import collect
+from transports.scripted import ScriptedTransport
+
+
+class Unmeasured(ScriptedTransport):
+    """A server that does not tell its load."""
+
+    def __init__(self, error: RolloutError) -> None:
+        super().__init__([])
+        self.error = error
+
+    async def load(self) -> ServerLoad:
+        raise self.error
+
 
 IDLE = ServerLoad(running=10, waiting=0, cache_usage=0.1, preemptions=0)
 
@@ -88,3 +104,27 @@ async def test_an_engine_grows_by_its_servers_metrics(monkeypatch: pytest.Monkey
         groups = await collect(running, 60)
         assert len(groups) == 60
         assert running.stats().most_running >= paces.START
+
+
+async def test_growth_needs_a_server_with_metrics() -> None:
+    """One that keeps none is said at once; one that does not answer now may do so later."""
+    with pytest.raises(ConfigError, match="give a number"):
+        await must_tell_its_load(Unmeasured(ConfigError("no metrics")))
+    await must_tell_its_load(Unmeasured(ServerBusy("full")))
+
+
+@pytest.mark.parametrize(("files", "allowed"), [(8, 8), (3, 3)])
+def test_no_more_than_files_may_be_open(monkeypatch: pytest.MonkeyPatch, files: int, allowed: int) -> None:
+    """It is said where that is fewer than asked for; without connections it is no limit."""
+    monkeypatch.setattr(open_files, "raise_limit", lambda at_once: min(at_once, files))
+    with capture_logs() as logs:
+        assert allowed_at_once(8, connects=True) == allowed
+        assert allowed_at_once(8, connects=False) == 8
+    assert [line["concurrency"] for line in logs] == [3] * (allowed < 8)
+
+
+def test_too_few_files_for_one_rollout_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what raises the limit."""
+    monkeypatch.setattr(open_files, "raise_limit", lambda at_once: 0)
+    with pytest.raises(ConfigError, match="ulimit -n"):
+        allowed_at_once(8, connects=True)
