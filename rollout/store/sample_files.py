@@ -43,6 +43,7 @@ _ARRAYS = {
     "logprobs": ("<f8", "F64"),
     "rewards": ("<f8", "F64"),
     "turn_rewards": ("<f8", "F64"),
+    "turn_cut_off": ("|i1", "I8"),
     "temperatures": ("<f8", "F64"),
     "weight_versions": ("<i8", "I64"),
     "turn_starts": ("<i8", "I64"),
@@ -52,6 +53,9 @@ _ARRAYS = {
     "turn_ids": ("<i4", "I32"),
     "loss_mask": ("|i1", "I8"),
 }
+
+#: What only some samples have: in the header of safetensors, an entry a sample, where any has one.
+_NAMED_WHERE_ANY = ("agents", "images")
 
 
 def write_jsonl(path: Path, samples: Iterator[TrainingSample]) -> None:
@@ -65,13 +69,14 @@ def write_jsonl(path: Path, samples: Iterator[TrainingSample]) -> None:
 def write_safetensors(path: Path, samples: Iterator[TrainingSample]) -> None:
     """Flat arrays with `cu_seqlens`; which sample is whose, and what its logprobs are of, is in the metadata.
 
-    `turn_starts`, `turn_ends` and `turn_rewards` have an entry for each turn of each sample, in places of the whole.
+    `turn_starts`, `turn_ends`, `turn_rewards` and `turn_cut_off` (1 where the answer ended at its limit) have an entry
+    for each turn of each sample, in places of the whole. Agents and images are in the metadata, where there are any.
     `cu_seqlens` is int32 as attention kernels want it, and int64 where there are 2^31 tokens or more.
     """
     ends = [0]
-    task_ids: list[str] = []
-    rollout_ids: list[str] = []
-    modes: list[str | None] = []
+    named: dict[str, list[Any]] = {
+        name: [] for name in ("task_ids", "rollout_ids", "logprobs_modes", *_NAMED_WHERE_ANY)
+    }
     with ExitStack() as stack:
 
         def spill() -> IO[bytes]:
@@ -84,17 +89,20 @@ def write_safetensors(path: Path, samples: Iterator[TrainingSample]) -> None:
                 spills[name].write(np.ascontiguousarray(part, _ARRAYS[name][0]).tobytes())
             fields.add(sample)
             ends.append(ends[-1] + len(sample.token_ids))
-            task_ids.append(sample.task_id)
-            rollout_ids.append(sample.rollout_id)
-            modes.append(sample.logprobs_mode)
+            own = (sample.task_id, sample.rollout_id, sample.logprobs_mode, sample.agent, sample.images)
+            for values, value in zip(named.values(), own, strict=True):
+                values.append(value)
         kinds = {**_ARRAYS, "cu_seqlens": ("<i8", "I64") if ends[-1] > _INT32_MAX else ("<i4", "I32")}
         spills["cu_seqlens"].write(np.array(ends, kinds["cu_seqlens"][0]).tobytes())
-        names = {"task_ids": task_ids, "rollout_ids": rollout_ids, "logprobs_modes": modes}
         arrays = {
             name: Spilled(file, *kinds[name], [file.tell() // np.dtype(kinds[name][0]).itemsize])
             for name, file in spills.items()
         }
-        metadata = {key: msgspec.json.encode(ids).decode() for key, ids in names.items()}
+        metadata = {
+            name: msgspec.json.encode(values).decode()
+            for name, values in named.items()
+            if name not in _NAMED_WHERE_ANY or any(values)
+        }
         _put_together(path, {**arrays, **fields.arrays()}, metadata)
 
 
@@ -108,6 +116,7 @@ def _flat(sample: TrainingSample, at: int) -> dict[str, Any]:
         "turn_starts": np.array([at + turn.start for turn in sample.turns], np.int64),
         "turn_ends": np.array([at + turn.end for turn in sample.turns], np.int64),
         "turn_rewards": np.array([turn.reward for turn in sample.turns], np.float64),
+        "turn_cut_off": np.array([turn.finish_reason == "length" for turn in sample.turns], np.int8),
         "advantages": np.full(length, np.nan if sample.advantage is None else sample.advantage),
     }
 
@@ -164,7 +173,10 @@ def _parquet_schema(pa: Any, *, with_fields: bool) -> Any:
         ("logprobs_mode", pa.string()),
         ("reward", pa.float64()),
         ("metrics", pa.map_(pa.string(), pa.float64())),
+        ("agent", pa.string()),
+        ("finish_reason", pa.string()),
     ]
+    image = [("start", pa.int32()), ("length", pa.int32()), ("image", pa.string())]
     fields = [
         ("routed_experts", pa.list_(pa.int32())),
         ("routed_experts_shape", pa.list_(pa.int64())),
@@ -184,6 +196,9 @@ def _parquet_schema(pa: Any, *, with_fields: bool) -> Any:
             ("advantage", pa.float64()),
             ("task_id", pa.string()),
             ("rollout_id", pa.string()),
+            ("agent", pa.string()),
+            ("left_out", pa.int64()),
+            ("images", pa.list_(pa.struct(image))),
             *(fields if with_fields else ()),
         ]
     )
@@ -196,6 +211,7 @@ def _cells(sample: TrainingSample, *, with_fields: bool) -> dict[str, Any]:
         for name, value in msgspec.structs.asdict(sample).items()
     }
     cells["turns"] = [{**msgspec.structs.asdict(turn), "metrics": list(turn.metrics.items())} for turn in sample.turns]
+    cells["images"] = [msgspec.structs.asdict(image) for image in sample.images]
     if not with_fields:
         return cells
     experts = sample.routed_experts.to_numpy() if sample.routed_experts is not None else None

@@ -16,6 +16,7 @@
     rows      a rollout -> the one row that TRL takes of it
     rewards   reward functions that read what the rows carry
     playing   `rollout_func`: prompts are played, and become rows
+    engines   which engines and settings these take
     folders   the policy as a folder that the engine's servers load
     worker    `AsyncGRPOTrainer`: rollouts streamed into its queue, tensors streamed into a folder
 

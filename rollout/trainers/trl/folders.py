@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import weakref
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ SavePolicy = Callable[[Any, Path], None]
 
 #: Bytes of one file of weights.
 SHARD_BYTES = 5_000_000_000
+
+#: A file in each folder that was written here: no other is ever dropped.
+_OURS = ".rollout-policy"
 
 #: Files of a model's folder that are weights: the others are copied beside new ones.
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".index.json")
@@ -49,20 +53,43 @@ class Folders:
         return partial
 
     def finish(self, version: str | int) -> Path:
-        """Gives what was written its name. Raises ConfigError where there are no weights in it."""
+        """Gives what was written its name. Raises ConfigError where there are no weights in it, or the name is taken."""
         partial, path = self.partial(version), self.path(version)
         if not any(file.suffix in (".safetensors", ".bin") for file in partial.iterdir()):
             raise ConfigError(f"no weights were written into {partial}: give a save= that writes a whole model")
+        if path.exists() and not (path / _OURS).is_file():
+            raise ConfigError(f"{path} is there, and was not written by a trainer here: give another folder=")
+        (partial / _OURS).touch()
         shutil.rmtree(path, ignore_errors=True)
         partial.rename(path)
         return path
 
     def loaded(self, version: str | int) -> None:
-        """The servers have it: the one before is dropped."""
-        path = self.path(version)
-        if self.newest not in (None, path):
-            shutil.rmtree(self.newest, ignore_errors=True)
-        self.newest = path
+        """The servers have it: those before are dropped, also those that a run which ended left here."""
+        self.newest = self.path(version)
+        before = [path for path in self.root.glob("version-*") if path != self.newest and (path / _OURS).is_file()]
+        for path in (*before, *self.root.glob(".version-*.partial")):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+class Weights:
+    """What a policy's weights were. What is loaded into a tensor counts in its `_version`, so that nothing is read."""
+
+    def __init__(self, model: Any) -> None:
+        self._were: list[tuple[Callable[[], Any], int]] = [
+            (weakref.ref(parameter), parameter._version) for parameter in model.parameters()
+        ]
+
+    def __repr__(self) -> str:
+        return f"<Weights of {len(self._were)} parameters>"
+
+    def are_still_in(self, model: Any) -> bool:
+        """Whether nobody has changed them, or trains others."""
+        now = list(model.parameters())
+        return len(now) == len(self._were) and all(
+            known() is parameter and version == parameter._version
+            for (known, version), parameter in zip(self._were, now, strict=True)
+        )
 
 
 def save_policy(trainer: Any, folder: Path) -> None:

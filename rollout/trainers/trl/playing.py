@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 from rollout.checks import choice
 from rollout.env import Task
 from rollout.errors import ConfigError, TooManyFailures
 from rollout.log import get_logger
 from rollout.thread import EngineThread, ThreadSubmission
-from rollout.trainers.trl.folders import Folders, SavePolicy, save_policy
+from rollout.trainers.trl.engines import check_engine, check_sampling
+from rollout.trainers.trl.folders import Folders, SavePolicy, Weights, save_policy
 from rollout.trainers.trl.prompts import Sampler, Wanted, task_of, wanted
 from rollout.trainers.trl.rows import Branches, Row, empty_row, fields_of, row_of
 from rollout.transport import InFlight
@@ -46,6 +47,7 @@ def rollout_func(
     A step of which a share of `max_failed` or more failed raises TooManyFailures, by default one that failed whole:
     there is nothing to learn from, and an optimizer with momentum would move all the same. None goes on through all.
     """
+    check_engine("rollout_func", engine)
     choice("branches", branches, get_args(Branches))
     choice("in_flight", in_flight, get_args(InFlight))
     if max_failed is not None and not 0 < max_failed <= 1:
@@ -76,6 +78,7 @@ class RolloutFunc:
 
     def __call__(self, prompts: Sequence[Any], trainer: Any) -> dict[str, list[Any]]:
         """One step's rows, in the order of its prompts. Raises what ends the engine, ConfigError, TooManyFailures."""
+        check_sampling(trainer.args, self._engine)
         if self._pushing is not None:
             self._pushing.bring_level(trainer)
         training = trainer.model.training
@@ -128,8 +131,27 @@ class RolloutFunc:
             )
 
 
+class Pushed(NamedTuple):
+    """A policy that was pushed."""
+
+    state: Any
+    """The trainer's, which it makes anew when a training begins."""
+    step: int
+    version: str
+    weights: Weights
+
+    def is_of(self, trainer: Any) -> bool:
+        """Whether the trainer's policy is still this one.
+
+        Its step alone does not tell: a second training begins at 0 again, and the best model is loaded without a step.
+        Its tensors alone do not, either: a fused optimizer's changes are not counted.
+        """
+        begun_since = trainer.state is not self.state and self.state.max_steps > 0  # 0: nothing was trained before
+        return trainer.state.global_step == self.step and not begun_since and self.weights.are_still_in(trainer.model)
+
+
 class Pushing:
-    """Has the servers load the policy whenever the trainer has made another: its version is the trainer's step."""
+    """Has the servers load the policy whenever it is another than they have: its version is the trainer's step."""
 
     def __init__(self, engine: EngineThread, folder: str | Path | None, save: SavePolicy, in_flight: InFlight) -> None:
         self._engine = engine
@@ -137,35 +159,51 @@ class Pushing:
         self._save = save
         self._in_flight = in_flight
         self._folders: Folders | None = None
-        self._has: int | None = None
-        """The step whose weights the servers have; None before the first, when they may have anybody's."""
+        self._has: Pushed | None = None
+        """What the servers have; None before the first, when they may have anybody's."""
 
     def __repr__(self) -> str:
-        return f"<Pushing to {self._folders or self._folder}, at step {self._has}>"
+        return f"<Pushing to {self._folders or self._folder}, at step {self._has.step if self._has else None}>"
 
     def bring_level(self, trainer: Any) -> None:
         """Pushes the policy, unless the servers have it. Raises TransportError where no server loads it."""
-        step = trainer.state.global_step
-        if step == self._has:
-            return
         accelerator = trainer.accelerator
+        level = self._is_level(trainer)
+        if accelerator.num_processes > 1:
+            from accelerate.utils import gather_object  # here: whoever has several processes has it
+
+            level = all(gather_object([level]))  # all push, or none: they wait for each other
+        if level:
+            self._has = self._has and self._has._replace(state=trainer.state)
+            return
+        version = self._next_version(trainer.state.global_step)
         if self._folders is None:
             self._folders = Folders(Path(self._folder or Path(trainer.args.output_dir) / "policy"))
         folders, main = self._folders, accelerator.is_main_process
         # Every process takes part in gathering the weights; one writes them.
-        self._save(trainer, folders.begin(step) if main else folders.partial(step))
+        self._save(trainer, folders.begin(version) if main else folders.partial(version))
         if main:
-            self._load(step, folders.finish(step))
-            folders.loaded(step)
+            self._load(version, folders.finish(version))
+            folders.loaded(version)
         accelerator.wait_for_everyone()
         if not main:
             # One process had the servers load it, which these are told; an embedded model is each process's own.
-            self._load(step, None if self._engine.config.base_urls else folders.path(step))
+            self._load(version, None if self._engine.config.base_urls else folders.path(version))
         accelerator.wait_for_everyone()
-        self._has = step
+        # What they are is looked at now: a `save` that merges an adapter, and takes it out again, has touched them.
+        self._has = Pushed(trainer.state, trainer.state.global_step, str(version), Weights(trainer.model))
 
-    def _load(self, step: int, path: Path | None) -> None:
-        self._engine.update_weights(step, path, in_flight=self._in_flight)
+    def _is_level(self, trainer: Any) -> bool:
+        has = self._has
+        return has is not None and has.version == self._engine.weight_version and has.is_of(trainer)
+
+    def _next_version(self, step: int) -> int:
+        """The step, or the next number where the servers had that one: a version names one policy, for good."""
+        named = self._engine.weight_version or ""
+        return max(step, int(named) + 1) if named.isdecimal() else step
+
+    def _load(self, version: int, path: Path | None) -> None:
+        self._engine.update_weights(version, path, in_flight=self._in_flight)
 
 
 def _rows_of_a_batch(args: Any, *, training: bool) -> int:

@@ -27,6 +27,7 @@ from rollout.log import get_logger
 from rollout.records import Group, Rollout
 from rollout.thread import EngineThread, ThreadStream
 from rollout.tokens.samples import TrainingSample
+from rollout.trainers.trl.engines import check_engine
 from rollout.trainers.trl.folders import Folders, copy_beside, write_tensors
 from rollout.transport import InFlight
 
@@ -59,6 +60,7 @@ class RolloutWorker:
         """`queue_size` rows, and `ahead` groups before them (see `Engine.stream`), wait for the trainer at most: the
         more do, the staler are they when it takes them. `make_sample` takes the place of the release's RolloutSample.
         """
+        check_engine("RolloutWorker", engine)
         if rollouts_per_task < 1 or queue_size < 1:
             raise ConfigError(f"rollouts_per_task and queue_size are 1 or more, not {rollouts_per_task}, {queue_size}")
         self.rollout_buffer: queue.Queue[Any] = queue.Queue(maxsize=queue_size)
@@ -199,6 +201,7 @@ class FolderTransfer:
 
         `in_flight` says what becomes of requests that run while weights are changed.
         """
+        check_engine("FolderTransfer", engine)
         choice("in_flight", in_flight, get_args(InFlight))
         self._engine = engine
         self._folders = Folders(Path(folder))

@@ -130,6 +130,23 @@ def test_weights_go_out_and_rows_come_back_each_step(tmp_path: Path) -> None:
     assert any(abs(norm) > 0 for norm in logged(trainer, "grad_norm"))
 
 
+def test_a_second_training_plays_its_own_policy(tmp_path: Path) -> None:
+    """It begins at step 0 again, with other weights than the servers had at that step: both sides agree all the same,
+    and the version is another one. So after the policy was set back without a step."""
+    with EngineThread(CONFIG, GuessNumber) as engine:
+        kept = Kept(trl.rollout_func(engine))
+        prompts = trl.prompts(GuessNumber().tasks(2, seed=0))
+        trainer = grpo(tmp_path, kept, prompts, trl.reward, max_steps=1, learning_rate=1e-2)
+        before = {name: value.detach().clone() for name, value in trainer.model.state_dict().items()}
+        trainer.train()
+        trainer.train()
+        trainer.evaluate()
+        trainer.model.load_state_dict(before)
+        trainer.evaluate()
+    assert [set(fields["rollout_versions"]) for fields in kept.answered] == [{(str(at),)} for at in range(4)]
+    assert kept.apart < APART
+
+
 def test_prompts_that_come_once_give_the_same_rows(tmp_path: Path) -> None:
     """As TRL's docstring has it, and its sampler has not: whichever a release does, rows are as many as its batch."""
     with EngineThread(CONFIG, GuessNumber) as engine:

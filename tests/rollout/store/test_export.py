@@ -28,7 +28,8 @@ from rollout.store.export import export, samples_of_run
 from rollout.store.folder import ROLLOUTS, RunFolder, encode_rollout
 from rollout.token_fields import SamplingMask
 from rollout.tokens.batch import FIELDS
-from rollout.tokens.samples import turn_ids
+from rollout.tokens.images import SampleImage
+from rollout.tokens.samples import SampleTurn, TrainingSample, turn_ids
 from rollout.tokens.trajectory import Node, Root
 from transports.scripted import experts_of, kept_with
 
@@ -89,16 +90,54 @@ def test_every_format_holds_the_turns(run: Path, tmp_path: Path) -> None:
         assert [(turn["start"], turn["end"], turn["reward"]) for turn in row["turns"]] == [
             (turn.start, turn.end, turn.reward) for turn in sample.turns
         ]
-        assert [dict(turn["metrics"]) for turn in row["turns"]] == [turn.metrics for turn in sample.turns]
+        assert [{**turn, "metrics": dict(turn["metrics"])} for turn in row["turns"]] == line["turns"]
         assert line["turns"] == [msgspec.to_builtins(turn) for turn in sample.turns]
         assert line["temperatures"] == row["temperatures"] == sample.temperatures.tolist()
         assert line["logprobs_mode"] == row["logprobs_mode"] == sample.logprobs_mode
     assert arrays["temperatures"].tolist() == [value for sample in samples for value in sample.temperatures]
     assert arrays["turn_ids"].tolist() == [index for sample in samples for index in turn_ids(sample)]
-    assert arrays["turn_rewards"].tolist() == [turn.reward for sample in samples for turn in sample.turns]
+    turns = [turn for sample in samples for turn in sample.turns]
+    assert arrays["turn_rewards"].tolist() == [turn.reward for turn in turns]
+    assert arrays["turn_cut_off"].tolist() == [turn.finish_reason == "length" for turn in turns]
     for start, end in zip(arrays["turn_starts"], arrays["turn_ends"], strict=True):
         assert arrays["loss_mask"][start:end].all()
         assert arrays["loss_mask"][start - 1] == 0
+
+
+def test_every_field_of_a_sample_is_in_parquet_and_safetensors(tmp_path: Path) -> None:
+    """Whoever asked, why a turn ended, where images stand: a field that is new is a column, too."""
+    import pyarrow.parquet as pq
+    from safetensors import safe_open
+
+    turn = SampleTurn(start=1, end=3, turn=0, trained=2, temperature=1.0, agent="coder", finish_reason="length")
+    image = SampleImage(start=0, length=1, image="sha256:00")
+    whole = TrainingSample(
+        token_ids=array("i", [4, 5, 6]),
+        loss_mask=array("b", [0, 1, 1]),
+        logprobs=array("d", [0.0, -1.0, -2.0]),
+        weight_versions=[None, "3", "3"],
+        turns=[turn],
+        task_id="0-a",
+        rollout_id="0-a-0",
+        agent="coder",
+        left_out=7,
+        images=[image],
+    )
+    bare = msgspec.structs.replace(whole, turns=[], agent="", left_out=0, images=[])
+    sample_files.write_parquet(tmp_path / "parquet", iter([whole, bare]), with_fields=True)
+    table = pq.read_table(tmp_path / "parquet")
+    row, other = table.to_pylist()
+    apart = {"routed_experts", "sampling_mask"}
+    assert set(TrainingSample.__struct_fields__) - apart <= set(table.column_names)
+    assert {**row["turns"][0], "metrics": {}} == msgspec.to_builtins(turn)
+    assert (row["agent"], row["left_out"], row["images"]) == ("coder", 7, [msgspec.to_builtins(image)])
+    assert (other["agent"], other["left_out"], other["images"]) == ("", 0, [])
+    sample_files.write_safetensors(tmp_path / "safetensors", iter([whole, bare]))
+    with safe_open(tmp_path / "safetensors", "numpy") as file:
+        metadata = file.metadata()
+        assert file.get_tensor("turn_cut_off").tolist() == [1]
+    assert json.loads(metadata["agents"]) == ["coder", ""]
+    assert json.loads(metadata["images"]) == [[msgspec.to_builtins(image)], []]
 
 
 def test_a_rollout_played_again_counts_once(run: Path, tmp_path: Path) -> None:

@@ -40,13 +40,31 @@ def test_the_one_before_goes_when_the_new_one_is_loaded(tmp_path: Path) -> None:
     assert names(tmp_path) == ["version-2"]
 
 
+def test_what_a_run_that_ended_left_goes_and_nothing_else(tmp_path: Path) -> None:
+    """A run that is started again has no older policy on the disk than its own; a folder of somebody else's stays,
+    whatever its name."""
+    left = Folders(tmp_path)
+    written(left, 1)
+    left.begin(7)
+    (tmp_path / "version-best").mkdir()
+    (tmp_path / "notes.txt").touch()
+    again = Folders(tmp_path)
+    written(again, 2)
+    again.loaded(2)
+    assert names(tmp_path) == ["notes.txt", "version-2", "version-best"]
+    (tmp_path / "version-3").mkdir()
+    with pytest.raises(ConfigError, match=r"version-3 is there.*give another folder="):
+        written(again, 3)
+    assert (tmp_path / "version-3").is_dir()
+
+
 def test_a_version_is_written_again_from_nothing(tmp_path: Path) -> None:
     """What an interrupted run left of it is not mixed into it."""
     folders = Folders(tmp_path)
     (folders.begin(1) / "stale.safetensors").write_bytes(b"old")
     path = written(folders, 1)
     path = written(folders, 1)
-    assert names(path) == ["model.safetensors"]
+    assert names(path) == [".rollout-policy", "model.safetensors"]
 
 
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:

@@ -35,19 +35,46 @@ class Accelerator(SimpleNamespace):
     """One process."""
 
     is_main_process = True
+    num_processes = 1
 
     def wait_for_everyone(self) -> None:
         pass
 
 
-def trainer(tmp_path: Path, *, rows: int, generations: int = 2, training: bool = True, step: int = 0) -> Any:
+class Parameter:
+    """A tensor, which counts what was changed in it."""
+
+    _version = 0
+
+
+class Policy:
+    """What is read of a model."""
+
+    def __init__(self, training: bool = True) -> None:
+        self.training = training
+        self.tensors = [Parameter(), Parameter()]
+
+    def parameters(self) -> list[Parameter]:
+        return self.tensors
+
+
+def trainer(
+    tmp_path: Path,
+    *,
+    rows: int,
+    generations: int = 2,
+    training: bool = True,
+    step: int = 0,
+    policy: Policy | None = None,
+    state: Any = None,
+) -> Any:
     """What `rollout_func` reads of a GRPOTrainer."""
     return SimpleNamespace(
-        model=SimpleNamespace(training=training),
+        model=policy or Policy(training),
         num_generations=generations,
         num_generations_eval=1,
         eos_token_ids=[7],
-        state=SimpleNamespace(global_step=step),
+        state=state or SimpleNamespace(global_step=step, max_steps=0),
         accelerator=Accelerator(),
         args=SimpleNamespace(
             per_device_train_batch_size=rows,
@@ -136,22 +163,79 @@ def test_branches_are_left_out_with_a_word(tmp_path: Path, caplog: pytest.LogCap
             rollout_func(engine, push=False, branches="refuse")(given, trainer(tmp_path, rows=4))
 
 
+def write_weights(trainer: Any, folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"weights")
+
+
 def test_the_policy_is_pushed_once_a_step(tmp_path: Path) -> None:
     """Its version is the step, one folder is left, and each row says which version sampled it."""
     saved: list[str] = []
 
     def save(trainer: Any, folder: Path) -> None:
         saved.append(folder.name)
-        (folder / "model.safetensors").write_bytes(b"weights")
+        write_weights(trainer, folder)
 
-    given = texts({"number": 1}, {"number": 2})
+    given, policy = texts({"number": 1}, {"number": 2}), Policy()
     with opened() as engine:
         play = rollout_func(engine, save=save)
-        versions = [play(given, trainer(tmp_path, rows=4, step=step))["rollout_versions"][0] for step in (0, 0, 3)]
+        trainers = [trainer(tmp_path, rows=4, step=step, policy=policy) for step in (0, 0, 3)]
+        versions = [play(given, one)["rollout_versions"][0] for one in trainers]
         assert engine.weight_version == "3"
     assert saved == [".version-0.partial", ".version-3.partial"]
     assert versions == [("0",), ("0",), ("3",)]
     assert [path.name for path in (tmp_path / "policy").iterdir()] == ["version-3"]
+
+
+def test_another_policy_at_the_same_step_is_pushed_under_a_name_of_its_own(tmp_path: Path) -> None:
+    """A second training begins at step 0 again, the best model is loaded without a step, somebody else pushes: a
+    version names one policy, for servers cache by it."""
+    given, policy = texts({"number": 1}, {"number": 2}), Policy()
+
+    def played(step: int, state: Any = None) -> str:
+        rows = play(given, trainer(tmp_path, rows=4, step=step, policy=policy, state=state))
+        ((version,),) = set(rows["rollout_versions"])
+        return str(version)
+
+    with opened() as engine:
+        play = rollout_func(engine, save=write_weights)
+        assert [played(0), played(2), played(2)] == ["0", "2", "2"]
+        policy.tensors[1]._version += 1  # loaded into the same tensors
+        assert [played(2), played(2)] == ["3", "3"]
+        policy = Policy()  # another trainer
+        assert [played(0), played(0), played(1)] == ["4", "4", "5"]
+        engine.update_weights(9, tmp_path)
+        assert [played(1), played(12)] == ["10", "12"]
+        training, another = (SimpleNamespace(global_step=12, max_steps=20) for _ in range(2))
+        assert [played(12, training), played(12, training), played(12, another)] == ["12", "12", "13"]
+
+
+def test_a_save_that_touches_the_weights_is_no_other_policy(tmp_path: Path) -> None:
+    """Such as one that merges an adapter, and takes it out again."""
+    policy, saved = Policy(), []
+
+    def merged(trainer: Any, folder: Path) -> None:
+        trainer.model.tensors[0]._version += 2
+        saved.append(folder.name)
+        write_weights(trainer, folder)
+
+    with opened() as engine:
+        play = rollout_func(engine, save=merged)
+        for _ in range(2):
+            play(texts({"number": 1}, {"number": 2}), trainer(tmp_path, rows=4, policy=policy))
+    assert len(saved) == 1
+
+
+def test_sampling_that_the_trainer_asks_for_and_nobody_heeds_is_refused(tmp_path: Path) -> None:
+    """The engine samples: what GRPOConfig says must be what it is set to."""
+    given = trainer(tmp_path, rows=4)
+    given.args.top_p, given.args.top_k = 1.0, 0
+    prompts_ = texts({"number": 1}, {"number": 2})
+    with opened() as engine:
+        play = rollout_func(engine, push=False)
+        play(prompts_, given)
+        given.args.top_p = 0.5
+        with pytest.raises(ConfigError, match=r"GRPOConfig\(top_p=0\.5\) has no effect.*EngineConfig\.sampling"):
+            play(prompts_, given)
 
 
 @pytest.mark.parametrize("base_url", ["http://gpu-7:8000", None])
