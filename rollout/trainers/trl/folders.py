@@ -53,7 +53,7 @@ class Folders:
         return partial
 
     def finish(self, version: str | int) -> Path:
-        """Gives what was written its name. Raises ConfigError where it has no weights, or the name is somebody else's."""
+        """Gives what was written its name. Raises ConfigError where it has no weights, or the name is another's."""
         partial, path = self.partial(version), self.path(version)
         if not any(file.suffix in (".safetensors", ".bin") for file in partial.iterdir()):
             raise ConfigError(f"no weights were written into {partial}: give a save= that writes a whole model")
