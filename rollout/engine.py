@@ -18,7 +18,7 @@ import anyio
 import anyio.abc
 import msgspec
 
-from rollout.checks import check_values, choice
+from rollout.checks import check_value, check_values, choice
 from rollout.codec.protocol import Codec
 from rollout.config import EngineConfig, check_config
 from rollout.env import Task
@@ -173,14 +173,17 @@ class Engine:
         finally:
             await self._streams.closed()
 
-    def log_to(self, *loggers: Logger) -> None:
+    def log_to(self, *loggers: Logger, groups: int = 0) -> None:
         """Has loggers told of each group that comes, and every 10 s and at the end of where the engine stands.
 
         Each is called in a thread of its own, and closed with the engine: see `rollout.observe.loggers`. What it raises
-        or is too slow for is its loss, counted and said. Raises EngineClosed.
+        or is too slow for is its loss, counted and said. `groups` had come before, where a training goes on: steps
+        count on from there. Raises EngineClosed.
         """
         if self._closed:
             raise EngineClosed("the engine is closed: nothing more is logged")
+        check_value("groups", groups, int)
+        self._loggers.groups = max(self._loggers.groups, groups)
         for logger in loggers:
             self._loggers.add(logger)
 

@@ -292,12 +292,12 @@ class EngineThread(AbstractContextManager["EngineThread"]):
         """As `Engine.update_weights`."""
         self._runner.call(lambda: self._engine.update_weights(version, path, in_flight=in_flight))
 
-    def log_to(self, *loggers: Logger) -> None:
+    def log_to(self, *loggers: Logger, groups: int = 0) -> None:
         """As `Engine.log_to`."""
         if self.open:
-            self._runner.now(lambda: self._engine.log_to(*loggers))
+            self._runner.now(lambda: self._engine.log_to(*loggers, groups=groups))
         else:
-            self._engine.log_to(*loggers)
+            self._engine.log_to(*loggers, groups=groups)
 
     def stats(self) -> Stats:
         """As `Engine.stats`."""

@@ -105,6 +105,11 @@ class Plan:
         played = sum(index < len(self.tasks) and member < members for index, member in self.skip)
         return len(self.tasks) * members - played
 
+    @property
+    def tasks_on_disk(self) -> int:
+        """Tasks of which anything is on disk."""
+        return len({index for index, _ in self.skip})
+
     def folder(self, output: Path | None, model: str, here: Path | None = None) -> store.RunFolder:
         """The folder to write to: a new one, beneath `here` where none is named, or that of the run which goes on.
 

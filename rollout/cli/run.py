@@ -135,9 +135,15 @@ class Run:
         model = engine.server.model
         name = self._output.name if self._output is not None else Path(self.settings.env.rpartition(":")[0]).stem
         config = config_of(self.settings).settings
-        engine.log_to(*await loggers.begun(self._loggers, name or self.settings.env, config))
+        told = await anyio.to_thread.run_sync(loggers.tracked, self._output if self._resume else None)
+        ready = await loggers.begun(self._loggers, name or self.settings.env, config, told.runs)
+        told.groups = max(told.groups, plan.tasks_on_disk)
+        engine.log_to(*ready, groups=told.groups)
         folder = self._folder = await anyio.to_thread.run_sync(plan.folder, self._output, model, self._here)
         self._log.open(folder.path / store.EVENTS)
+        if ready:
+            told.runs |= loggers.run_ids(self._loggers, ready)
+            engine.log_to(await anyio.to_thread.run_sync(loggers.Tracking, folder.path, told))
         await anyio.to_thread.run_sync(self._add_resumed, plan)
         self._command.log_path, self._command.go_on = self._log.path, go_on(folder.path)
         return folder

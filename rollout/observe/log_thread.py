@@ -104,7 +104,7 @@ class LogThreads:
 
     def __init__(self) -> None:
         self.groups = 0
-        """Those that have come: the step."""
+        """Those that have come, also to whoever went before: the step."""
         self._threads: list[LogThread] = []
 
     def __repr__(self) -> str:

@@ -20,7 +20,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import entry_points
 from statistics import fmean, pstdev
-from typing import Any, Protocol
+from typing import Protocol
 
 from rollout.door import well_formed
 from rollout.errors import ConfigError
@@ -54,8 +54,9 @@ class Logger(Protocol):
         ...
 
 
-#: What an entry point names: the text behind the colon, the run's name, its settings without secrets -> a logger.
-Makes = Callable[[str, str, Mapping[str, Any]], Logger]
+#: What an entry point names: the text behind the colon, the run's name, its settings without secrets -> a logger. One
+#: that has a `run_id` (text) can go on where a run is resumed: then it is made with that as `run_id=`.
+Makes = Callable[..., Logger]
 
 
 class MetricsLogger(ABC):

@@ -8,6 +8,7 @@
         token_fields.bin  what lines name and do not hold, where a run asks for it: see `rollout.store.apart`
         summary.json      the object that `--json` prints
         events.log        what was logged, one JSON object per line
+        trackers.json     where its trackers go on: see `rollout.cli.loggers`
         lock              who writes here: see `rollout.store.lock`
 
 A line holds everything: messages, turns, and the trajectory's nodes with their ids and logprobs. A last line

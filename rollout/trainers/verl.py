@@ -13,6 +13,7 @@ imported here: verl_loop.py does, which is imported where verl is.
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol, get_args
@@ -193,14 +194,17 @@ def _known_mode(name: str | None) -> LogprobsMode | None:
 
 
 def reply_of(output: TokenOutput, most: int, stops: frozenset[int]) -> Reply:
-    """What verl's servers answered. Raises MalformedReply where it has no logprobs.
+    """What verl's servers answered: lists, arrays or tensors. Raises MalformedReply where it has no logprobs.
 
     vLLM's "stop" and "length" are both "completed" there: an answer that is as long as it may be, and ends with none of
     the ids that end a turn, was cut off.
     """
-    ids = list(output.token_ids)
-    logprobs = [] if output.log_probs is None and not ids else output.log_probs
-    if logprobs is None:
+    try:
+        ids = [operator.index(token) for token in output.token_ids]
+        logprobs = None if output.log_probs is None else [float(value) for value in output.log_probs]
+    except (TypeError, ValueError) as error:
+        raise MalformedReply(f"verl's server answered ids or logprobs that are no numbers: {error}") from error
+    if logprobs is None and ids:
         raise MalformedReply(f"verl's server answered {len(ids)} ids without the logprobs that were asked for")
     reason: FinishReason = "stop"
     if output.stop_reason in _ABORTED:
@@ -210,7 +214,7 @@ def reply_of(output: TokenOutput, most: int, stops: frozenset[int]) -> Reply:
     cached = output.extra_fields.get("num_cached_tokens")
     return Reply(
         completion_ids=ids,
-        logprobs=list(logprobs),
+        logprobs=logprobs or [],
         finish_reason=reason,
         cached_tokens=cached if isinstance(cached, int) else None,
         weight_versions=versions_of(output.extra_fields, len(ids)),

@@ -80,6 +80,11 @@ def _taken(name: str) -> str:
     return clean if posixpath.normpath(clean) == clean else clean.replace("/", "_")
 
 
-def make(rest: str, name: str, config: Mapping[str, Any]) -> Mlflow:
-    """By `--log mlflow:EXPERIMENT`."""
-    return Mlflow(rest, name=name, params=config)
+def make(rest: str, name: str, config: Mapping[str, Any], *, run_id: str | None = None) -> Mlflow:
+    """By `--log mlflow:EXPERIMENT`. Raises MlflowException for a run that is not there any more."""
+    if run_id is None:
+        return Mlflow(rest, name=name, params=config)
+    logger = Mlflow(run_id=run_id)
+    logger._client.update_run(run_id, status="RUNNING")
+    logger._ours = True  # its parameters are what they were: they cannot be changed there
+    return logger

@@ -18,6 +18,7 @@ class Trackio(MetricsLogger):
         super().__init__()
         self._ours = run is None
         self._run = trackio.init(embed=False, **init) if run is None else run
+        self.run_id: str = self._run.name
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """See `MetricsLogger`."""
@@ -29,6 +30,8 @@ class Trackio(MetricsLogger):
             self._run.finish()
 
 
-def make(rest: str, name: str, config: Mapping[str, Any]) -> Trackio:
-    """By `--log trackio:PROJECT`."""
+def make(rest: str, name: str, config: Mapping[str, Any], *, run_id: str | None = None) -> Trackio:
+    """By `--log trackio:PROJECT`. Its runs are found by their names: of several the last that was begun."""
+    if run_id is not None:
+        return Trackio(project=rest, name=run_id, config=dict(config), resume="must")
     return Trackio(project=rest, name=name, config=dict(config))

@@ -22,6 +22,7 @@ class WandB(MetricsLogger):
         self._ours = run is None
         # What the program prints is not W&B's: our standard output is one JSON object.
         self._run = wandb.init(settings=wandb.Settings(console="off"), **init) if run is None else run
+        self.run_id: str = self._run.id
         # Steps of its own would drop what comes with an older one: a trainer logs to the same run.
         self._run.define_metric(_STEP)
         for prefix in ("reward", "group", "metric", "engine", "fallback", "failure", "pass_at", "eval"):
@@ -37,7 +38,8 @@ class WandB(MetricsLogger):
             self._run.finish()
 
 
-def make(rest: str, name: str, config: Mapping[str, Any]) -> WandB:
+def make(rest: str, name: str, config: Mapping[str, Any], *, run_id: str | None = None) -> WandB:
     """By `--log wandb:[ENTITY/]PROJECT`."""
     entity, _, project = rest.rpartition("/")
-    return WandB(project=project, entity=entity or None, name=name, config=dict(config))
+    on = {} if run_id is None else {"id": run_id, "resume": "allow"}
+    return WandB(project=project, entity=entity or None, name=name, config=dict(config), **on)

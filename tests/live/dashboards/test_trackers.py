@@ -25,10 +25,11 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def played(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of one real run that is logged to all four."""
+    """The folder of one real run that is logged to all four, and went on half way."""
     folder = tmp_path_factory.mktemp("trackers")
     logs = ["--log", "tensorboard:tb", "--log", "wandb:team/guess", "--log", "mlflow:guess", "--log", "trackio:guess"]
-    done = run("guess_number", "-n", 16, "-r", 4, "--json", "-o", "run", *logs, cwd=folder, env=offline(folder))
+    run("guess_number", "-n", 8, "-r", 4, "--json", "-o", "run", *logs, cwd=folder, env=offline(folder))
+    done = run("guess_number", "--resume", "-n", 16, "--json", "-o", "run", cwd=folder, env=offline(folder))
     assert len(done.stdout.splitlines()) == 1  # the trackers' own words are elsewhere
     assert "logger_" not in (folder / "run" / "events.log").read_text()
     return folder
@@ -69,10 +70,10 @@ def rewards(folder: Path) -> list[float]:
 
 
 def check(found: Mapping[str, Mapping[int, float]], folder: Path) -> None:
-    """By name, the values by step: each group is there, and where the run stood at its end."""
+    """By name, the values by step: each group is there, and where the second of two sessions stood at its end."""
     assert sorted(found["reward/mean"]) == list(range(1, 17))
     assert sorted(found["reward/mean"].values()) == pytest.approx(rewards(folder))
-    assert found["engine/finished"][16] == 64
+    assert found["engine/finished"][16] == 32
     assert {"metric/guesses", "group/turns", "pass_at/4", "fallback/first_turn"} <= set(found)
 
 
@@ -115,13 +116,14 @@ def test_trackio_has_the_run(played: Path) -> None:
 
 
 def test_wandb_has_the_run(played: Path) -> None:
-    """Read from the file that `wandb sync` would send: groups are the x axis."""
+    """Read from the files that `wandb sync` would send, of one run each time: groups are the x axis."""
     from wandb.proto.wandb_internal_pb2 import Record
 
-    (path,) = played.rglob("run-*.wandb")
+    paths = list(played.rglob("run-*.wandb"))
+    assert (len(paths), len({path.name for path in paths})) == (2, 1)
     found: dict[str, dict[int, float]] = {}
     metrics, project = set(), ""
-    for data in leveldb_log(path.read_bytes()):
+    for data in (data for path in paths for data in leveldb_log(path.read_bytes())):
         record = Record()
         record.ParseFromString(data)
         if record.WhichOneof("record_type") == "run":

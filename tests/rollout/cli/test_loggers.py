@@ -51,6 +51,22 @@ def test_a_run_is_logged(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_run_that_goes_on_counts_its_groups_on(tmp_path: Path) -> None:
+    """Its trackers' x axis never goes back, however often it is resumed, also where its folder lost what it kept."""
+    folder, options = tmp_path / "r", ("--log", "tensorboard:told")
+    assert run(tmp_path, *options, "-o", folder, "-n", 2).returncode == 0
+    assert json.loads((folder / loggers.TRACKERS).read_bytes()) == {"groups": 2, "runs": {}}
+    assert run(tmp_path, *options, "-o", folder, "--resume", "-n", 4).returncode == 0
+    (folder / loggers.TRACKERS).write_text("[]")
+    done = run(tmp_path, *options, "-o", folder, "--resume", "-n", 5)
+    assert done.returncode == 0
+    assert "trackers not readable" in done.stderr.replace("_", " ")
+    told = [json.loads(line) for line in (tmp_path / "told").read_text().splitlines()]
+    assert [step for tag, _, step in told if tag == "reward/mean"] == [1, 2, 3, 4, 5]
+    assert json.loads((folder / loggers.TRACKERS).read_bytes())["groups"] == 5
+
+
+@pytest.mark.slow
 def test_a_logger_that_raises_leaves_the_run_alone(tmp_path: Path) -> None:
     """It is said once, and how much it missed at the end; all is played and written."""
     done = run(tmp_path, "--log", "tensorboard:raises", "-o", tmp_path / "r")
@@ -90,6 +106,35 @@ def test_those_that_began_are_closed_where_another_cannot() -> None:
     with pytest.raises(ConfigError, match=r"^--log b:x cannot begin: PermissionError: log in first$"):
         loggers.made([("a:x", lambda *_: kept, "x"), ("b:x", refuses, "x")], "run", {})
     assert kept.closed
+
+
+class Tracker(Kept):
+    """A tracker's logger, which can go on."""
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__()
+        self.run_id = run_id
+
+
+def test_a_tracker_goes_on_with_its_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """By what it called it; one that has it no more begins another, which is said; one that knows no runs is made
+    as ever."""
+
+    def goes_on(rest: str, name: str, config: Mapping[str, Any], run_id: str = "new") -> Logger:
+        if run_id == "deleted":
+            raise LookupError("no such run")
+        return Tracker(run_id)
+
+    found: loggers.Found = [("a:x", goes_on, "x"), ("b:x", lambda *_: Kept(), "x"), ("c:x", goes_on, "x")]
+    first = loggers.made(found, "run", {})
+    assert loggers.run_ids(found, first) == {"a:x": "new", "c:x": "new"}
+    loggers.Tracking(tmp_path, loggers.Tracked(groups=3, runs={"a:x": "old", "c:x": "deleted"}))
+    told = loggers.tracked(tmp_path)
+    assert told.groups == 3
+    again = loggers.made(found, "run", {}, told.runs)
+    assert loggers.run_ids(found, again) == {"a:x": "old", "c:x": "new"}
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "tracker_has_not_the_run log=c:x run=deleted error=LookupError: no such run" in said
 
 
 async def test_a_tracker_that_does_not_begin_ends_the_run_in_time() -> None:

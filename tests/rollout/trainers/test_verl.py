@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,8 +32,8 @@ LIMITS = LengthLimits(prompt=128, response=512)
 class Output(msgspec.Struct):
     """As verl's TokenOutput."""
 
-    token_ids: list[int]
-    log_probs: list[float] | None = None
+    token_ids: Any
+    log_probs: Any = None
     stop_reason: str | None = "completed"
     extra_fields: dict[str, Any] = {}
 
@@ -242,6 +243,18 @@ def test_an_answer_without_logprobs_is_refused() -> None:
     with pytest.raises(MalformedReply, match="without the logprobs"):
         reply_of(Output([5]), most=3, stops=frozenset())
     assert reply_of(Output([], None, "aborted"), most=3, stops=frozenset()).logprobs == []
+
+
+def test_an_answers_numbers_may_be_an_arrays() -> None:
+    """Of any integer and float type; what is no number is the server's fault, in one line."""
+    ids, logprobs = np.array([5, 6, 9], np.int32), np.array([-0.5, -1.0, -0.25], np.float32)
+    reply = reply_of(Output(ids, logprobs, "completed"), most=3, stops=frozenset({9}))
+    assert reply.completion_ids is not None
+    assert [type(token) for token in reply.completion_ids] == [int] * 3
+    assert (reply.completion_ids, reply.logprobs, reply.finish_reason) == ([5, 6, 9], [-0.5, -1.0, -0.25], "stop")
+    for bad in (Output([5], [None], "completed"), Output([5.5], [-0.5], "completed"), Output(["a"], [-0.5], "stop")):
+        with pytest.raises(MalformedReply, match="no numbers"):
+            reply_of(bad, most=3, stops=frozenset())
 
 
 @given(first=st.integers(0, 9), more=st.integers(0, 3), count=st.integers(0, 6))
