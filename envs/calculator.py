@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeGuard
 
+from envs.adapters.common import unread
 from rollout.chat.messages import Message, ToolCall, tool, user
 from rollout.env import Env, MessageLike, Step, Task
 from rollout.errors import MessageError
@@ -74,8 +75,7 @@ class Calculator(Env):
         replies = [tool(self._call(call), call=call) for call in message.tool_calls]
         if message.malformed_tool_calls:
             self._errors += len(message.malformed_tool_calls)
-            reasons = ", ".join(sorted({call.reason for call in message.malformed_tool_calls}))
-            replies.append(user(f"error: a tool call could not be read ({reasons})"))
+            replies.append(user(unread(message)))
         done = self._turn >= self.turns
         return Step(messages=() if done else replies, done=done, metrics=self._metrics())
 

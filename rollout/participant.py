@@ -50,6 +50,14 @@ class Participant:
         """
         return ({"index": index, "seed": seed} for index in range(n))
 
+    def preflight(self, task: Task) -> Awaitable[None] | None:
+        """Looks whether it can play: is the server there, has the task what is needed? It may be asynchronous.
+
+        `rollout run` calls it once, with its first task, before anything is played and on an object that plays
+        nothing. What it raises ends the command. By default nothing is looked at.
+        """
+        return None
+
     def close(self) -> Awaitable[None] | None:
         """Frees what it took. Called once on every path, after whatever else was called has returned:
         where that took longer than it may (`step_timeout_s`), that is later, in the background."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import random
 from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import Any
 
+from rollout import door
 from rollout.chat.messages import Message
 from rollout.errors import ConfigError
 from rollout.process.imports import import_file, import_module
@@ -27,8 +29,8 @@ def package(scheme: str, module: str, install: str) -> ModuleType:
         raise ConfigError(f"{scheme}: {module} cannot be imported: {type(error).__name__}: {said}") from error
 
 
-def function(setting: str, spec: str) -> Callable[..., Any]:
-    """A user's function, by `file.py:name` or `module:name`. Raises ConfigError."""
+def function(setting: str, spec: str, *given: str) -> Callable[..., Any]:
+    """A user's function, by `file.py:name` or `module:name`, that takes what is `given`. Raises ConfigError."""
     place, _, name = spec.rpartition(":")
     if not place or not name:
         raise ConfigError(f"{setting}={spec!r} must be file.py:function or module:function")
@@ -38,13 +40,37 @@ def function(setting: str, spec: str) -> Callable[..., Any]:
         names = [known for known, value in vars(module).items() if callable(value) and not known.startswith("_")]
         raise ConfigError(f"{setting}: {place} has no function {name!r}{nearest(name, names)}")
     called: Callable[..., Any] = found
+    if given and not isinstance(called, type):
+        _check_takes(setting, spec, called, given)
     return called
 
 
+def _check_takes(setting: str, spec: str, called: Callable[..., Any], given: tuple[str, ...]) -> None:
+    """Raises ConfigError for a function that cannot be called with so much."""
+    try:
+        signature = inspect.signature(called)
+    except (TypeError, ValueError):  # one that is written in C says nothing
+        return
+    try:
+        signature.bind(*given)
+    except TypeError as error:
+        raise ConfigError(f"{setting}={spec} takes {signature}, and is called with ({', '.join(given)})") from error
+
+
+def reward(of: str, given: Any) -> float:
+    """What a user's function gave as a reward: whatever a step may give. Raises TypeError."""
+    try:
+        return door.number(given, "")
+    except door.Refused as error:
+        raise TypeError(f"{of} {error.why}") from error
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
-    """The known name that was meant, if one is close."""
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-    return f", did you mean {close[0]!r}?" if close else ""
+    """The known name that was meant, if one is close, whatever its letters' case."""
+    known = {each.lower(): each for each in names}
+    longer = sorted((each for each in known if name and each.startswith(name.lower())), key=len)
+    close = longer or difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
+    return f", did you mean {known[close[0]]!r}?" if close else ""
 
 
 def seeds(n: int, seed: int) -> Iterator[int]:

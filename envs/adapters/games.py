@@ -15,8 +15,10 @@ time in a process, in a thread. A move that hangs is left behind with its rollou
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
 import random
+import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -24,7 +26,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from envs.adapters.common import function, nearest, package, seeds
+from envs.adapters.common import function, nearest, one_line, package, seeds
+from envs.adapters.settings import checked
 from rollout.agent import Agent, Model, Outcome, Task
 from rollout.chat.messages import user
 from rollout.errors import ConfigError
@@ -59,6 +62,7 @@ class Game:
         """The game in its wrappers: they form what is answered."""
         self._inner: Any = None
         self.players = 0
+        settings = self._checked(settings)
         errors = []
         for count in (players,) if players else _PLAYERS:
             try:
@@ -69,6 +73,16 @@ class Game:
                 self.players = count
                 return
         raise ConfigError(_why(id, errors))
+
+    def _checked(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The settings, as the game wants them. Raises ConfigError, also where its file cannot be imported."""
+        arena = package("textarena", "textarena", "textarena")
+        module, _, name = arena.envs.registration.ENV_REGISTRY[self.id].entry_point.partition(":")
+        try:
+            made_by = getattr(importlib.import_module(module), name)
+        except Exception as error:
+            raise ConfigError(_why(self.id, [error])) from error
+        return checked(f"textarena:{self.id}", settings, made_by)
 
     def _begin(self, settings: Mapping[str, Any], count: int) -> None:
         arena = package("textarena", "textarena", "textarena")
@@ -152,7 +166,7 @@ class TextArena(Agent):
         if side < -1 or players < 0:
             raise ConfigError(f"textarena: side={side} and players={players} cannot be below 0")
         self.id, self.side, self.players, self.settings = id, side, players, settings
-        self._opponent = function("opponent", opponent) if opponent != "self" else None
+        self._opponent = function("opponent", opponent, "seen") if opponent != "self" else None
         self.notes: dict[str, str] = {}
 
     def tasks(self, n: int, seed: int) -> Iterable[Task]:
@@ -165,10 +179,13 @@ class TextArena(Agent):
             return given
         return ({**task, "side": at % players if self.side < 0 else self.side} for at, task in enumerate(given))
 
+    def preflight(self, task: Task) -> None:
+        """The task's game is begun, so that what cannot be loaded is told before anything is played."""
+        Game(self.id, self.settings, self.players, _seed_of(task))
+
     async def run(self, task: Task, model: Model) -> Outcome:
         """Plays one game to its end."""
-        if not isinstance(seed := task.get("seed"), int):
-            raise ConfigError("a textarena task needs a whole number as its seed")
+        seed = _seed_of(task)
         arena: Arena = self.shared
         game = await arena.games.run(Game, self.id, self.settings, self.players, seed)
         side = task.get("side", max(self.side, 0))
@@ -228,6 +245,12 @@ class _Fixed:
         return answer
 
 
+def _seed_of(task: Task) -> int:
+    if not isinstance(seed := task.get("seed"), int):
+        raise ConfigError("a textarena task needs a whole number as its seed")
+    return seed
+
+
 def name_of(player: int) -> str:
     """The agent that plays this side, as the record and its reward have it."""
     return f"player {player}"
@@ -236,8 +259,9 @@ def name_of(player: int) -> str:
 def _why(id: str, errors: list[Exception]) -> str:
     """The one error that says most: that of another number of players says only that."""
     telling = [error for error in errors if not isinstance(error, AssertionError)] or errors
-    said = " ".join(str(telling[0]).split())
-    kind = type(telling[0]).__name__
+    said = one_line(telling[0])
     if "nltk" in said.lower():
         return f"textarena:{id} needs data of nltk that is not here: run python -m nltk.downloader words with a network"
-    return f"textarena:{id} cannot be played here: {kind}: {said:.300}"
+    if isinstance(telling[0], SyntaxError) and sys.version_info < (3, 12):
+        return f"textarena:{id} needs Python 3.12 or newer, in which its file is written: {said:.300}"
+    return f"textarena:{id} cannot be played here: {said:.300}"

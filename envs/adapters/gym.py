@@ -24,6 +24,7 @@ import anyio.to_thread
 import msgspec
 
 from envs.adapters.common import function, nearest, package, seeds
+from envs.adapters.settings import checked, refusal
 from rollout.chat.messages import Message, user
 from rollout.env import Env, MessageLike, Step, Task
 from rollout.errors import ConfigError
@@ -93,8 +94,10 @@ class Gymnasium(Env):
                 "-a describe=file.py:name (of environment, observation, info) and -a act=file.py:name (of environment, "
                 "text)"
             )
-        self._describe: Callable[..., Any] = function("describe", describe) if describe else self._drawn
-        self._act: Callable[..., Any] = function("act", act) if act else self._action
+        self._describe: Callable[..., Any] = self._drawn
+        if describe:
+            self._describe = function("describe", describe, "env", "observation", "info")
+        self._act: Callable[..., Any] = function("act", act, "env", "text") if act else self._action
         self._ansi = self._toy is not None and kind != "BlackjackEnv"
         self._env: Any = None
         self._wrong = 0
@@ -114,12 +117,21 @@ class Gymnasium(Env):
         self._made().close()
         return ({"seed": each} for each in seeds(n, seed))
 
+    def preflight(self, task: Task) -> None:
+        """An episode is begun: it shows whether a map, or the user's function, is any good."""
+        self.reset(task)
+
     def _made(self) -> Any:
+        spec = f"gymnasium:{self.id}"
         try:
-            return self._gym.make(self.id, **({"render_mode": "ansi"} if self._ansi else {}), **self.settings)
+            maker = self._gym.envs.registration.load_env_creator(self._spec().entry_point)
+            ours = {"render_mode": "ansi"} if self._ansi else {}
+            settings = checked(spec, self.settings, self._gym.make, maker, but=("id", *ours))
+            return self._gym.make(self.id, **ours, **settings)
+        except ConfigError:
+            raise
         except Exception as error:
-            said = " ".join(str(error).split())
-            raise ConfigError(f"gymnasium:{self.id} cannot be made: {type(error).__name__}: {said:.300}") from error
+            raise refusal(spec, self.settings, error) from error
 
     def reset(self, task: Task) -> Sequence[MessageLike]:
         """The first observation, after what the game is."""
@@ -156,7 +168,10 @@ class Gymnasium(Env):
             self._env.close()
 
     def _told(self, observation: Any, info: Any) -> str:
-        return str(self._describe(self._env, observation, info))
+        told = self._describe(self._env, observation, info)
+        if not isinstance(told, str):
+            raise TypeError(f"describe gave {type(told).__name__}, not the text that the model is told")
+        return told
 
     def _rules(self) -> str:
         assert self._toy is not None

@@ -23,6 +23,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from envs.adapters.common import function, one_line, package
+from envs.adapters.common import reward as reward_of
 from rollout.chat.messages import Message, system, user
 from rollout.env import Env, MessageLike, Step, Task
 from rollout.errors import ConfigError
@@ -74,7 +75,7 @@ class HuggingFace(Env):
         self.columns = [name.strip() for name in columns.split(",") if name.strip()]
         self.shuffle = shuffle
         self._fields = _fields(template)
-        self._judge = function("reward", reward)
+        self._judge = function("reward", reward, "row", "text")
         self._row: Mapping[str, Any] = {}
         package("hf", "datasets", "datasets")
 
@@ -99,6 +100,10 @@ class HuggingFace(Env):
         for index in indices:
             row = rows[index]
             kept = {name: row[name] for name in self.columns} if self.columns else row
+            try:
+                self._opening(kept)
+            except ConfigError as error:
+                raise ConfigError(f"hf:{self.dataset}, row {index}: {error}") from error
             yield {"index": index, **kept}
 
     def _check(self, there: list[str]) -> None:
@@ -113,9 +118,17 @@ class HuggingFace(Env):
             if self.columns and name not in self.columns:
                 raise ConfigError(f"columns={','.join(self.columns)} leaves out {name!r}, which {by} needs: add it")
 
+    def preflight(self, task: Task) -> None:
+        """The task has a prompt."""
+        self._opening(task)
+
     def reset(self, task: Task) -> Sequence[MessageLike]:
         """The row's prompt."""
         self._row = task
+        return self._opening(task)
+
+    def _opening(self, task: Task) -> Sequence[MessageLike]:
+        """What the model is told of a row. Raises ConfigError where it has nothing to be told."""
         opening: list[MessageLike] = [system(self.system)] if self.system else []
         if self.template:
             return [*opening, user(self._filled(task))]
@@ -129,16 +142,20 @@ class HuggingFace(Env):
     def _filled(self, task: Task) -> str:
         try:
             return self.template.format_map(task)
-        except (KeyError, IndexError, ValueError, AttributeError) as error:
-            raise ConfigError(f"template={self.template!r:.100}: the row has no such column: {error}") from error
+        except Exception as error:  # whatever a value raises that has not the form that the template takes it to have
+            raise ConfigError(f"template={self.template!r:.100} cannot be filled: {one_line(error)}") from error
 
     def step(self, message: Message) -> Any:
         """Has the answer judged."""
         given = self._judge(self._row, message.text)
-        return self._awaited(given) if inspect.isawaitable(given) else Step(done=True, reward=_reward(given))
+        return (
+            self._awaited(given)
+            if inspect.isawaitable(given)
+            else Step(done=True, reward=reward_of("the reward function", given))
+        )
 
     async def _awaited(self, given: Any) -> Step:
-        return Step(done=True, reward=_reward(await given))
+        return Step(done=True, reward=reward_of("the reward function", await given))
 
 
 def _fields(template: str) -> list[str]:
@@ -179,9 +196,13 @@ def loaded(dataset: str, config: str = "") -> Any:
 def _load(path: str, split: str, config: str) -> Any:
     datasets = package("hf", "datasets", "datasets")
     datasets.disable_progress_bars()
+    if _ending(path) in _READERS and not os.path.exists(path):
+        raise ConfigError(f"hf: there is no file {path!r}")
     try:
         if os.path.isfile(path):
-            ending = os.path.splitext(path.removesuffix(".gz"))[1]
+            ending = _ending(path)
+            if config:
+                raise ConfigError(f"hf:{path} is a file, which has no configurations: leave config={config} out")
             if ending not in _READERS:
                 raise ConfigError(f"hf:{path} is a file of no known kind: it may be {', '.join(_READERS)}")
             if not os.path.getsize(path):
@@ -203,6 +224,10 @@ def _load(path: str, split: str, config: str) -> Any:
         raise ConfigError(f"hf:{path}: its split {split!r} cannot be loaded: {said}{hint}") from error
 
 
+def _ending(path: str) -> str:
+    return os.path.splitext(path.lower().removesuffix(".gz"))[1]
+
+
 def _saved(found: Any, path: str, split: str) -> Any:
     """A split, or a part of it, of what `save_to_disk` wrote. Raises ConfigError."""
     if (match := _PART.fullmatch(split)) is None:
@@ -221,9 +246,3 @@ def _saved(found: Any, path: str, split: str) -> Any:
 def _without_nulls(message: Any) -> Any:
     """Arrow gives every message of a column all keys that any has."""
     return {key: value for key, value in message.items() if value is not None} if isinstance(message, dict) else message
-
-
-def _reward(given: Any) -> float:
-    if isinstance(given, bool | int | float):
-        return float(given)
-    raise TypeError(f"the reward function gave {type(given).__name__}, not a number")

@@ -10,7 +10,6 @@ package's `CompositeDataset`, with the run's seed.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import threading
 from collections import OrderedDict
@@ -21,6 +20,7 @@ from typing import Any
 import anyio.to_thread
 
 from envs.adapters.common import nearest, package
+from envs.adapters.settings import checked, refusal
 from rollout.chat.messages import Message, system, user
 from rollout.env import Env, MessageLike, Step, Task
 from rollout.errors import ConfigError
@@ -96,10 +96,11 @@ class ReasoningGym(Env):
             ]
             return gym.create_dataset("composite", seed=seed, size=size, datasets=parts)
         except Exception as error:  # it checks by assertions, and by whatever a wrong type raises
-            said = " ".join(str(error).split())
-            raise ConfigError(
-                f"reasoning-gym:{','.join(self.names)} refuses {_flat(self.settings)}: {type(error).__name__}: {said}"
-            ) from error
+            raise refusal(f"reasoning-gym:{','.join(self.names)}", _flat(self.settings), error) from error
+
+    def preflight(self, task: Task) -> None:
+        """The task's item is made."""
+        self.reset(task)
 
     def reset(self, task: Task) -> Sequence[MessageLike]:
         """The item's question."""
@@ -141,26 +142,21 @@ def _weights(text: str, names: Sequence[str]) -> list[float]:
 def _settings(gym: Any, names: Sequence[str], given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Each data set's own settings. Raises ConfigError for a name or a setting that the package has not."""
     known: Mapping[str, tuple[type, Any]] = gym.factory.DATASETS
-    fields: dict[str, list[str]] = {}
     for name in names:
         if name not in known or name == "composite":
             there = sorted(known.keys() - {"composite"})
             raise ConfigError(
                 f"reasoning-gym has no data set {name!r}{nearest(name, there)}; it has {len(there)}: {', '.join(there)}"
             )
-        fields[name] = [field.name for field in dataclasses.fields(known[name][1]) if field.name not in _OURS]
     settings: dict[str, dict[str, Any]] = {name: {} for name in names}
     for key, value in given.items():
         one, dot, setting = key.rpartition(".")
+        if dot and one not in settings:
+            raise ConfigError(f"{key} is of none of the data sets{nearest(one, names)}: they are {', '.join(names)}")
         for name in [one] if dot else names:
-            if setting not in fields.get(name, ()):
-                there = fields.get(name, [*names])
-                of = name if name in fields else "the mixture"
-                raise ConfigError(f"{of} has no {key!r}{nearest(setting, there)}; it has: {', '.join(there)}")
             settings[name][setting] = value
-    return settings
+    return {name: checked(name, own, known[name][1], but=_OURS) for name, own in settings.items()}
 
 
-def _flat(settings: Mapping[str, Mapping[str, Any]]) -> str:
-    given = [f"{name}.{key}={value}" for name, own in settings.items() for key, value in own.items()]
-    return ", ".join(given) or "its own settings"
+def _flat(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    return {f"{name}.{key}": value for name, own in settings.items() for key, value in own.items()}

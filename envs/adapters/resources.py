@@ -108,11 +108,14 @@ class NemoGym(Env):
             raise ConfigError(f"nemo-gym: data={self.data}: a row must have 'responses_create_params'")
         return drawn
 
+    def preflight(self, task: Task) -> None:
+        """The server is asked what it is, and the row is read."""
+        described(self.url, self._headers, self.timeout_s)
+        _read(_params_of(task))
+
     async def reset(self, task: Task) -> Sequence[MessageLike]:
         """Seeds a session, and says what the row has."""
-        params = task.get("responses_create_params")
-        if not isinstance(params, dict):
-            raise ConfigError("a nemo-gym task is a row of the server's data set: it needs 'responses_create_params'")
+        params = _params_of(task)
         self._row = dict(task)
         self._session = Session(self.shared.client, self.url, self.timeout_s)
         server: Resources = self.shared.server
@@ -197,6 +200,14 @@ class NemoGym(Env):
         more = [key for key in numbers if key != "reward" and key not in self._row][:_METRICS]
         self._metrics.update({key: numbers[key] for key in more})
         return float(reward)
+
+
+def _params_of(task: Task) -> dict[str, Any]:
+    """What a row asks a model for. Raises ConfigError."""
+    params = task.get("responses_create_params")
+    if not isinstance(params, dict):
+        raise ConfigError("a nemo-gym task is a row of the server's data set: it needs 'responses_create_params'")
+    return params
 
 
 def _read(params: dict[str, Any]) -> tuple[list[MessageLike], Sequence[Any]]:

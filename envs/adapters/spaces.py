@@ -92,8 +92,8 @@ class OpenEnv(Env):
         self.url, self.system, self.split, self.invalid = url, system, split, invalid
         self.timeout_s, self.wait_s, self.output_chars = timeout_s, wait_s, output_chars
         self._headers = headers_of("openenv", headers, [url])[url]
-        self._action = function("action", action) if action else None
-        self._observe = function("observe", observe) if observe else None
+        self._action = function("action", action, "message") if action else None
+        self._observe = function("observe", observe, "observation", "first") if observe else None
         self.tools: list[dict[str, Any]] = []
         self._session: Any = None
         self._carried = 0.0
@@ -112,6 +112,10 @@ class OpenEnv(Env):
         return (
             {"split": self.split, "index": index, "seed": number} for index, number in zip(drawn, each, strict=False)
         )
+
+    def preflight(self, task: Task) -> None:
+        """The server is asked what it is."""
+        described(self.url, self._headers, self.timeout_s)
 
     async def reset(self, task: Task) -> Sequence[MessageLike]:
         """Opens a session, and an episode in it. The task is what the server's reset takes."""

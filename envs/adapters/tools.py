@@ -23,7 +23,7 @@ from typing import Any
 
 import msgspec
 
-from envs.adapters.common import beginning, function, package, unknown_tool, unread
+from envs.adapters.common import beginning, function, package, reward, unknown_tool, unread
 from envs.adapters.headers import headers_of, without_password
 from envs.adapters.sessions import Server, ServerFailed, Session, Shared, is_address, places
 from rollout.chat.messages import Message, ToolCall, system, tool, user
@@ -94,7 +94,7 @@ class Mcp(Env):
         self._servers = [Server(place, timeout_s, variables, sent.get(place, {})) for place in named]
         self._shared = session == "shared"
         self._sessions: list[Session] = []
-        self._judge = function("judge", judge)
+        self._judge = function("judge", judge, "task", "messages")
         self.prompt, self.system, self.output_chars = prompt, system, output_chars
         self.tools: list[dict[str, Any]] = []
         self._of: dict[str, Session] = {}
@@ -105,6 +105,14 @@ class Mcp(Env):
     def tasks(self, n: int, seed: int) -> Iterable[Task]:
         """None: servers have tools, and no tasks."""
         raise ConfigError("mcp: has no tasks of its own: give a file of them, --tasks FILE.jsonl")
+
+    async def preflight(self, task: Task) -> None:
+        """Every server is started, or reached, and asked for its tools once. Raises ConfigError."""
+        self._shared = False
+        try:
+            await self.reset(task)
+        except ServerFailed as error:
+            raise ConfigError(f"mcp: {error}") from error
 
     async def reset(self, task: Task) -> Sequence[MessageLike]:
         """Opens the sessions, and says the task's prompt."""
@@ -118,7 +126,10 @@ class Mcp(Env):
             session = await self._session(server)
             for found in session.tools:
                 if found.name in self._of:
-                    raise ConfigError(f"mcp: two servers have a tool {found.name!r}")
+                    raise ConfigError(
+                        f"mcp: two servers have a tool {found.name!r}: {self._of[found.name].server.shown} and "
+                        f"{server.shown}: play one of them, or give the tool another name there"
+                    )
                 self._of[found.name] = session
                 self.tools.append(_tool_spec(found))
         opening: list[MessageLike] = [system(self.system)] if self.system else []
@@ -162,10 +173,7 @@ class Mcp(Env):
     async def score(self, messages: list[Message]) -> float:
         """What the judge says of the whole conversation."""
         given = await self.shared.judges.run(self._judge, self._task, messages)
-        reward = await given if inspect.isawaitable(given) else given
-        if not isinstance(reward, bool | int | float):
-            raise TypeError(f"the judge gave {type(reward).__name__}, not a number")
-        return float(reward)
+        return reward("the judge", await given if inspect.isawaitable(given) else given)
 
     async def close(self) -> None:
         """Ends the rollout's own sessions, and the commands that were started for them."""

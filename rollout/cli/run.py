@@ -17,6 +17,7 @@ from rollout.cli.ends import ONE_SIGNAL_S
 from rollout.cli.failure_limit import FailureLimit
 from rollout.cli.logs import EventLog
 from rollout.cli.metrics import serving_metrics
+from rollout.cli.preflight import preflight
 from rollout.cli.resume import Plan, go_on
 from rollout.cli.summary import Summary, table_rows, why_untrainable
 from rollout.engine import Engine
@@ -82,6 +83,8 @@ class Run:
         finally:
             threads.close()
         with plan:
+            if plan.missing:
+                await preflight(make_env, settings.env, plan.tasks[0])
             return await self._play(make_env, plan)
 
     def _planned(self, make_env: Callable[[], Participant]) -> Plan:

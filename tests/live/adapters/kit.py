@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from rollout.chat.messages import Message
+from rollout.cli.preflight import preflight
 from rollout.errors import ConfigError
 from rollout.registry import env_factory
 from rollout.store.settings import RunSettings
@@ -43,10 +45,16 @@ def play(*args: str, cwd: Path, n: int = 16, r: int = 4, max_tokens: int = 12) -
     return result
 
 
-def refused(spec: str, **given: str) -> str:
-    """What a run's user is told of a mistake, before anything is played: one line."""
+def refused(spec: str, task: Any = None, **given: str) -> str:
+    """What a run's user is told of a mistake, before anything is played: one line. `task` is one of a file's."""
+
+    def planned() -> None:
+        make = env_factory(spec, given)
+        tasks = [task] if task is not None else load_tasks(RunSettings(env=spec, env_args=given), make)
+        asyncio.run(preflight(make, spec, tasks[0]))
+
     with pytest.raises(ConfigError) as raised:
-        load_tasks(RunSettings(env=spec, env_args=given), env_factory(spec, given))
+        planned()
     assert "\n" not in str(raised.value)
     return str(raised.value)
 

@@ -35,8 +35,8 @@ FOR_TWO = (
 
 #: Why others do not.
 NOT_HERE = {
-    "Chess-v0": "SyntaxError",
-    "Checkers-v0": "SyntaxError",
+    "Chess-v0": "needs Python 3.12 or newer, in which its file is written: SyntaxError",
+    "Checkers-v0": "needs Python 3.12 or newer",
     "UsedCarNegotiation-v0": "FileNotFoundError",
     "BabyAiText-v0": "No module named 'gym'",
     "SecretMafia-v0": "Player count must be between 5 and 15",
@@ -175,10 +175,13 @@ def test_games_that_cannot_be_played_say_why(id: str) -> None:
 @pytest.mark.parametrize(
     ("id", "given", "words"),
     [
+        ("ConnectFour-v0", {"is_open": "maybe"}, "-a is_open='maybe': Expected `bool`"),
+        ("ConnectFour-v0", {"row": "3"}, "has no setting 'row', did you mean"),
+        ("TicTacToe-v0", {"opponent": "operator:add"}, "is called with (seen)"),
         ("TicTacTo-v0", {}, "did you mean 'TicTacToe-v0'"),
         ("TicTacToe-v0", {"opponent": "random"}, "must be file.py:function"),
         ("TicTacToe-v0", {"side": "2"}, "has 2 players: side=2"),
-        ("TicTacToe-v0", {"boards": "2"}, "unexpected keyword argument 'boards'"),
+        ("TicTacToe-v0", {"boards": "2"}, "has no setting 'boards'; it has: none"),
     ],
 )
 def test_mistakes_are_one_line(id: str, given: dict[str, str], words: str) -> None:

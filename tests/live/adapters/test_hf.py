@@ -32,6 +32,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "chats.json").write_text(json.dumps(chats))
     (tmp_path / "judges.py").write_text(JUDGES)
     (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "holes.jsonl").write_text('{"prompt": "a"}\n{"prompt": null}\n{"prompt": "c"}\n')
     (tmp_path / "broken.json").write_text('{"prompt": ')
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -104,6 +105,12 @@ def test_saved_folders_have_splits_and_parts(folder: Path) -> None:
         ("hf:rows.jsonl", {"reward": "judges.py:judge", "template": "{}"}, "names no column: write {COLUMN}"),
         ("hf:empty.jsonl", {"reward": "judges.py:judge"}, "empty.jsonl has no rows"),
         ("hf:broken.json", {"reward": "judges.py:judge"}, "JSON parse error"),
+        ("hf:no-such.JSONL", {"reward": "judges.py:judge"}, "there is no file 'no-such.JSONL'"),
+        ("hf:rows.jsonl", {"reward": "json:loads"}, "is called with (row, text)"),
+        ("hf:rows.jsonl", {"reward": "judges.py:judge", "prompt": "answer"}, "must be text or a list of messages"),
+        ("hf:holes.jsonl", {"reward": "judges.py:judge"}, "row 1: column 'prompt' must be text or a list of messages"),
+        ("hf:rows.jsonl", {"reward": "judges.py:judge", "template": "{level[x]}"}, "cannot be filled: TypeError"),
+        ("hf:rows.jsonl", {"reward": "judges.py:judge", "config": "main"}, "has no configurations"),
         ("hf:judges.py", {"reward": "judges.py:judge"}, "a file of no known kind"),
     ],
 )

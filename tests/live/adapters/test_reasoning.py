@@ -74,14 +74,20 @@ def test_the_packages_prompts_are_named() -> None:
     ("names", "given", "words"),
     [
         ("leg_countin", {}, "did you mean 'leg_counting'"),
+        ("GCD", {}, "did you mean 'gcd'"),
+        ("basic_arithmetic", {"allow_parentheses": "maybe"}, "Expected `bool`, got `str`"),
         ("gcd,gcd", {}, "twice"),
         ("gcd,", {}, "has a comma with no data set behind it"),
         ("gcd,lcm", {"weights": "1"}, "must be 2 numbers above 0"),
         ("gcd", {"weights": "much"}, "must be numbers with commas"),
         ("gcd", {"max_number": "5"}, "did you mean 'max_numbers'?; it has: min_numbers"),
-        ("gcd,lcm", {"lcd.max_value": "5"}, "the mixture has no 'lcd.max_value'"),
+        (
+            "gcd,lcm",
+            {"lcd.max_value": "5"},
+            "lcd.max_value is of none of the data sets, did you mean 'lcm'?",
+        ),
         ("leg_counting", {"min_animals": "50"}, "AssertionError: max_animals must be >= min_animals"),
-        ("leg_counting", {"min_animals": "many"}, "refuses leg_counting.min_animals=many: TypeError"),
+        ("leg_counting", {"min_animals": "many"}, "leg_counting: -a min_animals='many': Expected `int`, got `str`"),
     ],
 )
 def test_mistakes_are_one_line(names: str, given: dict[str, str], words: str) -> None:

@@ -12,6 +12,7 @@ from rollout import Engine, EngineConfig
 from rollout.chat.messages import user
 from rollout.registry import env_factory
 from tests.live.adapters.kit import MARKS, play, refused, said
+from tests.live.adapters.live_server import free_port
 from tests.live.adapters.mcp_kit import calling, first_tool, http_server, is_there, opened, stdio
 from transports.scripted import ScriptedTransport, Stalled, reply
 
@@ -98,6 +99,22 @@ async def test_commands_end_with_a_rollout_that_is_given_up(folder: Path) -> Non
     assert [group.rollouts[0].ok for group in groups] == [False] * 4
     started = [int(pid) for pid in (folder / "pids").read_text().split()]
     assert [pid for pid in started if is_there(pid)] == []
+
+
+def test_servers_that_cannot_be_used_end_a_run_before_it_begins(folder: Path) -> None:
+    """A command that ends or never answers, an address where nobody is, two tools of one name, a task without its
+    prompt: one line, and no process is left."""
+    away = f"http://127.0.0.1:{free_port()}/mcp"
+    for spec, given, words in (
+        (stdio("breaks"), {}, "it printed: no licence"),
+        (stdio("sleeps"), {"timeout_s": "1.5"}, "did not start within 1.5 s (timeout_s)"),
+        (f"mcp:{away}", {"session": "shared"}, f"{away} cannot be used: ConnectError"),
+        (f"{stdio()} | {stdio()[4:]}", {}, "two servers have a tool 'add'"),
+        (stdio(), {"prompt": "question"}, "an mcp task needs 'question'"),
+        (stdio(), {"judge": "json:loads"}, "is called with (task, messages)"),
+    ):
+        assert words in refused(spec, {"prompt": "?"}, **{"judge": "judges.py:judge", **given})
+    assert [pid for pid in (folder / "pids").read_text().split() if is_there(int(pid))] == []
 
 
 @pytest.mark.parametrize(
