@@ -331,8 +331,9 @@ def _fast_ways(tokenizer: Any, markers: Sequence[str]) -> tuple[Callable[[str], 
     slow("a")  # the wrapper sets what the tokenizer is left with: no truncation, no padding
     trials = [*_TRIALS, *(f"a {marker} b" for marker in markers)]
     try:
-        same = all(fast(text) == slow(text) for text in trials)
-        same_text = all(fast_text(ids) == slow_text(ids) for ids in map(slow, trials))
+        encoded = [slow(text) for text in trials]
+        same = all(fast(text) == ids for text, ids in zip(trials, encoded, strict=True))
+        same_text = all(fast_text(ids) == slow_text(ids) for ids in encoded)
     except Exception:  # a backend with an interface of its own
         return slow, slow_text
     return fast if same else slow, fast_text if same_text else slow_text
