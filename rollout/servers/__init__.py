@@ -1,6 +1,7 @@
 """Several servers as one: who gets a request, who is in and out, which weights they have.
 
     fleet        a transport over all of them
+    alike        what all of them have in common, or may not join
     server       one, with what it answered to its last check
     tally        what was asked of one: how much, how well, how long it took
     life         what each is to do next: pure

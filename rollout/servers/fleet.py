@@ -30,6 +30,7 @@ from rollout.log import get_logger
 from rollout.loop.deadlines import Clock
 from rollout.moved import forward_members
 from rollout.request import MessagePrompt, Reply, Request
+from rollout.servers.alike import join
 from rollout.servers.completion import with_version
 from rollout.servers.placement import Placement
 from rollout.servers.reconciler import Reconciler
@@ -46,12 +47,6 @@ START_S = 5.0
 
 #: The pause of an update, beside the caller's own.
 UPDATE = "update"
-
-#: What servers of one fleet must have in common: a trajectory may go on at any of them.
-_ALIKE = ("model", "dialect", "token_route", "keeps_stop_token")
-
-#: What is recorded of each turn, or sent to all servers or none: not known of any where they differ in it.
-_TOLD = ("logprobs_mode", "sampling_defaults", "image_token")
 
 Answer = TypeVar("Answer")
 
@@ -188,24 +183,8 @@ class Fleet(Transport):
 
     def _join(self, server: Server, info: ServerInfo) -> None:
         """A server was opened. Raises ConfigError where it is not like the others."""
-        first = self._info = self._info or msgspec.structs.replace(info)
-        for field in _ALIKE:
-            mine, theirs = getattr(first, field), getattr(info, field)
-            if mine != theirs:
-                raise ConfigError(f"{server.url} is not like the other servers: {field} is {theirs!r}, not {mine!r}")
-        for field in _TOLD:
-            if getattr(first, field) != (theirs := getattr(info, field)):
-                # A turn's record says what holds for every server that may have sampled it.
-                _log.warning("servers_differ", server=server.url, field=field, value=theirs)
-                setattr(first, field, None)
-        least, length = first.max_model_len, info.max_model_len
-        if length is None or least is None:
-            first.max_model_len = least if self._started else least or length
-        elif not self._started:
-            # The shortest context is the fleet's: a trajectory must fit any server.
-            first.max_model_len = min(least, length)
-        elif length < least:
-            raise ConfigError(f"{server.url} has a context of {length} tokens, and the others of {least} at least")
+        self._info = self._info or msgspec.structs.replace(info)
+        join(self._info, info, server.url, started=self._started)
 
     def _changed(self) -> None:
         """Something has changed of the servers."""
