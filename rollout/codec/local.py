@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import anyio
 import anyio.to_thread
 
-from rollout.chat.messages import Message, with_tool_names
+from rollout.chat.messages import Message
 from rollout.codec.families import choose_family
 from rollout.codec.literal import LiteralTokenizer
 from rollout.codec.protocol import Codec
@@ -92,8 +92,6 @@ class Lane:
     def extend(self, previous: Previous, tail: Sequence[Message], context: Context) -> Bridged | Declined:
         """The first bridge that gives ids. A bridge that raises declines, and its cause is logged."""
         reasons = []
-        # Renderers such as gpt-oss's write the function's name, which the caller's tool message may lack.
-        tail = with_tool_names([previous.message, *tail])[1:] if previous.message is not None else tail
         for bridge in self._bridges_for(tail):
             try:
                 found = bridge.extend(previous, tail, context)

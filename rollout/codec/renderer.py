@@ -46,6 +46,11 @@ def _may_be_read(text: str) -> bool:
     return any(map(text.__contains__, _READ))
 
 
+def _named(previous: Previous, tail: Sequence[Message]) -> Sequence[Message]:
+    """Tools' messages with their functions' names: families such as gpt-oss's write them, callers leave them out."""
+    return with_tool_names([previous.message, *tail])[1:] if previous.message is not None else tail
+
+
 class RendererBridge:
     """Bridges and renders with a family of `renderers`.
 
@@ -190,6 +195,7 @@ class RendererBridge:
 
     def _do_ids_matter(self, previous: Previous, tail: Sequence[Message], context: Context) -> bool:
         """Whether the family writes something else for other call ids, in its bridge or in a whole conversation."""
+        tail = _named(previous, tail)
         try:
             tails = [tail, *(other for _, other in stand_in.renamed(previous.message, tail))]
             written = [self._bridge(previous.prompt_ids, previous.completion_ids, each, context) for each in tails]
@@ -269,7 +275,7 @@ class RendererBridge:
 
     def _extend(self, previous: Previous, tail: Sequence[Message], context: Context) -> list[int]:
         """Raises NotExtendable."""
-        prompt_ids = previous.prompt_ids
+        prompt_ids, tail = previous.prompt_ids, _named(previous, tail)
         if len(prompt_ids) <= PROMPT_END:
             return self._bridge(prompt_ids, previous.completion_ids, tail, context)
         end = previous.completion_ids[-1] if previous.completion_ids else None

@@ -129,14 +129,14 @@ def template_text(
 ) -> str:
     """The text of a conversation by the tokenizer's own chat template.
 
-    Call arguments are objects, as vLLM hands them over too; a template that refuses those gets them as text.
+    Call arguments are objects, as vLLM hands them over too; a template that refuses those gets them as text. As there,
+    a tool's message has a name where it came with one; where the template refuses it, it gets its function's.
     """
     source = template_source(tokenizer, tools=bool(tools))
 
-    def render(*, arguments_as_text: bool) -> str:
-        named = with_tool_names(messages)
+    def render(messages: Sequence[Message], *, arguments_as_text: bool) -> str:
         text: str = tokenizer.apply_chat_template(
-            [template_form(message, source, arguments_as_text=arguments_as_text) for message in named],
+            [template_form(message, source, arguments_as_text=arguments_as_text) for message in messages],
             tools=list(tools) or None,
             add_generation_prompt=add_generation_prompt,
             tokenize=False,
@@ -145,12 +145,16 @@ def template_text(
         return text
 
     try:
-        return render(arguments_as_text=False)
+        return render(messages, arguments_as_text=False)
     except Exception:  # DeepSeek's join arguments to text: TypeError
-        if not any(message.tool_calls for message in messages):
-            raise
-        with contextlib.suppress(Exception):
-            return render(arguments_as_text=True)
+        named = with_tool_names(messages)
+        calls = any(message.tool_calls for message in messages)
+        ways = [(messages, True)] * calls
+        if any(new is not old for new, old in zip(named, messages, strict=True)):
+            ways += [(named, False), (named, True)]
+        for given, as_text in ways:
+            with contextlib.suppress(Exception):
+                return render(given, arguments_as_text=as_text)
         raise
 
 

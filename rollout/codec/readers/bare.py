@@ -4,13 +4,15 @@
             <|python_tag|>brave_search.call(query="x"), as Llama 3's built-in tools are called
     xlam    [{"name": "add", "arguments": {"a": 1}}, ...], and {"tool_calls": [...]} as its first models write
 
-JSON that is no call is an answer in JSON. What starts as a call does and cannot be read is malformed.
+JSON that is no call is an answer in JSON, and so is what stands inside it. What starts as a call does and cannot be
+read is malformed.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 from rollout.chat.messages import ToolCall
 from rollout.codec.readers.base import Format
@@ -27,7 +29,6 @@ from rollout.codec.readers.values import (
     make_call,
     read_members,
     read_value,
-    skip_space,
 )
 
 _TAG = "<|python_tag|>"
@@ -35,15 +36,21 @@ _BUILT_IN = ".call"
 
 #: What a call begins with, wherever it stands.
 _CALL = re.compile(r'\{\s*"(?:name|type)"\s*:')
+_CALL_OR_ARRAY = re.compile(r'(?:\[\s*)?\{\s*"(?:name|type)"\s*:')
 
 #: The same where it is the first of an answer: then nothing else was meant.
 _FIRST = re.compile(r'\s*\{\s*"(?:name|type|function|parameters|arguments)"\s*:')
-_FIRST_OF_ARRAY = re.compile(r'\s*\[\s*\{\s*"(?:name|type|function|parameters|arguments|id)"\s*:')
+_FIRST_OF_ARRAY = re.compile(r'\s*(?:\[\s*)?\{\s*"(?:name|type|function|parameters|arguments|id)"\s*:')
 
 #: xLAM's first models put the array into an object.
 _WRAPPED = re.compile(r'\s*\{\s*"tool_calls"\s*:\s*(?=\[)')
 _WRAPPED_END = re.compile(r"\s*\}")
 _BETWEEN = re.compile(r"\s*;?\s*")
+
+_OPENER = re.compile(r"[\[{]")
+
+#: Places at which JSON around a call is looked for, in one answer.
+_OPENERS_TRIED = 64
 
 
 class Llama(Format):
@@ -52,29 +59,31 @@ class Llama(Format):
     name = "llama"
     openers: tuple[str, ...] = (_TAG,)
     signs: tuple[str | tuple[str, ...], ...] = (_TAG, "<|start_header_id|>")
+    call, first = _CALL, _FIRST
+    """What a call without the tag begins with: anywhere, and as the first of an answer."""
 
     def said(self, text: str, sampled: Sampled) -> Iterator[Piece]:
         """See `Format`."""
-        at = 0
+        at, around = 0, _Around(text, sampled)
         for start, tagged in self._starts(text, bare=bool(sampled.tools)):
-            if start < at:
-                continue  # within a call that was read
+            if start < at or (not tagged and around.has(start)):
+                continue  # within a call that was read, or within an answer in JSON
             piece = self._tagged(text, start) if tagged else self._bare(text, start, sampled)
             if piece is None:
                 continue
             if start > at:
                 yield Piece("text", text[at:start])
             yield piece
-            at = start + len(piece.raw)
+            at = around.at = start + len(piece.raw)
         if at < len(text):
             yield Piece("text", text[at:])
 
     def _starts(self, text: str, *, bare: bool) -> Iterator[tuple[int, bool]]:
         """Where calls may begin, and whether behind the tag."""
-        found = {match.start(): True for match in re.finditer(re.escape(_TAG), text)}
+        found = {match.start(): True for match in re.finditer(re.escape(_TAG), text)} if _TAG in self.openers else {}
         if bare:
-            found |= {match.start(): False for match in _CALL.finditer(text)}
-            found |= {after_space(text, 0): False} if _FIRST.match(text) else {}
+            found |= {match.start(): False for match in self.call.finditer(text)}
+            found |= {after_space(text, 0): False} if self.first.match(text) else {}
         yield from sorted(found.items())
 
     def _tagged(self, text: str, start: int) -> Piece:
@@ -103,6 +112,8 @@ class Llama(Format):
 
     def _calls(self, text: str, at: int) -> tuple[Sequence[ToolCall], int]:
         """The calls from `at` on, one after the other, and where they end. Raises NoCall."""
+        if text.startswith("[", at):
+            return calls_in_array(text, at)
         members, at = read_members(text, at)
         calls = [call_of(members)]
         while True:
@@ -121,31 +132,67 @@ class Llama(Format):
         return [make_call(name.removesuffix(_BUILT_IN), arguments_text(arguments))], end
 
 
-class Xlam(Format):
-    """xLAM's calls: an array that is the whole answer."""
+class Xlam(Llama):
+    """xLAM's calls: an array that is the whole answer, or stands in it."""
 
     name = "xlam"
+    openers = ()
     signs = ()
+    call, first = _CALL_OR_ARRAY, _FIRST_OF_ARRAY
 
     def said(self, text: str, sampled: Sampled) -> Iterator[Piece]:
         """See `Format`."""
-        wrapped = _WRAPPED.match(text)
-        start = wrapped.end() if wrapped is not None else skip_space(text, 0)
-        listed = _FIRST_OF_ARRAY.match(text, start)
-        if not sampled.tools or not listed or (wrapped is None and _is_answer(text, start, sampled)):
-            yield from [Piece("text", text)] if text else []
+        wrapped = _WRAPPED.match(text) if sampled.tools else None
+        if wrapped is None or not self.first.match(text, wrapped.end()):
+            yield from super().said(text, sampled)
             return
         try:
-            calls, end = calls_in_array(text, start)
-            closed = _WRAPPED_END.match(text, end) if wrapped is not None else None
-            if wrapped is not None and closed is None:
+            calls, end = calls_in_array(text, wrapped.end())
+            closed = _WRAPPED_END.match(text, end)
+            if closed is None:
                 raise NoCall(INVALID_JSON)
         except NoCall as error:
             yield Piece("broken", text, reason=str(error))
             return
-        after = closed.end() if closed is not None else end
-        pieces = (Piece("fence", text[:start]), Piece("call", text[start:after], tuple(calls)))
-        yield from [piece for piece in (*pieces, Piece("text", text[after:])) if piece.raw]
+        pieces = (
+            Piece("fence", text[: wrapped.end()]),
+            Piece("call", text[wrapped.end() : closed.end()], tuple(calls)),
+            Piece("text", text[closed.end() :]),
+        )
+        yield from [piece for piece in pieces if piece.raw]
+
+
+class _Around:
+    """JSON that has calls' beginnings inside it, and is itself no call: an answer about calls."""
+
+    def __init__(self, text: str, sampled: Sampled) -> None:
+        self._text, self._names = text, set(declared_names(sampled.tools))
+        self._tries = _OPENERS_TRIED
+        self._end = 0
+        """Where the last one ends."""
+        self.at = 0
+        """From where on more is looked for."""
+
+    def has(self, start: int) -> bool:
+        """Whether what begins at `start` stands in such JSON. Asked from left to right."""
+        while self._end <= start and self._tries and (opener := _OPENER.search(self._text, self.at, start)) is not None:
+            self._tries -= 1
+            self.at = opener.end()
+            try:
+                value, end = read_value(self._text, opener.start())
+            except NoCall:
+                continue
+            if end <= start:
+                self.at = end
+            elif not self._are_calls(value):
+                self._end = self.at = end
+        return start < self._end
+
+    def _are_calls(self, value: Any) -> bool:
+        """Whether a list names tools that were offered: calls in another format's array."""
+        return isinstance(value, list) and all(
+            isinstance(one, dict) and one.get("name") in self._names for one in value
+        )
 
 
 def _is_answer(text: str, at: int, sampled: Sampled) -> bool:
@@ -157,8 +204,14 @@ def _is_answer(text: str, at: int, sampled: Sampled) -> bool:
     names = set(declared_names(sampled.tools))
     each = value if isinstance(value, list) else [value]
     return not any(
-        isinstance(one, dict) and (one.keys() & {"arguments", "parameters"} or str(one.get("name")) in names)
-        for one in each
+        isinstance(one, dict) and (_is_named(one, names) or _is_named(one.get("function"), names)) for one in each
+    )
+
+
+def _is_named(value: Any, names: Collection[str]) -> bool:
+    """Whether an object is a call's, be it one that cannot be read."""
+    return isinstance(value, dict) and bool(
+        value.keys() & {"arguments", "parameters"} or str(value.get("name")) in names
     )
 
 

@@ -67,7 +67,8 @@ _NAMES: Sequence[tuple[str, Format]] = (
     (r"granite-?(4|moe-?hybrid)", HERMES),
     (r"granite", GRANITE),
     (r"phi-?\d|^phi", PHI),
-    (r"prime-qwen3|qwen3-?coder|qwen-?3[._-]?[5-9]", QWEN_XML),
+    # Qwen3.5 is `qwen3_5` as a `model_type`; Qwen3-8B is of 8 billion parameters.
+    (r"prime-qwen3|qwen3-?coder|qwen-?3[.-]?[5-9](?![\d.]*b)", QWEN_XML),
     (r"qwen|qwq|smollm|exaone|ernie", HERMES),
     (r"hy3", HY3),
     (r"hunyuan|jamba", HUNYUAN),

@@ -125,13 +125,17 @@ def _by_names(names: Iterable[str | None]) -> list[Format]:
 
 
 def _by_tokens(tokens: Collection[str], told: Sequence[Format]) -> Format | None:
-    """The reader whose markers the model has; of several the one that its name tells of, or all of them."""
+    """The reader whose markers the model has; of several the one that its name tells of, or all of them.
+
+    Formats that begin alike share their markers (Hermes' and Qwen3.5's `<tool_call>`), and some have none (xLAM's).
+    """
     signed = [each for each in FORMATS.values() if each.is_told_by(tokens)]
     # Hermes and GLM begin alike: of these the first, which has more signs, is the one.
     signed = [
         each for at, each in enumerate(signed) if not any({*each.openers} <= {*one.openers} for one in signed[:at])
     ]
-    if told and (told[0] in signed or not signed):
+    openers = {opener for each in signed for opener in each.openers}
+    if told and (told[0] in signed or not signed or {*told[0].openers} <= openers):
         return told[0]
     if not signed:
         return None

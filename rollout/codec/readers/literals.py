@@ -14,7 +14,8 @@ from rollout.door import MOST_DEEP
 
 #: A model's own spelling of true, false and none: Python's, or JSON's.
 CONSTANTS = {"True": True, "False": False, "None": None, "true": True, "false": False, "null": None}
-_NAME = re.compile(r"[^\W\d][\w.]*")
+#: Tools and their parameters may have a dash in their names, which Python's have not.
+_NAME = re.compile(r"[^\W\d][\w.-]*")
 _NUMBER = re.compile(r"[-+]?(?:\d[\d_]*(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?")
 _SPACE = re.compile(r"\s*")
 _QUOTES = ('"""', "'''", '"', "'")

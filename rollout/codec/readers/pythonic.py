@@ -20,10 +20,10 @@ from rollout.codec.readers.literals import after_space, read_call
 from rollout.codec.readers.pieces import Piece, Sampled
 from rollout.codec.readers.values import MALFORMED, NoCall, arguments_text, make_call
 
-_CALL = re.compile(r"[^\W\d][\w.]*\(")
+_CALL = re.compile(r"[^\W\d][\w.-]*\(")
 
 #: A list of calls that is a whole answer.
-_FIRST = re.compile(r"\s*\[\s*[^\W\d][\w.]*\(")
+_FIRST = re.compile(r"\s*\[\s*[^\W\d][\w.-]*\(")
 
 
 class PythonBlocks(Blocks):

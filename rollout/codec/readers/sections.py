@@ -21,6 +21,7 @@ from rollout.codec.readers.values import (
     MISSING_NAME,
     NoCall,
     arguments_text,
+    check_name,
     make_call,
     read_value,
     skip_space,
@@ -48,7 +49,9 @@ class DeepSeek(Blocks):
             if closed is None:
                 raise NoCall(INVALID_JSON)
             end = closed.end()
-        return [make_call(head["name"].strip(), written)], end
+        name = head["name"].strip()
+        check_name(name, sampled.tools)
+        return [make_call(name, written)], end
 
 
 class Kimi(Blocks):
@@ -63,6 +66,7 @@ class Kimi(Blocks):
         name = _KIMI_ID.fullmatch(head["id"])
         if name is None or not name["name"]:
             raise NoCall(MISSING_NAME)
+        check_name(name["name"], sampled.tools)
         return [make_call(name["name"], written, head["id"])], end
 
 

@@ -8,6 +8,7 @@ what is no call's form: a key that nobody reads, arguments that are no object, a
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from json.decoder import scanstring  # type: ignore[attr-defined]  # typeshed leaves it out
 from typing import Any
@@ -23,6 +24,9 @@ MISSING_NAME = "missing_name"
 MALFORMED = "malformed_structure"
 
 _SPACE = " \t\n\r"
+
+#: What no function's name has in it.
+_NO_NAME = re.compile(r"[\s\"'`{}()\[\]<>]")
 
 
 class NoCall(ValueError):
@@ -134,6 +138,12 @@ def make_call(name: str, arguments: str, call_id: str | None = None) -> ToolCall
     if not name:
         raise NoCall(MISSING_NAME)
     return ToolCall(function=Function(well_formed(name), arguments), id=well_formed(call_id) if call_id else None)
+
+
+def check_name(name: str, tools: Any) -> None:
+    """Raises NoCall where what stands in a name's place, without quotes, is none: JSON, or a sentence."""
+    if _NO_NAME.search(name) and name not in declared_names(tools):
+        raise NoCall(MALFORMED)
 
 
 def arguments_text(value: Any, raw: str | None = None) -> str:

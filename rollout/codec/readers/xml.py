@@ -26,7 +26,15 @@ from rollout.codec.readers.literals import after_space
 from rollout.codec.readers.pieces import Piece, Sampled
 from rollout.codec.readers.reasoning import THINK, Tags
 from rollout.codec.readers.schema import parameters_of, read_argument
-from rollout.codec.readers.values import INVALID_JSON, MALFORMED, NoCall, arguments_text, make_call, read_value
+from rollout.codec.readers.values import (
+    INVALID_JSON,
+    MALFORMED,
+    NoCall,
+    arguments_text,
+    check_name,
+    make_call,
+    read_value,
+)
 
 
 class Markup(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,6 +50,8 @@ class Markup(msgspec.Struct, frozen=True, kw_only=True):
     """Whether a newline on each side of a value is the template's."""
     several: bool = False
     """Whether a block may hold several calls."""
+    unmistakable: bool = True
+    """Whether what begins a call is one without the block's tags, too: models forget these at times."""
 
 
 class Xml(Blocks):
@@ -64,6 +74,23 @@ class Xml(Blocks):
         # What ends a value is followed by another argument or the call's end: else it is part of the value.
         follows = re.sub(r"\(\?P<\w+>", "(?:", f"{markup.parameter}|{markup.call_end}")
         self._value_end = re.compile(rf"{markup.parameter_end}(?=\s*(?:{follows}))")
+        begins = re.sub(r"\(\?P<\w+>", "(?:", markup.call)
+        closes = "|".join(re.escape(block.close) for block in blocks)
+        forgotten = rf"{begins}[\s\S]*?(?:{markup.call_end}(?:\s*(?:{closes}))?|\Z)"
+        self._forgotten = re.compile(forgotten if markup.unmistakable else r"(?!)")
+
+    def said(self, text: str, sampled: Sampled) -> Iterator[Piece]:
+        """See `Format`. A call without the tags around it is an attempt, too."""
+        for piece in super().said(text, sampled):
+            if piece.kind != "text":
+                yield piece
+                continue
+            at = 0
+            for found in self._forgotten.finditer(piece.raw):
+                yield from [Piece("text", piece.raw[at : found.start()])] if found.start() > at else []
+                yield Piece("broken", found[0], reason=MALFORMED)
+                at = found.end()
+            yield from [Piece("text", piece.raw[at:])] if at < len(piece.raw) else []
 
     def calls_in(self, text: str, at: int, block: Block, sampled: Sampled) -> tuple[Sequence[ToolCall], int]:
         """See `Blocks`."""
@@ -81,6 +108,7 @@ class Xml(Blocks):
 
     def _read(self, text: str, at: int, name: str, sampled: Sampled) -> tuple[ToolCall, int]:
         """The call whose arguments begin at `at`, and where it ends. Raises NoCall."""
+        check_name(name, sampled.tools)
         schema = parameters_of(sampled.tools, name)
         arguments: dict[str, Any] = {}
         at = after_space(text, at)
@@ -101,25 +129,6 @@ class Xml(Blocks):
         return make_call(name, arguments_text(arguments)), ended.end()
 
 
-class QwenXml(Xml):
-    """Qwen's calls. Models forget the tag around them at times: that is an attempt, too."""
-
-    _forgotten = re.compile(r"<function=[^>\n]+>[\s\S]*?(?:</function>(?:\s*</tool_call>)?|\Z)")
-
-    def said(self, text: str, sampled: Sampled) -> Iterator[Piece]:
-        """See `Format`."""
-        for piece in super().said(text, sampled):
-            if piece.kind != "text" or "<function=" not in piece.raw:
-                yield piece
-                continue
-            at = 0
-            for found in self._forgotten.finditer(piece.raw):
-                yield from [Piece("text", piece.raw[at : found.start()])] if found.start() > at else []
-                yield Piece("broken", found[0], reason=MALFORMED)
-                at = found.end()
-            yield from [Piece("text", piece.raw[at:])] if at < len(piece.raw) else []
-
-
 def _flagged(text: str, string: str) -> Any:
     """A value that says itself whether it is text. Raises NoCall."""
     if string == "true":
@@ -138,7 +147,7 @@ _FUNCTION = Markup(
     newlines=True,
 )
 
-QWEN_XML = QwenXml("qwen-xml", Block("<tool_call>", "</tool_call>"), markup=_FUNCTION, gap=2, signs=("<function=",))
+QWEN_XML = Xml("qwen-xml", Block("<tool_call>", "</tool_call>"), markup=_FUNCTION, gap=2, signs=("<function=",))
 SEED = Xml(
     "seed",
     Block("<seed:tool_call>", "</seed:tool_call>"),
@@ -149,6 +158,7 @@ GLM = Xml(
     "glm",
     Block("<tool_call>", "</tool_call>"),
     markup=Markup(
+        unmistakable=False,
         call=r"(?P<name>[^<\n]+?)\s*(?=<arg_key>|</tool_call>)",
         call_end=r"(?=</tool_call>)",
         parameter=r"<arg_key>(?P<key>[^<]+)</arg_key>\s*<arg_value>",

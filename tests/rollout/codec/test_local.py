@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from typing import Any
 
 import anyio
+import msgspec
 import pytest
 
+from benchmarks.kit.tokenizers import small_tokenizer
 from rollout.chat.messages import Function, Message, ToolCall, user
 from rollout.codec import tokenizer as tokenizers
 from rollout.codec.families import choose_family
 from rollout.codec.local import LONG_CHARS, Lane, load_codec
 from rollout.codec.server import ServerCodec
+from rollout.codec.tokenizer import template_text
 from rollout.codec.types import Bridged, Declined, Previous, make_context
 from rollout.errors import ConfigError
 from transports.embedded import MODEL_DIR
@@ -120,21 +124,43 @@ async def test_a_bridge_that_raises_declines_with_its_cause(monkeypatch: pytest.
     assert declined.reason == "; ".join(f"{name}: RuntimeError: boom" for name in ("renderer", "template"))
 
 
-async def test_tool_messages_reach_the_bridge_with_their_functions_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tool message without a name has that of the call that it answers when a renderer sees it."""
+def test_a_result_without_a_name_has_one_for_a_family_and_none_for_the_template(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Families write the name and raise without it; a server hands its template the message as it came."""
     codec = load_codec(str(MODEL_DIR))
-    seen: list[Any] = []
-    assert codec._here.renderer is not None
-
-    def spying(previous: Previous, tail: Any, context: Any) -> Declined:
-        seen.extend(tail)
-        return Declined("only looking")
-
-    monkeypatch.setattr(codec._here.renderer, "extend", spying)
+    renderer = codec._here.renderer
+    assert renderer is not None
     call = ToolCall(function=Function("add", "{}"), id="call00000")
     turn = Previous(prompt_ids=[1], completion_ids=[2], message=Message("assistant", tool_calls=(call,)))
-    await codec.extend(turn, [Message("tool", "3", tool_call_id="call00000")], PLAIN)
-    assert [message.name for message in seen] == ["add"]
+    result, shown = Message("tool", "3", tool_call_id="call00000"), list[Any]()
+
+    def family(_prompt: Any, _said: Any, tail: Any, _context: Any) -> list[int]:
+        shown.extend(tail)
+        return [1]
+
+    monkeypatch.setattr(renderer, "_bridge", family)
+    renderer._extend(turn, [result], PLAIN)
+    assert [message.name for message in shown] == ["add"]
+    names = "{% for m in messages %}<|im_start|>{{ m.name or m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    tokenizer = small_tokenizer(("<|im_start|>", "<|im_end|>"), eos="<|im_end|>", chat_template=names)
+    lane = Lane(tokenizer, None, "all", [tokenizer.eos_token_id])
+    for name in (None, "sum"):
+        message = msgspec.structs.replace(result, name=name)
+        found = lane.extend(turn, [message], PLAIN)
+        assert isinstance(found, Bridged)
+        assert f"<|im_start|>{name or 'tool'}\n3" in tokenizer.decode(found.ids)
+
+
+def test_a_template_that_refuses_a_result_without_a_name_gets_one(tokenizer: Any) -> None:
+    """As gemma's for functions does: what came is tried first."""
+    rule = "{% if m.role == 'tool' and not m.name %}{{ raise_exception('no name') }}{% endif %}"
+    jinja = "{% for m in messages %}" + rule + "{{ m.role }} {{ m.name }}: {{ m.content }}\n{% endfor %}"
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = jinja
+    call = ToolCall(function=Function("add", "{}"), id="call00000")
+    messages = [user("1?"), Message("assistant", tool_calls=(call,)), Message("tool", "3", tool_call_id=call.id)]
+    assert "tool add: 3" in template_text(other, messages, [], {}, add_generation_prompt=False)
 
 
 async def test_a_malformed_call_stays_in_the_message() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from rollout.codec.readers.bare import LLAMA, XLAM
 from rollout.codec.readers.pythonic import GEMMA, LLAMA4
-from tests.rollout.codec.readers.kit import calls_of, read, reasons_of
+from tests.rollout.codec.readers.kit import calls_of, read, reasons_of, tool_of
 
 CALL = '{"name": "add", "parameters": {"a": 1}}'
 
@@ -73,6 +73,68 @@ def test_what_starts_as_a_call_and_is_none_is_malformed(text: str) -> None:
     message = read(LLAMA, text)
     assert len(message.malformed_tool_calls) == 1
     assert (message.content, message.tool_calls) == (text, ())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f'{{"plan": [{CALL}, {CALL}]}}',
+        f'Here it is:\n{{"step": {CALL}}}\nDone.',
+        f'{{"type": "object", "then": {CALL}}}',
+        f"[1, {CALL}]",
+        f'{{"a": {{"b": [{CALL}]}}}} and {{"c": {CALL}}}',
+    ],
+)
+def test_what_stands_inside_an_answer_in_json_is_no_call(text: str) -> None:
+    """A plan that names tools, a schema, an example: the answer is about calls, and is none."""
+    for reader in (LLAMA, XLAM, LLAMA4, GEMMA):
+        message = read(reader, text)
+        assert (message.content, message.tool_calls, message.malformed_tool_calls) == (text, (), ())
+
+
+def test_a_call_behind_an_answer_in_json_is_one() -> None:
+    """What is inside of something else ends where that does."""
+    message = read(LLAMA, f'{{"step": {CALL}}}\n{CALL}')
+    assert (calls_of(message), message.content) == ([("add", {"a": 1})], f'{{"step": {CALL}}}')
+
+
+def test_many_brackets_before_a_call_cost_little() -> None:
+    """A model may sample brackets without end: what stands around a call is looked for a few times."""
+    text = "[{" * 50_000 + CALL
+    assert read(LLAMA, text).text == text or calls_of(read(LLAMA, text))
+
+
+def test_openais_own_form_of_a_call_is_an_attempt() -> None:
+    """The function in an object of its own: no template of these models writes that."""
+    text = f'{{"type": "function", "function": {CALL}}}'
+    for reader in (LLAMA, XLAM):
+        message = read(reader, text)
+        assert (reasons_of(message), message.content, message.tool_calls) == (["malformed_structure"], text, ())
+
+
+@pytest.mark.parametrize(
+    ("before", "behind"), [("Sure.\n", ""), ("```json\n", "\n```"), ("<tool_call>", "</tool_call>"), ("", " Done.")]
+)
+def test_xlams_array_may_have_text_around_it(before: str, behind: str) -> None:
+    """Where it names offered tools; else it is JSON that the answer shows."""
+    array = '[{"name": "add", "arguments": {"a": 1}}]'
+    message = read(XLAM, f"{before}{array}{behind}")
+    assert calls_of(message) == [("add", {"a": 1})]
+    assert message.text.split() == f"{before}{behind}".split()
+    if before:
+        other = f"{before}{array.replace('add', 'sub')}{behind}"
+        assert read(XLAM, other).content == other
+
+
+def test_tools_with_dashes_in_their_names_are_called_in_python_too() -> None:
+    """As those of MCP servers have."""
+    tools = [tool_of("get-weather"), tool_of("add")]
+    for text in (
+        '[get-weather(the-city="Oslo"), add(a=1)]',
+        '<|python_start|>[get-weather(the-city="Oslo"), add(a=1)]<|python_end|>',
+    ):
+        found = calls_of(read(LLAMA4, text, tools=tools))
+        assert found == [("get-weather", {"the-city": "Oslo"}), ("add", {"a": 1})]
 
 
 def test_several_calls_in_one_list() -> None:

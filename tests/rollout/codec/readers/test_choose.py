@@ -99,6 +99,22 @@ def test_tokens_tell_where_the_template_does_not(token: str, name: str) -> None:
     assert name_of(small_tokenizer((token,), chat_template=PLAIN_TEMPLATE)) == name
 
 
+@pytest.mark.parametrize(
+    ("name", "tokens", "reader"),
+    [
+        ("Qwen/Qwen3.5-9B", ("<tool_call>", "</tool_call>"), "qwen-xml"),
+        ("Salesforce/Llama-xLAM-2-8b-fc-r", ("<|python_tag|>", "<|start_header_id|>"), "xlam"),
+        ("/ckpt/policy", ("<tool_call>", "</tool_call>"), "hermes"),
+        ("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", ("<tool_call>", "</tool_call>"), "hermes"),
+    ],
+)
+def test_of_formats_with_the_same_tokens_the_name_tells(name: str, tokens: tuple[str, ...], reader: str) -> None:
+    """Under a template of one's own, that renders no call. What has markers that the model lacks is not taken."""
+    tokenizer = small_tokenizer(tokens, chat_template=PLAIN_TEMPLATE)
+    tokenizer.name_or_path = name
+    assert name_of(tokenizer) == reader
+
+
 def test_a_name_tells_where_nothing_else_does(tmp_path: Any) -> None:
     """The hub's name, or the `model_type` of the model's own configuration."""
     tokenizer = small_tokenizer(("</s>",), chat_template=PLAIN_TEMPLATE)
@@ -124,6 +140,8 @@ def test_nobody_knows_how_a_chat_model_without_tools_writes_calls() -> None:
         ("meta-llama/Llama-4-Scout-17B-16E-Instruct", "llama4"),
         ("Qwen/Qwen2.5-7B-Instruct", "hermes"),
         ("Qwen/Qwen3-4B-Instruct-2507", "hermes"),
+        ("Qwen/Qwen3-8B", "hermes"),
+        ("qwen3_5_moe", "qwen-xml"),
         ("Qwen/Qwen3-VL-8B-Instruct", "hermes"),
         ("Qwen/Qwen3.5-2B", "qwen-xml"),
         ("Qwen/Qwen3-Coder-30B-A3B-Instruct", "qwen-xml"),

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from rollout.codec.readers.xml import GLM, QWEN_XML
+from rollout.codec.readers import Reader
+from rollout.codec.readers.xml import DSML, GLM, MINIMAX, QWEN_XML, SEED
 from tests.rollout.codec.readers.kit import calls_of, read, reasons_of, tool_of
 
 
@@ -90,3 +91,37 @@ def test_a_call_without_its_tag_is_an_attempt() -> None:
     message = read(QWEN_XML, f"{text} Done.", tools=[tool_of("f")])
     assert reasons_of(message) == ["malformed_structure"]
     assert message.content == f"{text} Done."
+
+
+@pytest.mark.parametrize(
+    ("reader", "text"),
+    [
+        (MINIMAX, '<invoke name="f">\n<parameter name="a">1</parameter>\n</invoke>\n</minimax:tool_call>'),
+        (MINIMAX, '<invoke name="f">\n<parameter name="a">1'),
+        (DSML, '<｜DSML｜invoke name="f">\n</｜DSML｜invoke>'),
+        (SEED, "<function=f>\n</function>"),
+    ],
+)
+def test_so_it_is_in_every_format_whose_calls_are_unmistakable(reader: Reader, text: str) -> None:
+    """With its whole text; GLM's begin with a name alone."""
+    message = read(reader, f"I edit. {text}", tools=[tool_of("f")])
+    assert reasons_of(message) == ["malformed_structure"]
+    assert message.malformed_tool_calls[0].raw == text
+    assert message.content == f"I edit. {text}"
+
+
+@pytest.mark.parametrize(
+    ("reader", "text"),
+    [
+        (GLM, '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>'),
+        (GLM, "<tool_call>f a b</tool_call>"),
+        (QWEN_XML, '<tool_call>\n<function="f">\n</function>\n</tool_call>'),
+        (QWEN_XML, "<tool_call>\n<function=f(a=1)>\n</function>\n</tool_call>"),
+    ],
+)
+def test_what_can_be_no_name_is_malformed(reader: Reader, text: str) -> None:
+    """Another format's call in these tags, or quotes around the name: no environment has such a tool."""
+    message = read(reader, text, tools=[tool_of("f")])
+    assert (reasons_of(message), message.content) == (["malformed_structure"], text)
+    odd = tool_of("a b")
+    assert calls_of(read(GLM, "<tool_call>a b</tool_call>", tools=[odd])) == [("a b", {})]
