@@ -10,6 +10,7 @@ new_package    what it makes, from `templates`
 options        what several of them take
 command        what every command does around its work: output, signals, exit status
 run            `rollout run`: from settings to a finished folder
+preflight      what an environment looks at once, before a run plays anything
 resume         `--resume`: what is missing of the same tasks
 show           `rollout show`: rollouts as conversations
 summary        the table and summary.json

@@ -11,6 +11,9 @@ from collections.abc import Iterator, Mapping
 FULL_EVERY_S = 60.0
 _NEVER = 1_000_000_000
 
+#: Some Pythons freeze a few objects of their own before anything runs.
+_FROZEN_AT_FIRST = gc.get_freeze_count()
+
 
 class _Collector:
     """Python's garbage collector, spared: there is one in a process, so those who ask for it share this."""
@@ -20,6 +23,8 @@ class _Collector:
         self._before = gc.get_threshold()
         self._full_every_s = 0.0
         self._last_full = 0.0
+        self._froze = False
+        """Whether it was us: what a program has frozen itself, before it forks, say, is not ours to thaw."""
 
     def spare(self, full_every_s: float) -> None:
         self._asked += 1
@@ -27,7 +32,9 @@ class _Collector:
             return
         self._before, self._full_every_s = gc.get_threshold(), full_every_s
         gc.collect()
-        gc.freeze()
+        self._froze = gc.get_freeze_count() <= _FROZEN_AT_FIRST
+        if self._froze:
+            gc.freeze()
         self._last_full = time.monotonic()
         self._set()
         gc.callbacks.append(self._collected)
@@ -38,7 +45,8 @@ class _Collector:
             return
         gc.callbacks.remove(self._collected)
         gc.set_threshold(*self._before)
-        gc.unfreeze()
+        if self._froze:
+            gc.unfreeze()
 
     def _set(self) -> None:
         young, middle, old = self._before
