@@ -7,6 +7,7 @@
     driving      an agent's: it is handed the model
     held         a rollout whose agent its caller runs
     model        the model as a rollout asks it
+    form         what is asked of an answer's form, as both routes do it
     host         the environment's calls, each contained
     answers      what an environment answered, read and checked
     faults       what user code did wrong, as one exception

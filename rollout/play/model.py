@@ -27,6 +27,7 @@ from rollout.errors import (
     RolloutError,
     TransportError,
 )
+from rollout.play.form import settle_form
 from rollout.play.route import FallbackRefused
 from rollout.play.served import ContextFull
 from rollout.play.session import Ask, Session
@@ -137,6 +138,12 @@ class Asking:
             self.limit = StopReason.MAX_TURNS
             raise LimitReached(f"the rollout has taken its {limit} turns (max_turns)")
 
+    def settle_form(
+        self, sampling: Mapping[str, Any], tools: Sequence[Mapping[str, Any]]
+    ) -> tuple[dict[str, Any], Sequence[Mapping[str, Any]]]:
+        """What is asked of an answer's form, as each turn's route does it. Raises MessageError."""
+        return settle_form(sampling, tools, self._config, self.session.server)
+
     def endpoint(self, model: RolloutModel) -> Endpoint:
         """Where the rollout's model is served over HTTP, from the first call on. Raises ConfigError."""
         if self._endpoints is None:
@@ -194,12 +201,16 @@ class RolloutModel:
             raise MessageError(f"chat takes no {min(wrong)!r}: one answer comes back, whole; ask again for another")
         if not isinstance(train, bool):
             raise MessageError(f"train must be true or false, not {train!r:.80}")
+        wanted: dict[str, Any] = _plain("sampling", sampling) if sampling else {}
+        shown = _tools(tools)
+        if wanted:
+            wanted, shown = self.asking.settle_form(wanted, shown)
         ask = Ask(
             messages=_messages(messages),
-            tools=_tools(tools),
+            tools=shown,
             template_args=None if template_args is None else _plain("template_args", template_args),
             max_tokens=_max_tokens(max_tokens),
-            sampling=_plain("sampling", sampling) if sampling else {},
+            sampling=wanted,
             agent=self.name,
             train=train,
         )

@@ -22,6 +22,7 @@ from rollout.observe.stats import Played
 from rollout.participant import Participant
 from rollout.play.connect import make_codec, open_fleet
 from rollout.play.episode import Episode
+from rollout.play.form import settle_config
 from rollout.play.host import GRACE_S, Hosts
 from rollout.play.model import Endpoints
 from rollout.play.served import ServedModel
@@ -106,6 +107,7 @@ class Player:
         async with AsyncExitStack() as stack:
             fleet = await open_fleet(config, transport, weights)
             stack.push_async_callback(_close_shielded, fleet)
+            config = settle_config(config, fleet.info)
             codec = await make_codec(config, fleet, fleet.info)
             spans = Spans(fleet.info.model, fleet.info.dialect) if config.tracing else None
             model = ServedModel(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import httpx
@@ -10,6 +11,7 @@ import pytest
 from rollout.chat.messages import Message
 from rollout.errors import ConnectionFailed, RequestRefused, ServerBusy
 from rollout.play.model import RolloutModel
+from rollout.proxy import app
 from rollout.proxy.app import versioned
 from tests.log_kit import capture_logs
 from tests.rollout.play.test_session import ByteCodec
@@ -118,6 +120,21 @@ async def test_bodies_are_bounded_and_read_as_they_are() -> None:
         for body, says in ((b"{", "JSON"), (b"[]", "object"), (b'{"model": "m"}', "messages")):
             answer = await served.client.post("/v1/chat/completions", content=body)
             assert (answer.status_code, says in answer.json()["error"]["message"]) == (400, True), answer.text
+        assert text_of(await served.chat("hello")) == "answer 0"
+
+
+async def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """408, which tells the client to try again; one whose parts come is read to its end."""
+    monkeypatch.setattr(app, "BODY_S", 0.2)
+    async with proxied() as served:
+        host, port = served.endpoint.base_url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        head = f"POST /v1/messages HTTP/1.1\r\nhost: localhost\r\nx-api-key: {served.endpoint.api_key}\r\n"
+        writer.write(f"{head}content-length: 99\r\n\r\n{{".encode())
+        answer = (await reader.readuntil(b"\r\n\r\n")).decode()
+        assert answer.startswith("HTTP/1.1 408")
+        assert "x-should-retry: true" in answer
+        writer.close()
         assert text_of(await served.chat("hello")) == "answer 0"
 
 
