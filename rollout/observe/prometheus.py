@@ -91,7 +91,7 @@ class _Source:
             if future.set_running_or_notify_cancel():
                 try:
                     future.set_result(self._read())
-                except Exception as error:
+                except Exception as error:  # raised where it is waited for, in the scrape
                     future.set_exception(error)
 
         loop.call_soon_threadsafe(read)

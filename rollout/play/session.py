@@ -288,12 +288,7 @@ class Session:
         prompt, _, last, folded = planned
         tree, plan, sent = self.trajectory, outgoing.plan, outgoing.prompt
         before = len(tree.nodes)
-        if reply.prompt_ids is None or (sent is not None and sent.ids == ids_array(reply.prompt_ids)):
-            received = sent
-        else:
-            received = TokenPrompt(reply.prompt_ids)
-        if reply.expansions is not None and received is not None and not received.images:
-            received = TokenPrompt(received.ids, self._images.of(prompt.messages))
+        received = self._received(sent, reply, prompt.messages)
         broken = self._is_broken(outgoing, received, last)
         root = tree.find_root(prompt.root.tools_key, prompt.root.args_key)
         root = tree.add_root(prompt.root) if root is None else root
@@ -332,6 +327,16 @@ class Session:
         if self._model.config.verify:
             check_turn(tree, node, sent, reply, outgoing.previous if outgoing.route is Route.TOKEN_IN else None)
         return turn
+
+    def _received(self, sent: TokenPrompt | None, reply: Reply, messages: Sequence[Message]) -> TokenPrompt | None:
+        """The prompt as the server had it: what was sent, unless it says otherwise; None where nobody knows its ids."""
+        if reply.prompt_ids is None or (sent is not None and sent.ids == ids_array(reply.prompt_ids)):
+            received = sent
+        else:
+            received = TokenPrompt(reply.prompt_ids)
+        if reply.expansions is not None and received is not None and not received.images:
+            received = TokenPrompt(received.ids, self._images.of(messages))
+        return received
 
     def _is_broken(self, outgoing: Outgoing, received: TokenPrompt | None, last: LastTurn | None) -> bool | None:
         """Whether the server's prompt departs from what was sampled before; None where that cannot be known."""

@@ -249,7 +249,7 @@ def _arguments(
         if not isinstance(setup, classmethod | staticmethod):
             raise TypeError("it must be a classmethod that gives an asynchronous context manager")
         return _taken(kind, args, named), None
-    except Exception as error:
+    except Exception as error:  # the class is the user's, and whatever it is made of may raise
         return {}, error
 
 

@@ -115,7 +115,7 @@ class HttpEndpoints:
                 app = await anyio.to_thread.run_sync(self._make_app, url)
                 _log.info("proxy_listens", url=url)
                 await serve(app, listener)
-            except Exception as error:
+            except Exception as error:  # rollouts that ask nothing by HTTP go on
                 _log.error("proxy_ended", exc_info=error)
 
         self._start(serving)
