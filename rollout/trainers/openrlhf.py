@@ -28,7 +28,7 @@ from typing import Any
 import msgspec
 
 from rollout.tokens.samples import TrainingSample
-from rollout.trainers.rows import rows
+from rollout.trainers.rows import logprobs_of, rows
 
 
 def responses(samples: Iterable[TrainingSample], *, prompt: str = "", label: str = "") -> Iterator[dict[str, Any]]:
@@ -43,7 +43,7 @@ def responses(samples: Iterable[TrainingSample], *, prompt: str = "", label: str
             "scores": row.sample.reward,
             "observation_tokens": [*row.prompt_ids, *row.response_ids],
             "action_ranges": row.spans,
-            "rollout_log_probs": row.sample.logprobs.tolist(),
+            "rollout_log_probs": logprobs_of(row.sample),
             "truncated": row.truncated,
             "extra_logs": {},
             "task_id": row.sample.task_id,

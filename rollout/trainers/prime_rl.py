@@ -29,7 +29,7 @@ from typing import Any
 import msgspec
 
 from rollout.tokens.samples import TrainingSample
-from rollout.trainers.rows import Row, known_temperatures, rows
+from rollout.trainers.rows import Row, known_temperatures, logprobs_of, rows
 
 
 class Experts(msgspec.Struct, array_like=True, omit_defaults=True):
@@ -76,15 +76,15 @@ def _fields(row: Row, env_name: str, of: type[Any]) -> dict[str, Any]:
     """Every field that any of the definitions has, as far as it is known."""
     sample, cut = row.sample, len(row.prompt_ids)
     temperatures = known_temperatures(sample)
-    advantage = sample.advantage
+    advantage, mask = sample.advantage, [0] * cut + row.mask
     return {
         "token_ids": sample.token_ids.tolist(),
-        "mask": [bool(trained) for trained in sample.loss_mask],
-        "logprobs": sample.logprobs.tolist(),
+        "mask": [bool(trained) for trained in mask],
+        "logprobs": logprobs_of(sample),
         "temperatures": temperatures,
         "env_name": env_name,
         "routed_experts": _experts(sample, of),
-        "advantages": None if advantage is None else [advantage * trained for trained in sample.loss_mask],
+        "advantages": None if advantage is None else [advantage * trained for trained in mask],
         "reward": sample.reward,
         "trace_id": sample.rollout_id,
         "branch_index": row.branch,

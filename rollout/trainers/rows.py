@@ -8,7 +8,8 @@ We hold a branch as one row of ids in which any may be trained on. Trainers cut 
 
 A branch that trains on nothing (every token of it is trained on in another branch, or was left out) is no row. A
 rollout with several branches is several rows, which lie next to each other: each sampled token is in one of them with a
-mask of 1, and in the others it is context.
+mask of 1, and in the others it is context. So is one whose server gave no number as its logprob (vLLM's may be null):
+one NaN would be the whole batch's loss.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     mask: list[int]
     """1 where a token was sampled and is trained on."""
     logprobs: list[float]
-    """As sampled; 0 where nothing was."""
+    """As sampled; 0 where nothing was, or where it is no number."""
     weight_versions: list[str | None]
     branch: int = 0
     """Its position among the rollout's rows."""
@@ -78,16 +79,27 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def row_of(sample: TrainingSample, cut: int, mask: Sequence[int] | None = None) -> Row:
-    """A branch, cut before the id at `cut`. `mask` takes the place of its own."""
-    mask = sample.loss_mask if mask is None else mask
+    """A branch, cut before the id at `cut`. `mask` takes the place of `trained`."""
+    mask = trained(sample) if mask is None else mask
     return Row(
         sample=sample,
         prompt_ids=sample.token_ids[:cut].tolist(),
         response_ids=sample.token_ids[cut:].tolist(),
         mask=list(mask[cut:]),
-        logprobs=sample.logprobs[cut:].tolist(),
+        logprobs=logprobs_of(sample)[cut:],
         weight_versions=sample.weight_versions[cut:],
     )
+
+
+def trained(sample: TrainingSample, mask: Sequence[int] | None = None) -> list[int]:
+    """Its loss mask, or another one in its place, without the tokens whose logprob is no number."""
+    mask = sample.loss_mask if mask is None else mask
+    return [int(on and math.isfinite(value)) for on, value in zip(mask, sample.logprobs, strict=True)]
+
+
+def logprobs_of(sample: TrainingSample) -> list[float]:
+    """Those of all its tokens, 0 where one is no number."""
+    return [value if math.isfinite(value) else 0.0 for value in sample.logprobs]
 
 
 def rows(samples: Iterable[TrainingSample]) -> Iterator[Row]:
@@ -96,7 +108,8 @@ def rows(samples: Iterable[TrainingSample]) -> Iterator[Row]:
     Holds one rollout's at a time.
     """
     for _, of_rollout in itertools.groupby(samples, key=lambda sample: (sample.task_id, sample.rollout_id)):
-        found = [row_of(sample, sample.loss_mask.index(1)) for sample in of_rollout if 1 in sample.loss_mask]
+        masks = [(sample, trained(sample)) for sample in of_rollout]
+        found = [row_of(sample, mask.index(1), mask) for sample, mask in masks if 1 in mask]
         for branch, row in enumerate(found):
             yield msgspec.structs.replace(row, branch=branch, branches=len(found))
 

@@ -27,7 +27,7 @@ from rollout.errors import ConnectionFailed, MalformedReply, PromptTooLong, Requ
 from rollout.records import Rollout
 from rollout.request import FinishReason, LogprobsMode, MessagePrompt, Reply, Request, Sampling, TokenPrompt, WeightSpan
 from rollout.tokens.samples import TrainingSample
-from rollout.trainers.rows import Row, row_of
+from rollout.trainers.rows import Row, row_of, trained
 from rollout.transport import ServerInfo, Transport
 
 #: Which branches of a rollout verl gets: see `answered`.
@@ -253,7 +253,7 @@ def answered(rollout: Rollout, limits: LengthLimits, branches: Branches = "last"
         samples = [max(samples, key=_last_turn)] if samples else []
     found = []
     for sample in samples:
-        mask = _sampled_mask(sample, rollout) if branches == "last" else sample.loss_mask
+        mask = trained(sample, _sampled_mask(sample, rollout) if branches == "last" else None)
         if 1 not in mask:
             continue
         found.append(_fitted(row_of(sample, min(mask.index(1), limits.prompt), mask), limits.response))

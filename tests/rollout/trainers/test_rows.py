@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from rollout.tokens.samples import SampleTurn, TrainingSample
 from rollout.tokens.trajectory import ids_array
+from rollout.trainers.openrlhf import responses
+from rollout.trainers.prime_rl import training_samples
 from rollout.trainers.rows import known_temperatures, member_of, row_of, rows
 
 
@@ -50,6 +52,21 @@ def test_rows_hold_every_trained_token_once(rollouts: list[list[list[int]]]) -> 
         assert len(mine) == sum(any(mask) for mask in masks)
         assert [row.branch for row in mine] == list(range(len(mine)))
         assert [row.is_last for row in mine] == [False] * (len(mine) - 1) + [True] * bool(mine)
+
+
+def test_a_token_without_a_logprob_trains_on_nothing() -> None:
+    """A server may report null: as NaN it would be the whole batch's loss, so the token is context."""
+    sample = sample_of([0, 1, 1, 0, 1])
+    sample.logprobs[1] = sample.logprobs[4] = float("nan")
+    (row,) = rows([sample])
+    assert (row.prompt_ids, row.response_ids) == ([0, 1], [2, 3, 4])
+    assert (row.mask, row.logprobs) == ([1, 0, 0], [-0.2, 0.0, 0.0])
+    (response,) = responses([sample])
+    assert (response["action_ranges"], response["rollout_log_probs"]) == ([(2, 3)], [0.0, 0.0, -0.2, 0.0, 0.0])
+    (ours,) = training_samples([sample])
+    assert (ours.mask, ours.logprobs) == ([False, False, True, False, False], [0.0, 0.0, -0.2, 0.0, 0.0])
+    sample.logprobs[2] = float("-inf")
+    assert list(rows([sample])) == []
 
 
 def test_what_a_row_says_of_its_branch() -> None:
