@@ -16,6 +16,7 @@ from rollout.door import error_text, type_name
 from rollout.errors import ConfigError
 from rollout.log import get_logger
 from rollout.observe.loggers import Logger, Makes, find_maker
+from rollout.observe.secrets import without_secrets
 from rollout.observe.stats import Stats
 from rollout.process.threads import Threads
 from rollout.records import Group
@@ -137,5 +138,5 @@ def _going_on(
 
 
 def _said(error: BaseException) -> str:
-    said = " ".join(f"{type_name(error)}: {error_text(error)}".split())
+    said = " ".join(without_secrets(f"{type_name(error)}: {error_text(error)}").split())
     return f"{said:.500}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable
 
@@ -18,6 +19,7 @@ import anyio.to_thread
 from rollout.door import error_text, type_name
 from rollout.log import get_logger
 from rollout.observe.loggers import Logger
+from rollout.observe.secrets import without_secrets
 from rollout.observe.stats import Stats
 from rollout.records import Group
 
@@ -95,8 +97,10 @@ class LogThread:
         except BaseException as error:  # the package's, or the user's; SystemExit ends no process from here either
             self.failed += 1
             if self.failed == 1:
-                said = f"{type_name(error)}: {error_text(error)}"
-                _log.warning("logger_raised", logger=self.name, error=said, exc_info=error)
+                said = without_secrets(f"{type_name(error)}: {error_text(error)}")
+                whole = "".join(traceback.format_exception(error))
+                shown = error if without_secrets(whole) == whole else None
+                _log.warning("logger_raised", logger=self.name, error=said, exc_info=shown)
 
 
 class LogThreads:

@@ -96,6 +96,16 @@ def test_a_folder_means_the_same_from_everywhere(monkeypatch: pytest.MonkeyPatch
     assert given["log"] == [f"tensorboard:{tmp_path / 'tb'}", "wandb:team/project"]
 
 
+def test_a_trackers_password_is_not_said() -> None:
+    """Its package quotes its whole address."""
+
+    def refuses(rest: str, name: str, config: Mapping[str, Any]) -> Logger:
+        raise ConnectionError("no answer of http://me:hunter2@tracker:5000")
+
+    with pytest.raises(ConfigError, match=r"ConnectionError: no answer of http://tracker:5000$"):
+        loggers.made([("b:x", refuses, "x")], "run", {})
+
+
 def test_those_that_began_are_closed_where_another_cannot() -> None:
     """No run is left open at a tracker."""
     kept = Kept()

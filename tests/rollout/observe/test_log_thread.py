@@ -74,6 +74,18 @@ async def test_what_it_raises_is_said_once(error: BaseException, caplog: pytest.
     assert logger.closed
 
 
+async def test_a_password_in_what_it_raises_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """Nor is the traceback, which would quote it; another one's traceback is."""
+    for error in (ConnectionError("no answer of http://me:hunter2@tracker"), OSError("disk full")):
+        threads = LogThreads()
+        threads.add(Raises(error))
+        threads.on_group(group(1.0), evaluation=False)
+        await threads.aclose()
+    assert "no answer of http://tracker" in caplog.text
+    assert "hunter2" not in caplog.text
+    assert "Traceback" in caplog.text
+
+
 def test_what_waits_is_bounded(caplog: pytest.LogCaptureFixture) -> None:
     """Telling never waits; what comes beyond is dropped, counted, and said once; then it goes on."""
     logger = Held()
