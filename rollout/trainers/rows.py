@@ -9,7 +9,7 @@ We hold a branch as one row of ids in which any may be trained on. Trainers cut 
 A branch that trains on nothing (every token of it is trained on in another branch, or was left out) is no row. A
 rollout with several branches is several rows, which lie next to each other: each sampled token is in one of them with a
 mask of 1, and in the others it is context. So is one whose server gave no number as its logprob (vLLM's may be null):
-one NaN would be the whole batch's loss.
+one NaN would be the whole batch's loss. For the same reason a branch without a known reward is no row, which is said.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 
+from rollout.log import get_logger
 from rollout.tokens.samples import TrainingSample
+
+_log = get_logger(__name__)
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,11 +110,16 @@ def rows(samples: Iterable[TrainingSample]) -> Iterator[Row]:
 
     Holds one rollout's at a time.
     """
+    unknown = 0
     for _, of_rollout in itertools.groupby(samples, key=lambda sample: (sample.task_id, sample.rollout_id)):
         masks = [(sample, trained(sample)) for sample in of_rollout]
-        found = [row_of(sample, mask.index(1), mask) for sample, mask in masks if 1 in mask]
+        known = [(sample, mask) for sample, mask in masks if not math.isnan(sample.reward)]
+        unknown += len(masks) - len(known)
+        found = [row_of(sample, mask.index(1), mask) for sample, mask in known if 1 in mask]
         for branch, row in enumerate(found):
             yield msgspec.structs.replace(row, branch=branch, branches=len(found))
+    if unknown:
+        _log.warning("samples_without_reward", samples=unknown, so="left out", remedy="rewards that an outcome gives")
 
 
 def member_of(sample: TrainingSample) -> int:

@@ -36,7 +36,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     """Of each id of the completion; 0 where it was not sampled, None where the server's is no number."""
     mask: list[int]
     reward: float | None = None
-    """None of a rollout that has no row of its own: TRL leaves it out of its group."""
+    """None of a rollout that has no row of its own, or that nobody gave a reward: TRL leaves it out of its group."""
     failure: str = ""
     """Why that is: the kind of its failure, or `no_tokens` or `several_branches`."""
     message: str = ""
@@ -137,7 +137,7 @@ def _row(sample: TrainingSample, mask: Sequence[int], told: Mapping[str, Any]) -
         completion_ids=list(sample.token_ids[start:end]),
         logprobs=logprobs,
         mask=list(mask[start:end]),
-        reward=sample.reward,
+        reward=None if math.isnan(sample.reward) else sample.reward,
         versions=tuple(dict.fromkeys(versions)),
         **told,
     )

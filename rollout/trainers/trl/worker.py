@@ -27,6 +27,7 @@ from rollout.log import get_logger
 from rollout.records import Group, Rollout
 from rollout.thread import EngineThread, ThreadStream
 from rollout.tokens.samples import TrainingSample
+from rollout.trainers.rows import logprobs_of, trained
 from rollout.trainers.trl.engines import check_engine
 from rollout.trainers.trl.folders import Folders, copy_beside, write_tensors
 from rollout.transport import InFlight
@@ -155,6 +156,7 @@ class RolloutWorker:
         failed = Counter(failure.kind.value for failure in failures)
         self._failure = failures[-1].message if failures else self._failure
         counts = {"rollouts/played_total": float(len(group.rollouts)), "rollouts/failed_total": float(failed.total())}
+        counts["rollouts/unknown_reward_total"] = float(sum(not rollout.reward_known for rollout in group.finished))
         counts |= {f"rollouts/failed_{kind}_total": float(number) for kind, number in failed.items()}
         self.metrics_queue.put(counts)
 
@@ -166,7 +168,8 @@ class RolloutWorker:
         rollouts = {rollout.id: rollout for rollout in group.finished}
         deviation = _deviation(group.rewards)
         for sample in group.samples():
-            if not any(sample.loss_mask):
+            mask = trained(sample)
+            if not any(mask) or math.isnan(sample.reward):  # nobody gave one: no advantage is known
                 continue
             if sample.images:
                 raise ConfigError(f"rollout {sample.rollout_id} has images, which TRL's AsyncGRPOTrainer does not take")
@@ -176,8 +179,8 @@ class RolloutWorker:
                 prompt=prompt,
                 completion=completion,
                 input_ids=np.asarray(sample.token_ids, np.int64),
-                completion_mask=np.asarray(sample.loss_mask, np.int64),
-                old_log_probs=np.asarray(sample.logprobs, np.float32),
+                completion_mask=np.asarray(mask, np.int64),
+                old_log_probs=np.asarray(logprobs_of(sample), np.float32),
                 advantage=sample.advantage or 0.0,
                 model_version=self._number_of(sample),
                 group_id=number,

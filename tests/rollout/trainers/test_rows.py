@@ -69,6 +69,14 @@ def test_a_token_without_a_logprob_trains_on_nothing() -> None:
     assert list(rows([sample])) == []
 
 
+def test_a_branch_without_a_reward_is_left_out_with_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    """No trainer can weigh what nobody judged: as NaN it would be the baseline of its group."""
+    unknown, known = sample_of([0, 1], member=0), sample_of([0, 1], member=1)
+    unknown.reward = float("nan")
+    assert [row.member for row in rows([unknown, known])] == [1]
+    assert "samples_without_reward samples=1" in caplog.text
+
+
 def test_what_a_row_says_of_its_branch() -> None:
     """Its versions, whether it was cut off, and which rollout it is of."""
     row = row_of(sample_of([0, 1, 0, 1], member=12, finish="length"), 1)

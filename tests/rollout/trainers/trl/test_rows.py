@@ -54,6 +54,15 @@ async def test_a_failed_rollout_is_a_masked_row_without_a_reward() -> None:
     assert (row.reward, row.failure, row.message) == (None, "environment", "no sandbox")
 
 
+async def test_a_reward_that_nobody_gave_is_none() -> None:
+    """TRL leaves the row out of its group's baseline; as NaN it would be the baseline."""
+    rollout = await straight()
+    rollout.reward_known = False
+    row = row_of(rollout, "longest", filler=FILLER)
+    assert (row.reward, row.failure) == (None, "")
+    assert 1 in row.mask
+
+
 async def test_a_rollout_without_sampled_ids_is_a_masked_row() -> None:
     """Such as one whose server reports no ids: nothing of it can be trained on."""
     rollout = await straight()
