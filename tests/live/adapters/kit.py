@@ -6,7 +6,7 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,17 @@ MARKS = [
 def command(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     whole = [sys.executable, "-m", "rollout", "run", *args]
     return subprocess.run(whole, cwd=cwd, capture_output=True, text=True, timeout=240, check=False)
+
+
+def is_there(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+async def all_ended(pids: Iterable[int], limit_s: float = 30.0) -> None:
+    """Waits until none of these processes is there; raises TimeoutError where one stays."""
+    async with asyncio.timeout(limit_s):
+        while any(map(is_there, pids)):  # noqa: ASYNC110  # others end and reap them
+            await asyncio.sleep(0.02)
 
 
 def play(*args: str, cwd: Path, n: int = 16, r: int = 4, max_tokens: int = 12) -> dict[str, Any]:

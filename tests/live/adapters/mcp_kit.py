@@ -56,7 +56,3 @@ async def opened(spec: str, common: Any = None, **given: str) -> AsyncIterator[A
 async def first_tool(env: Any, message: Message) -> str:
     step = await env.step(message)
     return str(step.messages[0].text)
-
-
-def is_there(pid: int) -> bool:
-    return Path(f"/proc/{pid}").exists()

@@ -15,8 +15,8 @@ from envs.adapters.sessions import ServerFailed
 from envs.adapters.tools import Mcp
 from rollout import Engine, EngineConfig
 from rollout.registry import env_factory
-from tests.live.adapters.kit import MARKS, play, refused
-from tests.live.adapters.mcp_kit import calling, first_tool, http_server, is_there, opened, stdio
+from tests.live.adapters.kit import MARKS, is_there, play, refused
+from tests.live.adapters.mcp_kit import calling, first_tool, http_server, opened, stdio
 from tests.live.adapters.test_many import leave_nothing
 from transports.scripted import ScriptedTransport, reply
 

@@ -11,9 +11,9 @@ from envs.adapters.sessions import ServerFailed
 from rollout import Engine, EngineConfig
 from rollout.chat.messages import user
 from rollout.registry import env_factory
-from tests.live.adapters.kit import MARKS, play, refused, said
+from tests.live.adapters.kit import MARKS, is_there, play, refused, said
 from tests.live.adapters.live_server import free_port
-from tests.live.adapters.mcp_kit import calling, first_tool, http_server, is_there, opened, stdio
+from tests.live.adapters.mcp_kit import calling, first_tool, http_server, opened, stdio
 from transports.scripted import ScriptedTransport, Stalled, reply
 
 pytestmark = MARKS
