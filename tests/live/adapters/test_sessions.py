@@ -34,11 +34,11 @@ def started(folder: Path) -> list[int]:
 
 
 def test_64_rollouts_of_two_workers_share_a_session_each(folder: Path) -> None:
-    """A command is started once in a worker, not 64 times, and ends with the run."""
+    """A command is started once before the run, to be tried, and once in a worker, not 64 times; it ends with the run."""
     (folder / "tasks.jsonl").write_text("".join(f'{{"prompt": "{n} + 1?"}}\n' for n in range(16)))
     more = ["--tasks", "tasks.jsonl", "-a", "judge=judges.py:judge", "-a", "session=shared", "--max-turns", "2"]
     play(stdio(), *more, "--processes", "2", cwd=folder)
-    assert len(started(folder)) == 2
+    assert len(started(folder)) == 3
     assert [pid for pid in started(folder) if is_there(pid)] == []
 
 
@@ -99,7 +99,7 @@ async def test_one_that_died_is_started_again_for_those_that_begin(folder: Path,
             assert await first_tool(second, calling("add", a=1, b=1)) == "2"
             with pytest.raises(ServerFailed, match="what it knew of this rollout"):
                 await first.step(calling("add", a=1, b=1))
-    assert len(started(folder)) == 2
+    assert len(started(folder)) == 3
 
 
 async def test_one_that_hangs_is_replaced(folder: Path, common: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +113,7 @@ async def test_one_that_hangs_is_replaced(folder: Path, common: Any, monkeypatch
     async with opened(stdio("hangs"), common, **given) as second:
         await second.reset({"prompt": "?"})
         assert await first_tool(second, calling("add", a=1, b=1)) == "2"
-    assert len(started(folder)) == 2
+    assert len(started(folder)) == 3
 
 
 async def test_256_wait_for_one_start_and_share_its_failure(folder: Path, common: Any) -> None:
