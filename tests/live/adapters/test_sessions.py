@@ -34,7 +34,7 @@ def started(folder: Path) -> list[int]:
 
 
 def test_64_rollouts_of_two_workers_share_a_session_each(folder: Path) -> None:
-    """A command is started once before the run, to be tried, and once in a worker, not 64 times; it ends with the run."""
+    """A command is started once before the run, to be tried, and once in a worker, not 64 times; it ends with it."""
     (folder / "tasks.jsonl").write_text("".join(f'{{"prompt": "{n} + 1?"}}\n' for n in range(16)))
     more = ["--tasks", "tasks.jsonl", "-a", "judge=judges.py:judge", "-a", "session=shared", "--max-turns", "2"]
     play(stdio(), *more, "--processes", "2", cwd=folder)
