@@ -73,8 +73,13 @@ def configured_stop_ids(tokenizer: Any, name: str) -> list[int]:
         found = _model_file(name, file)
         for part in (found, found.get("text_config")):  # models that see have their text's settings apart
             eos = part.get("eos_token_id") if isinstance(part, dict) else None
-            stops += [token for token in (eos if isinstance(eos, list) else [eos]) if isinstance(token, int)]
+            stops += [token for token in (eos if isinstance(eos, list) else [eos]) if _is_id(token)]
     return list(dict.fromkeys(stops))
+
+
+def _is_id(token: Any) -> bool:
+    """Whether it is a token's id: some files have -1 for none, and a server refuses each request that names it."""
+    return isinstance(token, int) and not isinstance(token, bool) and token >= 0
 
 
 def model_folder(name: str) -> Path | None:

@@ -44,8 +44,12 @@ class Doubt(NamedTuple):
 
 
 def doubt(info: ServerInfo, config: EngineConfig) -> Doubt | None:
-    """What a trainer should know before it uses the logprobs; None where they are what it takes them for."""
-    drawn = Sampling.of(config.sampling, info.sampling_defaults)
+    """What a trainer should know before it uses a run's logprobs; None where they are what it takes them for."""
+    return doubt_of(info, Sampling.of(config.sampling, info.sampling_defaults))
+
+
+def doubt_of(info: ServerInfo, drawn: Sampling) -> Doubt | None:
+    """The same of what was drawn so."""
     changed = drawn.given
     if drawn.temperature == 0:
         return None  # nobody learns from what was not drawn
@@ -81,5 +85,10 @@ def told(sampling: Sampling) -> str:
 
 def warn_of_logprobs(info: ServerInfo, config: EngineConfig) -> None:
     """Says it, where there is something to say."""
-    if (found := doubt(info, config)) is not None:
+    warn(doubt(info, config))
+
+
+def warn(found: Doubt | None) -> None:
+    """Says what there is to say."""
+    if found is not None:
         _log.warning(found.event, why=found.why, remedy=found.remedy)

@@ -12,6 +12,7 @@ from rollout.config import EngineConfig
 from rollout.errors import LimitReached
 from rollout.loop.turnstile import Turnstile
 from rollout.observe.spans import Spans
+from rollout.play.logprobs import doubt, doubt_of, warn
 from rollout.request import MessagePrompt, Reply, Request, Sampling, TokenPrompt
 from rollout.servers.weights import Weights
 from rollout.tokens.prefix import LastTurn
@@ -39,6 +40,8 @@ class ServedModel(msgspec.Struct, kw_only=True):
     """Before each piece of an episode's work: its start, each prompt, and each answer."""
     _last_sampling: tuple[Mapping[str, Any], Sampling | None, Sampling] | None = None
     """What was asked of which defaults, and what they came to: a run's turns ask for the same."""
+    _doubted: set[str] | None = None
+    """What was said of logprobs."""
 
     def sampling_of(self, asked: Mapping[str, Any]) -> Sampling:
         """What these parameters come to on this server."""
@@ -46,6 +49,16 @@ class ServedModel(msgspec.Struct, kw_only=True):
         if last is None or last[0] is not asked or last[1] is not defaults:
             self._last_sampling = last = asked, defaults, Sampling.of(asked, defaults)
         return last[2]
+
+    def warn_of(self, drawn: Sampling) -> None:
+        """Says once what of a caller's own sampling would mislead a trainer. The run's own was looked at before."""
+        if self._doubted is None:
+            of_run = doubt(self.info, self.config)
+            self._doubted = {of_run.event} if of_run is not None else set()
+        found = doubt_of(self.info, drawn) if drawn.given else None
+        if found is not None and found.event not in self._doubted:
+            self._doubted.add(found.event)
+            warn(found)
 
     async def generate(self, request: Request) -> Reply:
         """See `rollout.transport.Transport`."""

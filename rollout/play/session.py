@@ -177,6 +177,8 @@ class Session:
         turn = self._commit(planned, outgoing, request, reply, message)
         turn.agent, turn.train = ask.agent, ask.train
         turn.sampling, turn.logprobs_mode = self._model.sampling_of(request.sampling), self._model.info.logprobs_mode
+        if ask.sampling and ask.train and turn.sampling is not None:
+            self._model.warn_of(turn.sampling)
         turn.request_s = reply.request_s or answered - rendered
         turn.queue_s = max(0.0, answered - rendered - turn.request_s)
         turn.render_s = time.perf_counter() - answered + rendered - started

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 import threading
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -16,7 +18,7 @@ from rollout.codec import tokenizer as tokenizers
 from rollout.codec.families import choose_family
 from rollout.codec.local import LONG_CHARS, Lane, load_codec
 from rollout.codec.server import ServerCodec
-from rollout.codec.tokenizer import template_text
+from rollout.codec.tokenizer import configured_stop_ids, template_text
 from rollout.codec.types import Bridged, Declined, Previous, make_context
 from rollout.errors import ConfigError
 from transports.embedded import MODEL_DIR
@@ -150,6 +152,13 @@ def test_a_result_without_a_name_has_one_for_a_family_and_none_for_the_template(
         found = lane.extend(turn, [message], PLAIN)
         assert isinstance(found, Bridged)
         assert f"<|im_start|>{name or 'tool'}\n3" in tokenizer.decode(found.ids)
+
+
+@pytest.mark.parametrize(("eos", "found"), [(-1, []), (True, []), ([7, -1, None, "8"], [7]), (9, [9]), ({}, [])])
+def test_only_ids_are_stop_tokens(tokenizer: Any, tmp_path: Path, eos: Any, found: list[int]) -> None:
+    """Some models' files have -1 for none, which servers refuse with each request that names it."""
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": eos}))
+    assert configured_stop_ids(tokenizer, str(tmp_path)) == [tokenizer.eos_token_id, *found]
 
 
 def test_a_template_that_refuses_a_result_without_a_name_gets_one(tokenizer: Any) -> None:

@@ -8,8 +8,11 @@ import pytest
 
 from envs.echo import Echo
 from rollout import Engine
+from rollout.chat.messages import user
 from rollout.config import EngineConfig
 from rollout.play.logprobs import doubt
+from rollout.play.served import ServedModel
+from rollout.play.session import Ask, Session
 from rollout.request import Sampling
 from rollout.transport import ServerInfo
 from tests.log_kit import capture_logs
@@ -74,3 +77,21 @@ async def test_an_engine_says_it_once() -> None:
     turns = [turn for group in groups for rollout in group.rollouts for turn in rollout.turns]
     assert {turn.logprobs_mode for turn in turns} == {"raw_logprobs"}
     assert [turn.sampling for turn in turns] == [Sampling(temperature=0.5, top_k=4)] * 3
+
+
+async def test_what_a_caller_asks_for_itself_is_said_once_too() -> None:
+    """Programs send a temperature of their own: not that of the run, and not where nobody trains on it."""
+    asked: list[dict[str, Any]] = [{"temperature": 0.25}, {"temperature": 0.5}, {"temperature": 0.0}, {}]
+    info = ServerInfo(dialect="vllm", model="m", logprobs_mode="raw_logprobs", sampling_defaults=Sampling())
+
+    async def said(*, train: bool, **config: Any) -> list[str]:
+        transport = ScriptedTransport([reply("x")] * len(asked))
+        model = ServedModel(transport=transport, info=info, codec=None, config=EngineConfig(**config))
+        with capture_logs() as events:
+            for at, sampling in enumerate(asked):
+                await Session(model, f"s{at}").ask(Ask(messages=[user("hi")], sampling=sampling, train=train))
+        return [event["event"] for event in events if event["event"].startswith("logprobs")]
+
+    assert await said(train=True) == ["logprobs_before_sampling"]
+    assert await said(train=False) == []
+    assert await said(train=True, sampling={"temperature": 0.7}) == []  # of that the engine has spoken
