@@ -39,7 +39,8 @@ def export(
             the.print_json(msgspec.to_builtins(done))
         else:
             tokens = f"{done.tokens} tokens, {done.trained_tokens} trained on"
-            the.output.write(f"{done.path}: {done.samples} samples, {tokens}\n")
+            unknown = f"; {done.unknown_rewards} of them without a reward" if done.unknown_rewards else ""
+            the.output.write(f"{done.path}: {done.samples} samples, {tokens}{unknown}\n")
         return 0
 
     the.do(go)

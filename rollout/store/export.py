@@ -7,6 +7,7 @@ samples come. The file is whole or not there: it is a draft until its last byte 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -30,6 +31,8 @@ class Exported(msgspec.Struct):
     samples: int = 0
     tokens: int = 0
     trained_tokens: int = 0
+    unknown_rewards: int = 0
+    """Samples of rollouts that nobody gave a reward: they have none, and no advantage."""
 
     def counted(self, samples: Iterator[TrainingSample]) -> Iterator[TrainingSample]:
         """The samples, counted as they go by."""
@@ -37,6 +40,7 @@ class Exported(msgspec.Struct):
             self.samples += 1
             self.tokens += len(sample.token_ids)
             self.trained_tokens += sum(sample.loss_mask)
+            self.unknown_rewards += math.isnan(sample.reward)
             yield sample
 
 

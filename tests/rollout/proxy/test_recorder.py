@@ -11,7 +11,7 @@ import pytest
 from rollout.cli.show import Choice, show
 from rollout.proxy.journal import read_turns
 from rollout.records import Route, StopReason
-from rollout.store.export import samples_of_run
+from rollout.store.export import export, samples_of_run
 from rollout.store.folder import read_rollouts
 from rollout.store.index import RunIndex
 from tests.rollout.proxy.kit import text_of
@@ -207,6 +207,9 @@ async def test_a_session_without_a_reward_is_unknown_wherever_it_is_told(tmp_pat
     unknown, *known = [sample.advantage for sample in group.samples()]
     assert unknown is None
     assert known == pytest.approx([1.0, -1.0], abs=1e-4)
+    assert export(tmp_path / "run", None, "jsonl", "grpo").unknown_rewards == 1
+    lines = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text("utf-8").splitlines()]
+    assert [line["reward"] for line in lines] == [None, 1.0, 0.0]
     shown = "".join(show(tmp_path / "run", Choice(), full=False, as_json=False))
     assert shown.count("reward unknown") == 1
     worst = "".join(show(tmp_path / "run", Choice(worst=9), full=False, as_json=True))
