@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import Any
 
+from envs.adapters.aside import aside
 from rollout import door
 from rollout.chat.messages import Message
 from rollout.errors import ConfigError
@@ -20,7 +21,8 @@ from rollout.process.imports import import_file, import_module
 def package(scheme: str, module: str, install: str) -> ModuleType:
     """A package of others. Raises ConfigError that says what to install."""
     try:
-        return importlib.import_module(module)
+        with aside(scheme):
+            return importlib.import_module(module)
     except ModuleNotFoundError as error:
         missing = (error.name or module).partition(".")[0]
         raise ConfigError(f"{scheme}: needs {missing}, which is not installed: pip install '{install}'") from error

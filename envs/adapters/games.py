@@ -26,6 +26,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from envs.adapters.aside import aside
 from envs.adapters.common import function, nearest, one_line, package, seeds
 from envs.adapters.settings import checked
 from rollout.agent import Agent, Model, Outcome, Task
@@ -79,7 +80,8 @@ class Game:
         arena = package("textarena", "textarena", "textarena")
         module, _, name = arena.envs.registration.ENV_REGISTRY[self.id].entry_point.partition(":")
         try:
-            made_by = getattr(importlib.import_module(module), name)
+            with aside("textarena"):
+                made_by = getattr(importlib.import_module(module), name)
         except Exception as error:
             raise ConfigError(_why(self.id, [error])) from error
         return checked(f"textarena:{self.id}", settings, made_by)
@@ -97,7 +99,8 @@ class Game:
         random.setstate(self._states[0])
         np.random.set_state(self._states[1])
         try:
-            return call()
+            with aside("textarena"):
+                return call()
         finally:
             self._states = random.getstate(), np.random.get_state()
             random.setstate(before[0])

@@ -23,6 +23,7 @@ from typing import Any
 import anyio.to_thread
 import msgspec
 
+from envs.adapters.aside import aside
 from envs.adapters.common import function, nearest, package, seeds
 from envs.adapters.settings import checked, refusal
 from rollout.chat.messages import Message, user
@@ -105,7 +106,8 @@ class Gymnasium(Env):
 
     def _spec(self) -> Any:
         try:
-            return self._gym.spec(self.id)
+            with aside("gymnasium", prints=False):
+                return self._gym.spec(self.id)
         except Exception as error:  # unknown, of another version, or of a module that cannot be imported
             said = " ".join(str(error).split())
             raise ConfigError(
@@ -127,7 +129,8 @@ class Gymnasium(Env):
             maker = self._gym.envs.registration.load_env_creator(self._spec().entry_point)
             ours = {"render_mode": "ansi"} if self._ansi else {}
             settings = checked(spec, self.settings, self._gym.make, maker, but=("id", *ours))
-            return self._gym.make(self.id, **ours, **settings)
+            with aside("gymnasium", prints=False):  # what a user's own environment prints is the user's
+                return self._gym.make(self.id, **ours, **settings)
         except ConfigError:
             raise
         except Exception as error:

@@ -22,6 +22,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from envs.adapters.aside import aside
 from envs.adapters.common import function, one_line, package
 from envs.adapters.common import reward as reward_of
 from rollout.chat.messages import Message, system, user
@@ -186,7 +187,8 @@ def loaded(dataset: str, config: str = "") -> Any:
     key = (*parts(dataset), config)
     with _loading:
         if key not in _loaded:
-            _loaded[key] = _load(*key)
+            with aside("hf"):
+                _loaded[key] = _load(*key)
             while len(_loaded) > _MOST:
                 _loaded.popitem(last=False)
         _loaded.move_to_end(key)

@@ -19,6 +19,7 @@ from typing import Any
 
 import anyio.to_thread
 
+from envs.adapters.aside import aside
 from envs.adapters.common import nearest, package
 from envs.adapters.settings import checked, refusal
 from rollout.chat.messages import Message, system, user
@@ -88,15 +89,19 @@ class ReasoningGym(Env):
     def _make(self, seed: int, size: int) -> Any:
         gym = package("reasoning-gym", "reasoning_gym", "reasoning-gym")
         try:
-            if len(self.names) == 1:
-                return gym.create_dataset(self.names[0], seed=seed, size=size, **self.settings[self.names[0]])
-            parts = [
-                gym.composite.DatasetSpec(name=name, weight=weight, config=dict(self.settings[name]))
-                for name, weight in zip(self.names, self.weights, strict=True)
-            ]
-            return gym.create_dataset("composite", seed=seed, size=size, datasets=parts)
+            with aside("reasoning-gym"):
+                return self._created(gym, seed, size)
         except Exception as error:  # it checks by assertions, and by whatever a wrong type raises
             raise refusal(f"reasoning-gym:{','.join(self.names)}", _flat(self.settings), error) from error
+
+    def _created(self, gym: Any, seed: int, size: int) -> Any:
+        if len(self.names) == 1:
+            return gym.create_dataset(self.names[0], seed=seed, size=size, **self.settings[self.names[0]])
+        parts = [
+            gym.composite.DatasetSpec(name=name, weight=weight, config=dict(self.settings[name]))
+            for name, weight in zip(self.names, self.weights, strict=True)
+        ]
+        return gym.create_dataset("composite", seed=seed, size=size, datasets=parts)
 
     def preflight(self, task: Task) -> None:
         """The task's item is made."""

@@ -188,9 +188,11 @@ class Session:
             self.gone = True
 
     async def close(self) -> None:
-        """Returns once the session is left."""
+        """Returns once the session is left. One that is not open yet, and may never be, is not waited for."""
         self._end.set()
         if self._holder is not None:
+            if self._opened is None or not self._opened.done() or self._opened.cancelled():
+                self._holder.cancel()
             await asyncio.wait([self._holder])
 
 

@@ -24,11 +24,14 @@ import msgspec
 
 from rollout import __version__
 from rollout.errors import UsageError
-from rollout.registry import env_names
+from rollout.registry import env_names, scheme_names
 
 #: What a name may be: that of a distribution, and with _ for - that of a module.
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9]*(?:[-_][A-Za-z0-9]+)*")
 _LONGEST = 60
+
+#: Names that no file has on Windows, where whoever gets the package may be.
+_DEVICES = frozenset({"con", "prn", "aux", "nul", *(f"{kind}{n}" for kind in ("com", "lpt") for n in range(1, 10))})
 
 #: How a template's file ends, so that no tool takes it for Python.
 _ENDING = ".in"
@@ -82,6 +85,10 @@ def _package_of(name: str) -> str:
             f"them, {_LONGEST} characters at most, such as word-game"
         )
     package = name.lower().replace("-", "_")
+    if package in _DEVICES:
+        raise UsageError(f"{name!r} can be no folder on Windows: choose another, such as my-{name}")
+    if package in _schemes():
+        raise UsageError(f"{name!r} is the name of a scheme, or of what it plays: choose another, such as my-{name}")
     if keyword.iskeyword(package) or package in sys.stdlib_module_names:
         raise UsageError(f"{name!r} is a name of Python's own: choose another, such as my-{name}")
     spec = importlib.util.find_spec(package)
@@ -90,11 +97,16 @@ def _package_of(name: str) -> str:
     return package
 
 
+def _schemes() -> set[str]:
+    """Modules that schemes are named after: one of that name would be found in the place of the real one."""
+    return {scheme.replace("-", "_") for scheme in scheme_names()}
+
+
 def _class_of(name: str, kind: str, templates: Traversable) -> str:
     """The class' name, which is none that its module has already."""
     found = "".join(part[0].upper() + part[1:] for part in re.split("[-_]", name))
     module = (templates / "package" / f"__init__.py{_ENDING}").read_text("utf-8")
-    return f"{found}{kind.title()}" if re.search(rf"\b{found}\b", module) else found
+    return f"{found}{kind.title()}" if keyword.iskeyword(found) or re.search(rf"\b{found}\b", module) else found
 
 
 def _templates(folder: Traversable, package: str, below: str = "") -> Iterator[tuple[Traversable, str]]:

@@ -54,6 +54,8 @@ def main(mode: str, more: str = "") -> None:
     elif mode == "breaks":
         sys.exit("no licence")
     elif mode == "sleeps":
+        with open("pids", "a") as pids:
+            print(os.getpid(), file=pids)
         time.sleep(600)
     else:
         with open("pids", "a") as pids:

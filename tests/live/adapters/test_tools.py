@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -88,6 +89,19 @@ async def test_a_run_goes_on_without_them(folder: Path) -> None:
         (played,) = [g.rollouts[0] async for g in engine.stream([{"prompt": "?", "answer": 5}], env=sound)]
     assert ["no licence" in str(rollout.failure) for rollout in failed] == [True] * 4
     assert (played.failure, played.reward) == (None, 1.0)
+
+
+async def test_a_server_that_never_answers_is_not_waited_for(folder: Path) -> None:
+    """Whoever is told to stop while it starts ends at once, and ends the command."""
+    async with opened(stdio("sleeps"), timeout_s="600") as env:
+        begun = asyncio.create_task(env.reset({"prompt": "?"}))
+        async with asyncio.timeout(60):
+            while not (folder / "pids").exists():  # noqa: ASYNC110  # a process that starts has no other sign
+                await asyncio.sleep(0.05)
+            begun.cancel()
+            await asyncio.wait([begun])
+            await env.close()
+    assert [pid for pid in (folder / "pids").read_text().split() if is_there(int(pid))] == []
 
 
 async def test_commands_end_with_a_rollout_that_is_given_up(folder: Path) -> None:

@@ -33,11 +33,11 @@ def test_a_package_names_its_class(kind: str, group: str, tmp_path: Path) -> Non
     assert [entry.name for entry in tmp_path.iterdir()] == ["word-game"]
 
 
-@pytest.mark.parametrize(("kind", "name"), [("env", "step"), ("agent", "model"), ("agent", "outcome")])
+@pytest.mark.parametrize(("kind", "name"), [("env", "step"), ("agent", "model"), ("agent", "outcome"), ("env", "None")])
 def test_a_class_is_called_as_nothing_that_its_module_imports(kind: str, name: str, tmp_path: Path) -> None:
-    """It would hide what the module is written with."""
+    """It would hide what the module is written with; nor is it a word of Python's own."""
     made = make(kind, name, tmp_path)
-    assert f"class {name.title()}{kind.title()}(" in (made.folder / name / "__init__.py").read_text()
+    assert f"class {name.title()}{kind.title()}(" in (made.folder / name.lower() / "__init__.py").read_text()
 
 
 @pytest.mark.parametrize(
@@ -52,6 +52,10 @@ def test_a_class_is_called_as_nothing_that_its_module_imports(kind: str, name: s
         ("a" * 61, "60 characters at most"),
         ("class", "a name of Python's own"),
         ("json", "a name of Python's own"),
+        ("CON", "can be no folder on Windows"),
+        ("lpt1", "can be no folder on Windows"),
+        ("gymnasium", "the name of a scheme, or of what it plays"),
+        ("reasoning-gym", "the name of a scheme, or of what it plays"),
         ("echo", "something that is installed here"),
         ("rollout", "something that is installed here"),
         ("NumPy", "something that is installed here"),
