@@ -12,7 +12,7 @@ from envs.adapters.sessions import ServerFailed
 from rollout import Engine, EngineConfig
 from rollout.chat.messages import user
 from rollout.registry import env_factory
-from tests.live.adapters.kit import MARKS, is_there, play, refused, said
+from tests.live.adapters.kit import MARKS, all_ended, is_there, play, refused, said
 from tests.live.adapters.live_server import free_port
 from tests.live.adapters.mcp_kit import calling, first_tool, http_server, opened, stdio
 from transports.scripted import ScriptedTransport, Stalled, reply
@@ -101,7 +101,7 @@ async def test_a_server_that_never_answers_is_not_waited_for(folder: Path) -> No
             begun.cancel()
             await asyncio.wait([begun])
             await env.close()
-    assert [pid for pid in (folder / "pids").read_text().split() if is_there(int(pid))] == []
+    await all_ended([int(pid) for pid in (folder / "pids").read_text().split()])
 
 
 async def test_commands_end_with_a_rollout_that_is_given_up(folder: Path) -> None:
@@ -128,7 +128,7 @@ def test_servers_that_cannot_be_used_end_a_run_before_it_begins(folder: Path) ->
         (stdio(), {"judge": "json:loads"}, "is called with (task, messages)"),
     ):
         assert words in refused(spec, {"prompt": "?"}, **{"judge": "judges.py:judge", **given})
-    assert [pid for pid in (folder / "pids").read_text().split() if is_there(int(pid))] == []
+    asyncio.run(all_ended([int(pid) for pid in (folder / "pids").read_text().split()]))
 
 
 @pytest.mark.parametrize(
