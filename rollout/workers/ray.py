@@ -43,6 +43,11 @@ CONNECT_S = 60.0
 #: After so many seconds in which no node had room for an actor it is said, once.
 ROOM_S = 10.0
 
+#: What is said where no node has what an actor asks for.
+_LACKING = (
+    "no node of the cluster has so much: add one (ray start --resources), or ask for less (ray_resources, ray_num_cpus)"
+)
+
 #: How long Ray may take to say how an actor ended whose connection has.
 _WORD_S = 1.0
 
@@ -121,6 +126,8 @@ class _Starting:
         self.placed: asyncio.Future[messages.Placed] = loop.create_future()
         self.failed: asyncio.Future[str] = loop.create_future()
         """How it ended before it was one."""
+        self.lacking: asyncio.Future[list[str]] = loop.create_future()
+        """What no node has of that which it asks for."""
         self.worker: RayWorker | None = None
 
 
@@ -191,7 +198,7 @@ class RayLaunch:
         starting = self._actors[number] = _Starting()
         link.say(messages.Start(number))
         try:
-            placed = await self._placed(starting)
+            placed = await self._placed(link, number, starting)
             self._refuse(placed)
             starting.worker = worker = RayWorker(placed, await self._connected(link, starting, placed), link)
             return worker
@@ -201,26 +208,33 @@ class RayLaunch:
                 self._actors.pop(number, None)
 
     async def aclose(self) -> None:
-        """See `Launcher`."""
-        if self._listening is not None:
-            self._listening.cancel()
-            await asyncio.wait([self._listening])
-        if self._rendezvous is not None:
-            self._rendezvous.close()
-        if self._link is not None:
-            with anyio.CancelScope(shield=True):
+        """See `Launcher`. Whole also where opening was cancelled: what speaks to Ray is a process, and ends with it."""
+        with anyio.CancelScope(shield=True):
+            if self._listening is not None:
+                self._listening.cancel()
+                await asyncio.wait([self._listening])
+            if self._rendezvous is not None:
+                self._rendezvous.close()
+            if self._link is not None:
                 await self._link.aclose(lost=self._lost is not None)
 
-    async def _placed(self, starting: _Starting) -> messages.Placed:
+    def _tell_no_room(self, lacking: list[str]) -> None:
+        """Once. Where no node will do somebody must do something, or an autoscaler."""
+        if self._said_no_room:
+            return
+        self._said_no_room = True
+        asks = {"num_cpus": self._config.ray_num_cpus, **self._config.ray_resources}
+        what: dict[str, Any] = {"no_node_has": lacking, "hint": _LACKING} if lacking else {}
+        _log.warning("process_waits_for_room", cluster=self._cluster, asks=asks, **what)
+
+    async def _placed(self, link: Link, number: int, starting: _Starting) -> messages.Placed:
         """Waits until Ray has made the actor. Raises RolloutError."""
         waits: set[asyncio.Future[Any]] = {starting.placed, starting.failed}
         done, _ = await asyncio.wait(waits, timeout=ROOM_S, return_when=asyncio.FIRST_COMPLETED)
         if not done:
-            if not self._said_no_room:
-                self._said_no_room = True
-                config = self._config
-                asks = {"num_cpus": config.ray_num_cpus, **config.ray_resources}
-                _log.warning("process_waits_for_room", cluster=self._cluster, asks=asks)
+            link.say(messages.AskLacking(number))
+            await asyncio.wait({*waits, starting.lacking}, return_when=asyncio.FIRST_COMPLETED)
+            self._tell_no_room(starting.lacking.result() if starting.lacking.done() else [])
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         if starting.failed.done():
             raise RolloutError(f"a Ray actor could not be started: {starting.failed.result()}")
@@ -262,7 +276,7 @@ class RayLaunch:
             if isinstance(event, messages.Lost):
                 why = event.why
                 break
-            if isinstance(event, messages.Placed | messages.Over | messages.Traced):
+            if isinstance(event, messages.Placed | messages.Over | messages.Traced | messages.Lacking):
                 self._take(event)
         why = why or link.last_words() or "what spoke to it has ended"
         self._lost = RolloutError(f"the Ray cluster at {self._cluster} is gone: {why}")
@@ -271,13 +285,15 @@ class RayLaunch:
                 starting.failed.set_result(str(self._lost))
         self._on_lost(self._lost)
 
-    def _take(self, event: messages.Placed | messages.Over | messages.Traced) -> None:
+    def _take(self, event: messages.Placed | messages.Over | messages.Traced | messages.Lacking) -> None:
         starting = self._actors.get(event.number)
         if starting is None:
             return
         match event:
             case messages.Placed() if not starting.placed.done():
                 starting.placed.set_result(event)
+            case messages.Lacking(_, names) if not starting.lacking.done():
+                starting.lacking.set_result(names)
             case messages.Over(number, how):
                 self._actors.pop(number, None)
                 if starting.worker is not None:

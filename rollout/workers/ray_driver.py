@@ -18,7 +18,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from typing import Any
 
 from rollout.workers import ray_messages as messages
@@ -32,6 +32,11 @@ HEAD_GONE_S = 30.0
 
 #: How long the cluster's head may take to accept a connection.
 _ANSWER_S = 5.0
+
+#: How a conversation in HTTP/2 begins: with these words and settings, of which there are none; and the bytes of the
+#: beginning of a frame, of which the fourth says what it is.
+_HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
+_FRAME, _SETTINGS = 9, b"\4"
 
 #: How long the process may take to end its actors and leave.
 _LEAVE_S = 10.0
@@ -89,6 +94,7 @@ class _Driver:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
+        self._asks: dict[str, Any] = {"num_cpus": connect.num_cpus, "resources": connect.resources}
         options: dict[str, Any] = {"num_cpus": connect.num_cpus, "resources": connect.resources or None}
         if not self._ours and connect.runtime_env:
             options["runtime_env"] = connect.runtime_env
@@ -98,6 +104,8 @@ class _Driver:
         self._actors: dict[int, Any] = {}
         self._plays: dict[int, asyncio.Future[messages.Play]] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._works = set[asyncio.Task[None]]()
+        """Answers that are being made."""
         context = ray.get_runtime_context()
         here = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
         self._say(messages.Connected(here["NodeManagerAddress"], context.gcs_address))
@@ -110,6 +118,8 @@ class _Driver:
                 self._carry_out(messages.decode_command(frame))
         finally:
             watching.cancel()
+            for work in list(self._works):
+                work.cancel()
             if self._ours:  # the head may not answer, and this process is to end whatever comes
                 threading.Thread(target=_leave_at_last, daemon=True).start()
             for number in list(self._tasks):
@@ -125,12 +135,17 @@ class _Driver:
                 self._tasks[number] = asyncio.create_task(self._live(number))
             case messages.Play(number) if number in self._plays and not self._plays[number].done():
                 self._plays[number].set_result(command)
+            case messages.AskLacking(number):
+                self._beside(self._tell_lacking(number))
             case messages.Trace(number) if number in self._actors:
-                task = asyncio.create_task(self._trace(number))
-                self._tasks[-number] = task
-                task.add_done_callback(lambda _: self._tasks.pop(-number, None))
+                self._beside(self._trace(number))
             case messages.Kill(number):
                 self._kill(number)
+
+    def _beside(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._works.add(task)
+        task.add_done_callback(self._works.discard)
 
     async def _live(self, number: int) -> None:
         """An actor's life."""
@@ -151,6 +166,14 @@ class _Driver:
             self._end(number)
             self._tasks.pop(number, None)
             self._say(messages.Over(number, how))
+
+    async def _tell_lacking(self, number: int) -> None:
+        """Says what no node has at all, however idle: of a typo one waits in vain."""
+        asks = {"CPU": self._asks["num_cpus"], **self._asks["resources"]}
+        with contextlib.suppress(Exception):  # the head does not answer: it is watched
+            nodes = [node["Resources"] for node in await asyncio.to_thread(self._ray.nodes) if node["Alive"]]
+            lacking = [name for name, count in asks.items() if all(node.get(name, 0) < count for node in nodes)]
+            self._say(messages.Lacking(number, lacking))
 
     async def _trace(self, number: int) -> None:
         with contextlib.suppress(Exception):  # it is gone, or something holds its interpreter
@@ -192,7 +215,7 @@ def _must_be(address: str | None, cluster: str) -> None:
 
 
 def _must_answer(address: str) -> None:
-    """Raises ConnectionError where nothing listens at a cluster's address: Ray itself tries for minutes."""
+    """Raises ConnectionError where no head listens at a cluster's address: Ray itself tries for minutes."""
     if address.startswith("ray://"):
         raise ValueError(f"RAY_ADDRESS {address} is Ray Client's: name the cluster's own by ray_address (HOST:6379)")
     if address == "auto":
@@ -200,15 +223,34 @@ def _must_answer(address: str) -> None:
             from ray._private.services import canonicalize_bootstrap_address
 
             address = canonicalize_bootstrap_address(None) or address
+    if address == "auto":
+        return
     host, _, port = address.rpartition(":")
-    if host and port.isdigit():
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), _ANSWER_S).close()
-        except OSError as error:
-            raise ConnectionError(
-                f"nothing answers at {address} ({error.strerror or error}); start a head by `ray start --head`, or "
-                "name its address by ray_address"
-            ) from error
+    if not host or not port.isdigit():
+        raise ValueError("a cluster's address is HOST:PORT, and its head listens at 6379 unless it was told otherwise")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), _ANSWER_S) as head:
+            speaks = _speaks_grpc(head)
+    except (OSError, OverflowError) as error:
+        raise ConnectionError(
+            f"nothing answers at {address} ({getattr(error, 'strerror', None) or error}); start a head by "
+            "`ray start --head`, or name its address by ray_address"
+        ) from error
+    if not speaks:
+        raise ConnectionError(
+            f"what listens at {address} is no Ray head: its port is 6379, unless it was told otherwise"
+        )
+
+
+def _speaks_grpc(connection: socket.socket) -> bool:
+    """Whether a head may be behind it, which greets with its settings, as all that speaks HTTP/2 does."""
+    if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
+        return True
+    try:
+        connection.sendall(_HTTP2)
+        return connection.makefile("rb").read(_FRAME)[3:4] == _SETTINGS
+    except OSError:  # it hangs up, or is silent
+        return False
 
 
 def _leave_at_last() -> None:

@@ -45,7 +45,13 @@ class Kill(msgspec.Struct, tag=True):
     number: int
 
 
-Command = Connect | Start | Play | Trace | Kill
+class AskLacking(msgspec.Struct, tag=True):
+    """Say what no node has of that which an actor waits for. Answered by `Lacking`, where the head answers."""
+
+    number: int
+
+
+Command = Connect | Start | Play | Trace | Kill | AskLacking
 
 
 class Connected(msgspec.Struct, tag=True):
@@ -97,7 +103,14 @@ class Lost(msgspec.Struct, tag=True):
     why: str
 
 
-Event = Connected | NotConnected | Placed | Over | Traced | Lost
+class Lacking(msgspec.Struct, tag=True):
+    """What no node of the cluster has so much of as an actor asks for, even with nothing else on it."""
+
+    number: int
+    names: list[str]
+
+
+Event = Connected | NotConnected | Placed | Over | Traced | Lost | Lacking
 
 encode = msgspec.msgpack.Encoder().encode
 _COMMANDS = msgspec.msgpack.Decoder(Command)

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 from rollout import Engine, EngineConfig
@@ -14,6 +15,7 @@ from rollout.errors import ConfigError, RolloutError
 from rollout.workers.rendezvous import Rendezvous
 from tests.live.ray.cluster import Cluster
 from tests.live.ray.runs import PROJECT
+from tests.live.ray.test_deaths import until
 from tests.log_kit import capture_logs
 from tests.rollout.workers.kit import Asking
 
@@ -95,3 +97,26 @@ async def test_no_cluster_is_one_line() -> None:
     with pytest.raises(ConfigError, match=r"no Ray cluster at 127\.0\.0\.1:9: nothing answers at 127\.0\.0\.1:9"):
         async with Engine(EngineConfig(launch="ray", ray_address="127.0.0.1:9"), Asking):
             pass
+
+
+async def test_what_no_node_has_is_said(ray_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A custom resource that is misspelt: one waits in vain, unless a node comes that has it."""
+    monkeypatch.setattr("rollout.workers.ray.ROOM_S", 0.1)
+    asked = settings(ray_cluster, ray_resources={"rolout": 1.0})
+    with capture_logs() as events:
+        async with anyio.create_task_group() as beside:
+            beside.start_soon(_open, asked)
+            await until(lambda: _waits(events) != [])
+            beside.cancel_scope.cancel()
+    (warning,) = _waits(events)
+    assert warning["asks"] == {"num_cpus": 0.5, "rolout": 1.0}
+    assert warning["no_node_has"] == ["rolout"]
+
+
+def _waits(events: list[Any]) -> list[Any]:
+    return [event for event in events if event["event"] == "process_waits_for_room"]
+
+
+async def _open(config: EngineConfig) -> None:
+    async with Engine(config, Asking):
+        pass

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import platform
 import sys
 
+import anyio
+import anyio.lowlevel
 import pytest
 
 from rollout import Engine, EngineConfig, __version__
 from rollout.errors import ConfigError
-from rollout.workers.ray import differs, listens
+from rollout.workers.ray import RayLaunch, differs, listens
 from tests.rollout.workers.kit import Asking
 
 
@@ -54,3 +57,28 @@ def test_other_versions_are_named() -> None:
 def test_where_workers_connect_back_to(listen: str | None, at: tuple[str, int]) -> None:
     """The node's address, or the host and port that are given."""
     assert listens(listen, "10.0.0.1") == at
+
+
+async def test_what_speaks_to_ray_ends_with_an_opening_that_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is a process of its own: left behind, it would keep its actors for as long as the trainer lives."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: object())
+    launch, link = RayLaunch(EngineConfig(launch="ray")), _Silent()
+    launch._link = link  # type: ignore[assignment]
+    launch._listening = asyncio.create_task(launch._listen(link))  # type: ignore[arg-type]
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await launch.aclose()
+    assert link.closed
+
+
+class _Silent:
+    """A driver that says nothing."""
+
+    closed = False
+
+    async def hear(self) -> None:
+        await anyio.sleep_forever()
+
+    async def aclose(self, *, lost: bool) -> None:
+        await anyio.lowlevel.checkpoint()
+        self.closed = True

@@ -12,6 +12,7 @@ COMMANDS: list[messages.Command] = [
     messages.Play(1, "10.0.0.1", 4000, {"sys_path": ["/x"], "folder": None, "structlog": True}),
     messages.Trace(1),
     messages.Kill(1),
+    messages.AskLacking(1),
 ]
 EVENTS: list[messages.Event] = [
     messages.Connected("10.0.0.1", "10.0.0.1:6379"),
@@ -20,6 +21,7 @@ EVENTS: list[messages.Event] = [
     messages.Over(1, "it left"),
     messages.Traced(1, "Thread 0x1"),
     messages.Lost("gone"),
+    messages.Lacking(1, ["rollout"]),
 ]
 
 
