@@ -9,12 +9,14 @@ tried: rendered before the stand-in, does it change what follows? One that does 
     head      system "Be brief. /no_think", user "."
 
 Messages in which there is nothing that the template looks for (`rollout.codec.source`) are all alike to it: one word
-in their role is tried for all of them. A server's template cannot be read, so there each message is tried.
+in their role is tried for all of them. A server's template cannot be read, so there each message is tried, and what the
+model said last, too.
 """
 
 from __future__ import annotations
 
 import datetime
+import hashlib
 import itertools
 from collections.abc import Callable, Collection, Sequence
 
@@ -62,6 +64,9 @@ class Walked(msgspec.Struct, frozen=True):
     """Which kinds stand behind which."""
     by_text: bool = False
     """Whether a result of a tool may be seen for its text, and not for being one."""
+    found: bytes = b""
+    """Stands for what the template may find in the messages that the model did not say, one after another. Of two
+    switches the last may count, and the one that is the template's default changes nothing by itself."""
 
 
 _NOTHING = Walked()
@@ -186,20 +191,23 @@ class ShapeCache:
     def _check_said(self, key: object, shape: Shape, previous: Previous, tail: Sequence[Message]) -> Steps[None]:
         """Proves that what follows is the same behind what the model really said. Raises NotExtendable.
 
-        Where that has what the stand-in lacks: reasoning, or a text in which the template may find something.
+        Where that has what the stand-in lacks: reasoning, or a text in which the template may find something. In what a
+        server's may find something nobody knows: it is asked about each text.
         """
         said = previous.message
         if (
             said is not None and said.tool_calls
         ):  # Gemma 4's template writes what is said beside calls behind their results
             said = msgspec.structs.replace(said, content=None)
-        if said is None or (said.reasoning_content is None and not (self._finds and self._finds(said.text))):
+        may_find = said is not None and bool(said.text) and (self._finds is None or bool(self._finds(said.text)))
+        if said is None or (said.reasoning_content is None and not may_find):
             return
         if not said.tool_calls and any(message.role == "tool" for message in tail):
             return  # calls that only the environment could read: what was read says nothing of what follows
-        name = (key, self._kind(said), bool(said.text))
+        kind = digest(said) if may_find and self._finds is None else self._kind(said)
+        name = (key, kind, bool(said.text))
         if name not in self._said:
-            real = said if self._finds and self._finds(said.text) else shortened(said)
+            real = said if may_find else shortened(said)
             try:
                 ids = yield Conversation([*HEAD, real, *stand_in.with_words(tail)])
                 self._said[name] = ids[-len(shape.rest) :] == shape.rest
@@ -217,9 +225,9 @@ class ShapeCache:
             return HEAD
         walked = yield from self._walk(key, shape, previous, tail)
         if not walked.seen:
-            return HEAD if (yield from self._is_as_behind_a_word(key, walked.kinds, shape, previous, tail)) else history
+            return HEAD if (yield from self._is_as_behind_a_word(key, walked, shape, previous, tail)) else history
         head = short_head(history, walked.seen) or self._last_rounds(history, walked)
-        name = (key, walked.kinds, walked.pairs)
+        name = (key, walked.kinds, walked.pairs, walked.found)
         if head is not None and (yield from self._stands_for(name, head, shape, previous, tail)):
             return head
         return history
@@ -263,18 +271,28 @@ class ShapeCache:
             known = _NOTHING
         if len(known.messages) == len(history):
             return known
-        seen, kinds, pairs, by_text = list(known.seen), set(known.kinds), set(known.pairs), known.by_text
+        seen, kinds, pairs, by_text, found = [*known.seen], {*known.kinds}, {*known.pairs}, known.by_text, known.found
         before = self._kind(history[len(known.messages) - 1]) if known.messages else None
         for at in range(len(known.messages), len(history)):
             message, kind = history[at], self._kind(history[at])
             kinds.add(kind)
             pairs.add((before, kind))
-            before = kind
+            before, found = kind, self._and_found(found, message)
             if (yield from self._is_seen(key, shape, message, at == 0, previous, tail)):
                 seen.append(message)
                 by_text |= message.role == "tool" and (yield from self._is_read(key, shape, message, previous, tail))
-        self._walked[name] = known = Walked(list(history), seen, frozenset(kinds), frozenset(pairs), by_text)
+        self._walked[name] = known = Walked(list(history), seen, frozenset(kinds), frozenset(pairs), by_text, found)
         return known
+
+    def _and_found(self, before: bytes, message: Message) -> bytes:
+        """What stands for the messages of a history with this one behind them: see `Walked.found`."""
+        if message.role == "assistant":
+            return before
+        if self._finds is None:  # a server's: what was typed may be looked for, what tools answered is by being there
+            return before if message.role == "tool" else hashlib.sha256(before + digest(message)).digest()
+        found = self._finds(message.text)
+        what = digest(message) if found is True else repr((message.role, found)).encode()
+        return hashlib.sha256(before + what).digest() if found else before
 
     def _kind(self, message: Message) -> object:
         """Equal for messages that a template treats alike, as far as one can know."""
@@ -284,7 +302,7 @@ class ShapeCache:
         return message.role, bool(message.tool_calls), message.reasoning_content is not None, found
 
     def _is_as_behind_a_word(
-        self, key: object, kinds: frozenset[object], shape: Shape, previous: Previous, tail: Sequence[Message]
+        self, key: object, walked: Walked, shape: Shape, previous: Previous, tail: Sequence[Message]
     ) -> Steps[bool]:
         """Whether the same follows behind a whole history as behind a word.
 
@@ -292,7 +310,8 @@ class ShapeCache:
         whole, its long texts shortened, once for each length (each double of a long one) and for what kinds of messages
         are in it that were in none before.
         """
-        name = (key, rough(previous.history))
+        kinds, found = walked.kinds, walked.found if self._finds is not None else b""
+        name = (key, rough(previous.history), found)
         proved = self._proved_kinds.get(name, frozenset())
         if kinds <= proved:
             return True

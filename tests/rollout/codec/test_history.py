@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.kit.templates import TEMPLATES
 from benchmarks.kit.tokenizers import small_tokenizer
 from rollout.chat.messages import Function, Message, ToolCall, system, user
+from rollout.codec.history import ShapeCache
 from rollout.codec.template import TemplateBridge
-from rollout.codec.types import Bridged, Context, Previous, make_context
+from rollout.codec.types import Bridged, Context, Declined, Previous, make_context
 from tests.cases.prompt_kit import CHATML, PLAIN
 from tests.cases.test_tokens_history_decides_tail import INST, NO_THINK, SYSTEM_LAST
 
@@ -271,3 +272,43 @@ def test_new_call_ids_cost_no_new_proof() -> None:
     found = follows(bridge, [user("hi"), *agent_turn("weather", 1, "functions.weather:1")], 1)
     assert "Return of functions.weather:1" in bridge.own.decode(found)
     assert len(bridge.rendered) > 2 * 6 + 2
+
+
+LAST_SWITCH = (
+    "{% set ns = namespace(think=true) %}{% for m in messages %}{% if m.role in ('user', 'system') %}"
+    "{% if '/no_think' in m.content %}{% set ns.think = false %}"
+    "{% elif '/think' in m.content %}{% set ns.think = true %}{% endif %}{% endif %}{% endfor %}"
+    + PLAIN.replace("assistant\n", "assistant{{ '' if ns.think else '!' }}\n")
+)
+
+
+class Unread(Counting):
+    """As a server's template is: nobody can read what it looks for."""
+
+    def __init__(self, template: str) -> None:
+        super().__init__(template)
+        self._shapes = ShapeCache()
+
+
+@pytest.mark.parametrize("kind", [Counting, Unread])
+@settings(max_examples=40, deadline=None)
+@example(talks=[["/no_think", "hi"], ["/no_think", "/think"]])
+@given(talks=st.lists(st.lists(st.sampled_from(["/think", "/no_think", "hi"]), min_size=1, max_size=6), max_size=6))
+def test_of_several_switches_the_last_counts(kind: type[Counting], talks: list[list[str]]) -> None:
+    """In conversations of one bridge: a switch to what is the default changes nothing alone, and all behind another."""
+    bridge = kind(LAST_SWITCH)
+    for switches in talks:
+        typed = [m for text in switches[1:] for m in (Message("assistant", "yo"), user(text))]
+        history = [system(switches[0]), user("hi"), *typed]
+        last = next((text for text in reversed(switches) if text != "hi"), "/think")
+        assert ("assistant!" in bridge.turn(history)) == (last == "/no_think"), switches
+
+
+def test_what_was_said_is_tried_where_nobody_can_read_the_template() -> None:
+    """A server's template that looks for a word in the last answer: the turn is declined, not bridged wrongly."""
+    looks = "{{ '!' if messages | length > 1 and 'stop' in messages[-2].content else '' }}"
+    bridge = Unread(PLAIN.replace("assistant\n", f"assistant{looks}\n"))
+    end = bridge.own.eos_token_id
+    for said, kind in (("yo", Bridged), ("I stop.", Declined), ("yo yo", Bridged)):
+        turn = Previous(prompt_ids=[1], completion_ids=[end], message=Message("assistant", said), history=[user("hi")])
+        assert isinstance(bridge.extend(turn, [user("why?")], NOTHING), kind)
