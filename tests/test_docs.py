@@ -51,8 +51,7 @@ OTHERS_OPTIONS = frozenset(
         *("--enable-priority-scheduling", "--schedule-low-priority-values-first", "--enable-metrics"),
         *("--agents", "--tools", "--system-prompt", "--output-format", "--dangerously-skip-permissions"),
         *("--exit-immediately", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox"),
-        *("--enable-metrics", "--enable-priority-scheduling", "--schedule-low-priority-values-first"),
-        *("--head", "--address"),
+        *("--head", "--address", "--working-dir"),
         *("--nproc-per-node", "--custom-reward-post-process-path"),
         *("--server", "--write-model", "--picture-of", "--shape", "--write", "--full", "--at-once", "--contexts"),
     }
