@@ -17,7 +17,8 @@ from rollout.codec.readers.blocks import Block
 from rollout.codec.readers.pieces import Kind, Piece, Sampled
 from rollout.codec.readers.xml import Markup, Xml
 
-_HEADER = re.compile(r"\s*(?:<\|start\|>\s*assistant)?\s*(?:to=(?P<to>[^\s<]+))?\s*<\|message\|>")
+#: Nothing is tried twice (`*+`): a model that writes spaces without end would be read for as long.
+_HEADER = re.compile(r"\s*+(?:<\|start\|>\s*+assistant)?+\s*+(?:to=(?P<to>[^\s<]++))?+\s*+<\|message\|>")
 _END = re.compile(r"<\|eo[mt]\|>|(?=<\|start\|>)|\Z")
 _START = "<|start|>"
 

@@ -20,7 +20,7 @@ from rollout.codec.readers.reasoning import Tags
 from rollout.codec.readers.values import INVALID_JSON, MALFORMED, NoCall, arguments_text, make_call, read_value
 from rollout.door import MOST_DEEP
 
-_HEAD = re.compile(r"\s*call:(?P<name>[^{}\s]+)\s*(?=\{)")
+_HEAD = re.compile(r"\s*+call:(?P<name>[^{}\s<]++)\s*+(?=\{)")
 _KEY = re.compile(r"[^\s,:{}\[\]][^,:{}\[\]]*")
 _SCALAR = re.compile(r"[^,{}\[\]:]+")
 

@@ -30,7 +30,7 @@ from rollout.codec.readers.values import (
 _FENCED = re.compile(r"function<｜tool▁sep｜>(?P<name>[^\n<]*)\n```(?:json)?\s*")
 _PLAIN = re.compile(r"(?P<name>[^\n<]*)<｜tool▁sep｜>\s*")
 _FENCE_END = re.compile(r"\s*```")
-_KIMI = re.compile(r"\s*(?P<id>[^<]*?)\s*<\|tool_call_argument_begin\|>\s*")
+_KIMI = re.compile(r"(?P<id>[^<]*+)<\|tool_call_argument_begin\|>\s*+")
 _KIMI_ID = re.compile(r"(?:functions\.)?(?P<name>.*?)(?::\d+)?", re.DOTALL)
 
 
@@ -63,11 +63,12 @@ class Kimi(Blocks):
         if head is None:
             raise NoCall(MALFORMED)
         written, end = object_at(text, head.end())
-        name = _KIMI_ID.fullmatch(head["id"])
+        written_id = head["id"].strip()
+        name = _KIMI_ID.fullmatch(written_id)
         if name is None or not name["name"]:
             raise NoCall(MISSING_NAME)
         check_name(name["name"], sampled.tools)
-        return [make_call(name["name"], written, head["id"])], end
+        return [make_call(name["name"], written, written_id)], end
 
 
 def object_at(text: str, at: int) -> tuple[str, int]:

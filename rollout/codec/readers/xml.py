@@ -38,7 +38,11 @@ from rollout.codec.readers.values import (
 
 
 class Markup(msgspec.Struct, frozen=True, kw_only=True):
-    """What a format's calls are made of, as regular expressions."""
+    """What a format's calls are made of, as regular expressions.
+
+    None may try a text twice (`++` and `*+`, or what begins once a word): a policy that degenerates writes thousands of
+    spaces, or of a call's first words.
+    """
 
     call: str
     """What begins a call; its name in group `name`."""
@@ -140,9 +144,9 @@ def _flagged(text: str, string: str) -> Any:
 
 
 _FUNCTION = Markup(
-    call=r"<function=(?P<name>[^>\n]+)>",
+    call=r"<function=(?P<name>[^<>\n]++)>",
     call_end=r"</function>",
-    parameter=r"<parameter=(?P<key>[^>\n]+)>",
+    parameter=r"<parameter=(?P<key>[^<>\n]++)>",
     parameter_end=r"</parameter>",
     newlines=True,
 )
@@ -159,7 +163,7 @@ GLM = Xml(
     Block("<tool_call>", "</tool_call>"),
     markup=Markup(
         unmistakable=False,
-        call=r"(?P<name>[^<\n]+?)\s*(?=<arg_key>|</tool_call>)",
+        call=r"(?P<name>[^<\n]++)\s*+(?=<arg_key>|</tool_call>)",
         call_end=r"(?=</tool_call>)",
         parameter=r"<arg_key>(?P<key>[^<]+)</arg_key>\s*<arg_value>",
         parameter_end=r"</arg_value>",
@@ -170,7 +174,7 @@ HY3 = Xml(
     "hy3",
     Block("<tool_call:opensource>", "</tool_call:opensource>"),
     markup=Markup(
-        call=r"(?P<name>[^<\n]+?)\s*<tool_sep:opensource>",
+        call=r"(?<![^<>\s])(?P<name>[^<>\s]++)\s*+<tool_sep:opensource>",
         call_end=r"(?=</tool_call:opensource>)",
         parameter=r"<arg_key:opensource>(?P<key>[^<]+)</arg_key:opensource>\s*<arg_value:opensource>",
         parameter_end=r"</arg_value:opensource>",

@@ -31,6 +31,7 @@ from transports.embedded.app import create_app
 KEYS = {
     *(
         "env",
+        "unknown_rewards",
         "model",
         "transport",
         "mode",

@@ -238,3 +238,15 @@ def test_arguments_keep_their_text() -> None:
             continue
         message = read(FORMATS[name], text, tools=[EDIT], prompt_end=PROMPTS.get(name, "."))
         assert [call.function.arguments for call in message.tool_calls] == [written], (name, variant)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "variant"), WRITERS)
+def test_what_is_repeated_without_end_is_read_to_the_end(name: str, variant: str) -> None:
+    """What a policy that degenerates writes: spaces, a call's beginning, words. A reader that tries a text again from
+    each of its places would be at it for minutes or hours, and hold up every rollout of the process."""
+    reader, call = FORMATS[name], WRITERS[name, variant]("edit", {"text": "some words", "count": 3})
+    begun = [call[: call.index("words")], call[: call.index("edit") + 4], *reader.openers]
+    for before in ("", *begun):
+        for again in (" " * 60_000, "\n" * 60_000, "word" * 15_000, *(each * 2_000 for each in begun)):
+            assert read(reader, before + again, tools=[EDIT], prompt_end=".", ended=False).tool_calls == ()
