@@ -119,8 +119,13 @@ def command_line(config: EngineConfig, info: ServerInfo, codec: Codec | None) ->
         words += ["--base-url", shown_url(url)]
     if config.base_urls:
         words += ["-m", info.model]
-    if config.tokenizer:
-        words += ["--tokenizer", config.tokenizer]
+    for option, value, usual in (
+        ("--tokenizer", config.tokenizer, None),
+        ("--transport", config.transport, "auto"),
+        ("--reader", config.reader, "auto"),
+        ("--api-key-env", config.api_key_env, None),
+    ):
+        words += [option, value] if value and value != usual else []
     if codec is None:
         words += ["--tokenizer", "NAME_OR_DIR"]
     if info.max_model_len is None:

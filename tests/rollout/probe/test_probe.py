@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from rollout.config import EngineConfig
-from rollout.probe.probe import Probe, probe, rows
+from rollout.probe.probe import Probe, command_line, probe, rows
 from rollout.request import Sampling
 from rollout.transport import ServerInfo
 
@@ -52,3 +53,15 @@ async def test_the_embedded_model_is_told() -> None:
     assert found.server.logprobs_mode == "raw_logprobs"
     assert found.server.sampling_defaults == Sampling()
     assert found.advice == []
+
+
+def test_the_command_to_use_asks_as_the_probe_did() -> None:
+    """With the same transport, reader, tokenizer and key's variable, where they are not the usual ones."""
+    info = ServerInfo(dialect="vllm", model="m", max_model_len=4096)
+    plain = EngineConfig(base_url="http://gpu-7:8000", tokenizer="folder")
+    given = msgspec.structs.replace(plain, transport="vllm", reader="hermes", api_key_env="GPU_KEY")
+    codec: Any = object()
+    usual = "rollout run guess_number --base-url http://gpu-7:8000 -m m --tokenizer folder"
+    assert " ".join(command_line(plain, info, codec)) == usual
+    more = "--transport vllm --reader hermes --api-key-env GPU_KEY"
+    assert " ".join(command_line(given, info, codec)) == f"{usual} {more}"
