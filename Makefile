@@ -18,7 +18,7 @@ test: $(INSTALLED)  ## the tests that need no live server, but the slow ones
 	$(BIN)/python -m pytest -q -n auto -m 'not live and not slow'
 
 slow: $(INSTALLED)  ## the slow ones
-	$(BIN)/python -m pytest -q -n auto -m 'slow and not live'
+	$(BIN)/python -m pytest -q -n auto --durations=25 -m 'slow and not live'
 
 check: format lint types $(INSTALLED)  ## format, lint, types, all tests that need no live server
 	$(BIN)/python -m pytest -q -n auto
