@@ -9,8 +9,7 @@ tried: rendered before the stand-in, does it change what follows? One that does 
     head      system "Be brief. /no_think", user "."
 
 Messages in which there is nothing that the template looks for (`rollout.codec.source`) are all alike to it: one word
-in their role is tried for all of them. A server's template cannot be read, so there each message is tried, and what the
-model said last, too.
+in their role is tried for all of them. A server's template cannot be read, so there each message is tried.
 """
 
 from __future__ import annotations
@@ -191,23 +190,20 @@ class ShapeCache:
     def _check_said(self, key: object, shape: Shape, previous: Previous, tail: Sequence[Message]) -> Steps[None]:
         """Proves that what follows is the same behind what the model really said. Raises NotExtendable.
 
-        Where that has what the stand-in lacks: reasoning, or a text in which the template may find something. In what a
-        server's may find something nobody knows: it is asked about each text.
+        Where that has what the stand-in lacks: reasoning, or a text in which the template may find something.
         """
         said = previous.message
         if (
             said is not None and said.tool_calls
         ):  # Gemma 4's template writes what is said beside calls behind their results
             said = msgspec.structs.replace(said, content=None)
-        may_find = said is not None and bool(said.text) and (self._finds is None or bool(self._finds(said.text)))
-        if said is None or (said.reasoning_content is None and not may_find):
+        if said is None or (said.reasoning_content is None and not (self._finds and self._finds(said.text))):
             return
         if not said.tool_calls and any(message.role == "tool" for message in tail):
             return  # calls that only the environment could read: what was read says nothing of what follows
-        kind = digest(said) if may_find and self._finds is None else self._kind(said)
-        name = (key, kind, bool(said.text))
+        name = (key, self._kind(said), bool(said.text))
         if name not in self._said:
-            real = said if may_find else shortened(said)
+            real = said if self._finds and self._finds(said.text) else shortened(said)
             try:
                 ids = yield Conversation([*HEAD, real, *stand_in.with_words(tail)])
                 self._said[name] = ids[-len(shape.rest) :] == shape.rest
