@@ -30,7 +30,7 @@ FLAT, ROUNDS = 2, 6
 
 
 def held_mib() -> float:
-    """What Python holds. What the process has jumps: an allocator takes 64 MiB at once and keeps it as long as it likes."""
+    """What Python holds. What the process has jumps: an allocator takes 64 MiB at once."""
     gc.collect()
     return tracemalloc.get_traced_memory()[0] / (1 << 20)
 
