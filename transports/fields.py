@@ -25,6 +25,9 @@ from transports.large import bytes_of, lists_of
 #: What a field that is not in an answer is, where it is read only when it was asked for: it may be large.
 ABSENT = msgspec.Raw(b"null")
 
+#: The field that is read apart from an answer, where that is large: see `transports.large`.
+EXPERTS = "routed_experts"
+
 _LISTS = msgspec.json.Decoder(list[list[Annotated[int, msgspec.Meta(ge=0, lt=2**31)]]])
 
 _T = TypeVar("_T")
@@ -34,7 +37,7 @@ _log = get_logger(__name__)
 
 def experts_of_npy(field: msgspec.Raw, path: str) -> RoutedExperts | None:
     """vLLM's. Raises MalformedReply."""
-    data = _read(bytes_of, field, "routed_experts", path)
+    data = _read(bytes_of, field, EXPERTS, path)
     if data is None:
         return None
     try:
@@ -64,7 +67,7 @@ def _array(data: bytes) -> NDArray[Any]:
 
 def experts_of_bytes(field: msgspec.Raw, shape: tuple[int, int] | None, rows: int, path: str) -> RoutedExperts | None:
     """SGLang's. Without a (layers, top k) that is known it is one layer of all. Raises MalformedReply."""
-    data = _read(bytes_of, field, "routed_experts", path)
+    data = _read(bytes_of, field, EXPERTS, path)
     if data is None:
         return None
     layers, top_k = shape or (1, len(data) // (4 * rows) if rows > 0 else 0)

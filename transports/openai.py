@@ -109,7 +109,19 @@ PROBE_S = 60.0
 #: Large answers that are read at once: each is in memory several times meanwhile.
 READERS = 2
 
+
+class _Tokenized(msgspec.Struct):
+    tokens: list[TokenId]
+
+
 _MODELS = msgspec.json.Decoder(ModelList)
+_TOKENIZED = msgspec.json.Decoder(_Tokenized)
+
+
+def read_tokens(answer: Answer, path: str) -> list[int]:
+    """The ids that a route gives for messages or for a text. Raises MalformedReply."""
+    tokenized: _Tokenized = decode(_TOKENIZED, answer, path)
+    return tokenized.tokens
 
 
 class ServedTransport(Transport):

@@ -149,14 +149,13 @@ class HuggingFace(Env):
     def step(self, message: Message) -> Any:
         """Has the answer judged."""
         given = self._judge(self._row, message.text)
-        return (
-            self._awaited(given)
-            if inspect.isawaitable(given)
-            else Step(done=True, reward=reward_of("the reward function", given))
-        )
+        return self._awaited(given) if inspect.isawaitable(given) else self._judged(given)
 
     async def _awaited(self, given: Any) -> Step:
-        return Step(done=True, reward=reward_of("the reward function", await given))
+        return self._judged(await given)
+
+    def _judged(self, given: Any) -> Step:
+        return Step(done=True, reward=reward_of("the reward function", given))
 
 
 def _fields(template: str) -> list[str]:

@@ -8,6 +8,7 @@
     renderer    the bridge by a hand-written family of `renderers`
     template    the bridges by stand-ins: a claim is proved against the model's own template, for each shape of tail
     history     what a template sees of earlier messages
+    walked      a history, as a proof is remembered by it
     heads       the short conversations that stand for a history
     source      what a template's source says: what it looks for in texts, whether it takes parts
     compare     whether the local tokenizer is the server's

@@ -15,7 +15,6 @@ in their role is tried for all of them. A server's template cannot be read, so t
 from __future__ import annotations
 
 import datetime
-import hashlib
 import itertools
 from collections.abc import Callable, Collection, Sequence
 
@@ -27,6 +26,7 @@ from rollout.codec import stand_in
 from rollout.codec.heads import SHORT, behind, rough, short_head, shortened
 from rollout.codec.stand_in import HEAD, Conversation, Head, NotExtendable, NotRendered, Shape, Steps
 from rollout.codec.types import Previous
+from rollout.codec.walked import Walked, and_found, kind_of
 from rollout.memo import Memo
 
 #: Kinds of messages that are remembered for each length of a history.
@@ -49,23 +49,6 @@ class Proved(msgspec.Struct, frozen=True):
     shape: Shape
     number: int
     """Its name in what is remembered of it: the key by which it was found is long to hash."""
-
-
-class Walked(msgspec.Struct, frozen=True):
-    """A history, and what is seen of it."""
-
-    messages: list[Message] = []
-    seen: Sequence[Message] = ()
-    """Those that change what the template writes behind the turn."""
-    kinds: frozenset[object] = frozenset()
-    """Roles, and whether the model called and reasoned."""
-    pairs: frozenset[object] = frozenset()
-    """Which kinds stand behind which."""
-    by_text: bool = False
-    """Whether a result of a tool may be seen for its text, and not for being one."""
-    found: bytes = b""
-    """Stands for what the template may find in the messages that the model did not say, one after another. Of two
-    switches the last may count, and the one that is the template's default changes nothing by itself."""
 
 
 _NOTHING = Walked()
@@ -197,13 +180,16 @@ class ShapeCache:
             said is not None and said.tool_calls
         ):  # Gemma 4's template writes what is said beside calls behind their results
             said = msgspec.structs.replace(said, content=None)
-        if said is None or (said.reasoning_content is None and not (self._finds and self._finds(said.text))):
+        if said is None:
+            return
+        holds = self._holds(said)
+        if said.reasoning_content is None and not holds:
             return
         if not said.tool_calls and any(message.role == "tool" for message in tail):
             return  # calls that only the environment could read: what was read says nothing of what follows
-        name = (key, self._kind(said), bool(said.text))
+        name = (key, kind_of(said, holds), bool(said.text))
         if name not in self._said:
-            real = said if self._finds and self._finds(said.text) else shortened(said)
+            real = said if holds else shortened(said)
             try:
                 ids = yield Conversation([*HEAD, real, *stand_in.with_words(tail)])
                 self._said[name] = ids[-len(shape.rest) :] == shape.rest
@@ -268,34 +254,23 @@ class ShapeCache:
         if len(known.messages) == len(history):
             return known
         seen, kinds, pairs, by_text, found = [*known.seen], {*known.kinds}, {*known.pairs}, known.by_text, known.found
-        before = self._kind(history[len(known.messages) - 1]) if known.messages else None
+        last = known.messages[-1] if known.messages else None
+        before = None if last is None else kind_of(last, self._holds(last))
         for at in range(len(known.messages), len(history)):
-            message, kind = history[at], self._kind(history[at])
+            message, holds = history[at], self._holds(history[at])
+            kind = kind_of(message, holds)
             kinds.add(kind)
             pairs.add((before, kind))
-            before, found = kind, self._and_found(found, message)
-            if (yield from self._is_seen(key, shape, message, at == 0, previous, tail)):
+            before, found = kind, and_found(found, message, holds)
+            if (yield from self._is_seen(key, shape, message, holds, at == 0, previous, tail)):
                 seen.append(message)
                 by_text |= message.role == "tool" and (yield from self._is_read(key, shape, message, previous, tail))
         self._walked[name] = known = Walked(list(history), seen, frozenset(kinds), frozenset(pairs), by_text, found)
         return known
 
-    def _and_found(self, before: bytes, message: Message) -> bytes:
-        """What stands for the messages of a history with this one behind them: see `Walked.found`."""
-        if message.role == "assistant":
-            return before
-        if self._finds is None:  # a server's: what was typed may be looked for, what tools answered is by being there
-            return before if message.role == "tool" else hashlib.sha256(before + digest(message)).digest()
-        found = self._finds(message.text)
-        what = digest(message) if found is True else repr((message.role, found)).encode()
-        return hashlib.sha256(before + what).digest() if found else before
-
-    def _kind(self, message: Message) -> object:
-        """Equal for messages that a template treats alike, as far as one can know."""
-        found = message.role == "assistant" and self._finds is not None and self._finds(message.text)
-        if found is True:
-            return digest(message)  # it may find anything in what the model said
-        return message.role, bool(message.tool_calls), message.reasoning_content is not None, found
+    def _holds(self, message: Message) -> object:
+        """What the template may find in a message's text; None where nobody can know."""
+        return None if self._finds is None else self._finds(message.text)
 
     def _is_as_behind_a_word(
         self, key: object, walked: Walked, shape: Shape, previous: Previous, tail: Sequence[Message]
@@ -314,7 +289,7 @@ class ShapeCache:
         if (name, kinds) not in self._wholes:
             turn = stand_in.stand_in_turn(previous.message, tail, shape.form)
             try:
-                whole = [m if self._finds and self._finds(m.text) else shortened(m) for m in previous.history]
+                whole = [m if self._holds(m) else shortened(m) for m in previous.history]
                 ids = yield Conversation([*whole, turn, *stand_in.with_words(tail)])
                 same = ids[-len(shape.following) :] == shape.following
             except NotRendered:  # a message that the template takes no more: what is there was sampled, and stands
@@ -326,7 +301,14 @@ class ShapeCache:
         return False
 
     def _is_seen(
-        self, key: object, shape: Shape, message: Message, first: bool, previous: Previous, tail: Sequence[Message]
+        self,
+        key: object,
+        shape: Shape,
+        message: Message,
+        holds: object,
+        first: bool,
+        previous: Previous,
+        tail: Sequence[Message],
     ) -> Steps[bool]:
         """Whether a message of the history changes what the template writes behind the turn."""
         if message.role == "assistant":
@@ -334,7 +316,7 @@ class ShapeCache:
         word = Message(message.role, ".")
         if (yield from self._changes(key, shape, word, first, previous, tail)):
             return True
-        if self._finds is not None and not self._finds(message.text):
+        if holds is False:
             return False
         return (yield from self._changes(key, shape, message, first, previous, tail))
 

@@ -7,7 +7,6 @@ samples come. The file is whole or not there: it is a draft until its last byte 
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -40,7 +39,7 @@ class Exported(msgspec.Struct):
             self.samples += 1
             self.tokens += len(sample.token_ids)
             self.trained_tokens += sum(sample.loss_mask)
-            self.unknown_rewards += math.isnan(sample.reward)
+            self.unknown_rewards += not sample.reward_known
             yield sample
 
 

@@ -89,8 +89,8 @@ class TrainingSample(msgspec.Struct, kw_only=True):
     """What the logprobs are of: `raw_logprobs` is the model's own distribution, `processed_logprobs` the one after
     temperature, penalties and filters. None where it is not known, or not the same for all its turns."""
     reward: float = 0.0
-    """The rollout's, or its agent's own: see `rollout.records.Rollout`. NaN where nobody gave one: JSON has null. What
-    each step gave is the turns'."""
+    """The rollout's, or its agent's own: see `rollout.records.Rollout`. NaN where nobody gave one (`reward_known`):
+    JSON has null. What each step gave is the turns'."""
     advantage: float | None = None
     """None until a group's advantages are computed, and where its reward is not known."""
     task_id: str = ""
@@ -125,6 +125,11 @@ class TrainingSample(msgspec.Struct, kw_only=True):
         import torch
 
         return {name: torch.from_numpy(array) for name, array in self.to_numpy().items()}
+
+    @property
+    def reward_known(self) -> bool:
+        """Whether anybody has said what it was worth."""
+        return not math.isnan(self.reward)
 
     def __repr__(self) -> str:
         return f"<TrainingSample {len(self.token_ids)} tokens, {sum(self.loss_mask)} trained, reward {self.reward:g}>"

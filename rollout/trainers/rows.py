@@ -113,7 +113,7 @@ def rows(samples: Iterable[TrainingSample]) -> Iterator[Row]:
     unknown = 0
     for _, of_rollout in itertools.groupby(samples, key=lambda sample: (sample.task_id, sample.rollout_id)):
         masks = [(sample, trained(sample)) for sample in of_rollout]
-        known = [(sample, mask) for sample, mask in masks if not math.isnan(sample.reward)]
+        known = [(sample, mask) for sample, mask in masks if sample.reward_known]
         unknown += len(masks) - len(known)
         found = [row_of(sample, mask.index(1), mask) for sample, mask in known if 1 in mask]
         for branch, row in enumerate(found):

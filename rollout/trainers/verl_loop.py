@@ -24,7 +24,6 @@ reward 0 and `extra_fields["rollout_failure"]`; with `branches: all`, no answer,
 
 from __future__ import annotations
 
-import math
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -173,7 +172,7 @@ class RolloutAgentLoop(AgentLoopBase):  # type: ignore[misc]  # verl ships no ty
             response_mask=row.mask,
             response_logprobs=row.logprobs if with_logprobs else None,
             # Nobody gave one: verl's own reward function is asked.
-            reward_score=None if math.isnan(row.sample.reward) else row.sample.reward,
+            reward_score=row.sample.reward if row.sample.reward_known else None,
             num_turns=len(rollout.messages),
             metrics=AgentLoopMetrics(
                 generate_sequences=sum(turn.request_s for turn in rollout.turns), tool_calls=rollout.timing.env_s

@@ -17,25 +17,30 @@ from rollout.request import MessagePrompt, Reply, Sampling, TokenPrompt
 from rollout.transport import ServerInfo, TransportConfig
 from transports import folder
 from transports.http.answers import UNREADABLE
-from transports.http.client import HttpClient, decode
+from transports.http.client import HttpClient
 from transports.logprobs import find_mode
-from transports.openai import PROBE_RETRIES, ModelCard, choose_model, list_models, probe_call, probe_request
+from transports.openai import (
+    PROBE_RETRIES,
+    ModelCard,
+    choose_model,
+    list_models,
+    probe_call,
+    probe_request,
+    read_tokens,
+)
 from transports.sglang.wire import (
     CHAT,
-    DETOKENIZED,
+    DETOKENIZE,
     GENERATE,
-    TOKENIZED,
-    Detokenized,
-    Tokenized,
+    TOKENIZE,
     Ways,
     chat_body,
     generate_body,
     read_chat,
     read_generate,
+    read_text,
 )
 
-TOKENIZE = "/tokenize"
-DETOKENIZE = "/detokenize"
 SERVER_INFO = "/server_info"
 
 #: What a pause that keeps what runs does with what was computed of it: keeps it, or computes it again.
@@ -226,8 +231,8 @@ class Probe:
         """Whether /tokenize gives the ids of a chat prompt, and /detokenize takes ids; older ones tokenize no chat."""
         try:
             body = tokenize_body(HELLO, info.model, add_generation_prompt=True)
-            tokenized: Tokenized = decode(TOKENIZED, await probe_call(self.client, TOKENIZE, body), TOKENIZE)
-            if hello is not None and hello.prompt_ids is not None and tokenized.tokens != list(hello.prompt_ids):
+            ids = read_tokens(await probe_call(self.client, TOKENIZE, body), TOKENIZE)
+            if hello is not None and hello.prompt_ids is not None and ids != list(hello.prompt_ids):
                 return False
             await probe_call(self.client, DETOKENIZE, {"model": info.model, "tokens": list(IDS.ids)})
         except TransportError as error:
@@ -240,11 +245,10 @@ class Probe:
         prompt = MessagePrompt(HELLO.messages, [TOOL])
         try:
             body = tokenize_body(prompt, info.model, add_generation_prompt=True)
-            tokenized: Tokenized = decode(TOKENIZED, await probe_call(self.client, TOKENIZE, body), TOKENIZE)
-            asked = {"model": info.model, "tokens": tokenized.tokens, "skip_special_tokens": False}
-            answer = await probe_call(self.client, DETOKENIZE, asked)
-            detokenized: Detokenized = decode(DETOKENIZED, answer, DETOKENIZE)
-            shown = _first_object(detokenized.text, TOOL["function"]["name"])
+            ids = read_tokens(await probe_call(self.client, TOKENIZE, body), TOKENIZE)
+            asked = {"model": info.model, "tokens": ids, "skip_special_tokens": False}
+            text = read_text(await probe_call(self.client, DETOKENIZE, asked))
+            shown = _first_object(text, TOOL["function"]["name"])
         except (TransportError, ValueError, RecursionError) as error:
             _log.debug("tools_not_shown", error=str(error))
             return {}

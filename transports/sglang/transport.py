@@ -26,21 +26,20 @@ from rollout.request import MessagePrompt, Reply, Request, TokenPrompt
 from rollout.transport import InFlight, ServerInfo, ServerLoad, TransportConfig
 from transports.fields import tell_unreported
 from transports.http.client import HttpClient, decode
-from transports.openai import ModelCard, ServedTransport, opening
-from transports.sglang.probe import DETOKENIZE, SERVER_INFO, TOKENIZE, Keep, Probe, named_as_started, tokenize_body
+from transports.openai import ModelCard, ServedTransport, opening, read_tokens
+from transports.sglang.probe import SERVER_INFO, Keep, Probe, named_as_started, tokenize_body
 from transports.sglang.wire import (
     CHAT,
-    DETOKENIZED,
+    DETOKENIZE,
     GENERATE,
-    TOKENIZED,
-    Detokenized,
-    Tokenized,
+    TOKENIZE,
     Ways,
     chat_body,
     check_prompt,
     generate_body,
     read_chat,
     read_generate,
+    read_text,
 )
 
 LOADS = "/v1/loads?include=core"
@@ -214,16 +213,12 @@ class SglangTransport(ServedTransport):
     async def tokenize(self, prompt: MessagePrompt, *, add_generation_prompt: bool) -> list[int]:
         """See `rollout.transport.Transport`."""
         body = tokenize_body(prompt, self.info.model, add_generation_prompt=add_generation_prompt)
-        answer = await self.client.post(TOKENIZE, body, timeout_s=TOKENIZE_S)
-        tokenized: Tokenized = decode(TOKENIZED, answer, TOKENIZE)
-        return tokenized.tokens
+        return read_tokens(await self.client.post(TOKENIZE, body, timeout_s=TOKENIZE_S), TOKENIZE)
 
     async def detokenize(self, ids: Sequence[int]) -> str:
         """See `rollout.transport.Transport`."""
         body = {"model": self.info.model, "tokens": list(ids), "skip_special_tokens": False}
-        answer = await self.client.post(DETOKENIZE, body, timeout_s=TOKENIZE_S)
-        detokenized: Detokenized = decode(DETOKENIZED, answer, DETOKENIZE)
-        return detokenized.text
+        return read_text(await self.client.post(DETOKENIZE, body, timeout_s=TOKENIZE_S))
 
     async def pause(self, mode: InFlight = "keep") -> None:
         """See `rollout.transport.Transport`.

@@ -16,8 +16,8 @@ import numpy as np
 from rollout.errors import MalformedReply, PromptTooLong, RequestRefused
 from rollout.request import FinishReason, MessagePrompt, Reply, Request, TokenPrompt
 from rollout.token_fields import RoutedExperts, SamplingMask
-from transports.fields import ABSENT, experts_of_bytes, mask_of_lists
-from transports.http.client import Answer
+from transports.fields import ABSENT, EXPERTS, experts_of_bytes, mask_of_lists
+from transports.http.client import Answer, decode
 from transports.large import decode_apart, put_back
 from transports.openai import (
     Span,
@@ -32,9 +32,8 @@ from transports.openai import (
 
 CHAT = "/v1/chat/completions"
 GENERATE = "/generate"
-
-#: What is read apart from an answer, where it is large.
-_EXPERTS = "routed_experts"
+TOKENIZE = "/tokenize"
+DETOKENIZE = "/detokenize"
 
 #: OpenAI's and vLLM's names of what `/generate` calls otherwise.
 _NATIVE = {
@@ -118,21 +117,11 @@ class _Chat(msgspec.Struct):
     usage: Usage | None = None
 
 
-class Tokenized(msgspec.Struct):
-    """The answer of /tokenize."""
-
-    tokens: list[TokenId]
-
-
-class Detokenized(msgspec.Struct):
-    """The answer of /detokenize."""
-
+class _Detokenized(msgspec.Struct):
     text: str
 
 
-TOKENIZED = msgspec.json.Decoder(Tokenized)
-DETOKENIZED = msgspec.json.Decoder(Detokenized)
-
+_DETOKENIZED = msgspec.json.Decoder(_Detokenized)
 _GENERATED = msgspec.json.Decoder(_Generated)
 _CHAT = msgspec.json.Decoder(_Chat)
 
@@ -240,7 +229,7 @@ def read_generate(answer: Answer, request: Request | None = None, ways: Ways | N
 
     What a server reports of each token is read where the request asks for it, here and in `read_chat`.
     """
-    value, experts = decode_apart(_GENERATED, answer, GENERATE, _EXPERTS)
+    value, experts = decode_apart(_GENERATED, answer, GENERATE, EXPERTS)
     meta = value.meta_info
     reason = _reason(meta, None)
     ids = value.output_ids
@@ -270,7 +259,7 @@ def read_chat(answer: Answer, request: Request | None = None, ways: Ways | None 
     Ids, logprobs, cached tokens and versions are all the engine's, from `meta_info`; a server that is too old to give
     them answers text, and the caller falls back.
     """
-    value, experts = decode_apart(_CHAT, answer, CHAT, _EXPERTS)
+    value, experts = decode_apart(_CHAT, answer, CHAT, EXPERTS)
     if not value.choices:
         start = answer.body[:200].decode("utf-8", "replace")
         raise MalformedReply(f"{CHAT}: the answer has no choices: {start}", status=answer.status, body=start)
@@ -290,6 +279,12 @@ def read_chat(answer: Answer, request: Request | None = None, ways: Ways | None 
         sampling_mask=_mask(meta, request, CHAT),
         request_s=answer.elapsed_s,
     )
+
+
+def read_text(answer: Answer) -> str:
+    """The text of ids. Raises MalformedReply."""
+    detokenized: _Detokenized = decode(_DETOKENIZED, answer, DETOKENIZE)
+    return detokenized.text
 
 
 def _experts(

@@ -30,6 +30,7 @@ from transports.openai import (
     probe_call,
     probe_image,
     probe_request,
+    read_tokens,
 )
 from transports.vllm.wire import (
     CHAT,
@@ -38,7 +39,6 @@ from transports.vllm.wire import (
     TOKEN_ROUTES,
     Detokenized,
     Rendered,
-    Tokenized,
     TokenRoute,
     chat_body,
     generate_body,
@@ -49,7 +49,6 @@ from transports.vllm.wire import (
 )
 
 _RENDERED = msgspec.json.Decoder(Rendered)
-_TOKENIZED = msgspec.json.Decoder(Tokenized)
 _DETOKENIZED = msgspec.json.Decoder(Detokenized)
 
 #: Seconds for what a server does at once, such as a pause that waits for nothing.
@@ -136,8 +135,7 @@ class VllmTransport(ServedTransport):
             body["tools"] = list(prompt.tools)
         if prompt.template_args:
             body["chat_template_kwargs"] = dict(prompt.template_args)
-        tokenized: Tokenized = decode(_TOKENIZED, await self._asked("/tokenize", body), "/tokenize")
-        return tokenized.tokens
+        return read_tokens(await self._asked("/tokenize", body), "/tokenize")
 
     async def detokenize(self, ids: Sequence[int]) -> str:
         """See `rollout.transport.Transport`."""

@@ -16,7 +16,7 @@ from rollout.chat.messages import user
 from rollout.errors import MalformedReply
 from rollout.request import MessagePrompt, Reply, Request, TokenPrompt
 from rollout.token_fields import RoutedExperts
-from transports.fields import ABSENT, experts_of_npy, mask_of_lists
+from transports.fields import ABSENT, EXPERTS, experts_of_npy, mask_of_lists
 from transports.http.client import Answer
 from transports.large import decode_apart, put_back
 from transports.openai import (
@@ -40,9 +40,6 @@ RENDER = "/v1/chat/completions/render"
 GENERATE = "/inference/v1/generate"
 COMPLETIONS = "/v1/completions"
 CHAT_TOKENS = "/v1/chat/completions/tokens"
-
-#: What is read apart from an answer, where it is large.
-_EXPERTS = "routed_experts"
 
 #: Fields that the generate route takes beside `sampling_params`, not in it.
 _GENERATE_ROOT = frozenset({"cache_salt", "priority", "request_id", "model", "kv_transfer_params", "features", "nvext"})
@@ -118,12 +115,6 @@ class Rendered(msgspec.Struct):
     sampling_params: dict[str, Any]
     token_ids: list[TokenId] = []
     features: Features | None = None
-
-
-class Tokenized(msgspec.Struct):
-    """The answer of /tokenize."""
-
-    tokens: list[TokenId]
 
 
 class Detokenized(msgspec.Struct):
@@ -225,7 +216,7 @@ def read_chat(answer: Answer, request: Request | None = None, path: str = CHAT) 
 
     What a server reports of each token is read where the request asks for it, here and in the other routes.
     """
-    value, experts = decode_apart(_CHAT, answer, path, _EXPERTS)
+    value, experts = decode_apart(_CHAT, answer, path, EXPERTS)
     choice = _only(value.choices, path, answer)
     ids = choice.token_ids
     usage = value.usage or Usage()
@@ -245,7 +236,7 @@ def read_chat(answer: Answer, request: Request | None = None, path: str = CHAT) 
 
 def read_generate(answer: Answer, request: Request | None = None) -> Reply:
     """Reads an answer of the generate route, in its older and newer forms. Raises MalformedReply."""
-    value, experts = decode_apart(_GENERATE, answer, GENERATE, _EXPERTS)
+    value, experts = decode_apart(_GENERATE, answer, GENERATE, EXPERTS)
     choice = _only(value.choices, GENERATE, answer)
     ids = choice.token_ids
     if ids is None:
@@ -293,7 +284,7 @@ def _check_named(ids: Sequence[int], logprobs: Sequence[TokenLogprob]) -> None:
 
 def read_completions(answer: Answer, request: Request | None = None) -> Reply:
     """Reads an answer of the completions route. Raises MalformedReply."""
-    value, experts = decode_apart(_COMPLETION, answer, COMPLETIONS, _EXPERTS)
+    value, experts = decode_apart(_COMPLETION, answer, COMPLETIONS, EXPERTS)
     choice = _only(value.choices, COMPLETIONS, answer)
     ids = choice.token_ids
     if ids is None:

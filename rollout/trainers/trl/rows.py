@@ -137,7 +137,7 @@ def _row(sample: TrainingSample, mask: Sequence[int], told: Mapping[str, Any]) -
         completion_ids=list(sample.token_ids[start:end]),
         logprobs=logprobs,
         mask=list(mask[start:end]),
-        reward=None if math.isnan(sample.reward) else sample.reward,
+        reward=sample.reward if sample.reward_known else None,
         versions=tuple(dict.fromkeys(versions)),
         **told,
     )

@@ -169,7 +169,7 @@ class RolloutWorker:
         deviation = _deviation(group.rewards)
         for sample in group.samples():
             mask = trained(sample)
-            if not any(mask) or math.isnan(sample.reward):  # nobody gave one: no advantage is known
+            if not any(mask) or not sample.reward_known:  # nobody gave one: no advantage is known
                 continue
             if sample.images:
                 raise ConfigError(f"rollout {sample.rollout_id} has images, which TRL's AsyncGRPOTrainer does not take")
