@@ -176,8 +176,9 @@ class EngineConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     an answer must have (stop, response_format) and the agent's cap on tokens hold either way."""
     client_gone_s: float = 10.0
     """How long a turn goes on whose client has left, before it is cancelled: SDKs ask again, and mark it."""
-    proxy_keepalive_s: float = 5.0
-    """Between two comments in a stream while the model thinks: below what stands between allows a silent connection."""
+    proxy_keepalive_s: float = 15.0
+    """Between two comments in a stream while the model thinks: below what stands between allows a silent connection.
+    The stream begins with the first. SDKs ask again, by themselves, for what failed before that."""
     proxy_turns: int = 1_024
     """Turns of one rollout under way over HTTP at most; further requests are told to come again (429)."""
     proxy_body_bytes: int = 64 * 2**20

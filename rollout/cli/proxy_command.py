@@ -84,6 +84,9 @@ def proxy(
     max_turns: Annotated[int | None, typer.Option(help="Turns of a session at most.", show_default="no limit")] = None,
     idle: Annotated[float, typer.Option(help="Seconds after which a session that nobody uses has ended.")] = 3600.0,
     max_sessions: Annotated[int, typer.Option(help="Sessions that have not ended, at most.")] = 10_000,
+    keepalive: Annotated[
+        float, typer.Option(help="Seconds until a stream begins whose answer is not there, and between its comments.")
+    ] = 15.0,
     fsync: Annotated[
         bool,
         typer.Option("--fsync", help="Have each turn on the disk before it is answered.", show_default="flushed only"),
@@ -123,6 +126,7 @@ def proxy(
             "proxy_host": host,
             "proxy_port": port,
             "proxy_address": address,
+            "proxy_keepalive_s": keepalive,
             "agent_sampling": agent_sampling,
             "sampling": key_values(sampling, "-s", as_json=True) or None,
             "max_tokens": max_tokens,
@@ -134,7 +138,7 @@ def proxy(
             "metrics_port": metrics_port,
             "metrics_host": metrics_host,
         }
-        _check(idle, max_sessions)
+        _check(idle, max_sessions, keepalive)
         settings = read_settings(None, flags)
         recorder = RecorderSettings(fsync=fsync, idle_s=idle, most_sessions=max_sessions)
         token = api_key(token_env)
@@ -143,11 +147,12 @@ def proxy(
     the.do(go)
 
 
-def _check(idle: float, max_sessions: int) -> None:
+def _check(idle: float, max_sessions: int, keepalive: float) -> None:
     from rollout.errors import ConfigError
 
-    if not idle > 0:
-        raise ConfigError(f"--idle must be above 0 seconds, not {idle:g}")
+    for option, seconds in (("--idle", idle), ("--keepalive", keepalive)):
+        if not seconds > 0:
+            raise ConfigError(f"{option} must be above 0 seconds, not {seconds:g}")
     if max_sessions < 1:
         raise ConfigError(f"--max-sessions must be 1 or more, not {max_sessions}")
 

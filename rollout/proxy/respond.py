@@ -1,8 +1,8 @@
 """An answer on its way to one client: waiting with it, streams and their keepalives, and clients that leave.
 
-A stream's status goes out with its answer, or after a second where the model still thinks; from then on a comment keeps
-the connection open. So what is refused at once is refused by its status, which programs act on, and an error later is
-the stream's last event.
+A stream's status goes out with its answer, or with the first comment that keeps the connection open while the model
+thinks. Until then what fails is a status, which programs act on, and a connection that breaks is one that SDKs open
+again; later an error is the stream's last event, and a stream that breaks off is the program's own to ask for again.
 """
 
 from __future__ import annotations
@@ -19,9 +19,6 @@ from rollout.dialects.types import Call, DialectError, Said
 from rollout.proxy.faults import RETRYABLE
 from rollout.proxy.turns import Turns, Under
 
-#: Seconds until a stream's status goes out before its answer is there, where keepalives are not more frequent.
-HEAD_AFTER_S = 1.0
-
 #: Bytes of frames that are sent at once.
 _AT_ONCE = 2**16
 
@@ -36,7 +33,7 @@ async def respond(turns: Turns, turn: Under, dialect: Dialect, memory: Memory, r
         over = asyncio.ensure_future(turn.over.wait())
         try:
             begun = False
-            patience = min(HEAD_AFTER_S, turns.keepalive_s) if turn.call.stream else None
+            patience = turns.keepalive_s if turn.call.stream else None
             while not turn.over.is_set():
                 await asyncio.wait((left, over), timeout=patience, return_when=asyncio.FIRST_COMPLETED)
                 if left.done():
@@ -44,7 +41,7 @@ async def respond(turns: Turns, turn: Under, dialect: Dialect, memory: Memory, r
                 if not turn.over.is_set():
                     if not begun:
                         await _begin(send)
-                    begun, patience = True, turns.keepalive_s
+                    begun = True
                     await _more(send, sse.KEEPALIVE)
             await _answer(turn, dialect, memory, send, begun=begun)
         finally:

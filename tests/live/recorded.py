@@ -29,6 +29,7 @@ class Recorder:
         self._command = [
             *(str(Path(sys.executable).with_name("rollout")), "proxy", "--base-url", upstream, "--port", str(port)),
             *("-o", str(self.folder), "--max-tokens", str(MAX_TOKENS), "--verify"),
+            *("--keepalive", "0.1"),  # streams have begun, and break off: no SDK asks again by itself then
         ]
 
     def start(self) -> None:

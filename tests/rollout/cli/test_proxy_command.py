@@ -181,6 +181,7 @@ def test_a_full_disk_ends_it_and_loses_nothing(tmp_path: Path) -> None:
         (["--host", "0.0.0.0", "--token-env", "NOT_SET_ANYWHERE"], "NOT_SET_ANYWHERE is not set"),
         (["--idle", "0"], "--idle must be above 0"),
         (["--max-sessions", "0"], "--max-sessions must be 1 or more"),
+        (["--keepalive", "0"], "--keepalive must be above 0 seconds"),
         (["--agent-sampling", "mine"], "agent_sampling"),
         (["--port", "70000"], "70000"),
         (["--transport", "vllm"], "base_url"),
