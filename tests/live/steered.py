@@ -7,6 +7,8 @@ structured outputs do it: the server samples every id, from its own distribution
 
 The script stands in the task. What was said after it tells how far a conversation is, so nothing is kept here, and a
 request that is sent again is held to the same form. A conversation without a script (a title, a probe) passes as it is.
+
+    with steered(url, model) as relay, relay.holding(2):      scripts' third turns wait here, until the block ends
 """
 
 from __future__ import annotations
@@ -74,14 +76,17 @@ class Steering:
 
     def steer(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """The body, held to the form of its conversation's next turn, where it has a script."""
-        if (step := self._step(body)) is None:
+        if (stands := self.stands(body)) is None:
             return body
+        steps, turns = stands
+        step = steps[turns] if turns < len(steps) else "say"
         held = {"structured_outputs": {"regex": form(step)}}
         if path.endswith("/generate"):
             return {**body, "sampling_params": {**body["sampling_params"], **held}}
         return {**body, **held}
 
-    def _step(self, body: Mapping[str, Any]) -> str | None:
+    def stands(self, body: Mapping[str, Any]) -> tuple[list[str], int] | None:
+        """The steps of its script, and how many turns there were; None without a script."""
         if (messages := body.get("messages")) is not None:
             text = json.dumps([message["content"] for message in messages if message["role"] != "assistant"])
             turns = sum(message["role"] == "assistant" for message in messages)
@@ -90,18 +95,32 @@ class Steering:
             text = self._tokenizer.decode(ids, skip_special_tokens=False)
             turns = text.count(_ASSISTANT) - 1
         found = _SCRIPT.search(text)
-        if found is None:
-            return None
-        steps = found[1].split(",")
-        return steps[turns] if turns < len(steps) else "say"
+        return None if found is None else (found[1].split(","), turns)
 
 
-class _Relay:
+class Relay:
     """Passes requests on, with connections of its own."""
 
-    def __init__(self, upstream: str, steering: Steering) -> None:
+    def __init__(self, upstream: str, steering: Steering, loop: asyncio.AbstractEventLoop) -> None:
+        self.url = ""
+        """Where it listens."""
+        self.waiting = 0
+        """Requests that are held."""
         self._upstream, self._steering = upstream, steering
         self._session: ClientSession | None = None
+        self._loop = loop
+        self._held_from: int | None = None
+        self._let_go = asyncio.Event()
+
+    @contextmanager
+    def holding(self, turns: int) -> Iterator[None]:
+        """Conversations of scripts that have had so many turns wait, each in the middle of its next."""
+        self._held_from, self._let_go = turns, asyncio.Event()
+        try:
+            yield
+        finally:
+            self._held_from = None
+            self._loop.call_soon_threadsafe(self._let_go.set)
 
     async def start(self, app: web.Application) -> None:
         self._session = ClientSession(timeout=ClientTimeout(total=None))
@@ -113,7 +132,9 @@ class _Relay:
     async def handle(self, request: web.Request) -> web.Response:
         body = await request.read()
         if request.method == "POST" and request.path in _BODIES:
-            body = json.dumps(self._steering.steer(request.path, json.loads(body))).encode()
+            asked = json.loads(body)
+            await self._hold(asked)
+            body = json.dumps(self._steering.steer(request.path, asked)).encode()
         assert self._session is not None
         kept = {name: value for name, value in request.headers.items() if name.lower().startswith(("x-", "content-ty"))}
         async with self._session.request(
@@ -122,17 +143,26 @@ class _Relay:
             content_type = {"content-type": answer.headers.get("content-type", "application/json")}
             return web.Response(status=answer.status, body=await answer.read(), headers=content_type)
 
+    async def _hold(self, body: Mapping[str, Any]) -> None:
+        if self._held_from is None or (stands := self._steering.stands(body)) is None or stands[1] < self._held_from:
+            return
+        self.waiting += 1
+        try:
+            await self._let_go.wait()
+        finally:
+            self.waiting -= 1
+
 
 @contextmanager
-def steered(upstream: str, model_dir: Path) -> Iterator[str]:
-    """The address of a relay in front of a server, in a thread of its own."""
-    relay = _Relay(upstream, Steering(model_dir))
+def steered(upstream: str, model_dir: Path) -> Iterator[Relay]:
+    """A relay in front of a server, in a thread of its own."""
+    loop = asyncio.new_event_loop()
+    relay = Relay(upstream, Steering(model_dir), loop)
     app = web.Application(client_max_size=2**26)
     app.on_startup.append(relay.start)
     app.on_cleanup.append(relay.end)
     app.router.add_route("*", "/{path:.*}", relay.handle)
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None)
-    loop = asyncio.new_event_loop()
 
     async def listen() -> str:
         await runner.setup()
@@ -144,7 +174,8 @@ def steered(upstream: str, model_dir: Path) -> Iterator[str]:
     thread = threading.Thread(target=loop.run_forever, name="steered")
     thread.start()
     try:
-        yield asyncio.run_coroutine_threadsafe(listen(), loop).result(30)
+        relay.url = asyncio.run_coroutine_threadsafe(listen(), loop).result(30)
+        yield relay
     finally:
         asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(30)
         loop.call_soon_threadsafe(loop.stop)
