@@ -96,19 +96,31 @@ class RendererBridge:
         return self._tokenizer.has_typed_markers(messages)
 
     def _renderer(self, template_args: Mapping[str, Any]) -> Any:
+        """The family with these arguments. Raises NotExtendable where it does not take them, ValueError if unknown."""
         key = value_digest(template_args)
         if key not in self._renderers:
-            from renderers import create_renderer  # imported here: it takes a second
-            from renderers.configs import config_from_name
+            self._renderers[key] = self._made(template_args)
+        if isinstance(found := self._renderers[key], stand_in.NotExtendable):
+            raise stand_in.NotExtendable(*found.args)
+        return found
 
-            config = config_from_name(self._family)
-            if config is None:
-                raise ValueError(f"renderers has no family {self._family!r}")
-            config = type(config)(thinking_retention=self._retention)
-            self._renderers[key] = create_renderer(
-                self._tokenizer, config, chat_template_kwargs=dict(template_args) or None
+    def _made(self, template_args: Mapping[str, Any]) -> Any:
+        """A renderer of the family, or why there is none."""
+        from renderers import create_renderer  # imported here: it takes a second
+        from renderers.configs import config_from_name
+
+        config = config_from_name(self._family)
+        if config is None:
+            raise ValueError(f"renderers has no family {self._family!r}")
+        config = type(config)(thinking_retention=self._retention)
+        if not template_args:
+            return create_renderer(self._tokenizer, config)
+        try:
+            return create_renderer(self._tokenizer, config, chat_template_kwargs=dict(template_args))
+        except ValueError as error:  # pydantic's among them: the wrong value of one that it knows
+            return stand_in.NotExtendable(
+                f"the {self._family} renderer does not take the template's arguments: {error}"
             )
-        return self._renderers[key]
 
     def render(self, messages: Sequence[Message], context: Context, *, add_generation_prompt: bool = True) -> list[int]:
         renderer, tools = self._renderer(context.template_args), list(context.tools) or None

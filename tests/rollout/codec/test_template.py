@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ from rollout.chat.messages import Function, Message, ToolCall, system, tool, use
 from rollout.codec.readers import Sampled, number_calls
 from rollout.codec.readers.blocks import HERMES
 from rollout.codec.renderer import PROMPT_END, RendererBridge
+from rollout.codec.stand_in import NotExtendable
 from rollout.codec.template import TemplateBridge
 from rollout.codec.tokenizer import template_ids
 from rollout.codec.types import Bridge, Bridged, Context, Declined, Previous, make_context
@@ -29,6 +30,25 @@ def bridges(tokenizer: Any) -> dict[str, Any]:
         "renderer": RendererBridge(tokenizer, "qwen3", "all"),
         "template": TemplateBridge(tokenizer, stops),
     }
+
+
+@pytest.mark.parametrize("arguments", [{"reasoning_effort": "none"}, {"enable_thinking": []}])
+def test_a_family_declines_template_arguments_that_it_does_not_take(tokenizer: Any, arguments: dict[str, Any]) -> None:
+    """By their names or their values; that is no fault, and is found out once, not every turn."""
+    made: list[object] = []
+
+    class Counted(RendererBridge):
+        def _made(self, template_args: Mapping[str, Any]) -> Any:
+            made.append(dict(template_args))
+            return super()._made(template_args)
+
+    bridge, context = Counted(tokenizer, "qwen3", "all"), make_context([], arguments)
+    turn = Previous(prompt_ids=[1] * 9, completion_ids=[2], message=Message("assistant", "x"))
+    for text in ("one", "<two>"):
+        found = bridge.extend(turn, [user(text)], context)
+        assert isinstance(found, Declined)
+        assert "does not take the template's arguments" in found.reason
+    assert made == [{}, arguments]
 
 
 @pytest.mark.parametrize("reads_all", [False, True])
@@ -147,7 +167,7 @@ def test_template_arguments_reach_every_bridge(bridge: Any, tokenizer: Any) -> N
 def test_an_argument_that_the_renderer_lacks_makes_it_raise(tokenizer: Any) -> None:
     """An unknown chat-template argument is never dropped: the renderer refuses, and the chain goes on."""
     context = make_context([], {"no_such_argument": 1})
-    with pytest.raises(ValueError, match="no_such_argument"):
+    with pytest.raises(NotExtendable, match="no_such_argument"):
         bridges(tokenizer)["renderer"].render([user("x")], context)
 
 
