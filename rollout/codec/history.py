@@ -9,7 +9,8 @@ tried: rendered before the stand-in, does it change what follows? One that does 
     head      system "Be brief. /no_think", user "."
 
 Messages in which there is nothing that the template looks for (`rollout.codec.source`) are all alike to it: one word
-in their role is tried for all of them. A server's template cannot be read, so there each message is tried.
+in their role is tried for all of them. A server's template cannot be read, so there each message is tried, and what the
+model said last, too.
 """
 
 from __future__ import annotations
@@ -173,7 +174,8 @@ class ShapeCache:
     def _check_said(self, key: object, shape: Shape, previous: Previous, tail: Sequence[Message]) -> Steps[None]:
         """Proves that what follows is the same behind what the model really said. Raises NotExtendable.
 
-        Where that has what the stand-in lacks: reasoning, or a text in which the template may find something.
+        Where that has what the stand-in lacks: reasoning, or a text in which the template may find something. In what a
+        server's may find something nobody knows: it is asked about each text.
         """
         said = previous.message
         if (
@@ -182,12 +184,13 @@ class ShapeCache:
             said = msgspec.structs.replace(said, content=None)
         if said is None:
             return
-        holds = self._holds(said)
+        holds = self._holds(said) if self._finds is not None else bool(said.text)
         if said.reasoning_content is None and not holds:
             return
         if not said.tool_calls and any(message.role == "tool" for message in tail):
             return  # calls that only the environment could read: what was read says nothing of what follows
-        name = (key, kind_of(said, holds), bool(said.text))
+        kind = kind_of(said, holds) if self._finds is not None else digest(said)
+        name = (key, kind, bool(said.text))
         if name not in self._said:
             real = said if holds else shortened(said)
             try:

@@ -14,7 +14,7 @@ from benchmarks.kit.tokenizers import small_tokenizer
 from rollout.chat.messages import Function, Message, ToolCall, system, user
 from rollout.codec.history import ShapeCache
 from rollout.codec.template import TemplateBridge
-from rollout.codec.types import Bridged, Context, Previous, make_context
+from rollout.codec.types import Bridged, Context, Declined, Previous, make_context
 from tests.cases.prompt_kit import CHATML, PLAIN
 from tests.cases.test_tokens_history_decides_tail import INST, NO_THINK, SYSTEM_LAST
 
@@ -302,3 +302,13 @@ def test_of_several_switches_the_last_counts(kind: type[Counting], talks: list[l
         history = [system(switches[0]), user("hi"), *typed]
         last = next((text for text in reversed(switches) if text != "hi"), "/think")
         assert ("assistant!" in bridge.turn(history)) == (last == "/no_think"), switches
+
+
+def test_what_was_said_is_tried_where_nobody_can_read_the_template() -> None:
+    """A server's template that looks for a word in the last answer: the turn is declined, not bridged wrongly."""
+    looks = "{{ '!' if messages | length > 1 and 'stop' in messages[-2].content else '' }}"
+    bridge = Unread(PLAIN.replace("assistant\n", f"assistant{looks}\n"))
+    end = bridge.own.eos_token_id
+    for said, kind in (("yo", Bridged), ("I stop.", Declined), ("yo yo", Bridged)):
+        turn = Previous(prompt_ids=[1], completion_ids=[end], message=Message("assistant", said), history=[user("hi")])
+        assert isinstance(bridge.extend(turn, [user("why?")], NOTHING), kind)
