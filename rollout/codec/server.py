@@ -78,7 +78,7 @@ class ServerCodec(Codec):
         return any(stop in text[-longest - len(last) :] for stop in ([stops] if isinstance(stops, str) else stops))
 
     async def _closings_behind(self, completion_ids: Sequence[int], context: Context) -> Sequence[int]:
-        """What closes a turn while no stop token is known: where it was cut off the template's own text, from its start.
+        """What closes a turn while no stop token is known: where it was cut off all of the template's own text.
 
         Nothing for a turn that ends as the template closes one: whether the model sampled its stop token or was cut off
         behind a newline cannot be told yet.
