@@ -363,10 +363,17 @@ class Session:
             fallback_detail=fallback.detail if fallback else "",
             bridge=outgoing.bridge,
             node=node,
-            prompt_tokens=len(received.ids) + reply.images_add if received is not None else reply.prompt_tokens or 0,
+            prompt_tokens=(
+                len(received.ids) + reply.images_add if received is not None else _counted(reply.prompt_tokens) or 0
+            ),
             completion_tokens=len(reply.completion_ids or ()),
-            cached_tokens=reply.cached_tokens,
+            cached_tokens=_counted(reply.cached_tokens),
             finish_reason=reply.finish_reason,
             weight_versions=reply.weight_versions,
             prefix_break=broken,
         )
+
+
+def _counted(said: int | None) -> int | None:
+    """A server's count of a prompt's tokens; None for one that cannot be, which is worth no turn."""
+    return said if said is not None and 0 <= said < 2**31 else None

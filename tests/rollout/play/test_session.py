@@ -295,6 +295,14 @@ async def test_a_turn_that_was_cut_off_is_closed_by_the_servers_template() -> No
     assert prompt.ids.tolist() == [*render_bytes([user("a")]), *encode_bytes("b"), STOP, *render_bytes([user("c")])]
 
 
+@pytest.mark.parametrize("said", [-1, 2**31, 2**70])
+async def test_a_count_that_cannot_be_is_no_count(said: int) -> None:
+    """A server's own count of cached tokens is a number to look at: nonsense costs no turn and no sum."""
+    talk, _ = session(reply("b", cached_tokens=said), reply("d", cached_tokens=5))
+    await play(talk, "a", "c")
+    assert [turn.cached_tokens for turn in talk.turns] == [None, 5]
+
+
 async def test_changed_tools_start_a_new_root() -> None:
     """Tools that appear mid-way go message-in with `tools_changed`, and are extended from then on."""
     talk, _ = session(reply("b"), reply("d"), reply("f"))
