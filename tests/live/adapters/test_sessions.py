@@ -99,7 +99,7 @@ async def test_one_that_died_is_started_again_for_those_that_begin(folder: Path,
             assert await first_tool(second, calling("add", a=1, b=1)) == "2"
             with pytest.raises(ServerFailed, match="what it knew of this rollout"):
                 await first.step(calling("add", a=1, b=1))
-    assert len(started(folder)) == 3
+    assert len(started(folder)) == 2
 
 
 async def test_one_that_hangs_is_replaced(folder: Path, common: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +113,7 @@ async def test_one_that_hangs_is_replaced(folder: Path, common: Any, monkeypatch
     async with opened(stdio("hangs"), common, **given) as second:
         await second.reset({"prompt": "?"})
         assert await first_tool(second, calling("add", a=1, b=1)) == "2"
-    assert len(started(folder)) == 3
+    assert len(started(folder)) == 2
 
 
 async def test_256_wait_for_one_start_and_share_its_failure(folder: Path, common: Any) -> None:
