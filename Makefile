@@ -95,13 +95,13 @@ agents: $(INSTALLED)  ## play real agents on a real vLLM, and print the table of
 
 adapters: $(INSTALLED)  ## install other packages' environments, and play each on the embedded model
 	$(BIN)/python -m tests.live.install envs verifiers openenv nemo-gym
-	.servers/envs/bin/python -m pytest -q -rfEP --durations=12 -m adapters tests/live/adapters
+	.servers/envs/bin/python -m pytest -q -rfEP --durations=12 -n 2 --dist loadfile -m adapters tests/live/adapters
 	.servers/openenv/bin/python -m pytest -q -rfEP --durations=12 -m adapters tests/live/adapters
-	.servers/verifiers/bin/python -m pytest -q -rfEP --durations=12 -m adapters tests/live/adapters
+	.servers/verifiers/bin/python -m pytest -q -rfEP --durations=12 -n 2 --dist loadfile -m adapters tests/live/adapters
 
 trainers: $(INSTALLED)  ## install TRL and verl, and have trainers learn from the engine's rollouts, on one seed
 	$(BIN)/python -m tests.live.install train verl
-	.servers/train/bin/python -m pytest -q -rfEP --durations=12 -m trainers tests/live/trainers
+	.servers/train/bin/python -m pytest -q -rfEP --durations=12 -n 2 --dist loadfile -m trainers tests/live/trainers
 	.servers/verl/bin/python -m pytest -q -rfEP --durations=12 -m trainers tests/live/trainers/verl
 
 trainers-full: $(INSTALLED)  ## the same on three seeds: writes benchmarks/TRL.md

@@ -117,7 +117,7 @@ def _install_server(name: str, constraints: Path) -> None:
 def _install_train(name: str, constraints: Path) -> None:
     _environment(name)
     _by_pip(name, [_TRAINS_ON])
-    tests = ["pytest", "pytest-asyncio", "hypothesis", "markdown-it-py"]
+    tests = ["pytest", "pytest-asyncio", "pytest-xdist", "hypothesis", "markdown-it-py"]
     _uv(name, "-c", str(constraints), _TRAINS_ON, *tests, "-e", f"{PROJECT}[serve,train,trl]")
     _compile(name)
 
