@@ -96,8 +96,8 @@ agents: $(INSTALLED)  ## play real agents on a real vLLM, and print the table of
 adapters: $(INSTALLED)  ## install other packages' environments, and play each on the embedded model
 	$(BIN)/python -m tests.live.install envs verifiers openenv nemo-gym
 	.servers/envs/bin/python -m pytest -q -rfEP --durations=12 -n 2 --dist loadfile -m adapters tests/live/adapters
-	.servers/openenv/bin/python -m pytest -q -rfEP --durations=12 -m adapters tests/live/adapters
-	.servers/verifiers/bin/python -m pytest -q -rfEP --durations=12 -n 2 --dist loadfile -m adapters tests/live/adapters
+	.servers/openenv/bin/python -m pytest -q -rfEP --durations=12 -n 2 -m adapters tests/live/adapters
+	.servers/verifiers/bin/python -m pytest -q -rfEP --durations=12 -n 2 -m adapters tests/live/adapters
 
 trainers: $(INSTALLED)  ## install TRL and verl, and have trainers learn from the engine's rollouts, on one seed
 	$(BIN)/python -m tests.live.install train verl
