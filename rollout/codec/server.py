@@ -61,11 +61,12 @@ class ServerCodec(Codec):
         try:
             if await self._by_stop_string(completion_ids, sampling.get("stop") or []):
                 return
-            closings = await self._closing_ids(context)
+            if context.key not in self._closings:
+                self._closings[context.key] = await self._closing_ids(context)
         except TransportError as error:  # the next completion tells it, too
             _log.warning("stop_token_unknown", error=str(error))
             return
-        if token in closings:
+        if token in self._closings[context.key] and token not in self.stop_token_ids:  # others may have asked meanwhile
             self.stop_token_ids.append(token)
 
     async def _by_stop_string(self, completion_ids: Sequence[int], stops: str | Sequence[str]) -> bool:
@@ -77,23 +78,8 @@ class ServerCodec(Codec):
         last = await self._transport.detokenize(completion_ids[-1:])
         return any(stop in text[-longest - len(last) :] for stop in ([stops] if isinstance(stops, str) else stops))
 
-    async def _closings_behind(self, completion_ids: Sequence[int], context: Context) -> Sequence[int]:
-        """What closes a turn while no stop token is known: where it was cut off all of the template's own text.
-
-        Nothing for a turn that ends as the template closes one: whether the model sampled its stop token or was cut off
-        behind a newline cannot be told yet.
-        """
-        closings = await self._closing_ids(context)
-        return [] if completion_ids and completion_ids[-1] in closings else sorted(closings)
-
     async def _closing_ids(self, context: Context) -> frozenset[int]:
-        """What the template writes behind an assistant's turn. Asked once. Raises TransportError."""
-        if context.key not in self._closings:
-            self._closings[context.key] = await self._found_closings(context)
-        return self._closings[context.key]
-
-    async def _found_closings(self, context: Context) -> frozenset[int]:
-        """Behind one that spoke, and one that called."""
+        """What the template writes behind an assistant's turn: one that spoke, and one that called."""
         call = ToolCall(id="call00000", function=Function("tool", "{}"))
         found = frozenset[int]()
         for said, answer in (
@@ -105,11 +91,11 @@ class ServerCodec(Codec):
         return found
 
     async def extend(self, previous: Previous, tail: Sequence[Message], context: Context) -> Bridged | Declined:
+        if not self.stop_token_ids:
+            return Declined("server: no stop token seen yet")
+        steps = self._shapes.steps(previous, tail, context.key, self.stop_token_ids)
         try:
-            stops = self.stop_token_ids or await self._closings_behind(previous.completion_ids, context)
-            if not stops:
-                return Declined("server: no stop token seen yet")
-            ids = await self._drive(self._shapes.steps(previous, tail, context.key, stops), context)
+            ids = await self._drive(steps, context)
             return Bridged([*await self._reasoning_end(previous, context), *ids], "server")
         except stand_in.NotExtendable as error:
             return Declined(f"server: {error}")

@@ -280,21 +280,6 @@ async def test_the_server_bridge_learns_stop_tokens_and_extends() -> None:
     assert prompt.ids.tolist() == [*render_bytes([user("a")]), *encode_bytes("b"), STOP, *render_bytes([user("c")])]
 
 
-async def test_a_turn_that_was_cut_off_is_closed_by_the_servers_template() -> None:
-    """Before any turn has ended by a stop token, too: what the template writes behind a turn closes it."""
-    transport = ScriptedTransport(
-        [reply("b", finish_reason="length"), reply("d"), reply("f", finish_reason="length")] * 2
-    )
-    model = ServedModel(
-        transport=transport, info=transport._info, codec=ServerCodec(transport), config=EngineConfig(verify=True)
-    )
-    await play(talk := Session(model, "s"), "a", "c", "e", "g")
-    assert [turn.route for turn in talk.turns] == [Route.MESSAGE_IN, *[Route.TOKEN_IN] * 3]
-    prompt = transport.requests[1].prompt
-    assert isinstance(prompt, TokenPrompt)
-    assert prompt.ids.tolist() == [*render_bytes([user("a")]), *encode_bytes("b"), STOP, *render_bytes([user("c")])]
-
-
 @pytest.mark.parametrize("said", [-1, 2**31, 2**70])
 async def test_a_count_that_cannot_be_is_no_count(said: int) -> None:
     """A server's own count of cached tokens is a number to look at: nonsense costs no turn and no sum."""
