@@ -182,7 +182,9 @@ def template_form(message: Message, source: Source | None = None, *, arguments_a
 
 def _content(message: Message, *, takes_parts: bool) -> str | list[dict[str, Any]]:
     if message.is_multimodal:
-        return list(message.content or ())  # type: ignore[arg-type]  # is_multimodal: they are parts
+        # As vLLM and SGLang hand an image to the template: it says that there is one, and not which.
+        parts: Any = message.content
+        return [{"type": "image"} if part.get("type") == "image_url" else part for part in parts]
     if not takes_parts or message.role == "tool":
         return message.text
     texts = [part.get("text", "") for part in message.content] if isinstance(message.content, tuple) else [message.text]

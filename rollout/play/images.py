@@ -40,14 +40,18 @@ class Images:
 
     def fault(self, prompt: TokenPrompt, plan: Extend) -> Fallback | None:
         """Why ids cannot go out with their images: a server gives each placeholder the next image, whoever wrote it."""
-        token = self._model.info.image_token
-        if not prompt.images or token is None:
+        if not (prompt.images or self._tree.nodes[plan.node].multimodal) or not (detail := self.miscounted(prompt)):
             return None
-        placeholders = prompt.ids.count(token)
-        if placeholders == len(prompt.images):
-            return None
-        detail = f"the ids have {placeholders} placeholders for {len(prompt.images)} images: the model sampled one, say"
         return Fallback(reason=FallbackReason.MULTIMODAL, detail=detail, previous=plan.node, depth=plan.depth)
+
+    def miscounted(self, prompt: TokenPrompt) -> str:
+        """What is wrong where a prompt's ids have not one placeholder for each of its images; "" where they have."""
+        token = self._model.info.image_token
+        placeholders = prompt.ids.count(token) if token is not None else 0
+        if token is None or placeholders == len(prompt.images):
+            return ""
+        why = "the template shows none of some" if placeholders < len(prompt.images) else "the model sampled one, say"
+        return f"the ids have {placeholders} placeholders for {len(prompt.images)} images: {why}"
 
     def settled(self, reply: Reply, prompt: TokenPrompt | MessagePrompt) -> Reply:
         """The reply with logical ids. Raises MalformedReply."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from rollout.chat.messages import Message
+from rollout.chat.messages import Message, images_of
 from rollout.codec.types import Context, Declined, Previous
 from rollout.door import error_text
 from rollout.errors import RolloutError
@@ -107,7 +107,7 @@ class Router:
         match allowed(self._planner.plan(planned.prompt, planned.last), self._model):
             case Extend(node=node, tail=[]) as plan:
                 prompt = self._images.prompt(self._tree.ids(node), node)
-                return Outgoing(plan=plan, route=Route.TOKEN_IN, prompt=prompt)
+                outgoing = self._images.fault(prompt, plan) or Outgoing(plan=plan, route=Route.TOKEN_IN, prompt=prompt)
             case Extend() as plan:
                 outgoing = await self._extend(plan, planned)
             case Fallback() as outgoing:
@@ -174,8 +174,11 @@ class Router:
         if ids is None and first:
             plan = msgspec.structs.replace(plan, reason=FallbackReason.NOT_RENDERED, detail=fault)
             self._note(plan)
+        made = TokenPrompt(ids, self._images.of(planned.prompt.messages)) if ids else None
+        if made is not None and self._images.miscounted(made):
+            return Outgoing(plan=plan, route=Route.MESSAGE_IN, previous=plan.previous)
         route = Route.TOKEN_IN if first and ids is not None else Route.MESSAGE_IN
-        return Outgoing(plan=plan, route=route, prompt=TokenPrompt(ids) if ids else None, previous=plan.previous)
+        return Outgoing(plan=plan, route=route, prompt=made, previous=plan.previous)
 
     def _renders_here(self, plan: Fallback, prompt: Prompt) -> bool:
         """Whether a prompt of messages is made here and sent as ids.
@@ -187,7 +190,9 @@ class Router:
         if config.mode != "tito" or info.token_route is None or codec is None:
             return False
         if any(message.is_multimodal for message in prompt.messages):
-            return False  # images and audio are the server's to put in, so such a prompt is always its own
+            # What stands for images is the server's to put in: it has them with ids for the markers' sake only.
+            ours = self._images.are_sent and images_of(prompt.messages) is not None
+            return ours and codec.has_typed_markers(prompt.messages)
         untold = not info.reports_prompt_ids or (config.sampling_mask and info.masks_by_ids_only)
         return (plan.reason is FallbackReason.FIRST_TURN and untold) or codec.has_typed_markers(prompt.messages)
 

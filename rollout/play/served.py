@@ -94,7 +94,11 @@ class ServedModel(msgspec.Struct, kw_only=True):
         if isinstance(prompt, TokenPrompt):
             length = prompt.length
         else:
-            # A token is at least a byte, so a short prompt need not be rendered to know that it fits.
+            # A token is at least a byte, so a short prompt need not be rendered to know that it fits. What the server
+            # reads for an image nobody knows here: as much as is left is the server's to say.
+            media = any(message.is_multimodal for message in prompt.messages)
+            if media and wanted is None:
+                return None
             length = _most_tokens(prompt, last)
             if length + (wanted or 1) > limit:
                 if self.codec is None:
@@ -106,6 +110,8 @@ class ServedModel(msgspec.Struct, kw_only=True):
                 return None
         if length >= limit:
             raise ContextFull(f"the prompt has {length} tokens, the model's context {limit}")
+        if isinstance(prompt, MessagePrompt) and media and wanted is not None and wanted >= limit - length:
+            return None
         return min(wanted or limit, limit - length)
 
 

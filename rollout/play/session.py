@@ -297,7 +297,7 @@ class Session:
         laid = last.laid if last is not None else None
         match plan:
             case Extend(node=end, tail=[]) if received is sent:
-                pass
+                self._images.of_tail(end, reply)
             case Extend(node=above, tail=tail, depth=depth) if received is sent:
                 tail_images = self._images.of_tail(above, reply)
                 ids = ids_array(outgoing.bridge_ids)
@@ -345,6 +345,9 @@ class Session:
         previous = outgoing.previous
         if previous is None or received is None or not self.trajectory.nodes[previous].ids_known:
             return None
+        branch = self.trajectory.nodes[previous]
+        if branch.multimodal and branch.placed != bool(received.images):
+            return None  # of one the images' placeholders are known, of the other what was read
         if received is outgoing.prompt and isinstance(outgoing.plan, Extend):
             return False  # the prompt was made from those very ids; `verify` compares them all the same
         answered, completion_ids = self._router.turn_of(previous, last)

@@ -109,13 +109,14 @@ class SampleImage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One image of a sample: the ids [start, start + length) stand for it."""
 
     start: int
+    """-1 where the server did not say what it read for the image, so that nobody knows where that stands."""
     length: int
     image: str
     """`sha256:` and the digest of its bytes in hexadecimal; its address, where the conversation does not have them."""
 
 
 def images_of_sample(tree: Trajectory, path: Sequence[int]) -> list[SampleImage]:
-    """The images of a branch, by where they stand in its expanded ids."""
+    """The images of a branch, by where they stand in its expanded ids; last those of which that is not known."""
     messages = (tree.nodes[index].message for index in path)
     urls = images_of([message for message in messages if message is not None]) or ()
     found: list[SampleImage] = []
@@ -127,7 +128,7 @@ def images_of_sample(tree: Trajectory, path: Sequence[int]) -> list[SampleImage]
             found.append(SampleImage(start=length + one.at + more, length=one.length, image=name))
             more += one.length - 1
         length += len(node.ids)
-    return found
+    return [*found, *(SampleImage(start=-1, length=0, image=image_name(url)) for url in urls[len(found) :])]
 
 
 def image_name(url: str) -> str:

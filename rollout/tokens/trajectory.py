@@ -212,7 +212,7 @@ class Trajectory:
             end = self._lay(-1 - root, messages, digests, ids_array(), known=False)
             return LaidPrompt(root, end, digests, ids_array(), alone=False, nodes=len(self.nodes))
         ids = ids_array(prompt_ids)
-        start = self._start(root, digests, ids, last)
+        start = self._start(root, digests, ids, last, placed=expansions is not None)
         node, depth, matched, partial = self._deepest_overlap(start, digests, ids, expansions)
         if partial is not None:
             child, shared = partial
@@ -223,7 +223,7 @@ class Trajectory:
         return LaidPrompt(root, end, digests, ids, alone, len(self.nodes))
 
     def _start(
-        self, root: int, digests: Sequence[bytes], ids: TokenIds, last: LaidPrompt | None
+        self, root: int, digests: Sequence[bytes], ids: TokenIds, last: LaidPrompt | None, *, placed: bool
     ) -> tuple[int, int, int]:
         """Where the search for what a prompt shares with the tree begins: (node, messages above, ids above).
 
@@ -231,7 +231,13 @@ class Trajectory:
         since. That prompt had ids that no branch had, and no other branch has its messages, so none holds as much of
         this one: a conversation that goes on costs what is new, however often it forked before.
         """
-        if last is not None and last.alone and last.root == root and len(self.nodes) <= last.nodes + 1:
+        if (
+            last is not None
+            and last.alone
+            and last.root == root
+            and len(self.nodes) <= last.nodes + 1
+            and self._is_read_as(last.end, placed=placed)
+        ):
             depth, length = len(last.digests), len(last.ids)
             if depth < len(digests) and digests[:depth] == last.digests and ids[:length] == last.ids:
                 return last.end, depth, length
@@ -255,7 +261,8 @@ class Trajectory:
                 shared = _common_length(delta, ids, offset) if known else 0
                 if shared and not _same_images(self.nodes[child], offset, shared, expansions):
                     shared = 0
-                if known and shared == len(delta) and (shared or self.nodes[child].placed or expansions is None):
+                alike = shared or self._is_read_as(child, placed=expansions is not None)
+                if known and shared == len(delta) and alike:
                     # A branch that leaves ids over but no message to hold them is no place to go on from.
                     if below < len(digests) or offset + shared == len(ids):
                         best = max(best, (child, below, offset + shared, None), key=_overlap)
@@ -263,6 +270,13 @@ class Trajectory:
                 elif shared:
                     best = max(best, (node, depth, offset, (child, shared)), key=_overlap)
         return best
+
+    def _is_read_as(self, node: int, *, placed: bool) -> bool:
+        """Whether a node's branch has a placeholder an image as a prompt has (`placed`), or images as they were read.
+
+        Their ids may lie on a message below the image's own, which says nothing itself.
+        """
+        return not self.nodes[node].multimodal or self.nodes[node].placed == placed
 
     def _direct_children(self, node: int, digest: bytes | None) -> Iterator[int]:
         below = self._children.get(node, {})
@@ -295,7 +309,7 @@ class Trajectory:
             delta = ids if position == last else empty
             own = expansions or () if position == last else ()
             placed = expansions is not None or not message.is_multimodal
-            found = self._same_child(node, digest, delta, known, own)
+            found = self._same_child(node, digest, delta, known, own, placed)
             if found is None:
                 new = Node(parent=node, message=message, ids=delta, ids_known=known, digest=digest)
                 new.expansions, new.placed = own, placed
@@ -306,11 +320,12 @@ class Trajectory:
         return node
 
     def _same_child(
-        self, parent: int, digest: bytes, delta: TokenIds, known: bool, expansions: tuple[Expansion, ...]
+        self, parent: int, digest: bytes, delta: TokenIds, known: bool, expansions: tuple[Expansion, ...], placed: bool
     ) -> int | None:
+        placed = placed and (parent < 0 or self.nodes[parent].placed)
         for child in reversed(self._children.get(parent, {}).get(digest, ())):
             node = self.nodes[child]
-            same = node.ids == delta and node.expansions == expansions
+            same = node.ids == delta and node.expansions == expansions and node.placed == placed
             if same and not node.sampled and node.ids_known == known:
                 return child
         return None

@@ -30,7 +30,7 @@ _PARTS = """{%- set content = message.content if message.content is string else 
         {%- for part in message.content %}
             {%- if part.type == 'text' %}
                 {%- set shown.text = shown.text + part.text %}
-            {%- elif part.type in ('image', 'image_url') %}
+            {%- elif part.type == 'image' %}
                 {%- set shown.text = shown.text + '<|vision_start|><|image_pad|><|vision_end|>' %}
             {%- endif %}
         {%- endfor %}

@@ -171,6 +171,22 @@ def test_an_argument_that_the_renderer_lacks_makes_it_raise(tokenizer: Any) -> N
         bridges(tokenizer)["renderer"].render([user("x")], context)
 
 
+def test_an_image_is_shown_to_a_template_as_servers_show_it(tokenizer: Any) -> None:
+    """vLLM and SGLang say that there is an image (`{"type": "image"}`): many templates look for no other type."""
+    shows = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.content is string %}{{ m.content }}{% else %}"
+        "{% for part in m.content %}{% if part.type == 'image' %}<image>{% else %}{{ part.text }}{% endif %}"
+        "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    for image in ("data:image/png;base64,AA==", {"url": "https://x.example/a.png", "detail": "low"}):
+        message = Message("user", ({"type": "image_url", "image_url": image}, {"type": "text", "text": "what?"}))
+        changed = copy.deepcopy(tokenizer)
+        changed.chat_template = shows
+        ids = template_ids(changed, [message], (), {}, add_generation_prompt=True)
+        assert tokenizer.decode(ids).startswith("<|im_start|>user\n<image>what?<|im_end|>")
+
+
 def test_the_renderer_does_not_cut_sampled_ids(tokenizer: Any) -> None:
     """Where a stop token stands inside a completion, the renderer declines and the template bridges."""
     both = bridges(tokenizer)

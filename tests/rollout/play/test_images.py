@@ -167,8 +167,8 @@ async def test_a_server_that_cannot_gets_messages(fault: dict[str, Any], said: s
     assert said in talk.turns[1].fallback_detail
 
 
-async def test_a_first_prompt_with_images_is_never_made_here() -> None:
-    """Ids of it would go out without its images."""
+async def test_a_first_prompt_with_images_is_the_servers() -> None:
+    """Also where it does not tell the ids: what stands for an image is the server's to say."""
     talk, transport = session(reply("b"))
     talk._model.info = msgspec.structs.replace(talk._model.info, reports_prompt_ids=False)
     await talk.turn([seen(URL)])
@@ -228,3 +228,82 @@ async def test_what_images_add_counts_against_the_context() -> None:
     talk._model.info = info
     with pytest.raises(ContextFull):
         await talk.turn(history)
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("shown_last", [False, True])
+async def test_what_a_server_made_of_an_image_is_never_sent(again: bool, shown_last: bool) -> None:
+    """Two conversations begin with one image, and the server does not tell the second's: that goes on as messages."""
+    talk, transport = session(*map(reply, "bcdefg"))
+    first: list[Message] = [seen(URL)] if shown_last else [seen(URL), user("what is this?")]
+    await talk.turn(first)
+    second = [*first[:1], user("what colour is it?")]
+    transport.tells = False
+    answer = await talk.turn(second)
+    transport.tells = True
+    for _ in range(2):
+        await talk.turn(second if again else [*second, answer, user("and?")])
+    for prompt in (request.prompt for request in transport.requests):
+        assert isinstance(prompt, MessagePrompt) or prompt.ids.tolist().count(IMAGE) == len(prompt.images)
+    for sample in samples_of_tree(talk.trajectory, talk.turns):
+        assert sample.token_ids.tolist().count(IMAGE) == 4
+        assert [one.image for one in sample.images] == [image_name(URL)]
+
+
+async def test_a_prompt_is_placed_where_the_same_messages_once_were_not() -> None:
+    """One answer without places costs that turn, not the rollout; and it is no break of the prefix."""
+    talk, transport = session(*map(reply, "bcdef"))
+    transport.tells = False
+    history: list[Message] = [seen(URL), user("what is this?")]
+    for number in range(4):
+        history += [await talk.turn(history), user(f"and {number}?")]
+        transport.tells = True
+    assert [turn.route for turn in talk.turns] == [Route.MESSAGE_IN, Route.MESSAGE_IN, Route.TOKEN_IN, Route.TOKEN_IN]
+    assert [turn.prefix_break for turn in talk.turns] == [None, None, False, False]
+
+
+async def test_a_prompt_that_is_sent_again_is_read_as_it_was() -> None:
+    """Else its turn fails: a branch has one expansion an image."""
+    talk, transport = session(reply("b"), reply("d"), reply("e"))
+    history: list[Message] = [user("a")]
+    history += [await talk.turn(history), seen(URL)]
+    await talk.turn(history)
+    transport.size = 9
+    with pytest.raises(MalformedReply, match="as other tokens than it did then"):
+        await talk.turn(history)
+
+
+@pytest.mark.parametrize(("wanted", "sent"), [(None, None), (16, 16), (100_000, None)])
+async def test_what_an_image_adds_is_the_servers_to_cut_by(wanted: int | None, sent: int | None) -> None:
+    """Its data is longer than the context, and what is read for it nobody knows: no room is made up for the answer."""
+    talk, transport = session(reply("b"), max_tokens=wanted)
+    talk._model.info = msgspec.structs.replace(talk._model.info, max_model_len=500)
+    await talk.turn([seen("data:image/png;base64," + "AAAA" * 5_000)])
+    assert transport.requests[0].max_tokens == sent
+
+
+class Marked(SeeingCodec):
+    """A marker is typed in what it renders."""
+
+    shown = 1
+
+    def has_typed_markers(self, messages: Sequence[Message]) -> bool:
+        return True
+
+    async def render(self, messages: Any, context: Context) -> list[int]:
+        return [i for token in render(messages) for i in ([IMAGE] * self.shown if token == IMAGE else [token])]
+
+
+@pytest.mark.parametrize("shown", [0, 1])
+async def test_markers_that_are_typed_beside_an_image_stay_text(shown: int) -> None:
+    """On the first turn, too: the prompt is made here and goes out with the image, if its template shows it."""
+    talk, transport = session(reply("b"))
+    talk._model.codec = Marked()
+    Marked.shown = shown
+    await talk.turn([seen(URL, text="<|im_end|>")])
+    (prompt,) = (request.prompt for request in transport.requests)
+    assert isinstance(prompt, TokenPrompt if shown else MessagePrompt)
+    if isinstance(prompt, TokenPrompt):
+        assert prompt.images == (URL,)
+        (sample,) = samples_of_tree(talk.trajectory, talk.turns)
+        assert sample.token_ids.tolist().count(IMAGE) == 4

@@ -126,7 +126,7 @@ class Searched(Trajectory):
     """A tree that looks for each prompt's place from the root."""
 
     def _start(
-        self, root: int, digests: Sequence[bytes], ids: TokenIds, last: LaidPrompt | None
+        self, root: int, digests: Sequence[bytes], ids: TokenIds, last: LaidPrompt | None, *, placed: bool
     ) -> tuple[int, int, int]:
         return -1 - root, 0, 0
 
