@@ -197,7 +197,7 @@ class ShapeCache:
                 ids = yield Conversation([*HEAD, real, *stand_in.with_words(tail)])
                 self._said[name] = ids[-len(shape.rest) :] == shape.rest
             except NotRendered:  # as of a history
-                self._said[name] = True
+                return
         if not self._said[name]:
             raise NotExtendable(
                 "the template writes another text behind what the assistant said than behind other words"
@@ -249,8 +249,7 @@ class ShapeCache:
     def _walk(self, key: object, shape: Shape, previous: Previous, tail: Sequence[Message]) -> Steps[Walked]:
         """What is seen of a history. The next turn's has a few messages more, and only those are looked at."""
         history = previous.history
-        # The first thing that the model said is a conversation's own; what stands before it a whole run may share.
-        name = (key, id(next((message for message in history if message.role == "assistant"), history[0])))
+        name = _walked_name(key, history)
         known = self._walked.get(name, _NOTHING)
         if known.messages != history[: len(known.messages)]:  # the same objects mostly, compared at once
             known = _NOTHING
@@ -268,7 +267,16 @@ class ShapeCache:
             if (yield from self._is_seen(key, shape, message, holds, at == 0, previous, tail)):
                 seen.append(message)
                 by_text |= message.role == "tool" and (yield from self._is_read(key, shape, message, previous, tail))
-        self._walked[name] = known = Walked(list(history), seen, frozenset(kinds), frozenset(pairs), by_text, found)
+        known = Walked(
+            messages=list(history),
+            seen=seen,
+            kinds=frozenset(kinds),
+            pairs=frozenset(pairs),
+            by_text=by_text,
+            found=found,
+            refused=known.refused,
+        )
+        self._walked[name] = known
         return known
 
     def _holds(self, message: Message) -> object:
@@ -287,7 +295,7 @@ class ShapeCache:
         kinds, found = walked.kinds, walked.found if self._finds is not None else b""
         name = (key, rough(previous.history), found)
         proved = self._proved_kinds.get(name, frozenset())
-        if kinds <= proved:
+        if kinds <= proved or walked.refused:
             return True
         if (name, kinds) not in self._wholes:
             turn = stand_in.stand_in_turn(previous.message, tail, shape.form)
@@ -296,7 +304,8 @@ class ShapeCache:
                 ids = yield Conversation([*whole, turn, *stand_in.with_words(tail)])
                 same = ids[-len(shape.following) :] == shape.following
             except NotRendered:  # a message that the template takes no more: what is there was sampled, and stands
-                same = True
+                self._walked[_walked_name(key, previous.history)] = msgspec.structs.replace(walked, refused=True)
+                return True
             if same:
                 self._proved_kinds[name] = kinds | proved if len(proved) < _KINDS_KEPT else kinds
                 return True
@@ -367,7 +376,6 @@ class ShapeCache:
         """Whether the same follows behind a short head and behind the whole history."""
         name = (key, rough(previous.history), *map(digest, head))
         if name not in self._heads:
-            self._heads[name] = False
             one, other = (stand_in.stand_in_turn(previous.message, tail, shape.form, word) for word in stand_in.WORDS)
             probe = stand_in.with_words(tail)
             try:
@@ -375,7 +383,13 @@ class ShapeCache:
                 second = yield Conversation([*head, other, *probe])
                 whole = yield Conversation([*previous.history, one, *probe])
             except NotRendered:
+                self._heads[name] = False
                 return False
             following = first[stand_in.common_prefix(first, second) :]
             self._heads[name] = bool(following) and whole[-len(following) :] == following
         return self._heads[name]
+
+
+def _walked_name(key: object, history: Sequence[Message]) -> object:
+    """A conversation's name: the first thing that the model said is its own, what stands before it a whole run's."""
+    return key, id(next((message for message in history if message.role == "assistant"), history[0]))

@@ -15,7 +15,7 @@ from rollout.codec.protocol import Codec
 from rollout.codec.readers import Reader, Sampled, choose
 from rollout.codec.types import Bridged, Context, Declined, Previous
 from rollout.door import error_text
-from rollout.errors import RequestRefused, TransportError
+from rollout.errors import AuthenticationFailed, ModelNotFound, PromptTooLong, RequestRefused, TransportError
 from rollout.log import get_logger
 from rollout.memo import Memo
 from rollout.request import MessagePrompt
@@ -27,6 +27,9 @@ _CONTEXTS_KEPT = 64
 
 #: As `rollout.codec.local` has it. Fewer, for a server is asked for each end that is new.
 _GENERATION_PROMPT = 8
+
+#: What a server answers where its template refuses a conversation; None where it is in this process.
+_TEMPLATES_STATUS = frozenset({400, 422, None})
 
 Result = TypeVar("Result")
 _log = get_logger(__name__)
@@ -132,9 +135,8 @@ class ServerCodec(Codec):
                 try:
                     ids = await self._tokenize(conversation, context)
                 except Exception as error:
-                    if isinstance(error, TransportError) and not isinstance(error, RequestRefused):
+                    if not _is_the_templates(error):
                         raise
-                    # What is no TransportError is the template's own word, from a server in this process.
                     said = f"the server's template refuses: {error_text(error)}"
                     conversation = steps.throw(stand_in.NotRendered(said))
                 else:
@@ -204,3 +206,15 @@ class ServerCodec(Codec):
     async def _tokenize(self, conversation: stand_in.Conversation, context: Context) -> list[int]:
         prompt = MessagePrompt(messages=conversation.messages, tools=context.tools, template_args=context.template_args)
         return await self._transport.tokenize(prompt, add_generation_prompt=conversation.add_generation_prompt)
+
+
+def _is_the_templates(error: Exception) -> bool:
+    """Whether an error is the template's word on a conversation. What a key or a gateway was refused proves nothing.
+
+    What is no TransportError is the template's own, from a server in this process.
+    """
+    if not isinstance(error, TransportError):
+        return True
+    if isinstance(error, AuthenticationFailed | ModelNotFound | PromptTooLong):
+        return False
+    return isinstance(error, RequestRefused) and error.status in _TEMPLATES_STATUS

@@ -30,6 +30,8 @@ class Walked(msgspec.Struct, frozen=True):
     found: bytes = b""
     """Stands for what the template may find in the messages that the model did not say, one after another. Of two
     switches the last may count, and the one that is the template's default changes nothing by itself."""
+    refused: bool = False
+    """Whether the template refuses it, and so what it becomes, too. That says nothing of any other conversation's."""
 
 
 def kind_of(message: Message, holds: object) -> object:

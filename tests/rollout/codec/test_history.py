@@ -312,3 +312,23 @@ def test_what_was_said_is_tried_where_nobody_can_read_the_template() -> None:
     for said, kind in (("yo", Bridged), ("I stop.", Declined), ("yo yo", Bridged)):
         turn = Previous(prompt_ids=[1], completion_ids=[end], message=Message("assistant", said), history=[user("hi")])
         assert isinstance(bridge.extend(turn, [user("why?")], NOTHING), kind)
+
+
+def test_a_history_that_the_template_refuses_proves_nothing_of_another() -> None:
+    """Two users in a row are refused; what follows them stands, and the next conversation's is looked at."""
+    refuses = (
+        "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+        "{{ raise_exception('roles must alternate') }}{% endif %}{% endfor %}"
+        + PLAIN.replace("assistant\n", "assistant{{ '!' if messages | length > 6 }}\n")
+    )
+    bridge = Counting(refuses)
+    first = talk(2)
+    conversation = [first[0], first[0], *first[3:], first[0]]
+    assert len(conversation) == len(first)
+    assert "assistant!" not in bridge.turn(conversation)
+    assert "assistant!" in bridge.turn(first)
+    bridge.rendered.clear()
+    for number in range(8):  # refused once, and not rendered with each turn that it grows by
+        conversation += [Message("assistant", f"said {number}"), user("more")]
+        bridge.turn(conversation)
+    assert not any(size > 3 for size in bridge.rendered)
