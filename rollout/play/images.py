@@ -53,6 +53,15 @@ class Images:
         why = "the template shows none of some" if placeholders < len(prompt.images) else "the model sampled one, say"
         return f"the ids have {placeholders} placeholders for {len(prompt.images)} images: {why}"
 
+    def are_miscounted(self, prompt: TokenPrompt | MessagePrompt) -> bool:
+        """Whether ids with images would have their images in other places."""
+        return isinstance(prompt, TokenPrompt) and bool(prompt.images) and bool(self.miscounted(prompt))
+
+    def must_be_read_alike(self, parts: Sequence[Reply], reply: Reply) -> None:
+        """Raises MalformedReply where a completion goes on from images that are read otherwise than before."""
+        if parts and (parts[0].expansions or ()) != (reply.expansions or ()):
+            raise MalformedReply("the server reads an image as other tokens than when it began this completion")
+
     def settled(self, reply: Reply, prompt: TokenPrompt | MessagePrompt) -> Reply:
         """The reply with logical ids. Raises MalformedReply."""
         return as_logical(reply, prompt, self._model.info.image_token)

@@ -217,6 +217,7 @@ class Session:
             ours = weights.aborts
             reply = await self._model.generate(asked)
             reply = self._images.settled(self._fields.checked(check_reply(reply), asked), asked.prompt)
+            self._images.must_be_read_alike(parts, reply)
             parts.append(reply)
             if reply.finish_reason != "abort":
                 return joined(parts)
@@ -228,6 +229,8 @@ class Session:
                     raise CompletionAborted(f"the server ended this completion {aborted} times before it was whole")
                 await (self._model.sleep or weights.clock.sleep)(pause_s(aborted))
             rest = rest_of(asked, parts) if self._model.info.token_route is not None else None
+            if rest is not None and self._images.are_miscounted(rest.prompt):
+                rest = None  # the model sampled a placeholder, which the server would give the next image
             if rest is None:
                 parts.clear()
             asked = msgspec.structs.replace(rest or request, request_id=f"{self._id}-{next(self._numbers)}")

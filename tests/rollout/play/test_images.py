@@ -148,6 +148,28 @@ async def test_a_completion_goes_on_with_its_images() -> None:
 async def _at_once(seconds: float) -> None: ...
 
 
+async def test_a_completion_that_sampled_a_placeholder_is_asked_for_anew() -> None:
+    """Sent on, the server would give that one the next image."""
+    talk, transport = session(reply(completion_ids=[IMAGE], finish_reason="abort"), reply("c"))
+    talk._model.sleep = _at_once
+    await talk.turn([seen(URL)])
+    assert [isinstance(request.prompt, MessagePrompt) for request in transport.requests] == [True, True]
+    (sample,) = samples_of_tree(talk.trajectory)
+    assert sample.token_ids.tolist().count(IMAGE) == 4
+
+
+async def test_a_completion_whose_image_is_read_otherwise_fails_its_turn() -> None:
+    """Its parts were sampled behind different prompts."""
+    talk, transport = session(reply("b", finish_reason="abort"), reply("c"))
+
+    async def read_anew(seconds: float) -> None:
+        transport.size = 9
+
+    talk._model.sleep = read_anew
+    with pytest.raises(MalformedReply, match="than when it began this completion"):
+        await talk.turn([seen(URL)])
+
+
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
