@@ -9,6 +9,7 @@ more; a setting that is not known is refused where the run goes on, since it wou
     3   a turn's reward, metrics, sampling settings and what its logprobs are of; a rollout's step_reward, score and
         group_reward apart; samples have temperatures and turns
     4   agents: who asked for a turn and whether it is trained on, a rollout's rewards by agent; a recorder's journal
+    5   rewards that nobody gave; experts, sampling masks and images beside the lines, which name them
 """
 
 from __future__ import annotations

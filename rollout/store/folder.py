@@ -53,7 +53,7 @@ from rollout.store.config import (
     write_whole,
 )
 from rollout.store.lock import FolderLock
-from rollout.store.pictures import Pictures, with_images
+from rollout.store.pictures import Pictures, Shown
 from rollout.store.task_list import TaskList
 from rollout.token_fields import Blob
 from rollout.tokens.trajectory import LOGPROBS, Logprobs, TokenIds
@@ -117,18 +117,18 @@ def encode_rollout(rollout: Rollout, encoder: msgspec.json.Encoder = _ENCODER) -
     return encoder.encode(rollout)
 
 
-def decode_rollout(line: bytes, folder: Path | None = None) -> Rollout:
+def decode_rollout(line: bytes, folder: Path | None = None, shown: Shown | None = None) -> Rollout:
     """Reads a line of a folder, also one of an older format. Raises one of READ_ERRORS.
 
-    What lies apart is read from the folder when it is wanted; images at once.
+    What lies apart is read from the folder when it is wanted; images at once, and lines that are read by one `shown`
+    share them.
     """
     decoder = _decoder(folder)
     try:
         rollout = decoder.decode(line)
     except msgspec.ValidationError:
         rollout = decoder.decode(msgspec.json.encode(_without_nulls(msgspec.json.decode(line))))
-    rollout.nodes = with_images(rollout.nodes, folder)
-    return rollout
+    return rollout if folder is None else (shown or Shown(folder)).restore(rollout, line)
 
 
 def _without_nulls(record: Any) -> Any:
@@ -150,8 +150,9 @@ def read_rollouts(folder: Path | str) -> Iterator[Rollout]:
     Raises UsageError for a folder that is none or of a newer format, and for a line in the middle that cannot be read.
     """
     path = rollouts_of(Path(folder))
+    decode = partial(decode_rollout, folder=path.parent, shown=Shown(path.parent))
     with path.open("rb") as file:
-        for _, rollout in decoded_lines(file, path, partial(decode_rollout, folder=path.parent)):
+        for _, rollout in decoded_lines(file, path, decode):
             yield rollout
 
 
@@ -259,8 +260,7 @@ class RunFolder:
         assert self._file is not None, "the run folder is closed"
         self._apart.begin()
         try:
-            named = msgspec.structs.replace(rollout, nodes=self._pictures.named(rollout.nodes))
-            line = encode_rollout(named, self._encoder)
+            line = encode_rollout(self._pictures.named(rollout), self._encoder)
         except OSError:
             raise
         except Exception as error:

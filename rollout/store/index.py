@@ -17,6 +17,7 @@ import msgspec
 from rollout.errors import UsageError
 from rollout.records import FailureKind, Group, Rollout
 from rollout.store.folder import READ_ERRORS, decode_rollout, decoded_lines, rollouts_of
+from rollout.store.pictures import Shown
 
 
 class _HeadFailure(msgspec.Struct, gc=False):
@@ -63,6 +64,7 @@ class RunIndex:
         """Reads the places. Raises UsageError as `read_rollouts` does."""
         self.folder = folder
         self._path = rollouts_of(folder)
+        self._shown = Shown(folder)
         self._file: IO[bytes] = self._path.open("rb")
         self.records = 0
         """Whole lines."""
@@ -91,7 +93,7 @@ class RunIndex:
         """One rollout. Raises UsageError."""
         self._file.seek(located.offset)
         try:
-            return decode_rollout(self._file.readline(), self.folder)
+            return decode_rollout(self._file.readline(), self.folder, self._shown)
         except READ_ERRORS as error:
             raise UsageError(f"{self._path}: the record of {located.id} cannot be read: {error}") from error
 

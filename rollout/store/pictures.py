@@ -1,18 +1,20 @@
-"""Images of a run's conversations, each kept once, by its digest, beside the lines that name it.
+"""Images of a run's conversations and tasks, each kept once, by its digest, beside the lines that name it.
 
     images/HEX.png      the bytes of an image; HEX is their SHA-256
 
-A message of a line has `run-image:HEX.png;data:image/png;base64` in the place of an image's address, and gets the
-address back when the line is read. The members of a group are shown the same images, and a line would hold each of them
-whole. An image is on the disk before the line that names it; where it cannot be, it stays in the line. Images elsewhere
-(`http:`) are named by their address.
+A line has `run-image:HEX.png;data:image/png;base64` in the place of an image's address, in its messages, its nodes and
+its task, and gets the address back when it is read. The members of a group are shown the same images, and a line would
+hold each of them whole. An image is on the disk before the line that names it; where it cannot be, it stays in the
+line. Images elsewhere (`http:`) are named by their address. What says by itself what such a name says is written with
+one `run-image:` more, so that it comes back as it was.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +23,54 @@ import msgspec
 from rollout.chat.messages import Message
 from rollout.log import get_logger
 from rollout.memo import Memo
+from rollout.records import Rollout
 from rollout.store.config import write_whole
-from rollout.tokens.images import image_bytes
+from rollout.tokens.images import RUN_IMAGE, image_bytes
 from rollout.tokens.trajectory import Node
 
 IMAGES = "images"
 
 _MARK = "run-image:"
 
+#: What a line has in an image's place, and what says the same by itself. Any other name is none of ours.
+_NAMED = re.compile(rf"(?P<more>(?:{_MARK})*){RUN_IMAGE.pattern}", re.DOTALL)
+
 #: Names of images that are remembered to be there; others are looked for on the disk.
 _REMEMBERED = 65_536
 
+#: Characters of addresses that are held for rollouts to come: the members of a group are shown the same images.
+_HELD = 64 << 20
+
 _log = get_logger(__name__)
+
+
+class _Addresses(dict[str, str]):
+    """What became of addresses: all those of the rollout at hand, and of those before it the last, up to a size."""
+
+    def __init__(self, change: Callable[[str], str]) -> None:
+        super().__init__()
+        self._change = change
+        self._size = 0
+
+    def begin(self) -> None:
+        """Another rollout is at hand. What was left as it was is looked at again."""
+        for address in [address for address, changed in self.items() if changed is address]:
+            self._drop(address)
+        while self._size > _HELD:
+            self._drop(next(iter(self)))
+
+    def changed(self, address: str) -> str:
+        """What becomes of an address; one string for all places that have it."""
+        if (found := self.get(address)) is not None:
+            self._drop(address)  # the one that was wanted last goes last
+        else:
+            found = self._change(address)
+        self[address] = found
+        self._size += len(address) + len(found)
+        return found
+
+    def _drop(self, address: str) -> None:
+        self._size -= len(address) + len(self.pop(address))
 
 
 class Pictures:
@@ -40,72 +78,100 @@ class Pictures:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / IMAGES
+        self._addresses = _Addresses(self._name)
         self._kept = Memo[str, bool](_REMEMBERED)
         """Names of those that are there, as far as they are remembered: two images of one name are the same."""
 
     def __repr__(self) -> str:
         return f"<Pictures {self._path}: {len(self._kept)}>"
 
-    def named(self, nodes: list[Node]) -> list[Node]:
-        """The nodes with their images named, and those written that are new."""
-        return _with_addresses(nodes, self._name)
+    def named(self, rollout: Rollout) -> Rollout:
+        """The rollout with its images named, and those written that are new. The one that is given stays as it is."""
+        self._addresses.begin()
+        return _with_addresses(rollout, self._addresses.changed)
 
     def move(self, folder: Path) -> None:
         """Goes on in another folder; what is named there already is looked for in the old one, and may be gone."""
         self._path, self._kept = folder / IMAGES, Memo[str, bool](_REMEMBERED)
 
-    def _name(self, url: str) -> str:
-        data = image_bytes(url)
-        head = url.partition(",")[0]
-        if data is None or _address(head, data) != url:  # base64 in another form than ours would not come back
-            return url
+    def _name(self, address: str) -> str:
+        if _NAMED.fullmatch(address):
+            return _MARK + address
+        data = image_bytes(address)
+        head = address.partition(",")[0]
+        if data is None or _address(head, data) != address:  # base64 in another form than ours would not come back
+            return address
         kind = head.removeprefix("data:image/").partition(";")[0]
-        suffix = kind if kind.isascii() and kind.isalnum() else "bin"
-        name = f"{hashlib.sha256(data).hexdigest()}.{suffix}"
-        if name not in self._kept:
-            try:
-                self._path.mkdir(exist_ok=True)
-                if not (self._path / name).exists():
-                    write_whole(self._path / name, data)
-            except OSError as error:
-                _log.warning("image_not_kept", image=name, error=error.strerror or str(error))
-                return url
-            self._kept[name] = True
+        name = f"{hashlib.sha256(data).hexdigest()}.{kind if re.fullmatch('[a-z0-9]+', kind) else 'bin'}"
+        try:
+            self._keep(name, data)
+        except OSError as error:
+            _log.warning("image_not_kept", image=name, error=error.strerror or str(error))
+            return address
         return f"{_MARK}{name};{head}"
 
+    def _keep(self, name: str, data: bytes) -> None:
+        if name not in self._kept:
+            self._path.mkdir(exist_ok=True)
+            if not (self._path / name).exists():
+                write_whole(self._path / name, data)
+            self._kept[name] = True
 
-def with_images(nodes: list[Node], folder: Path | None) -> list[Node]:
-    """The nodes with their images' own addresses again. One whose file is gone stays named."""
 
-    def address(url: str) -> str:
-        if folder is None or not url.startswith(_MARK):
-            return url
-        name, _, head = url.removeprefix(_MARK).partition(";")
+class Shown:
+    """The images of a run folder, for what reads there: rollouts that are read one after another share them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / IMAGES
+        self._addresses = _Addresses(self._read)
+
+    def __repr__(self) -> str:
+        return f"<Shown {self._path}>"
+
+    def restore(self, rollout: Rollout, line: bytes) -> Rollout:
+        """What a line held, with its images' own addresses again. One whose file is gone stays named."""
+        if _MARK.encode() not in line:
+            return rollout
+        self._addresses.begin()
+        return _with_addresses(rollout, self._addresses.changed)
+
+    def _read(self, address: str) -> str:
+        if (named := _NAMED.fullmatch(address)) is None:
+            return address
+        if named["more"]:
+            return address.removeprefix(_MARK)
         try:
-            return _address(head, (folder / IMAGES / Path(name).name).read_bytes())
+            return _address(named["head"], (self._path / named["name"]).read_bytes())
         except OSError as error:
-            _log.warning("image_missing", image=name, error=error.strerror or str(error))
-            return url
-
-    return _with_addresses(nodes, address)
+            _log.warning("image_missing", image=named["name"], error=error.strerror or str(error))
+            return address
 
 
 def _address(head: str, data: bytes) -> str:
     return f"{head},{base64.b64encode(data).decode()}"
 
 
-def _with_addresses(nodes: list[Node], change: Callable[[str], str]) -> list[Node]:
-    """The nodes, those of messages with images made anew with other addresses."""
-    if not any(node.multimodal for node in nodes):
-        return nodes
-    return [_with_address(node, node.message, change) for node in nodes]
+def _with_addresses(rollout: Rollout, change: Callable[[str], str]) -> Rollout:
+    """The rollout with other addresses of images; what has none is the same object."""
+    return msgspec.structs.replace(
+        rollout,
+        task=_in_task(rollout.task, change),
+        messages=[_in_message(message, change) for message in rollout.messages],
+        nodes=[_in_node(node, change) for node in rollout.nodes],
+    )
 
 
-def _with_address(node: Node, message: Message | None, change: Callable[[str], str]) -> Node:
-    if message is None or not message.is_multimodal or isinstance(message.content, str | None):
+def _in_node(node: Node, change: Callable[[str], str]) -> Node:
+    if node.message is None or not node.multimodal:
         return node
-    changed = msgspec.structs.replace(message, content=tuple(_parts(message.content, change)))
-    return msgspec.structs.replace(node, message=changed)
+    message = _in_message(node.message, change)
+    return node if message is node.message else msgspec.structs.replace(node, message=message)
+
+
+def _in_message(message: Message, change: Callable[[str], str]) -> Message:
+    if not message.is_multimodal or isinstance(message.content, str | None):
+        return message
+    return msgspec.structs.replace(message, content=tuple(_parts(message.content, change)))
 
 
 def _parts(parts: Sequence[dict[str, Any]], change: Callable[[str], str]) -> list[dict[str, Any]]:
@@ -118,3 +184,16 @@ def _parts(parts: Sequence[dict[str, Any]], change: Callable[[str], str]) -> lis
             part = {**part, "image_url": {**image, "url": change(image["url"])}}
         out.append(part)
     return out
+
+
+def _in_task(value: Any, change: Callable[[str], str]) -> Any:
+    """Any data of a task, with what stands in it at whatever depth as an image's address."""
+    if isinstance(value, str):
+        return change(value) if value.startswith(("data:image/", _MARK)) else value
+    if isinstance(value, Mapping):
+        named = {key: _in_task(item, change) for key, item in value.items()}
+        return named if any(named[key] is not item for key, item in value.items()) else value
+    if isinstance(value, list | tuple):
+        items = [_in_task(item, change) for item in value]
+        return items if any(now is not item for now, item in zip(items, value, strict=True)) else value
+    return value

@@ -14,6 +14,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import re
 from collections.abc import Sequence
 from itertools import groupby
 
@@ -23,6 +24,9 @@ from rollout.chat.messages import images_of
 from rollout.errors import MalformedReply
 from rollout.request import Expansion, MessagePrompt, Reply, TokenPrompt
 from rollout.tokens.trajectory import TokenIds, Trajectory, ids_array
+
+#: What stands in a run folder's line for an image's address: see `rollout.store.pictures`.
+RUN_IMAGE = re.compile(r"run-image:(?P<name>(?P<digest>[0-9a-f]{64})\.[a-z0-9]+);(?P<head>.*)", re.DOTALL)
 
 
 def collapsed(ids: Sequence[int], spans: Sequence[tuple[int, int]]) -> tuple[TokenIds, tuple[Expansion, ...]]:
@@ -133,6 +137,8 @@ def images_of_sample(tree: Trajectory, path: Sequence[int]) -> list[SampleImage]
 
 def image_name(url: str) -> str:
     """What an image is called, wherever it is named: see `SampleImage.image`."""
+    if named := RUN_IMAGE.fullmatch(url):  # read from a folder that does not have its bytes any more
+        return f"sha256:{named['digest']}"
     data = image_bytes(url)
     return url if data is None else f"sha256:{hashlib.sha256(data).hexdigest()}"
 

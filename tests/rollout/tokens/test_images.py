@@ -165,8 +165,15 @@ def test_a_prompt_whose_images_have_no_known_place_cannot_be_extended() -> None:
 
 
 def test_an_image_elsewhere_is_named_by_its_address() -> None:
-    """And so is data that is no base64."""
+    """And so is data that is no base64, and what only begins as a run folder's name of one does."""
     assert image_name("https://x.example/a.png") == "https://x.example/a.png"
     assert image_name("data:image/png;base64,***") == "data:image/png;base64,***"
+    assert image_name("run-image:../a.png;data:image/png;base64") == "run-image:../a.png;data:image/png;base64"
     assert images_of_sample(laid((user("a"), [1], ())), [0]) == []
     assert expanded(ids_array([1]), ()) == ids_array([1])
+
+
+def test_an_image_whose_file_is_gone_keeps_its_name() -> None:
+    """What a run folder's line says in its place has the digest of its bytes."""
+    name = image_name("data:image/png;base64," + base64.b64encode(b"pixels").decode())
+    assert image_name(f"run-image:{name.removeprefix('sha256:')}.png;data:image/png;base64") == name
