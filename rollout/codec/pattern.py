@@ -18,6 +18,7 @@ tail of "And why?" is those nine ids around one call of the tokenizer.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 
 import msgspec
@@ -37,6 +38,9 @@ _SAID = (*((text,) for text in (*_PROBES, "", " ", "\n\n")), ("<", "think>"), ("
 
 #: Renderers look for tags in what is said (`<tool_response>`, `<think>`).
 _READ_BY_RENDERERS = "<"
+
+#: And for words by which a user switches reasoning: GLM's adds `/nothink` to texts that do not end with it.
+_SWITCH = re.compile("/(?:no_?)?think", re.IGNORECASE)
 
 
 class Slot(msgspec.Struct, frozen=True):
@@ -69,6 +73,11 @@ def texts_of(messages: Sequence[Message]) -> list[str] | None:
             return None
         texts.append(text)
     return texts
+
+
+def has_switch(text: str) -> bool:
+    """Whether a text has a word in it that renderers may look for: what they write around others says nothing of it."""
+    return _SWITCH.search(text) is not None
 
 
 def learn(

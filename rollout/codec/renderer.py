@@ -18,7 +18,7 @@ from rollout.chat.canonical import value_digest
 from rollout.chat.messages import Message, with_tool_names
 from rollout.codec import stand_in
 from rollout.codec.literal import LiteralTokenizer
-from rollout.codec.pattern import Pattern, learn, other_completions, probed, texts_of
+from rollout.codec.pattern import Pattern, has_switch, learn, other_completions, probed, texts_of
 from rollout.codec.template import StandInBridge, TemplateBridge, literally
 from rollout.codec.tokenizer import template_form
 from rollout.codec.types import Bridged, Context, Declined, Previous
@@ -141,7 +141,8 @@ class RendererBridge:
             fault := self._unproved(self.template, texts, plain, previous, tail, context)
         ):
             return Declined(fault)
-        if texts is None or not plain:
+        # Where there is a template it tells what it looks for, and that was asked.
+        if texts is None or not plain or (self.template is None and any(map(has_switch, texts))):
             return self._by_family(previous, tail, context)
         key = self._pattern_key(previous, exactly, context)
         if key not in self._patterns:

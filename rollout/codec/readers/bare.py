@@ -1,7 +1,7 @@
 """Calls without a marker around them: JSON that is the whole answer, or a part of it that names an offered tool.
 
-    llama   {"name": "add", "parameters": {"a": 1}}, also behind <|python_tag|>, several with `;` between; and
-            <|python_tag|>brave_search.call(query="x"), as Llama 3's built-in tools are called
+    llama   {"name": "add", "parameters": {"a": 1}}, also behind <|python_tag|>, several with `;` between, or in a
+            list; and <|python_tag|>brave_search.call(query="x"), as Llama 3's built-in tools are called
     xlam    [{"name": "add", "arguments": {"a": 1}}, ...], and {"tool_calls": [...]} as its first models write
 
 JSON that is no call is an answer in JSON, and so is what stands inside it. What starts as a call does and cannot be
@@ -34,18 +34,18 @@ from rollout.codec.readers.values import (
 _TAG = "<|python_tag|>"
 _BUILT_IN = ".call"
 
-#: What a call begins with, wherever it stands.
-_CALL = re.compile(r'\{\s*"(?:name|type)"\s*:')
-_CALL_OR_ARRAY = re.compile(r'(?:\[\s*)?\{\s*"(?:name|type)"\s*:')
+#: What a call begins with, or a list of calls, wherever it stands.
+_CALL = re.compile(r'(?:\[\s*)?(?P<call>\{)\s*"(?:name|type)"\s*:')
 
 #: The same where it is the first of an answer: then nothing else was meant.
-_FIRST = re.compile(r'\s*\{\s*"(?:name|type|function|parameters|arguments)"\s*:')
+_FIRST = re.compile(r'\s*(?:\[\s*)?\{\s*"(?:name|type|function|parameters|arguments)"\s*:')
+_LIST = re.compile(r"\s*\[\s*\{")
 _FIRST_OF_ARRAY = re.compile(r'\s*(?:\[\s*)?\{\s*"(?:name|type|function|parameters|arguments|id)"\s*:')
 
 #: xLAM's first models put the array into an object.
 _WRAPPED = re.compile(r'\s*\{\s*"tool_calls"\s*:\s*(?=\[)')
 _WRAPPED_END = re.compile(r"\s*\}")
-_BETWEEN = re.compile(r"\s*;?\s*")
+_BETWEEN = re.compile(r"\s*+[;,]?\s*+")
 
 _OPENER = re.compile(r"[\[{]")
 
@@ -59,8 +59,15 @@ class Llama(Format):
     name = "llama"
     openers: tuple[str, ...] = (_TAG,)
     signs: tuple[str | tuple[str, ...], ...] = (_TAG, "<|start_header_id|>")
-    call, first = _CALL, _FIRST
-    """What a call without the tag begins with: anywhere, and as the first of an answer."""
+    first = _FIRST
+    """What a call without the tag begins with as the first of an answer."""
+    in_list = False
+    """Whether calls come in a list: then one that is the whole answer may name any tool. Else a list of objects that
+    have names is mostly an answer, and calls must be of offered tools."""
+
+    def is_form_of(self, written: str) -> bool:
+        """See `Format`. A list is xLAM's form: Llama's models write one at times, its templates never."""
+        return self.in_list or not _LIST.match(written)
 
     def said(self, text: str, sampled: Sampled) -> Iterator[Piece]:
         """See `Format`."""
@@ -82,15 +89,19 @@ class Llama(Format):
         """Where calls may begin, and whether behind the tag."""
         found = {match.start(): True for match in re.finditer(re.escape(_TAG), text)} if _TAG in self.openers else {}
         if bare:
-            found |= {match.start(): False for match in self.call.finditer(text)}
+            begun = list(_CALL.finditer(text))
+            found |= {match.start(): False for match in begun}
+            # Where the list cannot be read, a call in it can be.
+            found |= {} if self.in_list else {match.start("call"): False for match in begun}
             found |= {after_space(text, 0): False} if self.first.match(text) else {}
         yield from sorted(found.items())
 
     def _tagged(self, text: str, start: int) -> Piece:
         """What begins at a tag. There a call is meant."""
         inside = after_space(text, start + len(_TAG))
+        read_calls = self._calls if text.startswith(("{", "["), inside) else self._built_in
         try:
-            calls, after = self._calls(text, inside) if text.startswith("{", inside) else self._built_in(text, inside)
+            calls, after = read_calls(text, inside)
         except NoCall as error:
             following = text.find(_TAG, inside)
             return Piece("broken", text[start : following if following >= 0 else len(text)], reason=str(error))
@@ -106,23 +117,26 @@ class Llama(Format):
         except NoCall as error:
             return Piece("broken", text[start:], reason=str(error)) if first else None
         # In the middle of an answer only a tool that there is can be meant.
-        if not first and not {call.name for call in calls} <= set(declared_names(sampled.tools)):
+        sure = first and (self.in_list or not text.startswith("[", start))
+        if not sure and not {call.name for call in calls} <= set(declared_names(sampled.tools)):
             return None
         return Piece("call", text[start:after], tuple(calls))
 
     def _calls(self, text: str, at: int) -> tuple[Sequence[ToolCall], int]:
         """The calls from `at` on, one after the other, and where they end. Raises NoCall."""
-        if text.startswith("[", at):
-            return calls_in_array(text, at)
-        members, at = read_members(text, at)
-        calls = [call_of(members)]
+        calls: list[ToolCall] = []
         while True:
+            if text.startswith("[", at):
+                listed, at = calls_in_array(text, at)
+                calls += listed
+            else:
+                members, at = read_members(text, at)
+                calls.append(call_of(members))
             between = _BETWEEN.match(text, at)
             following = between.end() if between else at
             if not _CALL.match(text, following):
                 return calls, at
-            members, at = read_members(text, following)
-            calls.append(call_of(members))
+            at = following
 
     def _built_in(self, text: str, at: int) -> tuple[Sequence[ToolCall], int]:
         """A call of one of Llama's own tools, such as `brave_search.call(query="x")`. Raises NoCall."""
@@ -138,7 +152,7 @@ class Xlam(Llama):
     name = "xlam"
     openers = ()
     signs = ()
-    call, first = _CALL_OR_ARRAY, _FIRST_OF_ARRAY
+    first, in_list = _FIRST_OF_ARRAY, True
 
     def said(self, text: str, sampled: Sampled) -> Iterator[Piece]:
         """See `Format`."""

@@ -69,6 +69,10 @@ class Format:
         each = ([sign] if isinstance(sign, str) else sign for sign in self.signs)
         return any(all(part in there for part in parts) for parts in each)
 
+    def is_form_of(self, written: str) -> bool:
+        """Whether a template that writes a call so may be one of this format; others read more than they are told."""
+        return True
+
     def __repr__(self) -> str:
         return f"<reader {self.name}>"
 

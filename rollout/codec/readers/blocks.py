@@ -42,6 +42,8 @@ class Block(msgspec.Struct, frozen=True):
     open: str
     close: str = ""
     """"" where a block ends with its JSON."""
+    may_be_open: bool = False
+    """Whether a block may end with its JSON, too."""
 
 
 class Blocks(Format):
@@ -102,10 +104,11 @@ class Blocks(Format):
             if not calls:
                 raise NoCall(MALFORMED)
             if block.close:
-                end = skip_space(text, end)
-                if not text.startswith(block.close, end):
+                closed = skip_space(text, end)
+                if text.startswith(block.close, closed):
+                    end = closed + len(block.close)
+                elif not block.may_be_open:
                     raise NoCall(INVALID_JSON)
-                end += len(block.close)
             return Piece("call", text[start:end], tuple(calls))
         except NoCall as error:
             reason = str(error)
@@ -116,7 +119,7 @@ class Blocks(Format):
         closed = text.find(block.close, inside, end)
         # The next opener begins another attempt, unless this one is closed first.
         if closed < 0:
-            return Piece("broken", text[start:end], reason=UNCLOSED)
+            return Piece("broken", text[start:end], reason=reason if block.may_be_open else UNCLOSED)
         return Piece("broken", text[start : closed + len(block.close)], reason=reason)
 
 
@@ -205,7 +208,8 @@ HERMES = JsonBlocks("hermes", Block("<tool_call>", "</tool_call>"))
 GRANITE = Granite(
     "granite",
     Block("<|tool_call|>"),
-    Block("<tool_call>"),
+    # Granite 3's own template leaves the closing tag out; the model has seen Hermes' calls, too.
+    Block("<tool_call>", "</tool_call>", may_be_open=True),
     layouts=("array", "one"),
     tags=(
         THINK,

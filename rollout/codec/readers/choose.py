@@ -111,6 +111,8 @@ def reader_of(prompt: str, whole: str, told: Sequence[Format] = ()) -> Format | 
     # First one that leaves nothing over: Llama's reader would find Hermes' JSON between its tags.
     for whole_text in (True, False):
         for each, text, prompt_end in product(formats, ends, before):
+            if not each.is_form_of(text):
+                continue
             read = each.read(Sampled(text=text, prompt_end=prompt_end, tools=TOOLS))
             if read.text.strip() and (whole_text or not any(opener in text for opener in each.openers)):
                 continue

@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 from rollout.codec.readers.values import INVALID_JSON, MALFORMED, NoCall
-from rollout.door import MOST_DEEP
+from rollout.door import MOST_DEEP, is_well_formed
 
 #: A model's own spelling of true, false and none: Python's, or JSON's.
 CONSTANTS = {"True": True, "False": False, "None": None, "true": True, "false": False, "null": None}
@@ -22,6 +22,7 @@ _QUOTES = ('"""', "'''", '"', "'")
 _ESCAPE = re.compile(r"\\(\n|[0-7]{1,3}|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|[\s\S])")
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\", "'": "'", '"': '"', "\n": ""}
 _ESCAPES |= {"a": "\a", "b": "\b", "f": "\f", "v": "\v"}
+_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 
 
 def after_space(text: str, at: int) -> int:
@@ -106,7 +107,13 @@ def _read_text(text: str, at: int) -> tuple[str, int]:
         if at >= len(text):  # LFM2's template writes line breaks as they are, so that a model may, too
             raise NoCall(INVALID_JSON)
         at += 2 if text[at] == "\\" else 1
-    return _ESCAPE.sub(_unescaped, text[start:at]), at + len(quote)
+    found = _ESCAPE.sub(_unescaped, text[start:at])
+    # A character beyond 16 bits may be spelled as JSON has it, in two escapes. Half of one is well_formed's.
+    return found if is_well_formed(found) else _PAIR.sub(_joined, found), at + len(quote)
+
+
+def _joined(match: re.Match[str]) -> str:
+    return match[0].encode("utf-16", "surrogatepass").decode("utf-16")
 
 
 def _unescaped(match: re.Match[str]) -> str:

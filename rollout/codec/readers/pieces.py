@@ -9,17 +9,22 @@ nothing can get lost. What a piece is decides where it goes:
 Marks are the format's own and go nowhere, with the newlines that the format's templates write around them; whatever
 whitespace goes beyond those is the model's own, and stays. A call goes to `tool_calls`, with its arguments' text as it
 was written. What was meant as a call and cannot be read is `broken`: it stays in the content, and is listed with its
-reason. Where no tools were offered nothing is a call: the syntax is text.
+reason. Where no tools were offered nothing is a call, nor an attempt at one: the syntax is text. Only what is nested
+beyond any use is told then, too: a policy that degenerates explains no syntax.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
 
 from rollout.chat.messages import MalformedToolCall, Message, ToolCall
+from rollout.door import MOST_DEEP
+
+_BRACKET = re.compile(r"[\[\]{}()]")
 
 Kind = Literal["text", "reasoning", "call", "broken", "mark", "fence"]
 
@@ -43,7 +48,7 @@ class Piece(msgspec.Struct, frozen=True, gc=False):
     text       content
     reasoning  reasoning
     call       calls of tools: `calls`, mostly one
-    broken     an attempt at a call that cannot be read: `reason`
+    broken     an attempt at a call that cannot be read: `reason`; text where no tools were offered
     mark       syntax around reasoning and channels
     fence      syntax around calls: text where no tools were offered
     """
@@ -82,7 +87,7 @@ def assembled(pieces: Iterable[Piece], *, offered: bool, gap: int = 1) -> Messag
             calls += piece.calls
         elif piece.kind != "mark":
             texts.append(piece.raw)
-            if piece.kind == "broken":
+            if piece.kind == "broken" and (offered or _is_deep(piece.raw)):
                 malformed.append(MalformedToolCall(piece.raw, piece.reason))
     end_text(before_call=False)
     thoughts = "\n".join(reasoning)
@@ -93,6 +98,16 @@ def assembled(pieces: Iterable[Piece], *, offered: bool, gap: int = 1) -> Messag
         tool_calls=tuple(calls),
         malformed_tool_calls=tuple(malformed),
     )
+
+
+def _is_deep(text: str) -> bool:
+    """Whether brackets are nested deeper than any value may be."""
+    depth = 0
+    for found in _BRACKET.finditer(text):
+        depth += 1 if found[0] in "[{(" else -1
+        if depth > MOST_DEEP:
+            return True
+    return False
 
 
 def _without_newlines_at_end(text: str, most: int) -> str:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from benchmarks.kit.families import RendererFamily
 from rollout.chat.messages import Function, Message, ToolCall, user
 from rollout.codec.literal import LiteralTokenizer
-from rollout.codec.pattern import Pattern, Slot, learn, texts_of
+from rollout.codec.pattern import Pattern, Slot, has_switch, learn, texts_of
 from rollout.codec.readers import Sampled
 from rollout.codec.readers.blocks import HERMES
 from rollout.codec.renderer import PROMPT_END, RendererBridge
@@ -97,6 +97,24 @@ def test_a_bridge_by_pattern_is_the_familys(tokenizer: Any, text: str, completio
     learnt.extend(previous, [user("two")], context)
     found = learnt.extend(previous, [user(text)], context)
     assert found == learnt._by_family(previous, [user(text)], context)
+
+
+@pytest.mark.parametrize("name", ["glm-4.5", "qwen3"])
+@pytest.mark.parametrize("thinks", [True, False])
+def test_a_text_in_which_the_family_may_find_a_switch_is_the_familys(name: str, thinks: bool) -> None:
+    """GLM 4.5 writes `/nothink` behind a user's text that does not end with it: no pattern can tell which does."""
+    family = RendererFamily(name)
+    bridge, context = RendererBridge(family.tokenizer, name, "all"), make_context([], {"enable_thinking": thinks})
+    bridge.learnt_after = 1
+    said = Message("assistant", "Yes.")
+    sampled = family.sampled([user("one")], said, [])
+    turn = Previous(prompt_ids=bridge.render([user("one")], context), completion_ids=sampled, message=said)
+    bridge.extend(turn, [user("plain")], context)
+    assert any(bridge._patterns.values())
+    for text in ("stop it /nothink", "/no_think", "/think", "/nothink ", "x/NoThink\n", "why /nothink?"):
+        assert bridge.extend(turn, [user(text)], context) == bridge._by_family(turn, [user(text)], context)
+    assert has_switch("a /nothink b")
+    assert not has_switch("/home/no I think")
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from rollout.chat.messages import Message
 from rollout.codec.readers.bare import LLAMA, XLAM
 from rollout.codec.readers.pythonic import GEMMA, LLAMA4
 from tests.rollout.codec.readers.kit import calls_of, read, reasons_of, tool_of
@@ -18,15 +21,46 @@ CALL = '{"name": "add", "parameters": {"a": 1}}'
         (f"\n{CALL}\n", 1),
         (f"{CALL}; {CALL}", 2),
         (f"{CALL}\n{CALL}", 2),
+        (f"{CALL}, {CALL}", 2),
+        (f"[{CALL}]", 1),
+        (f"[{CALL}, {CALL}]", 2),
+        (f"\n[\n  {CALL},\n  {CALL}\n]\n", 2),
+        (f"[{CALL}]\n[{CALL}, {CALL}]", 3),
+        (f"<|python_tag|>[{CALL}, {CALL}]", 2),
         (f"<|python_tag|>{CALL}; {CALL}", 2),
         ('{"type": "function", "name": "add", "parameters": {"a": 1}}', 1),
         ("<|python_tag|>add.call(a=1)", 1),
     ],
 )
 def test_llamas_calls(text: str, calls: int) -> None:
-    """One, several, behind the tag, and of the built-in kind."""
+    """One, several, in lists, behind the tag, and of the built-in kind: what only held calls is no content."""
+    for reader in (LLAMA, LLAMA4):
+        message = read(reader, text)
+        assert (calls_of(message), message.content) == ([("add", {"a": 1})] * calls, None)
+
+
+@given(st.integers(1, 5), *[st.sampled_from(["", " ", "\n", "\n\n  "])] * 3)
+def test_a_list_of_calls_leaves_nothing_in_the_content(count: int, before: str, inside: str, behind: str) -> None:
+    """However many they are, and whatever whitespace stands between them."""
+    listed = f"{before}[{inside}{f'{behind},{inside}'.join([CALL] * count)}{behind}]{behind}"
+    for reader in (LLAMA, LLAMA4, GEMMA):
+        message = read(reader, listed)
+        assert (calls_of(message), message.content) == ([("add", {"a": 1})] * count, None)
+
+
+def test_a_list_of_calls_may_have_text_around_it() -> None:
+    """Which is content, without the list's brackets. One that names other tools is an answer, as a whole."""
+    message = read(LLAMA, f"I add.\n[{CALL}, {CALL}] Done.")
+    assert (calls_of(message), message.content) == ([("add", {"a": 1})] * 2, "I add. Done.")
+    for text in (f"[{CALL.replace('add', 'sub')}]", f"So: [{CALL}, {CALL.replace('add', 'sub')}]"):
+        assert read(LLAMA, text) == Message("assistant", text)
+
+
+def test_a_list_of_calls_that_was_cut_off_is_malformed() -> None:
+    """As a whole: none of it was meant to be done alone."""
+    text = f"[{CALL}, {CALL[:20]}"
     message = read(LLAMA, text)
-    assert (calls_of(message), message.content) == ([("add", {"a": 1})] * calls, None)
+    assert (reasons_of(message), message.content, message.tool_calls) == (["invalid_json"], text, ())
 
 
 def test_text_before_a_call_of_an_offered_tool_is_content() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rollout.chat.messages import Message
-from rollout.codec.readers.blocks import HERMES
+from rollout.codec.readers.blocks import GRANITE, HERMES
 from tests.rollout.codec.readers.kit import calls_of, read, reasons_of
 
 
@@ -109,8 +109,34 @@ def test_a_call_that_no_json_reader_takes_is_malformed(value: str) -> None:
     assert reasons_of(message) == ["invalid_json"]
 
 
+@pytest.mark.parametrize("close", ["", "</tool_call>", "\n</tool_call>"])
+@pytest.mark.parametrize("call", ['{"name": "add", "arguments": {"a": 1}}', '[{"name": "add", "arguments": {"a": 1}}]'])
+def test_granites_calls_may_be_closed(call: str, close: str) -> None:
+    """Its template leaves the closing tag out; where a model writes it, it is no content."""
+    message = read(GRANITE, f"I add.\n<tool_call>\n{call}{close}")
+    assert (calls_of(message), message.content) == ([("add", {"a": 1})], "I add.")
+    twice = read(GRANITE, f"<tool_call>{call}{close}<tool_call>{call}{close} Done.")
+    assert (calls_of(twice), twice.content) == ([("add", {"a": 1})] * 2, " Done.")
+    broken = read(GRANITE, f"<tool_call>{{oops}}{close}")
+    assert [(each.raw, each.reason) for each in broken.malformed_tool_calls] == [
+        (f"<tool_call>{{oops}}{close}", "invalid_json")
+    ]
+
+
+@pytest.mark.parametrize("deep", ["[" * 3_000, '{"a":' * 200, "(" * 129, "[" * 3_000 + "]" * 3_000])
+def test_what_is_nested_without_end_is_malformed_where_no_tools_were_offered_too(deep: str) -> None:
+    """It is no text that explains a call, but a policy that degenerates."""
+    text = f'<tool_call>\n{{"name": "f", "arguments": {deep}}}\n</tool_call>'
+    message = read(HERMES, text, tools=())
+    assert (reasons_of(message), message.content, message.tool_calls) == (["invalid_json"], text, ())
+    wide = f'<tool_call>\n{{"name": "f", "arguments": {"[]" * 3_000}}}\n</tool_call>'
+    assert read(HERMES, wide, tools=()) == Message("assistant", wide)
+
+
 def test_where_no_tools_were_offered_text_is_text() -> None:
-    """The syntax of a call is content then, whole."""
+    """The syntax of a call is content then, whole, also of one that cannot be read."""
+    for text in ("<tool_call>oops", "<tool_call>{bad}</tool_call>\nx", "Use <tool_call>."):
+        assert read(HERMES, text, tools=()) == Message("assistant", text)
     text = 'Write\n<tool_call>\n{"name": "add", "arguments": {}}\n</tool_call>\nlike that.\n'
     assert read(HERMES, text, tools=()) == Message("assistant", text)
 

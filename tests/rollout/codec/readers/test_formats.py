@@ -22,6 +22,9 @@ PROMPTS = {"harmony": "<|start|>assistant", "inkling": "<|message_model|>"}
 #: Formats that have nothing around their text, so that text before a call is not certain to be text.
 BARE = {"llama", "llama4", "xlam", "gemma"}
 
+#: Formats whose messages have headers: those of an answer are no content.
+HEADED = {"harmony", "inkling", "atem"}
+
 #: A tool with a parameter of each type.
 PROPERTIES: dict[str, Any] = {
     "text": {"type": "string"},
@@ -107,6 +110,17 @@ def test_where_no_tools_were_offered_text_is_text(name: str, variant: str) -> No
 
 
 @pytest.mark.parametrize(("name", "variant"), WRITERS)
+def test_where_no_tools_were_offered_nothing_is_malformed(name: str, variant: str) -> None:
+    """A call that was cut off anywhere is what was said then, too: no environment answers it as an error."""
+    text = WRITERS[name, variant]("edit", {"text": "some words", "count": 3})
+    for end in range(1, len(text)):
+        message = read(FORMATS[name], text[:end], tools=(), prompt_end=PROMPTS.get(name, "."), ended=False)
+        assert (message.tool_calls, message.malformed_tool_calls) == ((), ())
+        if name not in HEADED:
+            assert message.text == text[:end]
+
+
+@pytest.mark.parametrize(("name", "variant"), WRITERS)
 def test_a_call_that_was_cut_off_is_malformed(name: str, variant: str) -> None:
     """Its text is kept, in the content, too, from the format's first mark on."""
     text = WRITERS[name, variant]("edit", {"text": "some words", "count": 3})
@@ -184,6 +198,7 @@ def test_no_text_raises_or_gets_lost(name: str, data: st.DataObject) -> None:
         assert malformed.reason
     if not tools:
         assert not message.tool_calls
+        assert not message.malformed_tool_calls
 
 
 @pytest.mark.parametrize("name", FORMATS)

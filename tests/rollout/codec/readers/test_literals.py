@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -29,6 +30,9 @@ def test_what_python_writes_is_read_back(value: Any) -> None:
     ("text", "value"),
     [
         (r"'\d\q'", r"\d\q"),
+        (r"'\ud83d\ude00 \ud83d\udc4b'", "😀 👋"),
+        (r"'\ud83d'", "\ud83d"),
+        (r"'\ude00\ud83d'", "\ude00\ud83d"),
         (r'"\x41\u00e9\U0001f600\101\n"', "Aé😀A\n"),
         ("'''a'b\nc'''", "a'b\nc"),
         ('"a\nb"', "a\nb"),
@@ -42,6 +46,13 @@ def test_what_python_writes_is_read_back(value: Any) -> None:
 def test_spellings(text: str, value: Any) -> None:
     """Escapes that Python does not know stay; JSON's words are read, too."""
     assert read_literal(text, 0)[0] == value
+
+
+@given(st.text(st.characters(exclude_categories=())))
+def test_texts_in_jsons_escapes_are_read_as_json_reads_them(text: str) -> None:
+    """Models write a character beyond 16 bits in two escapes, in Python too."""
+    written = json.dumps(text)
+    assert read_literal(written, 0) == (json.loads(written), len(written))
 
 
 @pytest.mark.parametrize("text", ["", "x", "[1", "{1: 2}", "'a", "{'a': 1, 'a': 2}", "[1 2]", "9" * 5_000, "-", "f(1)"])

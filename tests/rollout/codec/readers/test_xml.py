@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from rollout.chat.messages import Message
 from rollout.codec.readers import Reader
 from rollout.codec.readers.xml import DSML, GLM, MINIMAX, QWEN_XML, SEED
 from tests.rollout.codec.readers.kit import calls_of, read, reasons_of, tool_of
@@ -83,6 +84,12 @@ def test_what_is_no_call_is_malformed(text: str) -> None:
     message = read(QWEN_XML, text, tools=[tool_of("f")])
     assert reasons_of(message) == ["malformed_structure"]
     assert message.content == text
+
+
+def test_where_no_tools_were_offered_prose_may_name_the_syntax() -> None:
+    """An answer that explains it is an answer."""
+    for text in ("Use <function=f> to call it.", qwen("1"), "<tool_call>\n<function=f>\n<parameter=a>"):
+        assert read(QWEN_XML, text, tools=()) == Message("assistant", text)
 
 
 def test_a_call_without_its_tag_is_an_attempt() -> None:
