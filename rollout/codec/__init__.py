@@ -10,6 +10,7 @@
     history     what a template sees of earlier messages
     walked      a history, as a proof is remembered by it
     heads       the short conversations that stand for a history
+    said        what the model really said, tried in a stand-in's place
     source      what a template's source says: what it looks for in texts, whether it takes parts
     compare     whether the local tokenizer is the server's
     stand_in    a short conversation that stands for the real one in such a proof

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
 from rollout.chat.messages import Function, Message, ToolCall
-from rollout.codec.stand_in import HEAD, Head
+from rollout.codec.stand_in import HEAD, Head, renamed_ids
+from rollout.codec.walked import Walked
 
 _CALL_ID = "call00000"
 
@@ -54,3 +55,34 @@ def short_head(history: Sequence[Message], seen: Sequence[Message]) -> Head | No
             return None
         head.append(message)
     return head if head[-1].role == "user" else [*head, *HEAD]
+
+
+def last_rounds(history: Sequence[Message], walked: Walked, finds: Callable[[str], object] | None) -> Head | None:
+    """What is seen but for tools' results, and the last calls and the last turn, their texts shortened.
+
+    DeepSeek's templates note that a tool has answered, and write the next answers in another way: whether one
+    has, and what came last, says as much as the whole history.
+    """
+    others = [message for message in walked.seen if message.role != "tool"]
+    before = short_head(history, others) if others else HEAD
+    if walked.by_text or before is None or len(others) == len(walked.seen):
+        return None
+    turns = [at for at, message in enumerate(history) if message.role == "assistant"]
+    last_answer = max(at for at, message in enumerate(history) if message.role == "tool")
+    called = next((at for at in reversed(turns) if at < last_answer), None)
+    if called is None:
+        return None
+    after = next((at for at in turns if at > called), len(history))
+    recent = [*history[called:after], *history[max(turns[-1], after) :]]
+    return [*before, *renamed_ids([_word(message, finds) for message in recent])]
+
+
+def _word(message: Message, finds: Callable[[str], object] | None) -> Message:
+    """A message of the same kind that says a word; the same one, where the template may find something in it."""
+    if message.role == "assistant" and finds is not None and finds(message.text):
+        return message
+    calls = tuple(msgspec.structs.replace(call, function=Function(call.name, "{}")) for call in message.tool_calls)
+    reasoning = None if message.reasoning_content is None else "."
+    return msgspec.structs.replace(
+        message, content="." if message.text else None, reasoning_content=reasoning, tool_calls=calls
+    )

@@ -22,9 +22,10 @@ from collections.abc import Callable, Collection, Sequence
 import msgspec
 
 from rollout.chat.canonical import digest
-from rollout.chat.messages import Function, Message
+from rollout.chat.messages import Message
 from rollout.codec import stand_in
-from rollout.codec.heads import SHORT, behind, rough, short_head, shortened
+from rollout.codec.heads import SHORT, behind, last_rounds, rough, short_head, shortened
+from rollout.codec.said import follows, follows_behind
 from rollout.codec.stand_in import HEAD, Conversation, Head, NotExtendable, NotRendered, Shape, Steps
 from rollout.codec.types import Previous
 from rollout.codec.walked import Walked, and_found, kind_of
@@ -35,6 +36,8 @@ _KINDS_KEPT = 256
 
 #: How often a proof is tried: a clock in the prompt may tick between two of its renderings.
 _TRIES = 2
+
+_SAID = "the template writes another text behind what the assistant said than behind other words"
 
 
 class Unprovable(msgspec.Struct, frozen=True):
@@ -122,6 +125,7 @@ class ShapeCache:
             previous, tail, ids = self._with_first_ids(previous, tail, ids, context_key)
         key, shape = yield from self._proved(previous, tail, context_key, stop_ids, ids)
         yield from self._check_said(key, shape, previous, tail)
+        yield from self._check_said_behind(key, shape, previous, tail)
         return key, shape, (yield from self._head(key, shape, previous, tail))
 
     def _printed_ids(
@@ -174,34 +178,44 @@ class ShapeCache:
     def _check_said(self, key: object, shape: Shape, previous: Previous, tail: Sequence[Message]) -> Steps[None]:
         """Proves that what follows is the same behind what the model really said. Raises NotExtendable.
 
-        Where that has what the stand-in lacks: reasoning, or a text in which the template may find something. In what a
-        server's may find something nobody knows: it is asked about each text.
+        Where that has what the stand-in lacks: reasoning, text beside calls, no text at all, or a text in which the
+        template may find something. In what a server's may find something nobody knows: it is asked about each text.
         """
         said = previous.message
-        if (
-            said is not None and said.tool_calls
-        ):  # Gemma 4's template writes what is said beside calls behind their results
-            said = msgspec.structs.replace(said, content=None)
         if said is None:
             return
         holds = self._holds(said) if self._finds is not None else bool(said.text)
-        if said.reasoning_content is None and not holds:
+        speaks_alike = bool(said.text) is (shape.form != "calls")
+        if said.reasoning_content is None and not holds and speaks_alike:
             return
         if not said.tool_calls and any(message.role == "tool" for message in tail):
             return  # calls that only the environment could read: what was read says nothing of what follows
-        kind = kind_of(said, holds) if self._finds is not None else digest(said)
-        name = (key, kind, bool(said.text))
+        name = (key, kind_of(said, holds) if self._finds is not None else digest(said))
         if name not in self._said:
-            real = said if holds else shortened(said)
             try:
-                ids = yield Conversation([*HEAD, real, *stand_in.with_words(tail)])
-                self._said[name] = ids[-len(shape.rest) :] == shape.rest
+                self._said[name] = yield from follows(said if holds else shortened(said), shape, tail)
             except NotRendered:  # as of a history
                 return
         if not self._said[name]:
-            raise NotExtendable(
-                "the template writes another text behind what the assistant said than behind other words"
-            )
+            raise NotExtendable(_SAID)
+
+    def _check_said_behind(self, key: object, shape: Shape, previous: Previous, tail: Sequence[Message]) -> Steps[None]:
+        """The same behind the whole history, where the template finds something in an answer. Raises NotExtendable."""
+        said, history = previous.message, previous.history
+        if said is None or said.tool_calls or self._finds is None or not history:
+            return
+        if not (holds := self._holds(said)):
+            return
+        walked = yield from self._walk(key, shape, previous, tail)
+        name = (key, kind_of(said, holds), rough(history), walked.kinds, walked.found)
+        if name not in self._said:
+            turn = stand_in.stand_in_turn(said, tail, shape.form)
+            try:
+                self._said[name] = yield from follows_behind(history, said, turn, shape, tail)
+            except NotRendered:
+                return
+        if not self._said[name]:
+            raise NotExtendable(_SAID)
 
     def _head(self, key: object, shape: Shape, previous: Previous, tail: Sequence[Message]) -> Steps[Head]:
         """What stands for the history: nearly always a word."""
@@ -211,40 +225,11 @@ class ShapeCache:
         walked = yield from self._walk(key, shape, previous, tail)
         if not walked.seen:
             return HEAD if (yield from self._is_as_behind_a_word(key, walked, shape, previous, tail)) else history
-        head = short_head(history, walked.seen) or self._last_rounds(history, walked)
+        head = short_head(history, walked.seen) or last_rounds(history, walked, self._finds)
         name = (key, walked.kinds, walked.pairs, walked.found)
         if head is not None and (yield from self._stands_for(name, head, shape, previous, tail)):
             return head
         return history
-
-    def _last_rounds(self, history: Sequence[Message], walked: Walked) -> Head | None:
-        """What is seen but for tools' results, and the last calls and the last turn, their texts shortened.
-
-        DeepSeek's templates note that a tool has answered, and write the next answers in another way: whether one
-        has, and what came last, says as much as the whole history.
-        """
-        others = [message for message in walked.seen if message.role != "tool"]
-        before = short_head(history, others) if others else HEAD
-        if walked.by_text or before is None or len(others) == len(walked.seen):
-            return None
-        turns = [at for at, message in enumerate(history) if message.role == "assistant"]
-        last_answer = max(at for at, message in enumerate(history) if message.role == "tool")
-        called = next((at for at in reversed(turns) if at < last_answer), None)
-        if called is None:
-            return None
-        after = next((at for at in turns if at > called), len(history))
-        recent = [*history[called:after], *history[max(turns[-1], after) :]]
-        return [*before, *stand_in.renamed_ids([self._word(message) for message in recent])]
-
-    def _word(self, message: Message) -> Message:
-        """A message of the same kind that says a word; the same one, where the template may find something in it."""
-        if message.role == "assistant" and self._finds is not None and self._finds(message.text):
-            return message
-        calls = tuple(msgspec.structs.replace(call, function=Function(call.name, "{}")) for call in message.tool_calls)
-        reasoning = None if message.reasoning_content is None else "."
-        return msgspec.structs.replace(
-            message, content="." if message.text else None, reasoning_content=reasoning, tool_calls=calls
-        )
 
     def _walk(self, key: object, shape: Shape, previous: Previous, tail: Sequence[Message]) -> Steps[Walked]:
         """What is seen of a history. The next turn's has a few messages more, and only those are looked at."""

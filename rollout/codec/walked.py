@@ -22,7 +22,7 @@ class Walked(msgspec.Struct, frozen=True):
     seen: Sequence[Message] = ()
     """Those that change what the template writes behind the turn."""
     kinds: frozenset[object] = frozenset()
-    """Roles, and whether the model called and reasoned."""
+    """Roles and names, whether there is a text, how many calls, and whether the model reasoned."""
     pairs: frozenset[object] = frozenset()
     """Which kinds stand behind which."""
     by_text: bool = False
@@ -39,7 +39,8 @@ def kind_of(message: Message, holds: object) -> object:
     found = message.role == "assistant" and holds is not None and holds
     if found is True:
         return digest(message)  # it may find anything in what the model said
-    return message.role, bool(message.tool_calls), message.reasoning_content is not None, found
+    reasons = message.reasoning_content is not None
+    return message.role, message.name, bool(message.text), len(message.tool_calls), reasons, found
 
 
 def and_found(before: bytes, message: Message, holds: object) -> bytes:

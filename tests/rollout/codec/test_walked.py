@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rollout.chat.messages import Message, system, user
+from rollout.chat.messages import Function, Message, ToolCall, system, user
 from rollout.codec.walked import and_found, kind_of
 
 ANSWER, RESULT = Message("assistant", "words"), Message("tool", "words", tool_call_id="c0", name="f")
@@ -39,3 +39,18 @@ def test_where_nobody_can_know_each_text_that_was_typed_is_another() -> None:
     assert and_found(b"", user("a"), None) != and_found(b"", user("b"), None)
     assert and_found(b"", RESULT, None) == b""
     assert and_found(b"", RESULT, True) != b""
+
+
+def test_what_a_template_may_see_of_an_answer_is_in_its_kind() -> None:
+    """Whether it has a text, how many calls, whether it reasoned, and whose it is: Cohere's count the calls."""
+    one, two = (ToolCall(id=f"c{at}", function=Function("f", "{}")) for at in range(2))
+    answers = [
+        ANSWER,
+        Message("assistant"),
+        Message("assistant", tool_calls=(one,)),
+        Message("assistant", tool_calls=(one, two)),
+        Message("assistant", "words", tool_calls=(one,)),
+        Message("assistant", "words", reasoning_content="so"),
+        Message("assistant", "words", name="ann"),
+    ]
+    assert len({kind_of(answer, False) for answer in answers}) == len(answers)
