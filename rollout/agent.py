@@ -123,7 +123,7 @@ class Model(Protocol):
 
     @property
     def limit(self) -> str | None:
-        """The limit that the rollout has reached, where no turn has succeeded since: `max_turns`, `context_length`."""
+        """The limit that the rollout has reached: `max_turns`, or `context_length` until a later turn has succeeded."""
         ...
 
     @property

@@ -12,7 +12,10 @@ from rollout.dialects.types import DialectError
 COMMON: Mapping[str, Any] = {
     **dict.fromkeys(("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty"), float),
     **dict.fromkeys(("top_k", "seed", "min_tokens"), int),
-    "repetition_penalty": float,
+    **dict.fromkeys(("repetition_penalty", "length_penalty"), float),
+    **dict.fromkeys(("stop_token_ids", "allowed_token_ids"), list[int]),
+    **dict.fromkeys(("ignore_eos", "skip_special_tokens", "include_stop_str_in_output"), bool),
+    "bad_words": list[str],
 }
 
 NO_LOGPROBS = "a program is not told logprobs; the rollout's record has them"

@@ -5,7 +5,7 @@ agent's `chat` and the turns of an environment go through `Asking.turn`, so that
 hold for either.
 
 A server that fails is a failure of the rollout, never a reward of 0, whatever an agent makes of the exception: what
-failed is remembered until the same agent has asked again with success.
+failed is remembered until the same agent has asked again, thereafter, with success.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ from typing import Any, Protocol
 
 from rollout.agent import Answer, Endpoint, Usage
 from rollout.chat.messages import Message
+from rollout.checks import check_sampling
 from rollout.config import EngineConfig
 from rollout.door import Refused, plain, positive
 from rollout.errors import (
+    AuthenticationFailed,
     ConfigError,
     LimitReached,
     MessageError,
+    ModelNotFound,
     PromptTooLong,
     RequestRefused,
     RolloutError,
@@ -80,7 +83,8 @@ class Asking:
         """`refuse_ended` raises RolloutEnded where no further turn is wanted."""
         self.session = session
         self.limit: StopReason | None = None
-        """The limit that was reached, where no turn has succeeded since."""
+        """The limit that was reached. `max_turns` holds from then on; another until a turn that was asked for later
+        has succeeded."""
         self.ended: RolloutEnded | None = None
         self.on_ended: Callable[[], None] = lambda: None
         """Told once, when `ended` is set: whoever does not listen to exceptions is cancelled."""
@@ -95,6 +99,9 @@ class Asking:
         self._served: RolloutModel | None = None
         """The model that was served over HTTP, where one was."""
         self._under_way, self._since = 0, 0.0
+        self._asked, self._limit_at, self._fault_at = 0, 0, dict[str, int]()
+        """How many turns were asked for: now, when `limit` was reached, and when each of `faults` came. What was asked
+        for earlier and ends later takes neither back."""
 
     def __repr__(self) -> str:
         return f"<Asking {len(self.session.turns)} turns, {self._under_way} under way>"
@@ -103,27 +110,41 @@ class Asking:
         """One turn: the assistant's message, and the turn's index. Raises LimitReached, RolloutEnded, and as
         `Session.ask` does."""
         self._admit()
+        self._asked += 1
+        number = self._asked
         if not self._under_way:
             self._since = time.perf_counter()
         self._under_way += 1
         try:
             message, index = await self.session.ask(ask)
         except (ContextFull, PromptTooLong) as error:
-            self.limit = StopReason.CONTEXT_LENGTH
+            self._reached(StopReason.CONTEXT_LENGTH)
             raise LimitReached(str(error)) from error
+        except (AuthenticationFailed, ModelNotFound) as error:  # every request would be refused: the run is
+            self._failed(ask.agent, error)
+            raise
         except RequestRefused:  # the same request would be refused again: the caller's, as a rule
             raise
         except (TransportError, FallbackRefused, InvariantBroken) as error:
-            self.faults[ask.agent] = error
+            self._failed(ask.agent, error)
             raise
         finally:
             self._under_way -= 1
             if not self._under_way:
                 self.busy_s += time.perf_counter() - self._since
-        self.limit = None
-        self.faults.pop(ask.agent, None)
+        if self.limit is not StopReason.MAX_TURNS and number > self._limit_at:
+            self.limit = None
+        if self.faults and number > self._fault_at.get(ask.agent, number):
+            del self.faults[ask.agent], self._fault_at[ask.agent]
         self._on_turn(self.session.turns[index])
         return message, index
+
+    def _reached(self, limit: StopReason) -> None:
+        if self.limit is not StopReason.MAX_TURNS:
+            self.limit, self._limit_at = limit, self._asked
+
+    def _failed(self, agent: str, error: Exception) -> None:
+        self.faults[agent], self._fault_at[agent] = error, self._asked
 
     def _admit(self) -> None:
         try:
@@ -135,7 +156,7 @@ class Asking:
             raise
         limit = self._config.max_turns
         if limit is not None and len(self.session.turns) + self._under_way >= limit:
-            self.limit = StopReason.MAX_TURNS
+            self._reached(StopReason.MAX_TURNS)
             raise LimitReached(f"the rollout has taken its {limit} turns (max_turns)")
 
     def settle_form(
@@ -178,7 +199,7 @@ class RolloutModel:
 
     @property
     def limit(self) -> str | None:
-        """The limit that was reached, where no turn has succeeded since."""
+        """The limit that was reached: see `Asking.limit`."""
         return self.asking.limit.value if self.asking.limit is not None else None
 
     @property
@@ -199,9 +220,11 @@ class RolloutModel:
         """Has the model answer a conversation: see `rollout.agent.Model.chat`."""
         if wrong := _OURS.intersection(sampling):
             raise MessageError(f"chat takes no {min(wrong)!r}: one answer comes back, whole; ask again for another")
+        if "max_completion_tokens" in sampling:  # a route of ids knows the other name only
+            raise MessageError("chat takes no 'max_completion_tokens': use max_tokens")
         if not isinstance(train, bool):
             raise MessageError(f"train must be true or false, not {train!r:.80}")
-        wanted: dict[str, Any] = _plain("sampling", sampling) if sampling else {}
+        wanted: dict[str, Any] = _sampling(sampling) if sampling else {}
         shown = _tools(tools)
         if wanted:
             wanted, shown = self.asking.settle_form(wanted, shown)
@@ -238,6 +261,15 @@ def _tools(tools: object) -> Sequence[Mapping[str, Any]]:
     if isinstance(tools, str | bytes | Mapping) or not isinstance(tools, Sequence):
         raise MessageError(f"tools must be a list of tools, not {type(tools).__name__}")
     return [_plain(f"tools[{at}]", tool) for at, tool in enumerate(tools)]
+
+
+def _sampling(sampling: Mapping[str, Any]) -> dict[str, Any]:
+    found = _plain("sampling", sampling)
+    try:
+        check_sampling(found)
+    except ConfigError as error:
+        raise MessageError(str(error)) from None
+    return found
 
 
 def _plain(what: str, value: object) -> dict[str, Any]:

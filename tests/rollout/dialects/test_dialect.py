@@ -286,3 +286,28 @@ def test_any_value_in_any_place_is_read_or_refused(dialect: Dialect, body: dict[
             except DialectError:
                 refused += 1
     assert refused > 100
+
+
+@pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.name)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("stop_token_ids", [[1]]),
+        ("stop_token_ids", ["1"]),
+        ("stop_token_ids", [True]),
+        ("stop_token_ids", 1),
+        ("allowed_token_ids", {"a": 1}),
+        ("ignore_eos", "no"),
+        ("bad_words", [1]),
+    ],
+)
+def test_a_sampling_parameter_of_a_wrong_type_is_refused_by_name(dialect: Dialect, name: str, value: Any) -> None:
+    """Before anything is sampled: what compares ids with it would fail on it in the middle of a turn."""
+    asked: dict[str, Any] = {"model": "m"} if dialect.name == "responses" else {"model": "m", "max_tokens": 9}
+    asked["input" if dialect.name == "responses" else "messages"] = [{"role": "user", "content": "hi"}]
+    with pytest.raises(DialectError) as refused:
+        dialect.read(json.dumps({**asked, name: value}).encode(), Memory())
+    assert refused.value.status == 400
+    assert (refused.value.param or "").startswith(name)
+    right = json.dumps({**asked, "stop_token_ids": [1, 2]}).encode()
+    assert dialect.read(right, Memory()).sampling["stop_token_ids"] == [1, 2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -10,7 +11,16 @@ import pytest
 
 from rollout import Agent, Answer, Model, Outcome, Rollout, Task, user
 from rollout.config import EngineConfig
-from rollout.errors import ConfigError, LimitReached, MessageError, ServerBusy
+from rollout.errors import (
+    AuthenticationFailed,
+    ConfigError,
+    LimitReached,
+    MessageError,
+    ModelNotFound,
+    RequestRefused,
+    ServerBusy,
+    TransportError,
+)
 from rollout.play.episode import Episode
 from rollout.play.host import Hosts
 from rollout.play.served import ServedModel
@@ -20,7 +30,7 @@ from rollout.records import FailureKind, Group, Job, Route, StopReason
 from rollout.tokens.prefix import FallbackReason
 from tests.log_kit import capture_logs
 from tests.rollout.play.test_session import ByteCodec
-from transports.scripted import Fault, ScriptedTransport, Stalled, reply
+from transports.scripted import Fault, Held, ScriptedTransport, Stalled, reply
 
 Run = Callable[[Task, Model], Awaitable[Any]]
 
@@ -188,6 +198,63 @@ async def test_a_server_that_fails_is_a_failure_whatever_the_agent_makes_of_it(s
     assert (healed.stop, healed.reward) == (StopReason.DONE, 1.0)
 
 
+@pytest.mark.parametrize(
+    ("error", "ends"),
+    [
+        (AuthenticationFailed("401: key revoked"), FailureKind.TRANSPORT),
+        (ModelNotFound("it serves it no more"), FailureKind.TRANSPORT),
+        (RequestRefused("400: temperature"), StopReason.DONE),
+    ],
+)
+async def test_a_server_that_refuses_the_run_is_a_failure_though_the_agent_swallows_it(
+    error: TransportError, ends: FailureKind | StopReason
+) -> None:
+    """A key that was revoked would otherwise be a reward of 0; a request of the agent's own is its own affair."""
+
+    async def run(task: Task, model: Model) -> Outcome:
+        with contextlib.suppress(TransportError):
+            await model.chat([user("hello")])
+        return Outcome(reward=0.0)
+
+    rollout = await play(run, Fault(error))
+    assert (rollout.failure.kind if rollout.failure is not None else rollout.stop) is ends
+
+
+async def test_a_turn_asked_for_earlier_takes_back_no_fault_that_came_later() -> None:
+    """Two at once: the second fails, and the first ends well thereafter."""
+    held = Held(reply("late"))
+
+    async def run(task: Task, model: Model) -> Outcome:
+        first = asyncio.ensure_future(model.chat([user("a")]))
+        await asyncio.sleep(0)
+        with pytest.raises(ServerBusy):
+            await model.chat([user("b")])
+        held.release()
+        await first
+        return Outcome(reward=0.0)
+
+    assert failed(await play(run, held, Fault(ServerBusy("503")))) is FailureKind.TRANSPORT
+
+
+@pytest.mark.parametrize("named", ["max_turns", "context_length"])
+async def test_a_turn_asked_for_earlier_takes_back_no_limit(named: str) -> None:
+    """The agent was told of it, and ends by an error of its own: that is the limit's doing still."""
+    held = Held(reply("late"))
+    limits: dict[str, Any] = {"max_turns": 1} if named == "max_turns" else {"max_model_len": 64}
+
+    async def run(task: Task, model: Model) -> Outcome:
+        first = asyncio.ensure_future(model.agent("sub").chat([user("a")]))
+        await asyncio.sleep(0)
+        with pytest.raises(LimitReached):
+            await model.chat([user("b" * 99)])
+        held.release()
+        await first
+        assert model.limit == named
+        raise RuntimeError("my own client's: 400")
+
+    assert (await play(run, held, reply("x"), **limits)).stop == StopReason(named)
+
+
 async def test_what_an_agent_raises_is_its_rollouts_failure_with_its_traceback() -> None:
     """As an environment's; what was sampled before is kept."""
 
@@ -273,6 +340,9 @@ async def test_what_it_left_under_way_is_not_kept() -> None:
         {"messages": [user("a")], "max_tokens": 0},
         {"messages": [user("a")], "temperature": float("nan")},
         {"messages": [user("a")], "n": 4},
+        {"messages": [user("a")], "max_completion_tokens": 4},
+        {"messages": [user("a")], "stop_token_ids": [[1]]},
+        {"messages": [user("a")], "stop_token_ids": "12"},
         {"messages": [user("a")], "stream": True},
         {"messages": [user("a")], "train": "no"},
     ],
