@@ -45,6 +45,11 @@ def ended(why: str = "") -> DialectError:
     return DialectError(409, f"this key's rollout has ended{so}: nothing is asked of its model any more", code="ended")
 
 
+def stopping() -> DialectError:
+    """The recorder ends, and goes on with its sessions where it is started anew."""
+    return DialectError(503, "the recorder is stopping: ask again, where it is started anew", code="stopping")
+
+
 def no_room(why: str) -> DialectError:
     """It may be tried again later."""
     return DialectError(429, why, code="no_room")

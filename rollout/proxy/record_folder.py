@@ -33,6 +33,14 @@ class Found(msgspec.Struct, kw_only=True):
     restored: Restored
 
 
+class EndedKey(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A key whose session has ended."""
+
+    why: str
+    """"" where that was asked for."""
+    registered: bool
+
+
 class RecordFolder:
     """Open for writing, and locked."""
 
@@ -44,8 +52,8 @@ class RecordFolder:
         """Files of turns -> those of these sessions that have any in it."""
         self.ended: dict[str, int] = {}
         """Sessions that have ended -> where their line begins, -1 where they have none."""
-        self.ended_keys: dict[str, str] = {}
-        """The hashes of their keys -> why they ended, "" where that was asked for."""
+        self.ended_keys: dict[str, EndedKey] = {}
+        """By the hashes of keys. One that was seen and never asked for a turn is none of them: it may come yet."""
         self.on_rollout: Callable[[Rollout], None] = lambda rollout: None
         """Told, in a thread, of each line that was written."""
         self._run = run
@@ -88,8 +96,7 @@ class RecordFolder:
                 self._tasks[line.task_id] = line.task_index
                 self._members[line.task_index] += 1
             elif (found := live.pop(line.session, None)) is not None:
-                self.ended[line.session] = lines.get(line.session, -1)
-                self.ended_keys[found.opened.key] = line.why
+                self._ended(found.opened, lines.get(line.session, -1), line.why)
         for name, turn in read_turns(self.path):
             if (found := live.get(turn.session)) is not None:
                 found.restored.add(turn)
@@ -106,8 +113,12 @@ class RecordFolder:
 
     async def end(self, opened: Opened, rollout: Rollout | None, why: str, fsync: bool) -> None:
         """A session has ended; without a rollout it leaves nothing. Raises OSError, FolderGone."""
-        self.ended[opened.session] = -1 if rollout is None else await self.write(opened, rollout, fsync)
-        self.ended_keys[opened.key] = why
+        self._ended(opened, -1 if rollout is None else await self.write(opened, rollout, fsync), why)
+
+    def _ended(self, opened: Opened, begins: int, why: str) -> None:
+        self.ended[opened.session] = begins
+        if begins >= 0:
+            self.ended_keys[opened.key] = EndedKey(why=why, registered=opened.registered)
 
     async def write(self, opened: Opened, rollout: Rollout, fsync: bool = False) -> int:
         """Writes a session's line as it stands; gives where it begins. Raises OSError, FolderGone."""

@@ -85,9 +85,9 @@ class Recorded:
         except JournalFailed as error:
             raise DialectError(503, str(error), code="not_journalled") from error
 
-    def close(self) -> None:
-        """Nothing is asked any more, and what is under way is cancelled."""
-        self.served.turns.close()
+    def close(self, why: DialectError | None = None) -> None:
+        """It has ended, or `why`: nothing is asked any more, and what is under way is cancelled."""
+        self.served.turns.close(why)
         self.asking.close()
 
     def rollout(self, why: str = "") -> Rollout:

@@ -115,7 +115,7 @@ class Recorder:
     def find(self, keys: Sequence[str], caller: Caller) -> Served:
         """See `rollout.proxy.sessions.Sessions`."""
         if self.stopping:
-            raise DialectError(503, "the recorder is stopping: ask again, where it is started anew", code="stopping")
+            raise faults.stopping()
         # Of a key that is registered for none, each session that the client names is a rollout. A path is one itself.
         named = keys is caller.keys and caller.session is not None
         if (known := self._known(keys, registered=named)) is not None:
@@ -135,22 +135,24 @@ class Recorder:
         return recorded.served
 
     def _known(self, keys: Sequence[str], *, registered: bool = False) -> Served | None:
-        """The session of the first key that has one, and of `registered` keys alone where those are asked for.
+        """The session of the first key that has one, and of `registered` keys alone where those are asked for: no other
+        one's session is the caller's, live or ended.
 
         Raises DialectError where the keys are known as ones of sessions that have ended.
         """
         hashes = [hash_of(key) for key in keys]
         for each in hashes:
             if (recorded := self._live.get(self._by_key.get(each, ""))) is not None:
-                if recorded.ending:
-                    raise faults.ended()
                 if registered and not recorded.opened.registered:
                     continue
+                if recorded.ending:
+                    raise faults.ended()
                 recorded.use()
                 return recorded.served
-        why = next((self.folder.ended_keys[each] for each in hashes if each in self.folder.ended_keys), None)
-        if why is not None:
-            raise faults.ended(why)
+        for each in hashes:
+            ended = self.folder.ended_keys.get(each)
+            if ended is not None and (ended.registered or not registered):
+                raise faults.ended(ended.why)
         return None
 
     async def open(self, name: str, task: Mapping[str, Any], key: str) -> Recorded:
@@ -291,7 +293,7 @@ class Recorder:
             for recorded in list(self._live.values()):
                 await recorded.served.turns.settled()
         for recorded in list(self._live.values()):
-            recorded.close()
+            recorded.close(faults.stopping())
         for recorded in list(self._live.values()):
             if recorded.session.turns and not recorded.ending:
                 with self._failing():

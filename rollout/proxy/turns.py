@@ -1,8 +1,8 @@
 """A rollout's turns over HTTP: each is played once, however often its client asks for it and whether it waits or not.
 
-A client that marks a request as sent before (a retry count from 1 on, or an idempotency key that is known) is given
-the turn that it asked for, under way or done. An equal request that is not marked is a new turn: best-of-n asks the
-same n times, and after a compaction the same may be meant anew.
+A client that marks a request as sent before (an idempotency key that is known, or a retry count from 1 on where it has
+no key) is given the turn that it asked for, under way or done. An equal request that is not marked is a new turn:
+best-of-n asks the same n times, and after a compaction the same may be meant anew.
 
     request ----> begun ----> committed, journalled ----> answered
                     |  its client leaves, and nobody comes back for `client_gone_s`: cancelled, on the server too
@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
@@ -24,14 +25,13 @@ from rollout.chat.messages import Message
 from rollout.config import EngineConfig
 from rollout.dialects.headers import Caller
 from rollout.dialects.types import Call, DialectError, Said
-from rollout.memo import Memo
 from rollout.play.model import Asking
-from rollout.play.session import Ask
+from rollout.play.session import Ask, SessionClosed
 from rollout.proxy import faults
 from rollout.records import Turn
 
-#: Requests whose turns a retry may ask for, and turns of equal requests among them.
-_REQUESTS, _EQUAL = 512, 16
+#: Turns that are over and that a retry may ask for: the last ones. One that is under way is never forgotten.
+_KEPT = 512
 
 Start = Callable[[Callable[[], Coroutine[Any, Any, None]]], None]
 """Starts a task."""
@@ -61,10 +61,11 @@ raises, the client is answered an error in place of the answer."""
 class Under:
     """One turn, from when it is asked for, and how many requests wait for it."""
 
-    def __init__(self, call: Call, digest: bytes, dialect: str = "") -> None:
+    def __init__(self, call: Call, digest: bytes, idempotency_key: str | None = None, dialect: str = "") -> None:
         self.call = call
         self.dialect = dialect
         self.digest = digest
+        self.idempotency_key = idempotency_key
         self.over = asyncio.Event()
         self.said: Said | None = None
         self.error: DialectError | None = None
@@ -78,6 +79,12 @@ class Under:
     def __repr__(self) -> str:
         state = "under way" if not self.over.is_set() else "failed" if self.said is None else "done"
         return f"<Under {state}, {self.waiting} wait>"
+
+    @property
+    def names(self) -> list[object]:
+        """What a request that asks for it again may say: without its key it is known by its digest all the same."""
+        keyed = [] if self.idempotency_key is None else [(self.idempotency_key, self.digest)]
+        return [self.digest, *keyed]
 
     def answer(self) -> Said:
         """What the model said. Raises DialectError."""
@@ -100,36 +107,37 @@ class Turns:
             config.proxy_keepalive_s,
         )
         self._before_last_event = before_last_event
-        self._known = Memo[object, tuple[Under, ...]](_REQUESTS)
-        """By the digest of the request, and by (idempotency key, that digest)."""
+        self._known = dict[object, dict[Under, None]]()
+        """By their names, those of each in order: what is under way, and what is in `_kept`."""
+        self._kept = deque[Under]()
+        """Those that are over and have an answer, the oldest first."""
         self._under_way = set[Under]()
-        self._closed = False
+        self._closed: DialectError | None = None
+        """Why nothing is asked any more."""
 
     def __repr__(self) -> str:
         return f"<Turns {len(self._under_way)} under way>"
 
     def asked_before(self, caller: Caller, digest: bytes) -> Under | None:
         """The turn that a request asks for again, where its client says that it does."""
-        name: object = (caller.idempotency_key, digest)
-        if caller.idempotency_key is None or name not in self._known:
-            name = digest
-            if not caller.is_retry:
-                return None
-        found = self._known.get(name) or tuple(turn for turn in self._under_way if turn.digest == digest)
+        if caller.idempotency_key is None and not caller.is_retry:
+            return None
+        # Under a key that was not seen it was never asked for: what is equal has a key of its own, or none.
+        name = digest if caller.idempotency_key is None else (caller.idempotency_key, digest)
+        found = self._known.get(name, {})
         # Equal requests, each sent again: each has a turn that nobody else waits for, if there is one.
         return min(reversed(found), key=lambda turn: (turn.delivered, turn.waiting), default=None)
 
     def begin(self, call: Call, ask: Ask, caller: Caller, digest: bytes, *, dialect: str = "") -> Under:
         """Has the model answer. Raises DialectError once the rollout has ended, and where there is no room."""
-        if self._closed:
-            raise faults.ended()
+        if self._closed is not None:
+            raise self._closed
         if len(self._under_way) >= self._most:
             raise faults.no_room(f"{self._most} turns of this rollout are under way (proxy_turns)")
-        turn = Under(call, digest, dialect)
+        turn = Under(call, digest, caller.idempotency_key, dialect)
         self._under_way.add(turn)
-        for name in self._names(caller, digest):
-            self._known[name] = (*self._known.get(name, ()), turn)[-_EQUAL:]
-        self._start(lambda: self._play(turn, ask, caller))
+        self._know(turn)
+        self._start(lambda: self._play(turn, ask))
         return turn
 
     @property
@@ -144,11 +152,11 @@ class Turns:
 
     def restore(self, call: Call, said: Said, digest: bytes, idempotency_key: str | None) -> None:
         """A turn that was answered before this process began, to be known when its client asks for it again."""
-        turn = Under(call, digest)
+        turn = Under(call, digest, idempotency_key)
         turn.said = said
         turn.over.set()
-        for name in self._names(Caller(idempotency_key=idempotency_key), digest):
-            self._known[name] = (*self._known.get(name, ()), turn)[-_EQUAL:]
+        self._know(turn)
+        self._keep(turn)
 
     def wait(self, turn: Under) -> None:
         """A request waits for a turn."""
@@ -164,22 +172,20 @@ class Turns:
             loop = asyncio.get_running_loop()
             turn.gone = loop.call_later(self._client_gone_s, turn.scope.cancel)
 
-    def close(self) -> None:
-        """The rollout has ended: what is under way is cancelled, on the server too."""
-        self._closed = True
+    def close(self, why: DialectError | None = None) -> None:
+        """The rollout has ended, or `why`: what is under way is cancelled, on the server too."""
+        self._closed = why or faults.ended()
         for turn in self._under_way:
             turn.scope.cancel()
 
-    def _names(self, caller: Caller, digest: bytes) -> list[object]:
-        key = caller.idempotency_key
-        return [digest] if key is None else [digest, (key, digest)]
-
-    async def _play(self, turn: Under, ask: Ask, caller: Caller) -> None:
+    async def _play(self, turn: Under, ask: Ask) -> None:
         try:
             with turn.scope:
-                turn.said = await self._said(turn, ask, caller)
+                turn.said = await self._said(turn, ask)
             if turn.said is None:
-                turn.error = faults.ended() if self._closed else faults.refusal_of(_left(self._client_gone_s))
+                turn.error = self._closed or faults.refusal_of(_left(self._client_gone_s))
+        except SessionClosed as error:
+            turn.error = self._closed or faults.refusal_of(error)
         except Exception as error:
             turn.error = faults.refusal_of(error)
         finally:
@@ -187,10 +193,12 @@ class Turns:
             if turn.gone is not None:
                 turn.gone.cancel()
             if turn.said is None:
-                self._forget(turn, caller)  # asked for again, it is tried anew
+                self._forget(turn)  # asked for again, it is tried anew
+            else:
+                self._keep(turn)
             turn.over.set()
 
-    async def _said(self, turn: Under, ask: Ask, caller: Caller) -> Said:
+    async def _said(self, turn: Under, ask: Ask) -> Said:
         message, index = await self._asking.turn(ask)
         played = self._asking.session.turns[index]
         said = said_of(message, played, uuid.uuid4().hex[:24], int(time.time()))
@@ -203,20 +211,29 @@ class Turns:
                 turn=played,
                 index=index,
                 request_digest=turn.digest,
-                idempotency_key=caller.idempotency_key,
+                idempotency_key=turn.idempotency_key,
             )
             # Shielded: it is committed, so it is kept whole, whoever leaves meanwhile.
             with anyio.CancelScope(shield=True):
                 await self._before_last_event(turned)
         return said
 
-    def _forget(self, turn: Under, caller: Caller) -> None:
-        for name in self._names(caller, turn.digest):
-            left = tuple(other for other in self._known.get(name, ()) if other is not turn)
-            if left:
-                self._known[name] = left
-            else:
-                self._known.pop(name, None)
+    def _keep(self, turn: Under) -> None:
+        """Its answer may be asked for again, until so many others came."""
+        self._kept.append(turn)
+        if len(self._kept) > _KEPT:
+            self._forget(self._kept.popleft())
+
+    def _know(self, turn: Under) -> None:
+        for name in turn.names:
+            self._known.setdefault(name, {})[turn] = None
+
+    def _forget(self, turn: Under) -> None:
+        for name in turn.names:
+            equal = self._known[name]
+            del equal[turn]
+            if not equal:
+                del self._known[name]
 
 
 def said_of(message: Message, turn: Turn, identifier: str, created: int) -> Said:

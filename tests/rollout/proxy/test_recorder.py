@@ -16,7 +16,7 @@ from rollout.store.folder import read_rollouts
 from rollout.store.index import RunIndex
 from tests.rollout.proxy.kit import text_of
 from tests.rollout.proxy.recorder_kit import recorded
-from transports.scripted import Held, reply
+from transports.scripted import Held, Stalled, reply
 
 
 async def test_a_key_that_nobody_registered_opens_a_session(tmp_path: Path) -> None:
@@ -54,6 +54,29 @@ async def test_sessions_of_one_key_are_told_apart_by_a_header(tmp_path: Path) ->
                 text_of(await one.chat(key, "hello", headers={"x-claude-code-session-id": session}))
         states = (await one.client.get("/sessions")).json()["sessions"]
         assert [state["turns"] for state in states] == [3, 2, 1]
+
+
+async def test_a_session_of_an_open_key_outlives_the_others_of_that_key(tmp_path: Path) -> None:
+    """A loop without a session and Claude Code share a key: where the loop's ends, Claude Code goes on, restarted or
+    not; where the key is registered its end is the end of all."""
+    named = {"x-claude-code-session-id": "one"}
+    async with recorded(tmp_path / "run") as one:
+        made = await one.post("/sessions", {"key": "registered"})
+        text_of(await one.chat("registered", "hello", headers=named))
+        await one.post(f"/sessions/{made['id']}/end")
+        assert (await one.chat("registered", "hello", headers=named)).status_code == 409
+        text_of(await one.chat("any", "hello", headers=named))
+        text_of(await one.chat("any", "hello"))
+        loop = (await one.client.get("/sessions")).json()["sessions"][1]
+        await one.post(f"/sessions/{loop['id']}/end", {"reward": 1})
+        text_of(await one.chat("any", "hello", headers=named))
+        assert (await one.chat("any", "hello")).status_code == 409
+    async with recorded(tmp_path / "run") as one:
+        text_of(await one.chat("any", "hello", headers=named))
+        states = (await one.client.get("/sessions")).json()["sessions"]
+        assert [state["turns"] for state in states] == [3]
+        for key, headers in (("any", {}), ("registered", named)):
+            assert (await one.chat(key, "hello", headers=headers)).status_code == 409
 
 
 async def test_a_request_without_a_key_is_told_how(tmp_path: Path) -> None:
@@ -154,6 +177,22 @@ async def test_a_key_without_a_turn_leaves_nothing(tmp_path: Path) -> None:
     assert list(read_rollouts(tmp_path / "run")) == []
 
 
+async def test_a_key_without_a_turn_may_be_used_later(tmp_path: Path) -> None:
+    """An agent asked which models there are by its path, and for its first turn an hour later; restarted or not."""
+    now = [0.0]
+    body = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
+    async with recorded(tmp_path / "run", clock=lambda: now[0], idle_s=60.0) as one:
+        for key in ("run-3", "run-4"):
+            assert (await one.client.get(f"/r/{key}/v1/models")).status_code == 200
+        now[0] = 61.0
+        await one.recorder.end_idle()
+        assert len(one.recorder) == 0
+        text_of(await one.client.post("/r/run-3/v1/chat/completions", json=body))
+    async with recorded(tmp_path / "run") as one:
+        text_of(await one.client.post("/r/run-4/v1/chat/completions", json=body))
+        assert len(one.recorder) == 2
+
+
 async def test_no_more_sessions_than_are_allowed(tmp_path: Path) -> None:
     """The next one is told to come again, and those that there are go on."""
     async with recorded(tmp_path / "run", most_sessions=1) as one:
@@ -186,6 +225,19 @@ async def test_a_recorder_that_stops_lets_turns_end_and_goes_on_later(tmp_path: 
     with RunIndex(tmp_path / "run") as index:
         (located,) = index.ordered()
         assert [turn.route for turn in index.read(located).turns][1:] == [Route.TOKEN_IN] * 2
+
+
+async def test_a_turn_that_a_recorders_end_cuts_off_may_be_asked_for_again(tmp_path: Path) -> None:
+    """Its grace is over: the client is told to come again, and its session goes on where one is started anew."""
+    async with recorded(tmp_path / "run", Stalled()) as one:
+        waiting = asyncio.ensure_future(one.chat("k1", "hello"))
+        await one.transport.wait_for(1)
+        await one.recorder.stop(0)
+        refused = await waiting
+        assert (refused.status_code, refused.headers["x-should-retry"]) == (503, "true")
+        assert refused.json()["error"]["code"] == "stopping"
+    async with recorded(tmp_path / "run") as one:
+        text_of(await one.chat("k1", "hello", headers={"x-stainless-retry-count": "1"}))
 
 
 async def test_a_session_without_a_reward_is_unknown_wherever_it_is_told(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ import anyio
 import httpx
 import pytest
 
+from rollout.chat.messages import Message
+from rollout.dialects.types import Call, Said
 from rollout.errors import ServerBusy
 from rollout.proxy.turns import Turned
 from tests.rollout.proxy.kit import Proxied, proxied, text_of
@@ -88,6 +90,54 @@ async def test_a_known_idempotency_key_is_a_retry_without_a_count() -> None:
         assert (await served.chat("hello", headers=key)).json() == first
         assert text_of(await served.chat("hello", headers={"idempotency-key": "other"})) == "answer 1"
         assert text_of(await served.chat("another", headers=key)) == "answer 2"
+
+
+async def test_a_retry_under_a_key_that_was_never_seen_is_a_turn_of_its_own() -> None:
+    """Its first try was refused a connection: an equal request under another key has nothing to do with it."""
+    async with proxied() as served:
+        assert text_of(await served.chat("hello", headers={"idempotency-key": "k1"})) == "answer 0"
+        other = {"idempotency-key": "k2", **AGAIN}
+        assert text_of(await served.chat("hello", headers=other)) == "answer 1"
+        assert text_of(await served.chat("hello", headers=other)) == "answer 1"
+        assert text_of(await served.chat("hello", headers={"idempotency-key": "k1", **AGAIN})) == "answer 0"
+
+
+async def test_many_equal_requests_that_were_lost_are_each_given_a_turn_of_their_own() -> None:
+    """However many they are, while they are under way and once they are over."""
+    count = 20
+    held = [Held(reply(f"{n}")) for n in range(count)]
+    async with proxied(*held, client_gone_s=60) as served:
+        first = [asyncio.ensure_future(served.chat("hello")) for _ in range(count)]
+        await served.transport.wait_for(count)
+        for each in first:
+            each.cancel()
+        await asyncio.wait(first)
+        again = [asyncio.ensure_future(served.chat("hello", headers=AGAIN)) for _ in range(count - 2)]
+        for one in held:
+            one.release()
+        found = {text_of(await each) for each in again}
+        found |= {text_of(await served.chat("hello", headers=AGAIN)) for _ in range(2)}
+        assert found == {f"{n}" for n in range(count)}
+        assert turns(served) == count
+
+
+async def test_a_turn_under_way_is_known_by_its_key_whatever_comes_meanwhile() -> None:
+    """A long turn of the main loop outlasts many of its sub-agents'; what is over is kept within bounds."""
+    held = Held(reply("held"))
+    call = Call(model="m", messages=[])
+    async with proxied(held) as served:
+        first = asyncio.ensure_future(served.chat("hello", headers={"idempotency-key": "k"}))
+        await served.transport.wait_for(1)
+        inner = served.endpoints.keys._served
+        (own,) = (each.turns for each in inner.values())
+        for number in range(1_000):
+            said = Said(message=Message("assistant", "x"), id=f"{number}")
+            own.restore(call, said, b"%d" % number, f"other-{number}")
+        again = asyncio.ensure_future(served.chat("hello", headers={"idempotency-key": "k"}))
+        held.release()
+        assert [text_of(await first), text_of(await again)] == ["held", "held"]
+        assert len(own._kept) == 512
+        assert len(own._known) == 2 * 512
 
 
 async def test_a_retry_of_what_failed_is_tried_anew() -> None:
