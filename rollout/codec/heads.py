@@ -19,9 +19,14 @@ _FEW = 16
 SHORT = 64
 
 
-def rough(history: Sequence[Message]) -> int:
-    """How long a history is; roughly, where it is long."""
-    return len(history) if len(history) <= _FEW else -len(history).bit_length()
+def rough(history: Sequence[Message]) -> tuple[int, int]:
+    """How long a history is, and how many calls are in it, which templates number; roughly, where that is many."""
+    calls = sum(len(message.tool_calls) for message in history)
+    return _rough(len(history), _FEW), _rough(calls, _FEW // 2)
+
+
+def _rough(number: int, few: int) -> int:
+    return number if number <= few else -number.bit_length()
 
 
 def shortened(message: Message) -> Message:

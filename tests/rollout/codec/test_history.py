@@ -332,3 +332,75 @@ def test_a_history_that_the_template_refuses_proves_nothing_of_another() -> None
         conversation += [Message("assistant", f"said {number}"), user("more")]
         bridge.turn(conversation)
     assert not any(size > 3 for size in bridge.rendered)
+
+
+CALLING = PLAIN.replace(
+    "{{ m.content }}",
+    "{{ m.content or '' }}{% for c in m.tool_calls or [] %}<c>{{ c.function.name }} {{ c.function.arguments | tojson }}"
+    "</c>{% endfor %}",
+)
+#: What a template may see of earlier messages, beside their words: Cohere's numbers the calls of a conversation.
+SEES = {
+    "calls": "(messages | map(attribute='tool_calls') | select | sum(start=[])) | length",
+    "two calls at once": "messages | map(attribute='tool_calls') | select | map('length') | select('gt', 1) | list",
+    "an empty answer": "messages | rejectattr('content') | rejectattr('tool_calls') | list | length",
+    "a name": "messages | selectattr('role', 'equalto', 'user') | map(attribute='name') | select | list",
+}
+
+
+@st.composite
+def told(draw: Any) -> list[Message]:
+    """A conversation of calls, one or two at once, of answers and of users with a name or none."""
+    history, calls = [user("hi")], 0
+    for number in range(draw(st.integers(0, 4))):
+        kind = draw(st.sampled_from(["said", "nothing", "weather", "twice"]))
+        if kind in ("said", "nothing"):
+            name = draw(st.sampled_from([None, "ann"]))
+            history += [Message("assistant", kind if kind == "said" else None), Message("user", "more", name=name)]
+            continue
+        made = [*agent_turn("weather", calls), *(agent_turn("weather", calls + 1) if kind == "twice" else ())]
+        history += [
+            Message("assistant", tool_calls=tuple(call for message in made for call in message.tool_calls)),
+            *(message for message in made if message.role == "tool"),
+        ]
+        calls += 1 + (kind == "twice")
+        if draw(st.booleans()):
+            history += [Message("assistant", "said"), user(f"more {number}")]
+    return history
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("read", [True, False])
+@pytest.mark.parametrize("sees", SEES)
+@settings(max_examples=25, deadline=None)
+@given(talks=st.lists(told(), min_size=2, max_size=6))
+def test_a_conversations_proof_serves_no_other_in_which_a_template_sees_more(
+    sees: str, read: bool, talks: list[list[Message]]
+) -> None:
+    """The number of calls, an empty text and a name are as much a history's as its roles and its length."""
+    bridge = Counting(CALLING.replace("assistant\n", f"assistant {{{{ {SEES[sees]} }}}}\n"))
+    if not read:
+        bridge._shapes._finds = None
+    for history in talks:
+        turn = Previous(
+            prompt_ids=[1],
+            completion_ids=[bridge.own.eos_token_id],
+            message=Message("assistant", "yes"),
+            history=history,
+        )
+        found = bridge.extend(turn, [user("why?")], NOTHING)
+        whole = bridge.render([*history, Message("assistant", "yes"), user("why?")], NOTHING)
+        if isinstance(found, Bridged):
+            assert whole[-len(found.ids) :] == found.ids
+
+
+def test_calls_that_are_numbered_over_a_conversation_are_each_conversations_own() -> None:
+    """Two histories of one length and the same kinds of messages, in which other numbers of calls were made."""
+    bridge = Counting(CALLING.replace("assistant\n", f"assistant {{{{ {SEES['calls']} }}}}\n"))
+    talked, called = talk(1), agent_turn("weather", 0)
+    said, more = Message("assistant", "x"), user("more")
+    once = [*talked, said, more, said, more, *called, said, more]
+    twice = [*talked, *called, said, more, *agent_turn("weather", 1), said, more]
+    assert len(once) == len(twice)
+    assert "assistant 1" in bridge.turn(once)
+    assert "assistant 2" in bridge.turn(twice)
