@@ -17,7 +17,7 @@ from rollout.codec.readers.blocks import Block, Blocks
 from rollout.codec.readers.literals import CONSTANTS, after_space, next_item
 from rollout.codec.readers.pieces import Sampled
 from rollout.codec.readers.reasoning import Tags
-from rollout.codec.readers.values import INVALID_JSON, MALFORMED, NoCall, arguments_text, make_call, read_value
+from rollout.codec.readers.values import INVALID_JSON, MALFORMED, NoCall, arguments_text, make_call, read_spelled
 from rollout.door import MOST_DEEP
 
 _HEAD = re.compile(r"\s*+call:(?P<name>[^{}\s<]++)\s*+(?=\{)")
@@ -57,7 +57,7 @@ class Gemma(Blocks):
             raise NoCall(INVALID_JSON)
         if word in CONSTANTS:
             return CONSTANTS[word], scalar.end()
-        value, end = read_value(word, 0)
+        value, end = read_spelled(word, 0)
         if end != len(word):
             raise NoCall(INVALID_JSON)
         return value, scalar.end()

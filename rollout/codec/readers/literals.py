@@ -9,14 +9,15 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from rollout.codec.readers.values import INVALID_JSON, MALFORMED, NoCall
+from rollout.codec.readers.values import INVALID_JSON, MALFORMED, NoCall, Spelled
 from rollout.door import MOST_DEEP, is_well_formed
 
 #: A model's own spelling of true, false and none: Python's, or JSON's.
 CONSTANTS = {"True": True, "False": False, "None": None, "true": True, "false": False, "null": None}
 #: Tools and their parameters may have a dash in their names, which Python's have not.
 _NAME = re.compile(r"[^\W\d][\w.-]*")
-_NUMBER = re.compile(r"[-+]?(?:\d[\d_]*(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?")
+_NUMBER = re.compile(r"[-+]?(?:\d[\d_]*(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?", re.ASCII)
+_JSON_NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][-+]?\d+)?", re.ASCII)
 _SPACE = re.compile(r"\s*")
 _QUOTES = ('"""', "'''", '"', "'")
 _ESCAPE = re.compile(r"\\(\n|[0-7]{1,3}|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|[\s\S])")
@@ -129,6 +130,17 @@ def _unescaped(match: re.Match[str]) -> str:
 
 def _number(text: str) -> int | float:
     try:
-        return int(text) if text.lstrip("+-").replace("_", "").isdigit() else float(text)
-    except ValueError as error:  # thousands of digits
+        if text.lstrip("+-").replace("_", "").isdigit():
+            return int(text) or (Spelled("-0") if text.startswith("-") else 0)
+        float(text)
+    except ValueError as error:  # thousands of digits, or underscores where Python has none
         raise NoCall(INVALID_JSON) from error
+    return Spelled(text if _JSON_NUMBER.fullmatch(text) else _as_json(text))
+
+
+def _as_json(text: str) -> str:
+    """A number as JSON writes it, with all its digits: `+.50` is 0.50."""
+    mantissa, e, exponent = text.lstrip("+-").replace("_", "").lower().partition("e")
+    whole, point, fraction = mantissa.partition(".")
+    sign = "-" if text.startswith("-") else ""
+    return f"{sign}{whole.lstrip('0') or '0'}{point and '.'}{point and (fraction or '0')}{e}{exponent}"

@@ -1,6 +1,7 @@
 """Calls written as JSON: `{"name": "add", "arguments": {"a": 1}}`.
 
-The text of the arguments is kept as the model wrote it: the order of keys, the spelling of numbers, escapes. What no
+The text of the arguments is kept as the model wrote it: the order of keys, the spelling of numbers, escapes. Where
+arguments are not written as JSON the text is made here, of values whose numbers keep theirs. What no
 JSON reader takes is no call: NaN, numbers of thousands of digits, values nested beyond any use, one key twice. Nor is
 what is no call's form: a key that nobody reads, arguments that are no object, a name that is no text.
 """
@@ -8,15 +9,16 @@ what is no call's form: a key that nobody reads, arguments that are no object, a
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from json.decoder import scanstring  # type: ignore[attr-defined]  # typeshed leaves it out
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 
 from rollout.chat.messages import Function, ToolCall
-from rollout.door import is_plain, plain, well_formed
+from rollout.door import MOST_DEEP, is_plain, plain, well_formed
 
 INVALID_JSON = "invalid_json"
 UNCLOSED = "unclosed_block"
@@ -52,6 +54,21 @@ class Member(msgspec.Struct, frozen=True, gc=False):
     raw: str
 
 
+class Spelled(float):
+    """A number with its text in JSON: as a float alone it would come back with other digits than were written."""
+
+    __slots__ = ("raw",)
+    raw: str
+
+    def __new__(cls, raw: str) -> Self:
+        """Raises NoCall for a number beyond what a float holds, as JSON's readers would make an infinity of it."""
+        found = super().__new__(cls, raw)
+        if not math.isfinite(found):
+            raise NoCall(INVALID_JSON)
+        found.raw = raw
+        return found
+
+
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     out = dict(pairs)
     if len(out) != len(pairs):
@@ -63,7 +80,15 @@ def _no_constant(name: str) -> Any:
     raise NoCall(INVALID_JSON)  # NaN and the infinities, which JSON does not have
 
 
+def _integer(text: str) -> int | Spelled:
+    return Spelled(text) if text == "-0" else int(text)
+
+
 _DECODER = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_no_constant)
+_SPELLING = json.JSONDecoder(
+    object_pairs_hook=_once, parse_constant=_no_constant, parse_float=Spelled, parse_int=_integer
+)
+_encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def skip_space(text: str, at: int) -> int:
@@ -75,8 +100,17 @@ def skip_space(text: str, at: int) -> int:
 
 def read_value(text: str, at: int) -> tuple[Any, int]:
     """The JSON value that starts at `at`, and where it ends. Raises NoCall."""
+    return _decoded(_DECODER, text, at)
+
+
+def read_spelled(text: str, at: int) -> tuple[Any, int]:
+    """The same, with numbers that keep their text."""
+    return _decoded(_SPELLING, text, at)
+
+
+def _decoded(decoder: json.JSONDecoder, text: str, at: int) -> tuple[Any, int]:
     try:
-        value, end = _DECODER.raw_decode(text, at)
+        value, end = decoder.raw_decode(text, at)
     except NoCall:
         raise
     except (ValueError, RecursionError) as error:
@@ -153,9 +187,23 @@ def arguments_text(value: Any, raw: str | None = None) -> str:
     if raw is not None and is_plain(value):
         return raw
     try:
-        return json.dumps(plain(value), ensure_ascii=False)
+        return _text_of(value if raw is None else read_spelled(raw, 0)[0], 0)
     except ValueError as error:  # an infinity, or nested deeper than anyone reads
         raise NoCall(INVALID_JSON) from error
+
+
+def _text_of(value: Any, depth: int) -> str:
+    """A value as JSON. Raises ValueError where it cannot be written."""
+    if isinstance(value, Spelled):
+        return value.raw
+    if not isinstance(value, dict | list):
+        return _encode(plain(value))
+    if depth > MOST_DEEP:
+        raise NoCall(INVALID_JSON)
+    if isinstance(value, list):
+        return f"[{', '.join([_text_of(item, depth + 1) for item in value])}]"
+    members = {_encode(plain(str(key))): item for key, item in value.items()}
+    return f"{{{', '.join([f'{key}: {_text_of(item, depth + 1)}' for key, item in members.items()])}}}"
 
 
 def json_arguments(text: str) -> str:

@@ -33,7 +33,7 @@ from rollout.codec.readers.values import (
     arguments_text,
     check_name,
     make_call,
-    read_value,
+    read_spelled,
 )
 
 
@@ -137,7 +137,7 @@ def _flagged(text: str, string: str) -> Any:
     """A value that says itself whether it is text. Raises NoCall."""
     if string == "true":
         return text
-    value, end = read_value(text, after_space(text, 0))
+    value, end = read_spelled(text, after_space(text, 0))
     if after_space(text, end) != len(text):
         raise NoCall(INVALID_JSON)
     return value

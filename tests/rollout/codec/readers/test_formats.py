@@ -255,6 +255,30 @@ def test_arguments_keep_their_text() -> None:
         assert [call.function.arguments for call in message.tool_calls] == [written], (name, variant)
 
 
+@pytest.mark.parametrize(("name", "variant"), WRITERS)
+@pytest.mark.parametrize("number", ["12345678901234567890.5", "1.10", "-0", "1E3", "9" * 400])
+def test_numbers_keep_their_text(name: str, variant: str, number: str) -> None:
+    """Those of formats without quotes, and of Python's, too: as floats they would lose digits."""
+    text = WRITERS[name, variant]("edit", {"size": 7}).replace("7", number)
+    message = read(FORMATS[name], text, tools=[EDIT], prompt_end=PROMPTS.get(name, "."))
+    assert [call.function.arguments for call in message.tool_calls] == [f'{{"size": {number}}}']
+
+
+NUMBERS = st.from_regex(r"\A-?(0|[1-9][0-9]{0,30})(\.[0-9]{1,30})?([eE][-+]?[0-9]{1,2})?\Z").map(str)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "variant"), WRITERS)
+@given(number=NUMBERS)
+def test_any_number_keeps_its_text(name: str, variant: str, number: str) -> None:
+    """Nested ones, too."""
+    for arguments in ({"size": 7}, {"object": {"k": [7, "x"]}}):
+        text = WRITERS[name, variant]("edit", arguments)
+        assert text.count("7") == 1
+        message = read(FORMATS[name], text.replace("7", number), tools=[EDIT], prompt_end=PROMPTS.get(name, "."))
+        assert [call.function.arguments for call in message.tool_calls] == [json.dumps(arguments).replace("7", number)]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "variant"), WRITERS)
 def test_what_is_repeated_without_end_is_read_to_the_end(name: str, variant: str) -> None:

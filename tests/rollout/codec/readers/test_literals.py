@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rollout.codec.readers.literals import read_call, read_literal
-from rollout.codec.readers.values import NoCall
+from rollout.codec.readers.values import NoCall, arguments_text
 
 LITERALS = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -46,6 +47,39 @@ def test_what_python_writes_is_read_back(value: Any) -> None:
 def test_spellings(text: str, value: Any) -> None:
     """Escapes that Python does not know stay; JSON's words are read, too."""
     assert read_literal(text, 0)[0] == value
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("+1.50", "1.50"),
+        (".5", "0.5"),
+        ("5.", "5.0"),
+        ("-007.10", "-7.10"),
+        ("1_0.0", "10.0"),
+        ("1.e5", "1.0e5"),
+        ("-.5E-3", "-0.5e-3"),
+        ("-00", "-0"),
+        ("1.10E3", "1.10E3"),
+    ],
+)
+def test_numbers_are_written_as_json_has_them(text: str, written: str) -> None:
+    """With all their digits, however Python may spell them."""
+    value, end = read_literal(text, 0)
+    assert (arguments_text({"a": value}), end) == (f'{{"a": {written}}}', len(text))
+
+
+@given(st.from_regex(r"\A[-+]?([0-9][0-9_]{0,9}(\.[0-9]{0,9})?|\.[0-9]{1,9})([eE][-+]?[0-9]{1,2})?\Z"))
+def test_a_number_is_the_one_that_python_reads(text: str) -> None:
+    """To its last digit; what Python does not take, a leading zero apart, is none."""
+    try:
+        value, _ = read_literal(text, 0)
+    except NoCall:
+        with pytest.raises(ValueError, match="could not convert"):
+            float(text)
+        return
+    (found,) = json.loads(arguments_text({"a": value}), parse_float=Decimal, parse_int=Decimal).values()
+    assert found == Decimal(text)
 
 
 @given(st.text(st.characters(exclude_categories=())))
