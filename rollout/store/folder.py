@@ -238,6 +238,7 @@ class RunFolder:
         write_whole(self.path / TASKS, b"".join(line + b"\n" for line in tasks.lines))
         write_folder_config(self.path, config)
         self._apart.hold(config.settings)
+        self._pictures.hold()
         self._plan = config, tasks
 
     def append(self, config: FolderConfig, tasks: TaskList, end: int) -> None:
@@ -291,13 +292,14 @@ class RunFolder:
             if error.errno not in _GONE:
                 return  # a file system that does not answer for a moment has lost nothing
         before = self.path
-        self._go_beside()
+        lost = self._go_beside()
         raise FolderGone(
             f"the run folder {str(before)!r} was removed or replaced while the run wrote it; what the run has is in "
-            f"{str(self.path)!r} now"
+            f"{str(self.path)!r} now{f', but for {lost} of its images, gone with that folder' if lost else ''}"
         )
 
-    def _go_beside(self) -> None:
+    def _go_beside(self) -> int:
+        """Goes on in a new folder; gives how many images are lost."""
         assert self._file is not None
         path = _beside(self.path)
         file = (path / ROLLOUTS).open("x+b")
@@ -306,11 +308,12 @@ class RunFolder:
         file.flush()
         self._file.close()
         self._apart.move(path)
-        self._pictures.move(path)
+        lost = self._pictures.move(path)
         self._owner.release()  # first: the new folder may have the old one's inode
         self.path, self._file, self._owner = path, file, FolderLock(path)
         if self._plan is not None:
             self.write_plan(*self._plan)
+        return lost
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes summary.json whole or not at all. Raises OSError."""
@@ -320,6 +323,7 @@ class RunFolder:
         """Every write was flushed; what could not be written has been said by `write`."""
         with contextlib.suppress(OSError):
             self._apart.close()
+        self._pictures.close()
         file, self._file = self._file, None
         if file is not None:
             with contextlib.suppress(OSError):

@@ -12,7 +12,9 @@ one `run-image:` more, so that it comes back as it was.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +33,9 @@ from rollout.tokens.trajectory import Node
 IMAGES = "images"
 
 _MARK = "run-image:"
+
+#: What an image's file is called.
+_FILE = re.compile(r"[0-9a-f]{64}\.[a-z0-9]+")
 
 #: What a line has in an image's place, and what says the same by itself. Any other name is none of ours.
 _NAMED = re.compile(rf"(?P<more>(?:{_MARK})*){RUN_IMAGE.pattern}", re.DOTALL)
@@ -81,6 +86,8 @@ class Pictures:
         self._addresses = _Addresses(self._name)
         self._kept = Memo[str, bool](_REMEMBERED)
         """Names of those that are there, as far as they are remembered: two images of one name are the same."""
+        self._open: int | None = None
+        """The folder of the images itself, wherever it is meanwhile."""
 
     def __repr__(self) -> str:
         return f"<Pictures {self._path}: {len(self._kept)}>"
@@ -90,9 +97,46 @@ class Pictures:
         self._addresses.begin()
         return _with_addresses(rollout, self._addresses.changed)
 
-    def move(self, folder: Path) -> None:
-        """Goes on in another folder; what is named there already is looked for in the old one, and may be gone."""
-        self._path, self._kept = folder / IMAGES, Memo[str, bool](_REMEMBERED)
+    def hold(self) -> None:
+        """Opens a folder that has images: they are kept then should it be taken away."""
+        with contextlib.suppress(OSError):  # without it they are looked for by their names
+            if self._open is None and self._path.is_dir():
+                self._open = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY)
+                for name in filter(_FILE.fullmatch, os.listdir(self._open)):
+                    self._kept[name] = True
+
+    def move(self, folder: Path) -> int:
+        """Goes on in another folder, with the images that are found; gives how many known ones are lost.
+
+        Of a folder that was renamed all are. Of one that was removed those are that rollouts in memory still have.
+        """
+        before, self._kept, self._path = self._kept, Memo[str, bool](_REMEMBERED), folder / IMAGES
+        missing = set(before)
+        if (old := self._open) is not None:
+            self._open = None
+            missing -= self._copy(old)
+            os.close(old)
+        held, self._addresses = self._addresses, _Addresses(self._name)
+        for address, named in held.items():
+            if address != named and self._addresses.changed(address) == named:
+                missing.discard(named.removeprefix(_MARK).partition(";")[0])
+        return len(missing)
+
+    def _copy(self, old: int) -> set[str]:
+        """Copies the images of a folder that is open; gives their names."""
+        copied = set[str]()
+        with contextlib.suppress(OSError):  # as of a folder that is gone from a share
+            for name in filter(_FILE.fullmatch, os.listdir(old)):
+                with contextlib.suppress(OSError), os.fdopen(os.open(name, os.O_RDONLY, dir_fd=old), "rb") as file:
+                    self._keep(name, file.read())
+                    copied.add(name)
+        return copied
+
+    def close(self) -> None:
+        """Gives the folder back."""
+        if self._open is not None:
+            os.close(self._open)
+            self._open = None
 
     def _name(self, address: str) -> str:
         if _NAMED.fullmatch(address):
@@ -113,6 +157,7 @@ class Pictures:
     def _keep(self, name: str, data: bytes) -> None:
         if name not in self._kept:
             self._path.mkdir(exist_ok=True)
+            self.hold()
             if not (self._path / name).exists():
                 write_whole(self._path / name, data)
             self._kept[name] = True

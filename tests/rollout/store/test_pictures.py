@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,11 @@ from rollout.chat.canonical import digest
 from rollout.chat.messages import Message
 from rollout.records import Rollout, StopReason
 from rollout.store import pictures
-from rollout.store.folder import ROLLOUTS, RunFolder, decode_rollout, encode_rollout, read_rollouts
+from rollout.store.config import FORMAT, FolderConfig
+from rollout.store.folder import ROLLOUTS, FolderGone, RunFolder, decode_rollout, encode_rollout, read_rollouts
 from rollout.store.index import RunIndex
 from rollout.store.pictures import IMAGES, Pictures
+from rollout.store.task_list import TaskList
 from rollout.tokens.images import image_bytes
 from rollout.tokens.trajectory import Root, Trajectory
 
@@ -138,6 +142,63 @@ async def test_an_image_that_cannot_be_kept_stays_in_the_line(tmp_path: Path, ca
     (rollout,) = read_rollouts(tmp_path / "run")
     assert rollout.nodes[0].message == shown(URL)
     assert "image_not_kept" in caplog.text
+
+
+def picture(number: int) -> str:
+    return "data:image/png;base64," + base64.b64encode(b"pixels %d" % number).decode()
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+async def test_images_go_with_a_run_whose_folder_was_renamed(resumed: bool, tmp_path: Path) -> None:
+    """All of them, also of an earlier session; what is written later has its images in the new folder."""
+    run = RunFolder.create(tmp_path / "run")
+    await run.write(played(0, shown(picture(0))))
+    if resumed:
+        run.close()
+        run = RunFolder.resume(tmp_path / "run")
+        run.append(FolderConfig(format=FORMAT), TaskList(), (tmp_path / "run" / ROLLOUTS).stat().st_size)
+    (tmp_path / "run").rename(tmp_path / "elsewhere")
+    with pytest.raises(FolderGone, match=r"run\.kept' now$"):
+        await run.write(played(1, shown(picture(1))))
+    await run.write(played(2, shown(picture(0), picture(2))))
+    run.close()
+    shutil.rmtree(tmp_path / "elsewhere")
+    messages = [rollout.messages[0] for rollout in read_rollouts(tmp_path / "run.kept")]
+    assert messages == [shown(picture(0)), shown(picture(1)), shown(picture(0), picture(2))]
+    assert len(list((tmp_path / "run.kept" / IMAGES).iterdir())) == 2  # the second stands whole in its line
+
+
+async def test_images_that_are_held_are_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a folder that was removed: those that the last rollouts were shown. How many are lost is said once."""
+    run = RunFolder.create(tmp_path / "run")
+    for number in range(3):
+        await run.write(played(number, shown(picture(number))))
+    monkeypatch.setattr(pictures, "_HELD", 2 * len(picture(0)))
+    shutil.rmtree(tmp_path / "run")
+    gone = re.escape(", but for 2 of its images, gone with that folder")
+    with pytest.raises(FolderGone, match=gone):
+        await run.write(played(3, shown(picture(2), picture(3))))
+    await run.write(played(4, shown(picture(1), picture(2))))
+    run.close()
+    found = [rollout.messages[0] for rollout in read_rollouts(tmp_path / "run.kept")]
+    assert found[2:] == [shown(picture(2)), shown(picture(2), picture(3)), shown(picture(1), picture(2))]
+    assert found[1] == shown(picture(1))  # which came again
+    (lost,) = found[0].images or ()
+    assert lost == f"run-image:{hashlib.sha256(b'pixels 0').hexdigest()}.png;data:image/png;base64"
+
+
+async def test_a_folder_that_was_replaced_gets_no_say(tmp_path: Path) -> None:
+    """An image that was written into the new one in the meantime is in the folder beside it, too."""
+    run = RunFolder.create(tmp_path / "run")
+    await run.write(played(0, shown(picture(0))))
+    (tmp_path / "run").rename(tmp_path / "elsewhere")
+    await written(tmp_path / "run", played(0, shown(picture(7))))
+    with pytest.raises(FolderGone):
+        await run.write(played(1, shown(picture(1))))
+    run.close()
+    shutil.rmtree(tmp_path / "run")
+    found = [rollout.messages[0] for rollout in read_rollouts(tmp_path / "run.kept")]
+    assert found == [shown(picture(0)), shown(picture(1))]
 
 
 async def test_a_group_that_is_read_holds_each_image_once(tmp_path: Path) -> None:
