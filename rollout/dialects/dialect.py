@@ -31,4 +31,4 @@ class Dialect(Protocol):
         """The body of an answer with `error.status`."""
 
     def error_event(self, error: DialectError) -> bytes:
-        """The same as the last frame of a stream whose status was sent already."""
+        """The same as the last frames of a stream whose status was sent already."""

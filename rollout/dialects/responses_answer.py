@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
-from rollout.chat.messages import Function
+from rollout.chat.messages import Function, Message
 from rollout.dialects import sse
 from rollout.dialects.answers import Answer
 from rollout.dialects.memory import Memory
@@ -26,10 +28,16 @@ def events(said: Said, call: Call, memory: Memory) -> Iterator[bytes]:
 
 
 def error_event(error: DialectError) -> bytes:
-    fields = error_fields(error)
-    failed = {"code": error.code or fields["type"], "message": error.message}
-    response = {"id": "resp_failed", "object": "response", "status": "failed", "error": failed, "output": []}
-    return sse.frame({"type": "response.failed", "sequence_number": 0, "response": response}, "response.failed")
+    """A response that begins and fails: what has not begun is an event that OpenAI's SDK does not expect."""
+    failed = {"code": error.code or error_fields(error)["type"], "message": error.message}
+    nothing = Said(message=Message("assistant"), id=uuid.uuid4().hex[:24], created=int(time.time()))
+    response = {**_response(nothing, Call(model="", messages=[]), []), "usage": None}
+    begun = {**response, "status": "in_progress"}
+    events: list[_Event] = [
+        ("response.created", {"response": begun}),
+        ("response.failed", {"response": {**response, "status": "failed", "error": failed}}),
+    ]
+    return b"".join(_numbered(iter(events)))
 
 
 def _numbered(found: Iterator[tuple[str, dict[str, Any]]]) -> Iterator[bytes]:

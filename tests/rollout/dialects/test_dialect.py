@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +20,18 @@ from rollout.dialects.dialect import Dialect
 from rollout.dialects.memory import Memory
 from rollout.dialects.responses import Responses
 from rollout.dialects.types import DialectError
-from tests.rollout.dialects.kit import ADD, answers, call_of, read, said, texts, values
+from tests.rollout.dialects.kit import (
+    ADD,
+    Played,
+    answers,
+    anthropic_client,
+    call_of,
+    openai_client,
+    read,
+    said,
+    texts,
+    values,
+)
 
 DIALECTS: list[Dialect] = [Chat(), Anthropic(), Responses()]
 PNG = "data:image/png;base64,QUJD"
@@ -311,3 +324,58 @@ def test_a_sampling_parameter_of_a_wrong_type_is_refused_by_name(dialect: Dialec
     assert (refused.value.param or "").startswith(name)
     right = json.dumps({**asked, "stop_token_ids": [1, 2]}).encode()
     assert dialect.read(right, Memory()).sampling["stop_token_ids"] == [1, 2]
+
+
+DOCS = Path(__file__).parents[3] / "docs" / "agents.md"
+
+
+@pytest.mark.parametrize("status", [503, 400])
+@pytest.mark.parametrize("begun", [True, False])
+@pytest.mark.parametrize("dialect", DIALECTS[:2], ids=lambda dialect: dialect.name)
+def test_the_loops_of_the_docs_ask_again_where_a_begun_stream_fails(
+    dialect: Dialect, begun: bool, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the same key, after growing pauses, and not for ever; an error in place of a stream is the SDK's affair."""
+    anthropic = dialect.name == "anthropic"
+    error, failures = DialectError(status, "the server is gone"), 2
+
+    class Failing(type(dialect)):  # type: ignore[misc]  # one of several
+        def events(self, *args: Any) -> Any:
+            if begun and len(played.bodies) <= failures:
+                return iter([sse.KEEPALIVE, self.error_event(error)])
+            return super().events(*args)
+
+    answer = said(Message("assistant", "four", "I think"))
+    played = Played(Failing(), lambda call: answer if begun else error)
+    name = "anthropic_loop.py" if anthropic else "openai_loop.py"
+    block = DOCS.read_text().partition(f"# {name}\n")[2].partition("```")[0]
+    monkeypatch.setenv("ANTHROPIC_API_KEY" if anthropic else "OPENAI_API_KEY", "k")
+    here: dict[str, Any] = {}
+    exec(block.partition("messages = [")[0], here)
+    pauses = list[int]()
+    here |= {
+        "client": anthropic_client(played) if anthropic else openai_client(played),
+        "time": SimpleNamespace(sleep=pauses.append),
+    }
+    asked: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 9}
+    if not begun:
+        with pytest.raises(Exception, match="the server is gone"):
+            here["ask"](**asked)
+        assert pauses == [0]
+        return
+    message = here["ask"](**asked)
+    assert (message.content[-1].text if anthropic else message.content) == "four"
+    assert pauses == [0, 1, 5]
+    failures = 99
+    with pytest.raises(Exception, match="the server is gone"):
+        here["ask"](**asked)
+    assert len(pauses) == 3 + 4
+
+
+def test_the_anthropic_loop_of_the_docs_prints_an_answer_without_text(capsys: pytest.CaptureFixture[str]) -> None:
+    """It may be a thought that was cut off, or nothing at all."""
+    last = DOCS.read_text().partition("# anthropic_loop.py\n")[2].partition("```")[0].strip().splitlines()[-1]
+    thought, text = SimpleNamespace(type="thinking"), SimpleNamespace(type="text", text="four")
+    for content, printed in (([], ""), ([thought], ""), ([thought, text, text], "fourfour")):
+        exec(last, {"message": SimpleNamespace(content=content)})
+        assert capsys.readouterr().out == f"{printed}\n"

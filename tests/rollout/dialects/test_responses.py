@@ -289,5 +289,13 @@ def test_a_stream_that_fails_says_so() -> None:
 
     client = openai_client(Played(Failing(), lambda call: said(ANSWER)))
     events: Any = list(client.responses.create(model="m", input="hi", stream=True))
-    assert [event.type for event in events] == ["response.failed"]
-    assert events[0].response.error.message == "the server is gone"
+    assert [(event.type, event.sequence_number) for event in events] == [
+        ("response.created", 0),
+        ("response.failed", 1),
+    ]
+    assert events[1].response.error.message == "the server is gone"
+    assert events[0].response.id == events[1].response.id
+    with client.responses.stream(model="m", input="hi") as stream:  # which takes no event before one that has begun
+        helped: Any = list(stream)
+    assert [event.type for event in helped] == ["response.created", "response.failed"]
+    assert helped[1].response.id not in ("", events[1].response.id)
