@@ -25,6 +25,7 @@ from transports.embedded import MODEL_DIR
 from transports.scripted import STOP, ScriptedTransport
 
 PLAIN = make_context([], {})
+ADD = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
 
 
 def test_a_family_is_taken_only_where_it_renders_the_template(tokenizer: Any) -> None:
@@ -177,10 +178,12 @@ async def test_a_malformed_call_stays_in_the_message() -> None:
     codec = load_codec(str(MODEL_DIR))
     tokenizer = tokenizers.load_tokenizer(str(MODEL_DIR))
     ids = tokenizer.encode('so <tool_call>\n{"name": add}\n</tool_call><|im_end|>')
-    message = await codec.parse([1], ids, PLAIN)
+    message = await codec.parse([1], ids, make_context(ADD, {}))
     assert not message.tool_calls
     assert [call.reason for call in message.malformed_tool_calls] == ["invalid_json"]
     assert '<tool_call>\n{"name": add}\n</tool_call>' in message.text
+    unasked = await codec.parse([1], ids, PLAIN)
+    assert (unasked.text, unasked.malformed_tool_calls) == (message.text, ())  # where no tools were offered
 
 
 async def test_template_arguments_reach_the_server_bridge() -> None:
@@ -210,7 +213,7 @@ async def test_a_call_whose_name_is_no_text_is_malformed(tokenizer: Any, rendere
     codec = load_codec(str(MODEL_DIR), renderer=renderer)
     raw = '<tool_call>\n{"name": 2, "arguments": {"a": 1}}\n</tool_call>'
     ids = tokenizer.encode(f"<think>\n\n</think>\n\n{raw}<|im_end|>", add_special_tokens=False)
-    message = await codec.parse(tokenizer.encode("<|im_start|>assistant\n"), ids, PLAIN)
+    message = await codec.parse(tokenizer.encode("<|im_start|>assistant\n"), ids, make_context(ADD, {}))
     assert not message.tool_calls
     assert [call.reason for call in message.malformed_tool_calls] == ["missing_name"]
     assert '"name": 2' in message.text
