@@ -11,7 +11,8 @@ openrlhf/trainer/ppo_utils/samples_generator.py.
 
 What is filled of what: observation_tokens (all ids), action_ranges (runs of tokens that are trained on),
 rollout_log_probs (of all ids, 0 where nothing was sampled), reward and scores (the branch's reward), truncated, prompt
-and label (as they are handed in, else empty). extra_logs is empty, images and mm_train_inputs are None. It cannot hold
+and label (as they are handed in, else empty). extra_logs is empty, images and mm_train_inputs are None. A row
+with images is refused: a sample has no pixels. It cannot hold
 experts, sampling masks, temperatures, weight versions or an advantage: OpenRLHF takes its own, over
 n_samples_per_prompt answers of each prompt.
 
@@ -28,12 +29,12 @@ from typing import Any
 import msgspec
 
 from rollout.tokens.samples import TrainingSample
-from rollout.trainers.rows import logprobs_of, rows
+from rollout.trainers.rows import logprobs_of, text_rows
 
 
 def responses(samples: Iterable[TrainingSample], *, prompt: str = "", label: str = "") -> Iterator[dict[str, Any]]:
     """What `execute` gives back, one for each branch."""
-    for row in rows(samples):
+    for row in text_rows(samples, "OpenRLHF"):
         yield {
             "prompt": prompt,
             "label": label,

@@ -11,8 +11,8 @@ What is filled of what: token_ids, mask (`loss_mask`), logprobs, temperatures, e
 each token that is trained on, 0 elsewhere; None without one), reward, trace_id (the rollout's id), branch_index and
 routed_experts; of earlier definitions, which cut a row in two, prompt_ids, prompt_mask, completion_ids,
 completion_mask, completion_logprobs, completion_temperatures, advantage. Not filled: what a teacher or a reference
-model says, weights of a loss's parts, pictures (of which a sample has places and digests, and no pixels), sampling
-masks.
+model says, weights of a loss's parts, sampling masks. A row
+with images is refused: a sample has their places and digests, and no pixels.
 
 A rollout with several branches is several samples with one trace_id.
 """
@@ -29,7 +29,7 @@ from typing import Any
 import msgspec
 
 from rollout.tokens.samples import TrainingSample
-from rollout.trainers.rows import Row, known_temperatures, logprobs_of, rows
+from rollout.trainers.rows import Row, known_temperatures, logprobs_of, text_rows
 
 
 class Experts(msgspec.Struct, array_like=True, omit_defaults=True):
@@ -64,7 +64,7 @@ def training_samples(
     """prime-rl's samples. `of` is the installed class. Raises ValueError for a field of it that has to be filled and is
     not known here."""
     wanted = {field.name: field for field in msgspec.structs.fields(of)}
-    for row in rows(samples):
+    for row in text_rows(samples, "prime-rl"):
         known = _fields(row, env_name, of)
         missing = [name for name, field in wanted.items() if field.required and name not in known]
         if missing:

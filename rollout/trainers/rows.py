@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 
+from rollout.errors import ConfigError
 from rollout.log import get_logger
 from rollout.tokens.samples import TrainingSample
 
@@ -120,6 +121,22 @@ def rows(samples: Iterable[TrainingSample]) -> Iterator[Row]:
             yield msgspec.structs.replace(row, branch=branch, branches=len(found))
     if unknown:
         _log.warning("samples_without_reward", samples=unknown, so="left out", remedy="rewards that an outcome gives")
+
+
+def text_rows(samples: Iterable[TrainingSample], trainer: str) -> Iterator[Row]:
+    """The rows for a trainer whose form holds no pixels. Raises ConfigError for one with images."""
+    for row in rows(samples):
+        refuse_images(row.sample, trainer)
+        yield row
+
+
+def refuse_images(sample: TrainingSample, trainer: str) -> None:
+    """Raises ConfigError for a sample with images: its placeholders without their pixels are another prompt."""
+    if sample.images:
+        raise ConfigError(
+            f"rollout {sample.rollout_id} has images, whose pixels cannot be handed on to {trainer}: train on tasks "
+            "without images, or make rows of your own by rollout.trainers.rows, whose Row.sample.images names each"
+        )
 
 
 def member_of(sample: TrainingSample) -> int:

@@ -10,7 +10,8 @@ fields in release 0.4.0; what must hold of them is `validate_generator_output` i
 
 What is filled of what: prompt_token_ids, response_ids, loss_masks and rollout_logprobs (a row, see `rows.py`), rewards
 (one number a row), stop_reasons (`length` where the last answer was cut off), trajectory_ids (the task's id and which
-of its rollouts). Not filled, None: rollout_metrics, times, experts, sampling masks, pictures, env_metrics.
+of its rollouts). Not filled, None: rollout_metrics, times, experts, sampling masks, env_metrics. A row with
+images is refused: a sample has no pixels.
 
 Several branches are what SkyRL calls steps of a trajectory: `step_wise=True` gives `is_last_step`, with
 `generator.step_wise_trajectories` set there. SkyRL then takes the advantage from a rollout's last row and gives it to
@@ -30,7 +31,7 @@ from typing import Any
 import msgspec
 
 from rollout.tokens.samples import TrainingSample
-from rollout.trainers.rows import Row, rows
+from rollout.trainers.rows import Row, text_rows
 
 #: Columns that have an entry for each row.
 _COLUMNS = (
@@ -56,7 +57,7 @@ def generator_output(
     Raises ValueError for a rollout with several branches, unless it is `step_wise`.
     """
     columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
-    for row in rows(samples):
+    for row in text_rows(samples, "SkyRL"):
         if row.branches > 1 and not step_wise:
             raise ValueError(
                 f"rollout {row.sample.rollout_id!r} has {row.branches} branches: give step_wise=True, and set "
@@ -86,7 +87,7 @@ def write(path: Path, samples: Iterable[TrainingSample]) -> None:
     encoder = msgspec.json.Encoder()
     with ExitStack() as stack, path.open("wb") as file:
         spills = {name: stack.enter_context(tempfile.TemporaryFile(dir=path.parent)) for name in _COLUMNS}
-        for row in rows(samples):
+        for row in text_rows(samples, "SkyRL"):
             for name, value in _cells(row, dict).items():
                 spills[name].write((b"," if spills[name].tell() else b"") + encoder.encode(value))
         for at, (name, spill) in enumerate(spills.items()):

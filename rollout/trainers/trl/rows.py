@@ -19,6 +19,7 @@ import msgspec
 from rollout.errors import ConfigError
 from rollout.records import Rollout
 from rollout.tokens.samples import TrainingSample
+from rollout.trainers.rows import refuse_images
 
 #: Which branch of a rollout that has several becomes its row.
 Branches = Literal["longest", "last", "mask", "refuse"]
@@ -111,10 +112,7 @@ def _chosen(
 
 def _check(rollout: Rollout, sample: TrainingSample, mask: Sequence[int], temperature: float | None) -> None:
     """Raises ConfigError for what TRL cannot train on as it was sampled."""
-    if sample.images:
-        raise ConfigError(
-            f"rollout {rollout.id} has images, which TRL's rollout_func cannot hand on: train without them"
-        )
+    refuse_images(sample, "TRL's rollout_func")
     known = {value for value, on in zip(sample.temperatures, mask, strict=True) if on and not math.isnan(value)}
     others = sorted(value for value in known if temperature is not None and value != temperature)
     if others:

@@ -27,7 +27,7 @@ from rollout.log import get_logger
 from rollout.records import Group, Rollout
 from rollout.thread import EngineThread, ThreadStream
 from rollout.tokens.samples import TrainingSample
-from rollout.trainers.rows import logprobs_of, trained
+from rollout.trainers.rows import logprobs_of, refuse_images, trained
 from rollout.trainers.trl.engines import check_engine
 from rollout.trainers.trl.folders import Folders, copy_beside, write_tensors
 from rollout.transport import InFlight
@@ -171,8 +171,7 @@ class RolloutWorker:
             mask = trained(sample)
             if not any(mask) or not sample.reward_known:  # nobody gave one: no advantage is known
                 continue
-            if sample.images:
-                raise ConfigError(f"rollout {sample.rollout_id} has images, which TRL's AsyncGRPOTrainer does not take")
+            refuse_images(sample, "TRL's AsyncGRPOTrainer")
             rollout = rollouts[sample.rollout_id]
             prompt, completion = _messages(rollout)
             yield self._make_sample(

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from rollout.cli.app import app
+from rollout.errors import ConfigError
+from rollout.store.export import samples_of_run
+from rollout.tokens.images import SampleImage
 from rollout.tokens.samples import SampleTurn, TrainingSample
 from rollout.tokens.trajectory import ids_array
 from rollout.trainers.openrlhf import responses
 from rollout.trainers.prime_rl import training_samples
 from rollout.trainers.rows import known_temperatures, member_of, row_of, rows
+from rollout.trainers.skyrl import generator_output
+from rollout.trainers.slime import sample_dicts
+from tests.rollout.store.test_pictures import URL, played, shown, written
 
 
 def sample_of(mask: list[int], *, task: str = "t", member: int = 0, finish: str = "stop") -> TrainingSample:
@@ -95,3 +107,42 @@ def test_ids_that_do_not_say_it_are_refused() -> None:
     sample.temperatures[1] = float("nan")
     with pytest.raises(ValueError, match="give one by"):
         known_temperatures(sample)
+
+
+@pytest.mark.parametrize("start", [1, -1])
+@pytest.mark.parametrize(
+    ("of", "name"),
+    [
+        (training_samples, "prime-rl"),
+        (generator_output, "SkyRL"),
+        (sample_dicts, "slime"),
+        (responses, "OpenRLHF"),
+    ],
+)
+def test_images_are_refused_where_pixels_cannot_be_handed_on(of: Callable[..., Any], name: str, start: int) -> None:
+    """Whether or not anybody knows where they stand, by name; rows of one's own say which image is where."""
+    images = [SampleImage(start=start, length=1, image="sha256:00")]
+    seeing = msgspec.structs.replace(sample_of([0, 0, 1], member=1), images=images)
+    with pytest.raises(ConfigError, match=f"^rollout t-1 has images, whose pixels cannot be handed on to {name}: "):
+        list(of([sample_of([0, 1]), seeing]))
+    (row,) = rows([seeing])
+    assert row.sample.images == images
+    unseen = msgspec.structs.replace(seeing, loss_mask=array("b", [0, 0, 0]))  # it is no row
+    assert list(of([sample_of([0, 1]), unseen])) == list(of([sample_of([0, 1])]))
+
+
+@pytest.mark.parametrize("name", ["prime-rl", "skyrl", "slime", "openrlhf"])
+async def test_a_run_with_images_is_not_exported_there(name: str, tmp_path: Path) -> None:
+    """One line and status 2, and no file, not even a draft; formats that name images are written."""
+    run = tmp_path / "run"
+    await written(run, played(0, shown(URL)))
+    (sample,) = samples_of_run(run)
+    assert len(sample.images) == 1
+    before = sorted(run.iterdir())
+    result = CliRunner().invoke(app, ["export", str(run), "--format", name])
+    assert result.exit_code == 2
+    (line,) = result.stderr.strip().splitlines()
+    assert "rollout r0 has images" in line
+    assert sorted(run.iterdir()) == before
+    assert CliRunner().invoke(app, ["export", str(run), "--format", "jsonl"]).exit_code == 0
+    assert sample.images[0].image in (run / "samples.jsonl").read_text()
