@@ -13,6 +13,7 @@
     said        what the model really said, tried in a stand-in's place
     source      what a template's source says: what it looks for in texts, whether it takes parts
     compare     whether the local tokenizer is the server's
+    late        whether a template shows a message that comes late, in its place
     stand_in    a short conversation that stands for the real one in such a proof
     pattern     what a renderer writes around a text, learnt once and compared with it
     literal     markers in texts stay texts

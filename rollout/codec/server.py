@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import anyio
 
 from rollout.chat.messages import Function, Message, ToolCall, tool, user
-from rollout.codec import stand_in
+from rollout.codec import late, stand_in
 from rollout.codec.history import ShapeCache
 from rollout.codec.protocol import Codec
 from rollout.codec.readers import Reader, Sampled, choose
@@ -149,7 +149,7 @@ class ServerCodec(Codec):
         key = (context.key, before, role, behind)
         if key not in self._late:
             try:
-                self._late[key] = await self._drive(stand_in.shows_late(before, role, behind), context)
+                self._late[key] = await self._drive(late.shows_late(before, role, behind), context)
             except TransportError as error:  # the server decides
                 _log.warning("late_system_unknown", error=str(error))
                 return True

@@ -101,6 +101,12 @@ def prove_shape(
     own_text = first[behind : (yield from _tails_start(first, turn, tail, probe, head))]
     ending = yield from _last_turns_end(previous, tail, form, head)
     close = _find_close(own_text, ending, stop_ids)
+    if close is not None and own_text[close] not in stop_ids:
+        close = (
+            close
+            if (yield from _closes_earlier(previous, tail, form, head, own_text[close:], close, stop_ids))
+            else None
+        )
     if close is None:
         raise NotExtendable("the template puts no stop token behind an assistant's turn")
     token = first[behind + close]
@@ -147,15 +153,21 @@ def _shown(
     raise why
 
 
-def _last_turns_end(previous: Message | None, tail: Sequence[Message], form: Form, head: Head) -> Steps[list[int]]:
-    """What the template puts behind a turn that is the last message. The turn itself may be in another form there."""
+def _last_turns_end(
+    previous: Message | None, tail: Sequence[Message], form: Form, head: Head, *, prompts: bool = False
+) -> Steps[list[int]]:
+    """What the template puts behind a turn that is the last message, the generation prompt with it where one is asked.
+
+    The turn itself may be in another form there.
+    """
     try:
-        first = yield Conversation([*head, stand_in_turn(previous, tail, form)], add_generation_prompt=False)
-        second = yield Conversation([*head, stand_in_turn(previous, tail, form, _SECOND)], add_generation_prompt=False)
+        first = yield Conversation([*head, stand_in_turn(previous, tail, form)], prompts)
+        second = yield Conversation([*head, stand_in_turn(previous, tail, form, _SECOND)], prompts)
     except NotRendered:
         if form == "text":
             raise
-        return (yield from _last_turns_end(previous, tail, "text", head))  # calls without results may be refused
+        # Calls without results may be refused.
+        return (yield from _last_turns_end(previous, tail, "text", head, prompts=prompts))
     return first[len(first) - common_suffix(first, second, common_prefix(first, second)) :]
 
 
@@ -169,24 +181,31 @@ def _find_close(own_text: Sequence[int], ending: Sequence[int], stop_ids: Collec
     return at if at < len(own_text) and own_text[:at] == ending[:at] else None
 
 
-def shows_late(before: str, role: str, behind: str) -> Steps[bool]:
-    """Whether the template shows a message of this role behind one of `before` and, if named, in front of `behind`.
+def _closes_earlier(
+    previous: Message | None,
+    tail: Sequence[Message],
+    form: Form,
+    head: Head,
+    own_text: Sequence[int],
+    at: int,
+    stop_ids: Collection[int],
+) -> Steps[bool]:
+    """Whether a token in a stop token's place, with which `own_text` begins, closes a turn.
 
-    Shown in its place: DeepSeek's templates write every system message at the beginning, before what was sampled.
+    Phi-3's templates end the whole with a stop token, and what stands in its place is the next message's role. A close
+    stands before a generation prompt, too, or a stop token does and the next message opens as behind the close.
     """
-    call = ToolCall(id=_OTHER_IDS[0].format(0), function=Function("tool", "{}"))
-    said = {
-        "assistant": [Message("assistant", ".")],
-        "tool": [Message("assistant", tool_calls=(call,)), Message("tool", ".", tool_call_id=call.id, name="tool")],
-    }
-    head, tail = [*HEAD, *said.get(before, [])], [user(".")] if behind == "user" else []
     try:
-        first = yield Conversation([*head, Message(role, _FIRST), *tail])
-        second = yield Conversation([*head, Message(role, _SECOND), *tail])
-        earlier = yield Conversation([*head[:-1], _with_text(head[-1], _SECOND), Message(role, _FIRST), *tail])
+        behind = yield from _last_turns_end(previous, tail, form, head, prompts=True)
+        prompted = yield Conversation(HEAD)
+        alone = yield Conversation(HEAD, add_generation_prompt=False)
     except NotRendered:
         return False
-    return first != second and common_prefix(first, second) > common_prefix(first, earlier)
+    start, token, next_one = common_prefix(prompted, alone), own_text[:1], own_text[1:2]
+    if prompted[start : start + 1] == token:
+        return False
+    is_stop = behind[at : at + 1] != [] and behind[at] in stop_ids
+    return behind[at : at + 1] == token or (is_stop and behind[at + 1 : at + 2] == next_one)
 
 
 def closings(previous: Message | None, tail: Sequence[Message]) -> Steps[frozenset[int]]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from rollout.chat.messages import Message
-from rollout.codec import stand_in
+from rollout.codec import late, stand_in
 from rollout.codec.history import ShapeCache
 from rollout.codec.literal import LiteralTokenizer, NotLiteral
 from rollout.codec.source import template_source
@@ -44,7 +44,7 @@ class StandInBridge:
 
     def shows_late(self, before: str, role: str, behind: str, context: Context) -> bool:
         """Whether a message of this role is shown in such a place."""
-        return stand_in.drive(stand_in.shows_late(before, role, behind), self._renders(context))
+        return stand_in.drive(late.shows_late(before, role, behind), self._renders(context))
 
     def ids_matter(self, previous: Previous, tail: Sequence[Message], context: Context) -> bool:
         """Whether what is rendered for such a tail depends on its call ids."""
