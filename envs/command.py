@@ -26,6 +26,7 @@ import anyio.to_thread
 import msgspec
 
 from rollout.agent import Agent, Endpoint, Model, Outcome, Task
+from rollout.door import Refused, number, plain
 from rollout.errors import ConfigError
 from rollout.process.imports import import_file, import_module
 
@@ -37,6 +38,9 @@ LEAVE_S = 3.0
 
 #: Longer values are in the task's file only: the kernel takes 128 KiB for one variable.
 _LONGEST_VARIABLE = 32_000
+
+#: Bytes of the end of a program's output, which may be a reward.
+_LONGEST_END = 65_536
 
 #: Bytes of a file that holds a reward.
 _LARGEST_REWARD = 1_000_000
@@ -59,6 +63,8 @@ class Ran(msgspec.Struct, frozen=True, kw_only=True):
     error: str
     folder: Path
     """Where it ran. It is removed after the reward, unless it is kept."""
+    end: str = ""
+    """The last 64 kB of its output, however long that is."""
 
 
 class Command(Agent):
@@ -101,6 +107,8 @@ class Command(Agent):
             raise ConfigError(f"timeout_s and output_bytes must be above 0, not {timeout_s:g} and {output_bytes}")
         if files and not Path(files).is_dir():
             raise ConfigError(f"files={files!r} is no folder")
+        if files and os.path.lexists(Path(files) / "task.json"):
+            raise ConfigError(f"files={files!r} has a task.json, where each program finds its task: rename that file")
         self.reward_file, self.timeout_s, self.output_bytes, self.check = reward_file, timeout_s, output_bytes, check
         self.files, self.keep = files, keep
         self.allowed = (*ALLOWED, *(name.strip() for name in env.split(",") if name.strip()))
@@ -129,7 +137,7 @@ class Command(Agent):
             judged = await self._ran("reward ", self.reward_command, task, endpoint, ran.folder)
             if judged.status:
                 raise ProgramFailed(f"reward_command {_how_it_ended(judged)}")
-            return _parsed("the last line of reward_command", (judged.output.strip().splitlines() or [""])[-1])
+            return _parsed("the last line of reward_command", (judged.end.strip().splitlines() or [""])[-1])
         if self.reward_file:
             return _parsed(self.reward_file, await anyio.to_thread.run_sync(_read, ran.folder, self.reward_file))
         return Outcome(reward=float(ran.status == 0))
@@ -179,7 +187,7 @@ class Command(Agent):
                 await _end(process)
                 await _close(output, errors)
                 self.notes |= {f"{what}output": output.text, f"{what}error": errors.text}
-        return Ran(status=status, output=output.text, error=errors.text, folder=folder)
+        return Ran(status=status, output=output.text, error=errors.text, folder=folder, end=output.end_text)
 
     def _variables(self, task: Task, endpoint: Endpoint, folder: Path) -> dict[str, str]:
         """What a program finds: what is allowed of ours, the model's address and key, and the task."""
@@ -189,7 +197,6 @@ class Command(Agent):
             "OPENAI_API_KEY": endpoint.api_key,
             "ANTHROPIC_BASE_URL": endpoint.base_url,
             "ANTHROPIC_API_KEY": endpoint.api_key,
-            "ROLLOUT_TASK_FILE": str(folder / "task.json"),
         }
         if endpoint.model:
             found |= {"OPENAI_MODEL": endpoint.model, "ANTHROPIC_MODEL": endpoint.model}
@@ -197,11 +204,12 @@ class Command(Agent):
             name = "ROLLOUT_TASK_" + re.sub(r"\W", "_", key.upper(), flags=re.ASCII)
             if "\0" not in (text := _text(value)) and len(text) < _LONGEST_VARIABLE:
                 found[name] = text
-        return found
+        # Last: a task may have a key of that name, too, which is in the file.
+        return found | {"ROLLOUT_TASK_FILE": str(folder / "task.json")}
 
 
 class _Kept:
-    """The beginning of what a program writes. The rest is read, too, so that it does not wait, and counted.
+    """The beginning and the end of what a program writes. The rest is read, too, so that it does not wait, and counted.
 
     The pipe is ours: asyncio's own are waited for as long as anybody holds them, such as a server that the program has
     left in the background.
@@ -211,6 +219,7 @@ class _Kept:
         self.end = end
         """The program's end of the pipe."""
         self._most, self._kept, self._count = most, bytearray(), 0
+        self._last = b""
         self._pipe = pipe
         self._reading = asyncio.ensure_future(self._read(stream))
 
@@ -227,6 +236,7 @@ class _Kept:
         while chunk := await stream.read(65_536):
             self._count += len(chunk)
             self._kept += chunk[: max(0, self._most - len(self._kept))]
+            self._last = (self._last + chunk)[-_LONGEST_END:]
 
     async def close(self) -> None:
         """Once the program has ended. What left its process group may hold the pipe still: that is not waited for."""
@@ -242,6 +252,10 @@ class _Kept:
         text = self._kept.decode("utf-8", "replace")
         left_out = self._count - len(self._kept)
         return f"{text}\n[{left_out} bytes left out]" if left_out else text
+
+    @property
+    def end_text(self) -> str:
+        return self._last.decode("utf-8", "replace")
 
 
 async def _close(*outputs: _Kept) -> None:
@@ -349,6 +363,8 @@ def _outcome(what: str, given: Any) -> Outcome:
     if (given["reward"] if isinstance(given, Mapping) else given) is None:
         raise ProgramFailed(f"{what} gave no reward: it is null")
     try:
-        return msgspec.convert(given if isinstance(given, Mapping) else {"reward": given}, Outcome, strict=True)
-    except msgspec.ValidationError as error:
+        # numpy's and torch's numbers are numbers, as wherever a reward comes in.
+        one = number(given, what) if hasattr(given, "item") else given
+        return msgspec.convert(plain(given if isinstance(given, Mapping) else {"reward": one}), Outcome, strict=True)
+    except (msgspec.ValidationError, Refused) as error:
         raise ProgramFailed(f"{what} gave no reward: {error}") from error

@@ -16,6 +16,7 @@ of a rollout's model, and the embedded server.
     headers    who asks: agent, session, retry marks, key
     memory     what a session has seen and said: known by its bytes, and by the ids that were handed out
     beginnings  what a conversation begins with, known by one digest
+    stops      which stop text ended an answer, and what is shown of it
     answers    what the model said once, and when what comes back is that
     sampling   how an answer is to be drawn, by OpenAI's and vLLM's names
     tools      tools as OpenAI's function specs

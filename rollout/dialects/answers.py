@@ -39,8 +39,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """What stands for its reasoning on the wire: it says nothing by itself, and holds for that text only."""
     call_ids: tuple[str, ...]
     """Of its calls, on the wire."""
-    shown_calls: tuple[ToolCall, ...]
-    """Its calls as the client reads them."""
+    shown: Message
+    """The same as the client reads it: a stop text that ended it is left out, a call is in the client's own form."""
     earlier: Answer | None
     """The answer before it in its conversation."""
     asked: tuple[Message, ...]
@@ -95,7 +95,7 @@ def is_same(came: Message, key: bytes, answer: Answer) -> bool:
     if key != answer.text_key:
         return False
     reasoning = (came.reasoning_content or "").strip()
-    return not reasoning or reasoning == (answer.message.reasoning_content or "").strip()
+    return not reasoning or reasoning == (answer.shown.reasoning_content or "").strip()
 
 
 def seal(identifier: str, reasoning: str) -> str:

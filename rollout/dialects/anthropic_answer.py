@@ -76,7 +76,7 @@ _Block = tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]
 
 
 def _blocks(answer: Answer) -> Iterator[_Block]:
-    message = answer.message
+    message = answer.shown
     if reasoning := message.reasoning_content:
         deltas: list[dict[str, Any]] = [{"type": "thinking_delta", "thinking": part} for part in sse.pieces(reasoning)]
         deltas.append({"type": "signature_delta", "signature": answer.seal})

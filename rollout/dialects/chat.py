@@ -191,7 +191,7 @@ def _calls(answer: Answer) -> list[dict[str, Any]]:
 
 def _message(said: Said, call: Call, memory: Memory) -> dict[str, Any]:
     answer = remembered(said, call, memory)
-    message = answer.message
+    message = answer.shown
     out: dict[str, Any] = {"role": "assistant", "content": message.text or None, "refusal": None}
     if message.reasoning_content:
         out["reasoning_content"] = message.reasoning_content
@@ -203,7 +203,7 @@ def _message(said: Said, call: Call, memory: Memory) -> dict[str, Any]:
 
 
 def _deltas(answer: Answer) -> Iterator[dict[str, Any]]:
-    message = answer.message
+    message = answer.shown
     yield {"role": "assistant", "content": "" if message.text or not message.tool_calls else None}
     for piece in sse.pieces(message.reasoning_content or ""):
         yield {"reasoning_content": piece}

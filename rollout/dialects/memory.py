@@ -205,6 +205,7 @@ class Memory:
         if (known := self._answers.get(said.id)) is not None:
             return known
         message = Message.of(said.message)
+        shown = shown or said.shown
         key = digest(message)
         self._messages.put(key, message, _weight(message))
         before = call.previous
@@ -217,7 +218,7 @@ class Memory:
             length=len(call.messages) + 1,
             seal=seal(said.id, message.reasoning_content or ""),
             call_ids=tuple(f"{prefix}_{said.id}_{at}" for at in range(len(message.tool_calls))),
-            shown_calls=(shown or message).tool_calls,
+            shown=shown or message,
             earlier=before,
             asked=tuple(call.messages[before.length if before is not None else 0 :]),
             instructions=call.instructions,

@@ -70,7 +70,7 @@ _GROWS: dict[str, Any] = {"content": [], "summary": [], "arguments": "", "input"
 
 def _items(said: Said, call: Call, answer: Answer) -> list[tuple[dict[str, Any], list[_Event]]]:
     """Each item as it is in the end, with the events in which it grows."""
-    message, found = answer.message, list[tuple[dict[str, Any], list[_Event]]]()
+    message, found = answer.shown, list[tuple[dict[str, Any], list[_Event]]]()
     if message.reasoning_content:
         found.append(_reasoning(said, answer, message.reasoning_content))
     if message.text or not message.tool_calls:
@@ -128,7 +128,7 @@ def _remembered(said: Said, call: Call, memory: Memory) -> Answer:
     further = [f"{kind}_{said.id}" for kind in ("resp", "msg", "rs")]
     further += [f"{kind}_{said.id}_{at}" for at in count for kind in ("fc", "ctc")]
     customs = {name for name, (kind, _, _) in call.asked.get("names", {}).items() if kind == "custom"}
-    shown = None
+    shown = said.shown
     if any(made.name in customs for made in said.message.tool_calls):
         calls = tuple(
             msgspec.structs.replace(
@@ -138,7 +138,7 @@ def _remembered(said: Said, call: Call, memory: Memory) -> Answer:
             else made
             for made in said.message.tool_calls
         )
-        shown = msgspec.structs.replace(said.message, tool_calls=calls)
+        shown = msgspec.structs.replace(shown or said.message, tool_calls=calls)
     return memory.remember(said, call, "call", further, shown)
 
 

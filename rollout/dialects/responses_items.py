@@ -88,12 +88,12 @@ class Items:
             raise DialectError(404, text, code="item_not_found", param=f"{self._place}.id")
         match kind:
             case "rs":
-                message = Message("assistant", None, answer.message.reasoning_content)
+                message = Message("assistant", None, answer.shown.reasoning_content)
             case "msg":
-                message = Message("assistant", answer.message.text or None)
+                message = Message("assistant", answer.shown.text or None)
             case _:
                 at = int(rest.rpartition("_")[2])
-                call = msgspec.structs.replace(answer.shown_calls[at], id=answer.call_ids[at])
+                call = msgspec.structs.replace(answer.shown.tool_calls[at], id=answer.call_ids[at])
                 message = Message("assistant", tool_calls=(call,))
         return self._memory.known([message], said=True, keys=(identifier,), begins=kind == "rs")
 

@@ -58,6 +58,8 @@ class Said(msgspec.Struct, kw_only=True):
     """Dialects say themselves that a turn ended in tool calls."""
     stop_sequence: str | None = None
     """The stop text that ended the answer, where one did."""
+    shown: Message | None = None
+    """The message without that text and what came behind it, where `message` has them."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int | None = None

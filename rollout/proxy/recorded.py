@@ -7,6 +7,8 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from rollout.config import EngineConfig
 from rollout.dialects.types import DialectError
 from rollout.door import error_text
@@ -91,7 +93,7 @@ class Recorded:
         self.asking.close()
 
     def rollout(self, why: str = "") -> Rollout:
-        """Its record, as it stands."""
+        """Its record, as it stands: what turns add later is not in it, so that another thread may read it."""
         opened, session, tree = self.opened, self.session, self.session.trajectory
         rollout = Rollout(
             id=opened.session,
@@ -104,11 +106,11 @@ class Recorded:
             metrics=self.reward.metrics,
             notes={"ended": why} if why else {},
             stop=self.asking.limit or StopReason.DONE,
-            turns=session.turns,
+            turns=list(session.turns),
             messages=session.conversation,
-            roots=tree.roots,
-            nodes=tree.nodes,
-            leaves=tree.leaves,
+            roots=list(tree.roots),
+            nodes=[msgspec.structs.replace(node) for node in tree.nodes],  # a fork cuts those that there are
+            leaves=list(tree.leaves),
             timing=Timing(
                 started_at=opened.at,
                 wall_s=max(0.0, time.time() - opened.at),

@@ -80,7 +80,7 @@ class Restored:
             if message is None or (before is None) != (answered.previous is None):
                 continue  # of a line that is not there
             call = self._call(answered, before, memory)
-            said = said_of(message, turn, answered.id, answered.created)
+            said = said_of(message, turn, answered.id, answered.created, answered.sampling)
             _DIALECTS[answered.dialect].body(said, call, memory)
             if (answer := memory.answer(seal(said.id, message.reasoning_content or ""))) is not None:
                 known[said.id] = answer

@@ -15,7 +15,7 @@ import asyncio
 import time
 import uuid
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
 import anyio
@@ -24,6 +24,7 @@ import msgspec
 from rollout.chat.messages import Message
 from rollout.config import EngineConfig
 from rollout.dialects.headers import Caller
+from rollout.dialects.stops import stopped
 from rollout.dialects.types import Call, DialectError, Said
 from rollout.play.model import Asking
 from rollout.play.session import Ask, SessionClosed
@@ -201,7 +202,7 @@ class Turns:
     async def _said(self, turn: Under, ask: Ask) -> Said:
         message, index = await self._asking.turn(ask)
         played = self._asking.session.turns[index]
-        said = said_of(message, played, uuid.uuid4().hex[:24], int(time.time()))
+        said = said_of(message, played, uuid.uuid4().hex[:24], int(time.time()), turn.call.sampling)
         if self._before_last_event is not None:
             turned = Turned(
                 call=turn.call,
@@ -236,10 +237,13 @@ class Turns:
                 del self._known[name]
 
 
-def said_of(message: Message, turn: Turn, identifier: str, created: int) -> Said:
-    """What the model answered in a turn, as dialects write it."""
+def said_of(message: Message, turn: Turn, identifier: str, created: int, asked: Mapping[str, Any]) -> Said:
+    """What the model answered in a turn, as dialects write it. `asked` is the sampling that its client asked for."""
+    stop, shown = stopped(message, asked) if asked and turn.finish_reason == "stop" else (None, None)
     return Said(
         message=message,
+        shown=shown,
+        stop_sequence=stop,
         finish_reason="length" if turn.finish_reason == "length" else "stop",
         prompt_tokens=turn.prompt_tokens,
         completion_tokens=turn.completion_tokens,

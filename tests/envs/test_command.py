@@ -63,6 +63,13 @@ print(json.dumps([sys.argv[1:], [os.environ[n] for n in names], task, os.environ
     assert (outcome.reward, outcome.metrics) == (1.0, {"exit_status": 0.0})
 
 
+async def test_a_key_of_the_task_takes_no_variable_of_ours() -> None:
+    """A task with a key `file` is found by its file all the same, and has that key in it."""
+    code = "import json, os; print(json.load(open(os.environ['ROLLOUT_TASK_FILE']))['file'])"
+    _, agent = await run(code, task={"file": "src/a.py"})
+    assert agent.notes["output"] == "src/a.py\n"
+
+
 async def test_only_variables_that_are_allowed_reach_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
     """The run's own API key does not; what `env` names does."""
     monkeypatch.setenv("MY_SERVERS_KEY", "secret")
@@ -100,6 +107,26 @@ async def test_a_reward_comes_from_a_command_a_function_or_a_file(tmp_path: Path
     file.write_text("def judge(task, ran):\n    return task['worth'] * ('said' in ran.output)\n", "utf-8")
     outcome, _ = await run(leaves, task={"worth": 3.0}, reward=f"{file}:judge")
     assert outcome.reward == 3.0
+
+
+@pytest.mark.parametrize(
+    "given", ["np.float32(0.5)", "{'reward': np.float32(0.5), 'metrics': {'n': np.int64(2)}}", "np.array([0.5])"]
+)
+async def test_a_reward_function_may_give_numbers_of_numpys(tmp_path: Path, given: str) -> None:
+    """As any other reward may be one."""
+    file = tmp_path / "judges_by_numpy.py"
+    file.write_text(f"import numpy as np\ndef judge(task, ran):\n    return {given}\n", "utf-8")
+    outcome, _ = await run("print(1)", reward=f"{file}:judge")
+    assert outcome.reward == 0.5
+
+
+@pytest.mark.parametrize("most", [0, 1_000])
+async def test_a_reward_that_ends_a_long_output_is_found(most: int) -> None:
+    """However little of the output is kept for people."""
+    judge = python("print('so ' * 100_000); print(0.5)")
+    outcome, agent = await run("print(1)", reward_command=judge, output_bytes=most)
+    assert outcome.reward == 0.5
+    assert agent.notes["reward output"].startswith("so " * (most // 3))
 
 
 @pytest.mark.parametrize(
@@ -204,6 +231,13 @@ def test_a_wrong_argument_is_refused_by_name(given: dict[str, Any], said: str) -
     """Before anything is started."""
     with pytest.raises(ConfigError, match=said):
         Command(**given)
+
+
+def test_a_task_of_the_files_own_is_not_overwritten(tmp_path: Path) -> None:
+    """Each program finds its own task under that name, so the file must have another."""
+    (tmp_path / "task.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"has a task\.json"):
+        Command("cat task.json", files=str(tmp_path))
 
 
 async def test_a_key_that_the_task_has_not_is_named() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -48,6 +49,16 @@ def test_only_a_marked_retry_is_one() -> None:
     assert read_headers({"x-stainless-retry-count": "2"}).retry == 2
     assert not read_headers({"x-stainless-retry-count": "many"}).is_retry
     assert read_headers({"idempotency-key": "i-1"}).idempotency_key == "i-1"
+
+
+@pytest.mark.parametrize("name", ["idempotency-key", "x-session-id", "x-rollout-agent"])
+def test_long_values_stay_different(name: str) -> None:
+    """However late they differ: two requests, sessions or agents are not one."""
+    callers = [read_headers({name: "k" * length + end}) for length in (127, 128, 500) for end in "ab"]
+    found = {caller.idempotency_key or caller.session or caller.agent or "" for caller in callers}
+    assert len(found) == 6
+    assert {len(each) for each in found} == {128}
+    assert read_headers({name: "k" * 128}) == read_headers({name: "k" * 128 + " "})
 
 
 def test_keys_are_not_shown() -> None:

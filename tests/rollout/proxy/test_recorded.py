@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
+
 from rollout.errors import ServerBusy
 from rollout.proxy.journal import read_turns
 from rollout.proxy.journal_lines import TurnLine
 from rollout.records import FailureKind
-from rollout.store.folder import read_rollouts
+from rollout.store.folder import encode_array, read_rollouts
 from tests.rollout.proxy.kit import text_of
 from tests.rollout.proxy.recorder_kit import recorded
 from transports.scripted import Fault, reply
@@ -46,6 +48,20 @@ async def test_what_is_streamed_is_journalled_first(tmp_path: Path) -> None:
         answer = await one.chat("k1", "hello", stream=True)
         assert answer.text.rstrip().endswith("[DONE]")
         assert len(list(read_turns(tmp_path / "run"))) == 1
+
+
+async def test_a_record_of_a_live_session_is_of_one_moment(tmp_path: Path) -> None:
+    """Its samples are made in another thread, while turns are committed: also such as cut what was there in two."""
+    async with recorded(tmp_path / "run") as one:
+        text_of(await one.chat("k1", "hello"))
+        (live,) = one.recorder._live.values()
+        rollout = live.rollout()
+        before = msgspec.json.encode(rollout, enc_hook=encode_array)
+        for more in ("hello again", "help", "hello"):
+            text_of(await one.chat("k1", more))
+        assert msgspec.json.encode(rollout, enc_hook=encode_array) == before
+        assert len(live.rollout().turns) == 4
+        assert [sum(sample.loss_mask) for sample in rollout.samples()] == [rollout.turns[0].completion_tokens]
 
 
 async def test_a_disk_that_takes_no_more_answers_nothing(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from rollout.chat.messages import Function, Message, ToolCall
 from rollout.records import Route
 from rollout.store.folder import read_rollouts
@@ -113,3 +115,36 @@ async def test_turns_at_once_are_all_kept(tmp_path: Path) -> None:
         assert (after.nodes, after.turns, after.leaves) == (before.nodes, before.turns, before.leaves)
         assert {turn.agent for turn in after.turns} == {"", *(f"a{n}" for n in range(12))}
         assert after.samples() == before.samples()
+
+
+@pytest.mark.parametrize("thought", ["thought|", "|"])
+async def test_what_a_stop_text_cut_off_is_known_before_and_after_a_crash(tmp_path: Path, thought: str) -> None:
+    """Each dialect shows what came before it and Messages names it; the tokens stay as they were sampled, and what
+    comes back without it goes on token-in."""
+    entries = [reply(f"{thought}said {n} STOP", completion_ids=[*f"{thought}said {n} STOP".encode()]) for n in range(9)]
+    asked: dict[str, Any] = {"model": "m", "max_tokens": 99}
+    async with recorded(tmp_path / "run", *entries, codec=Thinks()) as one:
+        assert text_of(await one.chat("k1", "hello", stop=["STOP"])) == "said 0 "
+        body = {**asked, "messages": [{"role": "user", "content": "hello"}], "stop_sequences": ["x", "STOP"]}
+        said = (await one.client.post("/v1/messages", json=body, headers={"x-api-key": "k2"})).json()
+        assert (said["stop_reason"], said["stop_sequence"]) == ("stop_sequence", "STOP")
+        assert said["content"][-1]["text"] == "said 1 "
+        answer = (
+            await one.client.post(
+                "/v1/responses", json={"model": "m", "input": "hello", "stop": "STOP"}, headers={"x-api-key": "k3"}
+            )
+        ).json()
+        assert answer["output"][-1]["content"][0]["text"] == "said 2 "
+        assert text_of(await one.chat("k1", "hello", "said 0", "more", stop=["STOP"])) == "said 3 "
+    async with recorded(tmp_path / "run", *entries, codec=Thinks()) as one:
+        text_of(await one.chat("k1", "hello", "said 0", "more", "said 3 ", "and more"))
+        messages = [*body["messages"], {"role": "assistant", "content": said["content"]}]
+        body = {**asked, "messages": [*messages, {"role": "user", "content": "more"}]}
+        assert (await one.client.post("/v1/messages", json=body, headers={"x-api-key": "k2"})).status_code == 200
+        body = {"model": "m", "input": "more", "previous_response_id": answer["id"]}
+        assert (await one.client.post("/v1/responses", json=body, headers={"x-api-key": "k3"})).status_code == 200
+        for live in one.recorder._live.values():
+            session = live.session
+            assert {turn.route for turn in session.turns[1:]} == {Route.TOKEN_IN}
+            first = session.trajectory.nodes[session.turns[0].node]
+            assert bytes(one for one in first.ids if one < 256).endswith(b" STOP")
