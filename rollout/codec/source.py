@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -81,6 +81,18 @@ class Source(msgspec.Struct, frozen=True):
         if len(pieces) > 2 * _FOUND_AT_MOST:
             return True
         return tuple(piece if at % 2 else (bool(piece), bool(piece.strip())) for at, piece in enumerate(pieces))
+
+
+def any_of(sources: Sequence[Source]) -> Source:
+    """What any of several templates may look for: transformers chooses one by whether there are tools."""
+    folds = any(source.folds for source in sources)
+    sought = {text for source in sources for text in source.sought or ()}
+    return Source(
+        sought=None
+        if any(source.sought is None for source in sources)
+        else tuple(sorted({text.lower() for text in sought} if folds else sought)),
+        folds=folds,
+    )
 
 
 @functools.lru_cache(maxsize=32)

@@ -9,7 +9,7 @@ from rollout.chat.messages import Message
 from rollout.codec import late, stand_in
 from rollout.codec.history import ShapeCache
 from rollout.codec.literal import LiteralTokenizer, NotLiteral
-from rollout.codec.source import template_source
+from rollout.codec.source import any_of, template_source
 from rollout.codec.tokenizer import template_ids
 from rollout.codec.types import Bridged, Context, Declined, Previous
 
@@ -65,7 +65,7 @@ class TemplateBridge(StandInBridge):
     def __init__(self, tokenizer: Any, stop_token_ids: Collection[int], *, literal: bool = True) -> None:
         """`literal` keeps markers that are typed in texts as text."""
         self._tokenizer = LiteralTokenizer(tokenizer, literal=literal)
-        source = template_source(self._tokenizer, tools=True)
+        source = any_of([template_source(self._tokenizer, tools=tools) for tools in (False, True)])
         self._sought = source.sought or ()
         self.may_find = source.may_find
         """Whether the template may find something in a text that it looks for."""

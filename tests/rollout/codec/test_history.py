@@ -404,3 +404,10 @@ def test_calls_that_are_numbered_over_a_conversation_are_each_conversations_own(
     assert len(once) == len(twice)
     assert "assistant 1" in bridge.turn(once)
     assert "assistant 2" in bridge.turn(twice)
+
+
+def test_the_template_that_is_used_without_tools_is_read() -> None:
+    """Of two templates by name the one for tools looks for nothing: the other's switch is found all the same."""
+    bridge = Counting({"default": NO_THINK, "tool_use": PLAIN})  # type: ignore[arg-type]  # as transformers has them
+    assert bridge.turn([system("Be brief."), user("q")]).endswith("<think>\n")
+    assert bridge.turn([system("/no_think"), user("q")]).endswith("</think>\n\n")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rollout.codec.source import Source, read_source
+from rollout.codec.source import Source, any_of, read_source
 
 
 @pytest.mark.parametrize(
@@ -97,3 +97,14 @@ def test_texts_are_alike_where_the_same_is_found_in_the_same_order() -> None:
     assert source.finds("<think>" * 99) is True
     assert Source(sought=None).finds("anything") is True
     assert Source(sought=("/no_think",), folds=True).finds("a /NO_THINK b") == ((True, True), "/no_think", (True, True))
+
+
+def test_what_either_of_two_named_templates_looks_for_may_be_found() -> None:
+    """With tools another template is used than without: each turn's may be either's."""
+    plain, looks = read_source("{{ messages }}"), read_source("{{ '/no_think' in messages[0].content }}")
+    folds = read_source("{{ 'STOP' in messages[0].content | upper }}")
+    assert any_of([plain, looks]).may_find("now /no_think")
+    assert not any_of([plain, plain]).may_find("now /no_think")
+    assert any_of([looks, folds]).may_find("Stop")
+    assert any_of([looks, folds]).may_find("now /no_think")
+    assert any_of([plain, read_source("{% broken")]).may_find("anything")
