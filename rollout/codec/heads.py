@@ -37,6 +37,11 @@ def shortened(message: Message) -> Message:
     return msgspec.structs.replace(message, content="." if message.text else None, reasoning_content=reasoning)
 
 
+def part_types(message: Message) -> tuple[str, ...]:
+    """Of what a message with images or audio is made, in order; nothing for a text."""
+    return tuple(str(part.get("type")) for part in message.content) if isinstance(message.content, tuple) else ()
+
+
 def behind(message: Message, first: bool) -> Sequence[Message]:
     """A short conversation with a message of the history in it, up to a stand-in."""
     if message.role == "user":  # as the first one, and as one of many

@@ -24,7 +24,7 @@ import msgspec
 from rollout.chat.canonical import digest
 from rollout.chat.messages import Message
 from rollout.codec import stand_in
-from rollout.codec.heads import SHORT, behind, last_rounds, rough, short_head, shortened
+from rollout.codec.heads import SHORT, behind, last_rounds, part_types, rough, short_head, shortened
 from rollout.codec.said import follows, follows_behind
 from rollout.codec.stand_in import HEAD, Conversation, Head, NotExtendable, NotRendered, Shape, Steps
 from rollout.codec.types import Previous
@@ -126,6 +126,8 @@ class ShapeCache:
         key, shape = yield from self._proved(previous, tail, context_key, stop_ids, ids)
         yield from self._check_said(key, shape, previous, tail)
         yield from self._check_said_behind(key, shape, previous, tail)
+        if (yield from self._counts_images(key, shape, previous, tail)):
+            return key, shape, previous.history
         return key, shape, (yield from self._head(key, shape, previous, tail))
 
     def _printed_ids(
@@ -216,6 +218,26 @@ class ShapeCache:
                 return
         if not self._said[name]:
             raise NotExtendable(_SAID)
+
+    def _counts_images(self, key: object, shape: Shape, previous: Previous, tail: Sequence[Message]) -> Steps[bool]:
+        """Whether a tail's images are numbered, as Qwen-VL's `add_vision_id` does, behind those of the history."""
+        if not any(message.is_multimodal for message in tail):
+            return False
+        earlier = next((message for message in previous.history if message.is_multimodal), None)
+        if earlier is None:
+            return False
+        name = (key, "images", tuple(map(part_types, tail)))
+        if name not in self._seen:
+            words = [stand_in.stand_in_turn(previous.message, tail, shape.form, word) for word in stand_in.WORDS]
+            try:
+                first = yield Conversation([*HEAD, words[0], *tail])
+                second = yield Conversation([*HEAD, words[1], *tail])
+                numbered = yield Conversation([*behind(earlier, first=False), words[0], *tail])
+            except NotRendered:
+                return True
+            following = first[stand_in.common_prefix(first, second) :]
+            self._seen[name] = not following or numbered[-len(following) :] != following
+        return self._seen[name]
 
     def _head(self, key: object, shape: Shape, previous: Previous, tail: Sequence[Message]) -> Steps[Head]:
         """What stands for the history: nearly always a word."""

@@ -411,3 +411,34 @@ def test_the_template_that_is_used_without_tools_is_read() -> None:
     bridge = Counting({"default": NO_THINK, "tool_use": PLAIN})  # type: ignore[arg-type]  # as transformers has them
     assert bridge.turn([system("Be brief."), user("q")]).endswith("<think>\n")
     assert bridge.turn([system("/no_think"), user("q")]).endswith("</think>\n\n")
+
+
+IMAGES = (
+    "{% set ns = namespace(n=0) %}{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.content is string %}{{ m.content }}{% else %}{% for part in m.content %}{% if 'image' in part.type %}"
+    "{% set ns.n = ns.n + 1 %}{{ 'Picture ' ~ ns.n ~ ': ' if NUMBERED }}<image>{% else %}{{ part.text }}{% endif %}"
+    "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def picture(text: str) -> Message:
+    return Message("user", ({"type": "image_url", "image_url": {"url": "data:,x"}}, {"type": "text", "text": text}))
+
+
+@pytest.mark.parametrize("numbered", ["true", "false"])
+def test_images_that_are_numbered_are_behind_those_of_the_history(numbered: str) -> None:
+    """Qwen-VL's `add_vision_id`: a tail's image is the second behind one. Where nothing is numbered a word stands."""
+    bridge = Counting(IMAGES.replace("NUMBERED", numbered))
+    history = [picture("one")]
+    for number in range(2, 6):
+        found = bridge.turn(history, [picture("another")])
+        whole = bridge.render([*history, Message("assistant", "yo"), picture("another")], NOTHING)
+        assert str(bridge.own.decode(whole)).endswith(found)
+        assert (f"Picture {number}: " in found) is (numbered == "true")
+        history += [Message("assistant", "yo"), picture("another")]
+    assert "Picture" not in bridge.turn([user("hi"), Message("assistant", "yo"), user("more")])
+    bridge.turn(history, [picture("another")])
+    bridge.rendered.clear()
+    bridge.turn(history, [picture("another")])
+    assert bridge.rendered[0] == (len(history) + 2 if numbered == "true" else 3)
