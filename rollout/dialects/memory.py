@@ -84,6 +84,8 @@ class Memory:
         self._answers = Memo[str, Answer](limits.answers)
         self._ids = Memo[str, tuple[Answer, int]](8 * limits.answers)
         self._texts = Memo[tuple[int, bytes], tuple[Answer, ...]](limits.answers)
+        self._missed = Memo[tuple[int, bytes], bool](limits.messages)
+        """Places at which a client wrote a text that the model had not said there."""
         self.decoded = 0
         """Items that were decoded: grows with what is new only."""
 
@@ -230,6 +232,9 @@ class Memory:
             self._ids[identifier] = answer, -1
         place = answer.behind, answer.text_key
         self._texts[place] = (*self._texts.get(place, ()), answer)[:_SAME_TEXT]
+        if self._missed.pop(place, False):  # now it has said it, and what was known of that text is so no more
+            self._runs.clear()
+            self._beginnings = Beginnings()
         return answer
 
     def _take(self, run: Sequence[Known], call: Call) -> None:
@@ -285,7 +290,10 @@ class Memory:
         key = text_key(came)
         by_id = (answer for each in keys if (answer := self.answer(each)) is not None)
         there = self._texts.get((behind, key), ())
-        return next((answer for answer in (*by_id, *there) if is_same(came, key, answer)), None)
+        found = next((answer for answer in (*by_id, *there) if is_same(came, key, answer)), None)
+        if found is None:
+            self._missed[behind, key] = True
+        return found
 
     def _as_it_came(self, came: Message, keys: Sequence[str]) -> _Resolved:
         """A message of the client's own; what it kept of ours under an id is ours."""

@@ -13,7 +13,9 @@ from rollout.chat.messages import Message
 from rollout.dialects.types import Call, Said
 from rollout.errors import ServerBusy
 from rollout.proxy.turns import Turned
+from rollout.records import Route
 from tests.rollout.proxy.kit import Proxied, proxied, text_of
+from tests.rollout.proxy.test_restore import Thinks
 from transports.scripted import Fault, Held, Stalled, reply
 
 AGAIN = {"x-stainless-retry-count": "1"}
@@ -196,6 +198,16 @@ async def test_a_turn_is_journalled_before_anything_of_it_is_answered() -> None:
         refused = await served.chat("hello", "answer 0", "go on")
         assert (refused.status_code, seen) == (500, ["answer 0", "answer 1"])
         assert key not in repr(opened)
+
+
+async def test_an_answer_is_known_though_its_client_had_written_the_same_before() -> None:
+    """A judge wrote the example, and then the model said it at that very place: what goes on from it is token-in."""
+    async with proxied(reply("x|ok"), reply("thought|4"), *[reply("x|ok")] * 3) as served:
+        served.asking.session._model.codec = Thinks()
+        for said in (("2+2", "4", "right?"), ("2+2",), ("2+2", "4", "right?"), ("2+2", "4", "and now?")):
+            assert (await served.chat(*said)).status_code == 200
+        routes = [turn.route for turn in served.asking.session.turns]
+        assert routes == [Route.MESSAGE_IN, Route.MESSAGE_IN, Route.TOKEN_IN, Route.TOKEN_IN]
 
 
 @pytest.mark.parametrize("stream", [False, True])
