@@ -2,7 +2,8 @@
 
 A client that marks a request as sent before (an idempotency key that is known, or a retry count from 1 on where it has
 no key) is given the turn that it asked for, under way or done. An equal request that is not marked is a new turn:
-best-of-n asks the same n times, and after a compaction the same may be meant anew.
+best-of-n asks the same n times, and after a compaction the same may be meant anew. Where nobody waits for the
+earlier one by then, its client has given it up: unless somebody comes for it, it is kept and not trained on.
 
     request ----> begun ----> committed, journalled ----> answered
                     |  its client leaves, and nobody comes back for `client_gone_s`: cancelled, on the server too
@@ -74,6 +75,8 @@ class Under:
         self.delivered = False
         """Whether a client has had the whole answer."""
         self.waiting = 0
+        self.asked_anew = False
+        """Whether an equal request came while nobody waited: its client has given it up, and asked without a mark."""
         self.scope = anyio.CancelScope()
         self.gone: asyncio.TimerHandle | None = None
 
@@ -135,6 +138,8 @@ class Turns:
             raise self._closed
         if len(self._under_way) >= self._most:
             raise faults.no_room(f"{self._most} turns of this rollout are under way (proxy_turns)")
+        for equal in self._known.get(digest, {}):
+            equal.asked_anew = equal.asked_anew or not equal.waiting
         turn = Under(call, digest, caller.idempotency_key, dialect)
         self._under_way.add(turn)
         self._know(turn)
@@ -202,6 +207,8 @@ class Turns:
     async def _said(self, turn: Under, ask: Ask) -> Said:
         message, index = await self._asking.turn(ask)
         played = self._asking.session.turns[index]
+        if turn.asked_anew and not turn.waiting:
+            played.train = False  # nobody has received it, and what its client asked for anew is what went on
         said = said_of(message, played, uuid.uuid4().hex[:24], int(time.time()), turn.call.sampling)
         if self._before_last_event is not None:
             turned = Turned(

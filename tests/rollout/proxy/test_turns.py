@@ -12,7 +12,7 @@ import pytest
 from rollout.chat.messages import Message
 from rollout.dialects.types import Call, Said
 from rollout.errors import ServerBusy
-from rollout.proxy.turns import Turned
+from rollout.proxy.turns import Turned, Turns, Under
 from rollout.records import Route
 from tests.rollout.proxy.kit import Proxied, proxied, text_of
 from tests.rollout.proxy.test_restore import Thinks
@@ -31,6 +31,18 @@ async def gone(served: Proxied, **fields: Any) -> None:
     await served.transport.wait_for(len(served.transport.requests) + 1)
     request.cancel()
     await asyncio.wait([request])
+
+
+def told(own: Turns, name: str) -> asyncio.Event:
+    """Set where a request begins to wait for a turn, or does not any more."""
+    does, event = getattr(own, name), asyncio.Event()
+
+    def does_and_tells(turn: Under) -> None:
+        does(turn)
+        event.set()
+
+    setattr(own, name, does_and_tells)
+    return event
 
 
 async def test_a_marked_retry_is_given_the_answer_that_was_lost() -> None:
@@ -198,6 +210,27 @@ async def test_a_turn_is_journalled_before_anything_of_it_is_answered() -> None:
         refused = await served.chat("hello", "answer 0", "go on")
         assert (refused.status_code, seen) == (500, ["answer 0", "answer 1"])
         assert key not in repr(opened)
+
+
+@pytest.mark.parametrize("comes_back", [False, True])
+async def test_a_turn_that_was_asked_for_anew_and_that_nobody_received_is_not_trained_on(comes_back: bool) -> None:
+    """A stream broke off, and its program asked again without a mark: the session's reward is not that turn's."""
+    held = Held(reply("nobody read this"))
+    async with proxied(held, reply("read"), client_gone_s=60) as served:
+        (own,) = (each.turns for each in served.endpoints.keys._served.values())
+        left, waits = told(own, "leave"), told(own, "wait")
+        await gone(served)
+        await left.wait()
+        assert text_of(await served.chat("hello")) == "read"
+        waits.clear()
+        again = asyncio.ensure_future(served.chat("hello", headers=AGAIN)) if comes_back else None
+        if again is not None:
+            await waits.wait()
+        held.release()
+        await own.settled()
+        if again is not None:
+            assert text_of(await again) == "nobody read this"
+        assert [turn.train for turn in served.asking.session.turns] == [True, comes_back]
 
 
 async def test_an_answer_is_known_though_its_client_had_written_the_same_before() -> None:
