@@ -19,10 +19,9 @@ _FEW = 16
 SHORT = 64
 
 
-def rough(history: Sequence[Message]) -> tuple[int, int]:
+def rough(walked: Walked) -> tuple[int, int]:
     """How long a history is, and how many calls are in it, which templates number; roughly, where that is many."""
-    calls = sum(len(message.tool_calls) for message in history)
-    return _rough(len(history), _FEW), _rough(calls, _FEW // 2)
+    return _rough(len(walked.messages), _FEW), _rough(walked.calls, _FEW // 2)
 
 
 def _rough(number: int, few: int) -> int:

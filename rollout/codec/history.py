@@ -209,7 +209,7 @@ class ShapeCache:
         if not (holds := self._holds(said)):
             return
         walked = yield from self._walk(key, shape, previous, tail)
-        name = (key, kind_of(said, holds), rough(history), walked.kinds, walked.found)
+        name = (key, kind_of(said, holds), rough(walked), walked.kinds, walked.found)
         if name not in self._said:
             turn = stand_in.stand_in_turn(said, tail, shape.form)
             try:
@@ -248,7 +248,7 @@ class ShapeCache:
         if not walked.seen:
             return HEAD if (yield from self._is_as_behind_a_word(key, walked, shape, previous, tail)) else history
         head = short_head(history, walked.seen) or last_rounds(history, walked, self._finds)
-        name = (key, walked.kinds, walked.pairs, walked.found)
+        name = (key, rough(walked), walked.kinds, walked.pairs, walked.found)
         if head is not None and (yield from self._stands_for(name, head, shape, previous, tail)):
             return head
         return history
@@ -279,6 +279,7 @@ class ShapeCache:
             seen=seen,
             kinds=frozenset(kinds),
             pairs=frozenset(pairs),
+            calls=known.calls + sum(len(message.tool_calls) for message in history[len(known.messages) :]),
             by_text=by_text,
             found=found,
             refused=known.refused,
@@ -300,7 +301,7 @@ class ShapeCache:
         are in it that were in none before.
         """
         kinds, found = walked.kinds, walked.found if self._finds is not None else b""
-        name = (key, rough(previous.history), found)
+        name = (key, rough(walked), found)
         proved = self._proved_kinds.get(name, frozenset())
         if kinds <= proved or walked.refused:
             return True
@@ -381,7 +382,7 @@ class ShapeCache:
         self, key: object, head: Head, shape: Shape, previous: Previous, tail: Sequence[Message]
     ) -> Steps[bool]:
         """Whether the same follows behind a short head and behind the whole history."""
-        name = (key, rough(previous.history), *map(digest, head))
+        name = (key, *map(digest, head))
         if name not in self._heads:
             one, other = (stand_in.stand_in_turn(previous.message, tail, shape.form, word) for word in stand_in.WORDS)
             probe = stand_in.with_words(tail)

@@ -25,6 +25,8 @@ class Walked(msgspec.Struct, frozen=True):
     """Roles and names, whether there is a text, how many calls, and whether the model reasoned."""
     pairs: frozenset[object] = frozenset()
     """Which kinds stand behind which."""
+    calls: int = 0
+    """How many there are: counted with the walk, for a turn may look at new messages only."""
     by_text: bool = False
     """Whether a result of a tool may be seen for its text, and not for being one."""
     found: bytes = b""

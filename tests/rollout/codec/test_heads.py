@@ -7,8 +7,9 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rollout.chat.messages import Function, Message, ToolCall, system, user
+from rollout.chat.messages import Message, system, user
 from rollout.codec.heads import SHORT, behind, rough, short_head, shortened
+from rollout.codec.walked import Walked
 
 ROLES = st.sampled_from(["system", "user", "tool"])
 
@@ -39,6 +40,5 @@ def test_long_texts_are_left_out_and_long_histories_are_counted_by_doubles() -> 
     long = shortened(Message("assistant", "x" * SHORT, reasoning_content="y"))
     assert (long.content, long.reasoning_content) == (".", ".")
     assert shortened(Message("assistant", None, reasoning_content="y" * 99)).content is None
-    assert [rough([user("x")] * size)[0] for size in (3, 16, 17, 31, 32)] == [3, 16, -5, -5, -6]
-    called = Message("assistant", tool_calls=(ToolCall(id="c0", function=Function("f", "{}")),))
-    assert [rough([called] * size)[1] for size in (0, 1, 8, 9, 15, 16)] == [0, 1, 8, -4, -4, -5]
+    assert [rough(Walked([user("x")] * size))[0] for size in (3, 16, 17, 31, 32)] == [3, 16, -5, -5, -6]
+    assert [rough(Walked(calls=calls))[1] for calls in (0, 1, 8, 9, 15, 16)] == [0, 1, 8, -4, -4, -5]
