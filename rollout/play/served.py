@@ -94,24 +94,19 @@ class ServedModel(msgspec.Struct, kw_only=True):
         if isinstance(prompt, TokenPrompt):
             length = prompt.length
         else:
-            # A token is at least a byte, so a short prompt need not be rendered to know that it fits. What the server
-            # reads for an image nobody knows here: as much as is left is the server's to say.
-            media = any(message.is_multimodal for message in prompt.messages)
-            if media and wanted is None:
-                return None
+            # A token is at least a byte, so a short prompt need not be rendered to know that it fits.
             length = _most_tokens(prompt, last)
             if length + (wanted or 1) > limit:
-                if self.codec is None:
-                    return wanted
-                if (ids := await render()) is None:
+                if self.codec is None or (ids := await render()) is None:
                     return wanted
                 length = len(ids)
+                media = length < limit and any(message.is_multimodal for message in prompt.messages)
+                if media and (wanted is None or wanted >= limit - length):
+                    return None  # what is read for an image nobody knows here: the server says how much is left
             elif wanted is None:
                 return None
         if length >= limit:
             raise ContextFull(f"the prompt has {length} tokens, the model's context {limit}")
-        if isinstance(prompt, MessagePrompt) and media and wanted is not None and wanted >= limit - length:
-            return None
         return min(wanted or limit, limit - length)
 
 
