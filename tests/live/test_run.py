@@ -54,7 +54,7 @@ def test_vllm_is_token_exact_by_each_route(vllm: Server, route: str, tmp_path: P
 def test_vllm_is_token_exact_by_each_bridge(vllm: Server, renderer: str, tmp_path: Path) -> None:
     """The template bridge and the server bridge extend as the renderer's does."""
     # None is cut off: what was cut off before any turn ended leaves the server's bridge without a stop token.
-    more = ["--max-tokens", "128", "--renderer", renderer]
+    more = ["--max-tokens", "48", "--renderer", renderer]
     assert_token_exact(run(*ECHO, "--base-url", vllm.url, *more, cwd=tmp_path))
 
 

@@ -199,8 +199,9 @@ async def test_what_raises_is_its_rollouts_failure() -> None:
     assert "has no such task: data.answer: Input should be a valid integer" in str(wrong.failure)
 
 
-async def test_limits_hold_and_nothing_is_left() -> None:
+async def test_limits_hold_and_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rollouts that are given up at their deadline leave no session behind, and the next are played."""
+    monkeypatch.setattr("verifiers.v1.runtimes.subprocess.CACHE_DIR", tmp_path)  # other tests' are in the user's
     config = EngineConfig(concurrency=8, episode_timeout_s=2.0)
     transport = ScriptedTransport([*[Stalled()] * 8, *[reply("yes")] * 3])
     tasks = list(Verifiers("talk.py").tasks(8, 0))
@@ -209,7 +210,8 @@ async def test_limits_hold_and_nothing_is_left() -> None:
         assert ["timeout" in str(group.rollouts[0].failure) for group in groups] == [True] * 8
         (last,) = [group async for group in engine.stream(tasks[:1])]
     assert (last.rollouts[0].failure, last.rollouts[0].reward) == (None, 1.0)
-    assert list((Path.home() / ".cache/verifiers/runtimes/subprocess").glob("*")) == []
+    assert list((tmp_path / "runtimes").iterdir()) == [tmp_path / "runtimes" / "subprocess"]
+    assert list((tmp_path / "runtimes" / "subprocess").iterdir()) == []
 
 
 async def test_programs_end_with_a_rollout_that_is_given_up(folder: Path) -> None:
