@@ -246,10 +246,17 @@ def header(text: str) -> str:
     Letters, digits and `-._~:` stay, so that most ids stay as they are.
     """
     safe = quote(text, safe="-._~:", errors="surrogatepass")
-    if len(safe) <= _MOST_HEADER_CHARS:
-        return safe
-    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
-    return f"{safe[: _MOST_HEADER_CHARS - 1 - len(digest)]}-{digest}"
+    return within(safe, _MOST_HEADER_CHARS, of=text)
+
+
+def within(text: str, most: int, *, of: str | None = None) -> str:
+    """A text of at most so many characters: of a longer one the beginning, and a digest, so that others never become
+    the same. `of` is what the text stands for, where that is another."""
+    if len(text) <= most:
+        return text
+    source = text if of is None else of
+    digest = hashlib.blake2b(source.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
+    return f"{text[: most - 1 - len(digest)]}-{digest}"
 
 
 _NAME = type.__dict__["__name__"]

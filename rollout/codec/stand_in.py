@@ -102,11 +102,8 @@ def prove_shape(
     ending = yield from _last_turns_end(previous, tail, form, head)
     close = _find_close(own_text, ending, stop_ids)
     if close is not None and own_text[close] not in stop_ids:
-        close = (
-            close
-            if (yield from _closes_earlier(previous, tail, form, head, own_text[close:], close, stop_ids))
-            else None
-        )
+        is_close = yield from _closes_earlier(previous, tail, form, head, own_text[close:], close, stop_ids)
+        close = close if is_close else None
     if close is None:
         raise NotExtendable("the template puts no stop token behind an assistant's turn")
     token = first[behind + close]

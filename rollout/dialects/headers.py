@@ -9,12 +9,11 @@ x-stainless-retry-count: 1                  an SDK of OpenAI's or Anthropic's se
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 
 import msgspec
 
-from rollout.door import well_formed
+from rollout.door import well_formed, within
 
 _AGENT = ("x-rollout-agent", "x-claude-code-agent-id")
 _PARENT = ("x-rollout-parent-agent", "x-claude-code-parent-agent-id")
@@ -107,13 +106,7 @@ def _first(headers: Mapping[str, str], names: tuple[str, ...]) -> str | None:
 
 
 def _short(text: str | None) -> str | None:
-    """A text within bounds: of a longer one the beginning, and a digest, so that no other one is taken for it."""
-    if not text or not (found := well_formed(text.strip())):
-        return None
-    if len(found) <= _MOST_CHARS:
-        return found
-    rest = hashlib.blake2b(found.encode(), digest_size=8).hexdigest()
-    return f"{found[: _MOST_CHARS - len(rest) - 1]}-{rest}"
+    return within(well_formed(text.strip()), _MOST_CHARS) or None if text else None
 
 
 def _count(text: str | None) -> int:

@@ -40,11 +40,13 @@ class Images:
 
     def fault(self, prompt: TokenPrompt, plan: Extend) -> Fallback | None:
         """Why ids cannot go out with their images: a server gives each placeholder the next image, whoever wrote it."""
-        if not (prompt.images or self._tree.nodes[plan.node].multimodal) or not (detail := self.miscounted(prompt)):
+        if not prompt.images and not self._tree.nodes[plan.node].multimodal:
+            return None
+        if not (detail := self._miscounted(prompt)):
             return None
         return Fallback(reason=FallbackReason.MULTIMODAL, detail=detail, previous=plan.node, depth=plan.depth)
 
-    def miscounted(self, prompt: TokenPrompt) -> str:
+    def _miscounted(self, prompt: TokenPrompt) -> str:
         """What is wrong where a prompt's ids have not one placeholder for each of its images; "" where they have."""
         token = self._model.info.image_token
         placeholders = prompt.ids.count(token) if token is not None else 0
@@ -55,7 +57,7 @@ class Images:
 
     def are_miscounted(self, prompt: TokenPrompt | MessagePrompt) -> bool:
         """Whether ids with images would have their images in other places."""
-        return isinstance(prompt, TokenPrompt) and bool(prompt.images) and bool(self.miscounted(prompt))
+        return isinstance(prompt, TokenPrompt) and bool(prompt.images) and bool(self._miscounted(prompt))
 
     def must_be_read_alike(self, parts: Sequence[Reply], reply: Reply) -> None:
         """Raises MalformedReply where a completion goes on from images that are read otherwise than before."""
@@ -67,7 +69,8 @@ class Images:
         return as_logical(reply, prompt, self._model.info.image_token)
 
     def of_tail(self, above: int, reply: Reply) -> tuple[Expansion, ...]:
-        """What a tail's placeholders stood for. Raises MalformedReply where what is above it is read otherwise now."""
+        """What a tail's placeholders stood for, nothing for no tail. Raises MalformedReply where what is above it is
+        read otherwise now."""
         found = reply.expansions or ()
         if not found:
             return ()

@@ -175,7 +175,7 @@ class Router:
             plan = msgspec.structs.replace(plan, reason=FallbackReason.NOT_RENDERED, detail=fault)
             self._note(plan)
         made = TokenPrompt(ids, self._images.of(planned.prompt.messages)) if ids else None
-        if made is not None and self._images.miscounted(made):
+        if made is not None and self._images.are_miscounted(made):
             return Outgoing(plan=plan, route=Route.MESSAGE_IN, previous=plan.previous)
         route = Route.TOKEN_IN if first and ids is not None else Route.MESSAGE_IN
         return Outgoing(plan=plan, route=route, prompt=made, previous=plan.previous)

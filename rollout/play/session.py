@@ -300,7 +300,7 @@ class Session:
         laid = last.laid if last is not None else None
         match plan:
             case Extend(node=end, tail=[]) if received is sent:
-                self._images.of_tail(end, reply)
+                self._images.of_tail(end, reply)  # of none: what was there is read as it was, or the turn fails
             case Extend(node=above, tail=tail, depth=depth) if received is sent:
                 tail_images = self._images.of_tail(above, reply)
                 ids = ids_array(outgoing.bridge_ids)

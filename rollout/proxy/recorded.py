@@ -15,6 +15,7 @@ from rollout.door import error_text
 from rollout.play.model import Asking
 from rollout.play.served import ServedModel
 from rollout.play.session import Session
+from rollout.proxy import faults
 from rollout.proxy.journal import Journal, JournalFailed, NotJournalled
 from rollout.proxy.journal_lines import Opened, RewardLine, Tape
 from rollout.proxy.restore import Restored
@@ -87,8 +88,8 @@ class Recorded:
         except JournalFailed as error:
             raise DialectError(503, str(error), code="not_journalled") from error
 
-    def close(self, why: DialectError | None = None) -> None:
-        """It has ended, or `why`: nothing is asked any more, and what is under way is cancelled."""
+    def close(self, why: Callable[[], DialectError] = faults.ended) -> None:
+        """Nothing is asked any more, and what is under way is cancelled; whoever asks is told `why`."""
         self.served.turns.close(why)
         self.asking.close()
 

@@ -293,7 +293,7 @@ class Recorder:
             for recorded in list(self._live.values()):
                 await recorded.served.turns.settled()
         for recorded in list(self._live.values()):
-            recorded.close(faults.stopping())
+            recorded.close(faults.stopping)
         for recorded in list(self._live.values()):
             if recorded.session.turns and not recorded.ending:
                 with self._failing():

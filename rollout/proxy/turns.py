@@ -116,8 +116,8 @@ class Turns:
         self._kept = deque[Under]()
         """Those that are over and have an answer, the oldest first."""
         self._under_way = set[Under]()
-        self._closed: DialectError | None = None
-        """Why nothing is asked any more."""
+        self._closed: Callable[[], DialectError] | None = None
+        """Makes the reason why nothing is asked any more: one that is raised often would keep the frames of each."""
 
     def __repr__(self) -> str:
         return f"<Turns {len(self._under_way)} under way>"
@@ -135,7 +135,7 @@ class Turns:
     def begin(self, call: Call, ask: Ask, caller: Caller, digest: bytes, *, dialect: str = "") -> Under:
         """Has the model answer. Raises DialectError once the rollout has ended, and where there is no room."""
         if self._closed is not None:
-            raise self._closed
+            raise self._closed()
         if len(self._under_way) >= self._most:
             raise faults.no_room(f"{self._most} turns of this rollout are under way (proxy_turns)")
         for equal in self._known.get(digest, {}):
@@ -178,9 +178,9 @@ class Turns:
             loop = asyncio.get_running_loop()
             turn.gone = loop.call_later(self._client_gone_s, turn.scope.cancel)
 
-    def close(self, why: DialectError | None = None) -> None:
-        """The rollout has ended, or `why`: what is under way is cancelled, on the server too."""
-        self._closed = why or faults.ended()
+    def close(self, why: Callable[[], DialectError] = faults.ended) -> None:
+        """What is under way is cancelled, on the server too; whoever asks is told `why`."""
+        self._closed = why
         for turn in self._under_way:
             turn.scope.cancel()
 
@@ -189,9 +189,9 @@ class Turns:
             with turn.scope:
                 turn.said = await self._said(turn, ask)
             if turn.said is None:
-                turn.error = self._closed or faults.refusal_of(_left(self._client_gone_s))
+                turn.error = self._refusal(_left(self._client_gone_s))
         except SessionClosed as error:
-            turn.error = self._closed or faults.refusal_of(error)
+            turn.error = self._refusal(error)
         except Exception as error:
             turn.error = faults.refusal_of(error)
         finally:
@@ -203,6 +203,9 @@ class Turns:
             else:
                 self._keep(turn)
             turn.over.set()
+
+    def _refusal(self, error: Exception) -> DialectError:
+        return self._closed() if self._closed is not None else faults.refusal_of(error)
 
     async def _said(self, turn: Under, ask: Ask) -> Said:
         message, index = await self._asking.turn(ask)

@@ -11,10 +11,9 @@ openrlhf/trainer/ppo_utils/samples_generator.py.
 
 What is filled of what: observation_tokens (all ids), action_ranges (runs of tokens that are trained on),
 rollout_log_probs (of all ids, 0 where nothing was sampled), reward and scores (the branch's reward), truncated, prompt
-and label (as they are handed in, else empty). extra_logs is empty, images and mm_train_inputs are None. A row
-with images is refused: a sample has no pixels. It cannot hold
-experts, sampling masks, temperatures, weight versions or an advantage: OpenRLHF takes its own, over
-n_samples_per_prompt answers of each prompt.
+and label (as they are handed in, else empty). extra_logs is empty, images and mm_train_inputs are None. A row with
+images is refused: a sample has no pixels. It cannot hold experts, sampling masks, temperatures, weight versions or an
+advantage: OpenRLHF takes its own, over n_samples_per_prompt answers of each prompt.
 
 So a prompt has one answer there, and a rollout with several branches has no place: `responses` gives one a branch, with
 `rollout_id` and `branch`, which OpenRLHF passes over, and an executor takes one of them.

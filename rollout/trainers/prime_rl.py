@@ -11,8 +11,8 @@ What is filled of what: token_ids, mask (`loss_mask`), logprobs, temperatures, e
 each token that is trained on, 0 elsewhere; None without one), reward, trace_id (the rollout's id), branch_index and
 routed_experts; of earlier definitions, which cut a row in two, prompt_ids, prompt_mask, completion_ids,
 completion_mask, completion_logprobs, completion_temperatures, advantage. Not filled: what a teacher or a reference
-model says, weights of a loss's parts, sampling masks. A row
-with images is refused: a sample has their places and digests, and no pixels.
+model says, weights of a loss's parts, sampling masks. A row with images is refused: a sample has their places and
+digests, and no pixels.
 
 A rollout with several branches is several samples with one trace_id.
 """

@@ -11,8 +11,8 @@ What is filled of what: tokens, response_length, loss_mask and rollout_log_probs
 have the response's length), reward, weight_versions, status (`truncated` where the last answer was cut off),
 group_index and index (tasks and rows as they come), session_id (the rollout's id), and in metadata the task's id, which
 of its rollouts it is, the branch and the advantage. Empty: the texts `prompt` and `response`, and `label`: ids are what
-is trained on. Not filled: experts, what a teacher says, statistics of speculation and of the prefix cache. A row
-with images is refused: a sample has no pixels.
+is trained on. Not filled: experts, what a teacher says, statistics of speculation and of the prefix cache. A
+row with images is refused: a sample has no pixels.
 
 slime takes GRPO's baseline over rows of n_samples_per_prompt, and over the whole batch where groups have other sizes,
 as they do with several branches or with failed members. Give our advantages in its place, taken over the rollouts of a
