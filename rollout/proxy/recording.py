@@ -24,7 +24,7 @@ from rollout.proxy.listen import base_url, is_loopback, listen, serve
 from rollout.proxy.record_folder import RecordFolder
 from rollout.proxy.recorder import Recorder, RecorderSettings, recording
 from rollout.proxy.sessions_api import Api
-from rollout.servers.fleet import ServerState
+from rollout.servers.fleet import Fleet, ServerState
 from rollout.servers.weights import Weights
 from rollout.store.settings import RunSettings
 
@@ -71,7 +71,7 @@ async def recording_on(
     # First: a port that is taken is said at once.
     listener = listen(config.proxy_host, config.proxy_port, named="--host or --port")
     try:
-        player = await Player.open(config, Weights(), on_gone=_gone)
+        player = await Player.open(config, Weights(), on_gone=lambda error: _gone(error, player.fleet))
         try:
             warn_of_logprobs(player.model.info, config)
             settings = msgspec.structs.replace(settings, model=player.model.info.model)
@@ -104,6 +104,7 @@ async def recording_on(
         listener.close()
 
 
-def _gone(error: RolloutError) -> None:
+def _gone(error: RolloutError, fleet: Fleet) -> None:
     """A recorder outlives its server: requests are told to come again until one is back."""
     _log.warning("no_server", error=str(error))
+    fleet.give_up()

@@ -100,6 +100,8 @@ class Fleet(Transport):
         """The number of the weights that `weights` knows of."""
         self._paused_elsewhere = False
         self._returned = anyio.Event()
+        self._given_up = 0
+        """How often those that wait for that were given up."""
         self._told = self.state
         self._info: ServerInfo | None = None
         self._started = False
@@ -196,8 +198,7 @@ class Fleet(Transport):
             self.weights.release("loading")
         (self.clock.stop if lives.paused or self._paused_elsewhere else self.clock.go)()
         if any(life.up > up for life, up in zip(lives.servers, self._placement.up, strict=True)):
-            returned, self._returned = self._returned, anyio.Event()
-            returned.set()
+            self._wake()
         self._placement.up = [life.up for life in lives.servers]
         if self._told != (now := self.state):
             self._told = now
@@ -233,7 +234,23 @@ class Fleet(Transport):
             at = self._placement.place(request.session_id, request.group_id, request.group_size)
             if at is not None:
                 return at
-            await self._returned.wait()
+            await self._wait_for_one()
+
+    async def _wait_for_one(self) -> None:
+        """Raises ConnectionFailed where those that wait were given up."""
+        before = self._given_up
+        await self._returned.wait()
+        if self._given_up > before and not any(self._placement.up):
+            raise ConnectionFailed(f"no server came back within {self._wait_s:g} s: {self._urls()}")
+
+    def give_up(self) -> None:
+        """Fails what waits for a server: for who outlives `NoServerLeft`."""
+        self._given_up += 1
+        self._wake()
+
+    def _wake(self) -> None:
+        returned, self._returned = self._returned, anyio.Event()
+        returned.set()
 
     def release(self, session_id: str) -> None:
         """See `rollout.transport.Transport`."""
@@ -264,7 +281,7 @@ class Fleet(Transport):
         """Asks a server that is up, and another when that dies."""
         while True:
             while not any(self._placement.up):
-                await self._returned.wait()
+                await self._wait_for_one()
             at = self._placement.up.index(True)
             try:
                 with self.clock.fail_after(self.request_timeout_s):

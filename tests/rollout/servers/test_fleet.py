@@ -280,6 +280,23 @@ async def test_with_no_server_left_the_run_waits_and_then_ends() -> None:
     assert len(seen[0].turns) == 1
 
 
+async def test_who_outlives_its_servers_gives_up_what_waits_for_one() -> None:
+    """Each request waits so long, and fails; one that comes later waits anew, and is answered by one that came back."""
+    only = Server(reply("one"), reply("two"))
+    served = fleet(only, wait_s=0.01)
+    await served.connect()
+    async with anyio.create_task_group() as group:
+        group.start_soon(served.watch, lambda error: served.give_up())
+        only.well = False
+        with anyio.fail_after(10):
+            for _ in range(2):
+                with pytest.raises(ConnectionFailed, match=r"no server came back within 0\.01 s: http://0"):
+                    await served.generate(request())
+            only.well = True
+            assert (await served.generate(request())).finish_reason == "stop"
+        group.cancel_scope.cancel()
+
+
 async def test_submitted_tasks_say_that_no_server_is_left() -> None:
     """Nobody waits for what will not come: what runs, what is queued, what is submitted later."""
     only = Server(reply("one"), Stalled())
